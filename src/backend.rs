@@ -1,0 +1,304 @@
+//! Where requests go: a backend's origin, parsed once.
+
+use std::{convert::Infallible, error, fmt, net::Ipv6Addr, path::Path, str::FromStr, sync::Arc};
+
+use http::{
+    HeaderValue, Uri,
+    uri::{Authority, Scheme},
+};
+
+/// The origin of a backend: scheme, host and port of a web server, or the path of its Unix socket.
+///
+/// Written `http://127.0.0.1:8000`, `https://backend.example` or `unix:/run/app.sock`. An origin has no path: paths
+/// pass through the proxy as they are, so `http://backend/mydir` would say the directory twice. A lone `/` at the end is
+/// the same origin.
+///
+/// ```
+/// use tower_reverse_proxy::Backend;
+///
+/// let backend: Backend = "http://127.0.0.1:8000".parse()?;
+/// assert_eq!(backend.to_string(), "http://127.0.0.1:8000");
+///
+/// let error = "http://127.0.0.1:8000/mydir".parse::<Backend>().unwrap_err();
+/// assert!(error.to_string().contains("write \"http://127.0.0.1:8000\""));
+/// # Ok::<_, tower_reverse_proxy::InvalidBackend>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    scheme: Scheme,
+    authority: Authority,
+    socket: Option<Arc<Path>>,
+}
+
+impl Backend {
+    /// Returns the scheme: `http` (also for a Unix socket) or `https`.
+    pub fn scheme(&self) -> &Scheme {
+        &self.scheme
+    }
+
+    /// Returns host and port, `localhost` for a Unix socket.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// Returns the path of the Unix socket, if the backend listens on one.
+    pub fn socket(&self) -> Option<&Path> {
+        self.socket.as_deref()
+    }
+
+    /// The authority as a `Host` field.
+    pub(crate) fn host(&self) -> HeaderValue {
+        HeaderValue::from_str(self.authority.as_str()).unwrap_or(HeaderValue::from_static("localhost"))
+    }
+
+    fn parse(text: &str) -> Result<Self, Reason> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Self::unix(path);
+        }
+        let Some((scheme, rest)) = text.split_once("://") else { return Err(Reason::Scheme) };
+        let scheme = match scheme.to_ascii_lowercase().as_str() {
+            "http" => Scheme::HTTP,
+            "https" => Scheme::HTTPS,
+            _ => return Err(Reason::Scheme),
+        };
+        let end = rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len());
+        let (authority, tail) = rest.split_at(end);
+        if authority.contains('@') {
+            return Err(Reason::Userinfo);
+        }
+        if !tail.is_empty() && tail != "/" {
+            return Err(Reason::NotAnOrigin(format!("{scheme}://{authority}")));
+        }
+        if !is_authority(authority.as_bytes()) {
+            return Err(Reason::Authority);
+        }
+        let authority = authority.parse().map_err(|_| Reason::Authority)?;
+        Ok(Self { scheme, authority, socket: None })
+    }
+
+    fn unix(path: &str) -> Result<Self, Reason> {
+        if !cfg!(unix) {
+            return Err(Reason::UnixHere);
+        }
+        // `unix:///run/app.sock` is the same, as a URL.
+        let path = path.strip_prefix("//").unwrap_or(path);
+        if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
+            return Err(Reason::Socket);
+        }
+        let socket = Some(Arc::from(Path::new(path)));
+        Ok(Self { scheme: Scheme::HTTP, authority: Authority::from_static("localhost"), socket })
+    }
+}
+
+impl FromStr for Backend {
+    type Err = InvalidBackend;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text).map_err(|reason| InvalidBackend { given: redacted(text), reason })
+    }
+}
+
+impl TryFrom<&str> for Backend {
+    type Error = InvalidBackend;
+
+    fn try_from(text: &str) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for Backend {
+    type Error = InvalidBackend;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl TryFrom<&String> for Backend {
+    type Error = InvalidBackend;
+
+    fn try_from(text: &String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl TryFrom<Uri> for Backend {
+    type Error = InvalidBackend;
+
+    fn try_from(uri: Uri) -> Result<Self, Self::Error> {
+        uri.to_string().parse()
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.socket {
+            Some(path) => write!(f, "unix:{}", path.display()),
+            None => write!(f, "{}://{}", self.scheme, self.authority),
+        }
+    }
+}
+
+/// The error of a backend that isn't an origin, or that can't be reached with the features that are on.
+///
+/// Its text names the value and says what to write instead. A password in the value isn't repeated.
+#[derive(Clone, Debug)]
+pub struct InvalidBackend {
+    given: String,
+    reason: Reason,
+}
+
+#[derive(Clone, Debug)]
+enum Reason {
+    Scheme,
+    Authority,
+    Userinfo,
+    NotAnOrigin(String),
+    Socket,
+    UnixHere,
+    Tls,
+}
+
+impl InvalidBackend {
+    /// An `https` backend where no TLS is built in: never plaintext instead.
+    pub(crate) fn no_tls(backend: &Backend) -> Self {
+        Self { given: backend.to_string(), reason: Reason::Tls }
+    }
+}
+
+impl fmt::Display for InvalidBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "invalid backend {:?}: ", self.given)?;
+        match &self.reason {
+            Reason::Scheme => f.write_str(
+                "it has to begin with `http://`, `https://` or `unix:/`; write for example \"http://127.0.0.1:8000\"",
+            ),
+            Reason::Authority => {
+                f.write_str("host or port can't be read; write for example \"http://127.0.0.1:8000\" or \"http://[::1]:8000\"")
+            }
+            Reason::Userinfo => {
+                f.write_str("credentials don't belong in a URL; write the origin alone and add a `BasicAuthLayer`")
+            }
+            Reason::NotAnOrigin(origin) => write!(
+                f,
+                "a backend is an origin, without path, query or fragment; write {origin:?} (the path of a request passes \
+                 unchanged; see `strip_prefix` and `replace_prefix` where the layouts differ)"
+            ),
+            Reason::Socket => {
+                f.write_str("a Unix socket is an absolute path of a file; write for example \"unix:/run/app.sock\"")
+            }
+            Reason::UnixHere => f.write_str("this platform has no Unix sockets; write an `http://` origin"),
+            Reason::Tls => f.write_str(
+                "this version has no TLS of its own; write an `http://` or `unix:` backend, or use `with_upstream` with a \
+                 client that has TLS",
+            ),
+        }
+    }
+}
+
+impl error::Error for InvalidBackend {}
+
+impl From<Infallible> for InvalidBackend {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+/// Whether this is `uri-host [":" port]` (RFC 9110, section 7.2) with a host in it and a port that can be one.
+pub(crate) fn is_authority(text: &[u8]) -> bool {
+    let (host, port) = match text.iter().rposition(|&b| b == b':') {
+        // The last colon of an IPv6 address stands before the bracket.
+        Some(colon) if !text[colon..].contains(&b']') => (&text[..colon], Some(&text[colon + 1..])),
+        _ => (text, None),
+    };
+    let port_is_one = port.is_none_or(|port| {
+        port.is_empty()
+            || port.iter().all(u8::is_ascii_digit) && str::from_utf8(port).is_ok_and(|port| port.parse::<u16>().is_ok())
+    });
+    port_is_one && is_host(host)
+}
+
+fn is_host(host: &[u8]) -> bool {
+    match host {
+        [b'[', address @ .., b']'] => str::from_utf8(address).is_ok_and(|address| address.parse::<Ipv6Addr>().is_ok()),
+        // reg-name: unreserved, sub-delims and percent-encoded (RFC 3986, section 3.2.2).
+        _ => !host.is_empty() && host.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(b)),
+    }
+}
+
+/// Takes a userinfo out of what may be a URL: error messages go to logs.
+fn redacted(text: &str) -> String {
+    match text.rsplit_once('@') {
+        Some((before, after)) => {
+            let scheme = before.split_once("://").map_or("", |(scheme, _)| scheme);
+            format!("{scheme}://…@{after}")
+        }
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_parse() {
+        for (text, shown) in [
+            ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
+            ("http://127.0.0.1:8000/", "http://127.0.0.1:8000"),
+            ("HTTP://Backend.Example", "http://Backend.Example"),
+            ("https://backend.example:8443", "https://backend.example:8443"),
+            ("http://[::1]:8000", "http://[::1]:8000"),
+            ("unix:/run/app.sock", "unix:/run/app.sock"),
+            ("unix:///run/app.sock", "unix:/run/app.sock"),
+        ] {
+            assert_eq!(text.parse::<Backend>().unwrap().to_string(), shown, "{text}");
+        }
+        let uri = Uri::from_static("http://127.0.0.1:8000/");
+        assert_eq!(Backend::try_from(uri).unwrap().to_string(), "http://127.0.0.1:8000");
+    }
+
+    #[test]
+    fn what_is_no_origin_says_what_to_write() {
+        for (text, hint) in [
+            ("127.0.0.1:8000", "http://127.0.0.1:8000"),
+            ("", "http://"),
+            ("ftp://backend", "http://"),
+            ("http://backend/mydir", "write \"http://backend\""),
+            ("http://backend/?x", "write \"http://backend\""),
+            ("http://backend#x", "write \"http://backend\""),
+            ("http://", "host or port"),
+            ("http://backend:port", "host or port"),
+            ("http://backend:99999", "host or port"),
+            ("http://a b", "host or port"),
+            ("http://[::1", "host or port"),
+            ("unix:app.sock", "absolute path"),
+            ("unix:/", "absolute path"),
+        ] {
+            let error = text.parse::<Backend>().unwrap_err().to_string();
+            assert!(error.contains(hint), "{text}: {error}");
+            assert!(error.contains(text), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn authorities() {
+        for good in ["a", "a.example", "a:80", "a:", "[::1]", "[::1]:80", "127.0.0.1:65535", "a_b", "xn--a%20"] {
+            assert!(is_authority(good.as_bytes()), "{good}");
+        }
+        for bad in [
+            "", ":80", "a:b", "a:65536", "a:99999x", "a:+1", "u@a", "a/b", "a b", "[::1", "::1", "[x]", "a,b:1:2", "é",
+            "a\\b",
+        ] {
+            assert!(!is_authority(bad.as_bytes()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_not_repeated() {
+        let error = "http://user:s3cret@backend".parse::<Backend>().unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
+        let error = "http://user:s3@cret@backend/x".parse::<Backend>().unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("cret"), "{error:?}");
+    }
+}

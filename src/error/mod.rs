@@ -1,0 +1,239 @@
+//! What can go wrong between client and backend, and the status that each failure becomes.
+
+mod cause;
+
+use std::{error, fmt, sync::Arc};
+
+use axum_core::BoxError;
+use http::StatusCode;
+
+pub(crate) use cause::{classify, classify_request_body};
+
+/// A failure of the proxy, as it stands in the extensions of the response that it became.
+///
+/// A middleware outside of the proxy finds it with `response.extensions().get::<Error>()`; an
+/// [`on_error`](crate::ReverseProxyLayer::on_error) hook gets it as its argument. Clones share one value.
+///
+/// `Display` says what happened without its cause; the cause is the [`source`](error::Error::source). Neither holds
+/// credentials or header values. Both may hold addresses of the backend: fit for logs, not for clients.
+#[derive(Clone)]
+pub struct Error {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    kind: ErrorKind,
+    source: Option<BoxError>,
+}
+
+/// What failed. Each kind belongs to one [`Phase`] and becomes one [status](Error::status).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The request target isn't in origin-form or leaves the prefix by dot segments: 400.
+    Target,
+    /// The request target is longer than what can be sent on: 414.
+    TargetTooLong,
+    /// `Host` is missing (HTTP/1.1), repeated or malformed: 400.
+    Host,
+    /// The `Transfer-Encoding` of the request isn't exactly one `chunked`: 400.
+    TransferEncoding,
+    /// The `Transfer-Encoding` of the request names a coding other than `chunked`: 501.
+    TransferCoding,
+    /// The method isn't forwarded (`TRACE`, `CONNECT`): 501.
+    Method,
+    /// The request has come through this proxy before: 508.
+    Loop,
+    /// The request's body is malformed: 400.
+    RequestBody,
+    /// The request's body is larger than what an outer layer allows: 413.
+    RequestBodyTooLarge,
+    /// No part of the request's body came within the idle timeout: 408.
+    RequestBodyTimeout,
+    /// The client went away before it had sent the whole request.
+    ClientGone,
+    /// The backend can't be reached (refused, unknown name, unreachable): 502.
+    Connect,
+    /// The backend wasn't reached within the connect timeout: 504.
+    ConnectTimeout,
+    /// The upstream has no capacity for the request: 503.
+    Overloaded,
+    /// The backend took no more of the request's body within the idle timeout: 504.
+    SendTimeout,
+    /// The backend's response head didn't come within the header timeout: 504.
+    HeaderTimeout,
+    /// The backend closed the connection before its response head was complete: 502.
+    Closed,
+    /// The backend's response isn't valid HTTP: 502.
+    InvalidResponse,
+    /// The backend switches protocols without having been asked to: 502.
+    Upgrade,
+    /// The response's body broke off, or broke its framing. The response has begun: it is aborted.
+    ResponseBody,
+    /// No part of the response's body came within the idle timeout. The response has begun: it is aborted.
+    ResponseBodyTimeout,
+    /// An upstream service that isn't of this crate failed: 502.
+    Upstream,
+}
+
+/// The part of an exchange in which a failure happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Phase {
+    /// Before anything was forwarded: the request was refused.
+    Request,
+    /// While the client's request body was read or sent on.
+    RequestBody,
+    /// While a connection to the backend was made.
+    Connect,
+    /// While the backend's response head was awaited.
+    ResponseHead,
+    /// After the response head: the response had begun.
+    ResponseBody,
+}
+
+impl ErrorKind {
+    /// Returns the phase that this kind of failure belongs to.
+    pub fn phase(self) -> Phase {
+        match self {
+            Self::Target
+            | Self::TargetTooLong
+            | Self::Host
+            | Self::TransferEncoding
+            | Self::TransferCoding
+            | Self::Method
+            | Self::Loop => Phase::Request,
+            Self::RequestBody
+            | Self::RequestBodyTooLarge
+            | Self::RequestBodyTimeout
+            | Self::ClientGone
+            | Self::SendTimeout => Phase::RequestBody,
+            Self::Connect | Self::ConnectTimeout | Self::Overloaded => Phase::Connect,
+            Self::HeaderTimeout | Self::Closed | Self::InvalidResponse | Self::Upgrade | Self::Upstream => {
+                Phase::ResponseHead
+            }
+            Self::ResponseBody | Self::ResponseBodyTimeout => Phase::ResponseBody,
+        }
+    }
+
+    fn status(self) -> StatusCode {
+        match self {
+            Self::Target | Self::Host | Self::TransferEncoding | Self::RequestBody | Self::ClientGone => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Self::TransferCoding | Self::Method => StatusCode::NOT_IMPLEMENTED,
+            Self::Loop => StatusCode::LOOP_DETECTED,
+            Self::RequestBodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::RequestBodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ConnectTimeout | Self::SendTimeout | Self::HeaderTimeout | Self::ResponseBodyTimeout => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+            Self::Connect
+            | Self::Closed
+            | Self::InvalidResponse
+            | Self::Upgrade
+            | Self::ResponseBody
+            | Self::Upstream => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    fn message(self) -> &'static str {
+        match self {
+            Self::Target => "the request target isn't a path below the prefix",
+            Self::TargetTooLong => "the request target is too long to be sent on",
+            Self::Host => "the Host field is missing, repeated or malformed",
+            Self::TransferEncoding => "the request's Transfer-Encoding isn't exactly one `chunked`",
+            Self::TransferCoding => "the request's Transfer-Encoding names a coding other than `chunked`",
+            Self::Method => "the method isn't forwarded",
+            Self::Loop => "the request has come through this proxy before",
+            Self::RequestBody => "the request's body is malformed",
+            Self::RequestBodyTooLarge => "the request's body is too large",
+            Self::RequestBodyTimeout => "the client sent nothing of the request's body within the idle timeout",
+            Self::ClientGone => "the client went away before it had sent the whole request",
+            Self::Connect => "the backend can't be reached",
+            Self::ConnectTimeout => "the backend wasn't reached within the connect timeout",
+            Self::Overloaded => "the upstream is overloaded",
+            Self::SendTimeout => "the backend took nothing of the request's body within the idle timeout",
+            Self::HeaderTimeout => "the backend's response head didn't come within the header timeout",
+            Self::Closed => "the backend closed the connection before it had answered",
+            Self::InvalidResponse => "the backend's response isn't valid HTTP",
+            Self::Upgrade => "the backend switched protocols without having been asked to",
+            Self::ResponseBody => "the response's body broke off",
+            Self::ResponseBodyTimeout => "the backend sent nothing of the response's body within the idle timeout",
+            Self::Upstream => "the upstream service failed",
+        }
+    }
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind) -> Self {
+        Self { inner: Arc::new(Inner { kind, source: None }) }
+    }
+
+    pub(crate) fn with_source(kind: ErrorKind, source: impl Into<BoxError>) -> Self {
+        Self { inner: Arc::new(Inner { kind, source: Some(source.into()) }) }
+    }
+
+    /// Returns what failed.
+    pub fn kind(&self) -> ErrorKind {
+        self.inner.kind
+    }
+
+    /// Returns the part of the exchange in which it failed.
+    pub fn phase(&self) -> Phase {
+        self.kind().phase()
+    }
+
+    /// Returns the status that the client gets, if nothing has been sent to it yet.
+    pub fn status(&self) -> StatusCode {
+        self.kind().status()
+    }
+
+    /// Returns `true` if the backend couldn't be reached at all: nothing of the request has been sent.
+    pub fn is_connect(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Connect | ErrorKind::ConnectTimeout)
+    }
+
+    /// Returns `true` if one of the proxy's timeouts is over.
+    pub fn is_timeout(&self) -> bool {
+        matches!(
+            self.kind(),
+            ErrorKind::ConnectTimeout
+                | ErrorKind::SendTimeout
+                | ErrorKind::HeaderTimeout
+                | ErrorKind::RequestBodyTimeout
+                | ErrorKind::ResponseBodyTimeout
+        )
+    }
+
+    /// Returns `true` if the cause is on the client's side: a bad request, a bad body, a client that left.
+    pub fn is_client(&self) -> bool {
+        self.phase() == Phase::Request || (self.phase() == Phase::RequestBody && self.kind() != ErrorKind::SendTimeout)
+    }
+}
+
+impl From<ErrorKind> for Error {
+    fn from(kind: ErrorKind) -> Self {
+        Self::new(kind)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error").field("kind", &self.inner.kind).field("source", &self.inner.source).finish()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind().message())
+    }
+}
+
+impl error::Error for Error {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        self.inner.source.as_ref().map(|source| &**source as _)
+    }
+}

@@ -1,0 +1,73 @@
+//! What becomes of a failure: one response, with the error in its extensions, and one event.
+
+use axum_core::body::Body;
+use http::{
+    HeaderMap, HeaderValue, Response, StatusCode, Version,
+    header::{ALLOW, CONTENT_TYPE},
+};
+
+use super::{request::Refusal, rules::Rules};
+use crate::error::Error;
+
+/// Answers in the backend's place.
+pub(super) fn respond(rules: &Rules, refusal: Refusal, is_grpc: bool) -> Response<Body> {
+    let error = match refusal {
+        Refusal::Failed(error) => error,
+        Refusal::Final => return final_recipient(),
+    };
+    trace(&error);
+    let mut response = match &rules.on_error {
+        _ if is_grpc => grpc_response(&error),
+        Some(on_error) => on_error(&error),
+        None => plain_response(&error),
+    };
+    response.extensions_mut().insert(error);
+    response
+}
+
+/// Emits the one event of a failure. Whose fault it is decides how loud it is.
+pub(super) fn trace(error: &Error) {
+    let cause = std::error::Error::source(error).map(tracing::field::display);
+    if error.is_client() {
+        tracing::debug!(target: "tower_reverse_proxy", kind = ?error.kind(), phase = ?error.phase(), cause, "{error}");
+    } else {
+        tracing::warn!(target: "tower_reverse_proxy", kind = ?error.kind(), phase = ?error.phase(), cause, "{error}");
+    }
+}
+
+/// Constant text: it tells the status and nothing of the backend.
+fn plain_response(error: &Error) -> Response<Body> {
+    let status = error.status();
+    let mut response = Response::new(Body::from(status.canonical_reason().unwrap_or("Error")));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+/// A trailers-only response, with the status as gRPC's own mapping has it.
+fn grpc_response(error: &Error) -> Response<Body> {
+    let code = match error.status() {
+        StatusCode::BAD_REQUEST => "13",                                  // INTERNAL
+        StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => "4", // DEADLINE_EXCEEDED
+        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::URI_TOO_LONG => "8",  // RESOURCE_EXHAUSTED
+        StatusCode::NOT_IMPLEMENTED => "12",                              // UNIMPLEMENTED
+        StatusCode::LOOP_DETECTED => "9",                                 // FAILED_PRECONDITION
+        _ => "14",                                                        // UNAVAILABLE
+    };
+    let mut response = Response::new(Body::empty());
+    let headers: &mut HeaderMap = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from_static(code));
+    let message = error.status().canonical_reason().unwrap_or("Error");
+    headers.insert("grpc-message", HeaderValue::from_static(message));
+    response
+}
+
+/// The answer to an `OPTIONS` that may go no further (RFC 9110, section 7.6.2).
+fn final_recipient() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    *response.version_mut() = Version::HTTP_11;
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("OPTIONS"));
+    response
+}

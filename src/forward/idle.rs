@@ -1,0 +1,50 @@
+//! A clock that runs while a body waits for its next frame.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep};
+
+pin_project! {
+    /// Made at the first wait, set again at each wait that follows a frame: a body that comes at once never needs a timer.
+    #[derive(Debug)]
+    pub(super) struct Idle {
+        timeout: Option<Duration>,
+        running: bool,
+        #[pin]
+        sleep: Option<Sleep>,
+    }
+}
+
+impl Idle {
+    pub(super) fn new(timeout: Option<Duration>) -> Self {
+        Self { timeout, running: false, sleep: None }
+    }
+
+    /// Stops the clock: a frame came.
+    pub(super) fn stop(self: Pin<&mut Self>) {
+        *self.project().running = false;
+    }
+
+    /// Lets the clock run; ready when it has run for the whole timeout.
+    pub(super) fn poll_elapsed(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        let Some(timeout) = *this.timeout else { return Poll::Pending };
+        if !*this.running {
+            *this.running = true;
+            match this.sleep.as_mut().as_pin_mut() {
+                Some(sleep) => sleep.reset(Instant::now() + timeout),
+                None => this.sleep.set(Some(tokio::time::sleep(timeout))),
+            }
+        }
+        match this.sleep.as_pin_mut() {
+            Some(sleep) => sleep.poll(cx),
+            None => Poll::Pending,
+        }
+    }
+}

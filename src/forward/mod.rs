@@ -1,0 +1,18 @@
+//! The forwarder: what RFC 9110 obliges an intermediary to, in its one right order.
+//!
+//! [`request`] and [`response`] are the two halves, each a list of calls that reads top to bottom; [`rules`] is what an
+//! operator chose of them; [`body`] watches what flows; [`future`] drives one exchange from one half to the other.
+
+mod body;
+mod failure;
+mod future;
+mod idle;
+mod request;
+mod response;
+mod rules;
+mod upload;
+
+pub(crate) use self::{
+    future::{ForwardFuture, forward},
+    rules::Rules,
+};

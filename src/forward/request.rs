@@ -1,0 +1,125 @@
+//! The request half: from what the client said to what the backend may hear.
+
+use std::net::IpAddr;
+
+use axum_core::body::Body;
+use http::{
+    Extensions, HeaderMap, Method, Request, Uri, Version,
+    header::{CONTENT_TYPE, HOST},
+    uri::PathAndQuery,
+};
+
+use super::rules::Rules;
+use crate::{
+    error::{Error, ErrorKind},
+    headers::{cookie, forwarded, framing, hop, host, identity, via},
+    identity::ClientAddr,
+    path::{PathPolicy, Target},
+};
+
+/// What the response half has to know of the request.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    pub(super) method: Method,
+    /// The directory as the client sees it, if the backend sees another one.
+    pub(super) public_prefix: Option<String>,
+}
+
+/// What stops a request before it's forwarded.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    Failed(Error),
+    /// `OPTIONS` with `Max-Forwards: 0`: we are its last recipient.
+    Final,
+}
+
+impl From<ErrorKind> for Refusal {
+    fn from(kind: ErrorKind) -> Self {
+        Self::Failed(kind.into())
+    }
+}
+
+/// Turns the client's request into the one for the upstream, step by step.
+pub(super) fn prepare(rules: &Rules, mut request: Request<Body>) -> Result<(Request<Body>, Exchange), Refusal> {
+    let version = request.version();
+    let peer = peer(request.extensions());
+
+    // 1  what must not be forwarded
+    refuse_method(request.method())?;
+    let (target, public_prefix) = target(rules, &request)?;
+    let host = host::authority(request.uri(), version, request.headers())?;
+    framing::check_transfer_encoding(request.headers())?;
+    if rules.via.as_ref().is_some_and(|via| via.is_in(request.headers())) {
+        return Err(ErrorKind::Loop.into());
+    }
+    if request.method() == Method::OPTIONS && !via::may_go_on(request.headers_mut()) {
+        return Err(Refusal::Final);
+    }
+
+    // 2  the upgrade offer: none is accepted yet, so that it can't be answered either
+    request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
+
+    // 3, 4  hop-by-hop fields, and what isn't the client's to say
+    let trusted = rules.forwarded.trusts(peer);
+    hop::remove_from_request(request.headers_mut(), |name| {
+        (!trusted && forwarded::is_claim(name))
+            || identity::is_reserved(name)
+            || (!rules.keep_underscores && identity::is_underscored(name))
+    });
+    framing::announce_harmless_trailers(request.headers_mut());
+
+    // 5  the target, as origin-form
+    *request.uri_mut() = Uri::from(target);
+
+    // 6  what the front knows
+    let exchange = Exchange { method: request.method().clone(), public_prefix };
+    if let Some(host) = host {
+        request.headers_mut().insert(HOST, host);
+    }
+    rules.forwarded.apply(request.headers_mut(), peer, exchange.public_prefix.as_deref());
+    if let Some(via) = &rules.via {
+        via.append_to(request.headers_mut(), version);
+    }
+    cookie::join_crumbs(request.headers_mut());
+
+    // 7, 8  framing and version
+    let size = http_body::Body::size_hint(request.body());
+    framing::reconcile_request(request.headers_mut(), &size);
+    *request.version_mut() = Version::HTTP_11;
+    Ok((request, exchange))
+}
+
+/// `TRACE` would show the client what was added for the backend alone; `CONNECT` asks for a tunnel to wherever.
+fn refuse_method(method: &Method) -> Result<(), ErrorKind> {
+    if method == Method::TRACE || method == Method::CONNECT { Err(ErrorKind::Method) } else { Ok(()) }
+}
+
+fn target(rules: &Rules, request: &Request<Body>) -> Result<(PathAndQuery, Option<String>), ErrorKind> {
+    let target = Target::parse(request.uri(), original_uri(request.extensions()), &rules.prefix)?;
+    let public_prefix = (rules.path != PathPolicy::Keep).then(|| target.public_prefix().into_owned());
+    Ok((target.for_backend(&rules.path)?, public_prefix))
+}
+
+/// Whether failures have to be said in gRPC's way.
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| {
+        value.as_bytes().strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))
+    })
+}
+
+fn peer(extensions: &Extensions) -> Option<IpAddr> {
+    let addr = extensions.get::<ClientAddr>().map(ClientAddr::ip);
+    #[cfg(feature = "axum")]
+    let addr = addr.or_else(|| crate::axum::peer(extensions));
+    addr
+}
+
+fn original_uri(extensions: &Extensions) -> Option<&Uri> {
+    #[cfg(feature = "axum")]
+    return crate::axum::original_uri(extensions);
+    #[cfg(not(feature = "axum"))]
+    {
+        let _ = extensions;
+        None
+    }
+}

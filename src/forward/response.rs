@@ -1,0 +1,50 @@
+//! The response half: from what the backend answered to what the client may hear.
+
+use axum_core::{BoxError, body::Body};
+use bytes::Bytes;
+use http::{Method, Response, StatusCode, Version, header::CONTENT_LENGTH};
+
+use super::{body::ResponseBody, request::Exchange, rules::Rules};
+use crate::{
+    error::{Error, ErrorKind},
+    headers::{cookie, framing, hop, location},
+    path::PathPolicy,
+};
+
+/// Turns the upstream's response into the one for the client, step by step.
+pub(super) fn finish<B>(rules: &Rules, exchange: &Exchange, mut response: Response<B>) -> Result<Response<Body>, Error>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    // 12  a switch of protocols that nobody asked for; then hop-by-hop fields
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(ErrorKind::Upgrade.into());
+    }
+    let version = response.version();
+    // 13  one framing, our version, our name. `Transfer-Encoding` tells which framing it is, and goes after that.
+    framing::reconcile_response(response.headers_mut());
+    hop::remove_from_response(response.headers_mut());
+    if let Some(via) = &rules.via {
+        via.append_to(response.headers_mut(), version);
+    }
+    *response.version_mut() = Version::HTTP_11;
+
+    // 14  the path half of references and cookies
+    if let (PathPolicy::Replace(from), Some(to)) = (&rules.path, &exchange.public_prefix) {
+        location::map_references(response.headers_mut(), |url| location::with_prefix(url, from.as_str(), to));
+        cookie::map_path(response.headers_mut(), from.as_str(), to);
+    }
+
+    // 15  the body
+    let hide_length =
+        is_bodiless(&exchange.method, response.status()) && !response.headers().contains_key(CONTENT_LENGTH);
+    Ok(response.map(|body| Body::new(ResponseBody::new(body, rules.body_idle_timeout, hide_length))))
+}
+
+/// Whether the response has no body whatever its length says (RFC 9112, section 6.3).
+///
+/// Its empty body would let axum's routes add `Content-Length: 0`, which says something of the GET that isn't so.
+fn is_bodiless(method: &Method, status: StatusCode) -> bool {
+    method == Method::HEAD || status == StatusCode::NOT_MODIFIED
+}

@@ -1,0 +1,57 @@
+//! What an operator chose of the forwarder.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use axum_core::body::Body;
+use http::Response;
+
+use crate::{
+    error::Error,
+    headers::{forwarded::ForwardedPolicy, via::Pseudonym},
+    path::{PathPolicy, Prefix},
+};
+
+/// The options of the client-facing half.
+#[derive(Clone)]
+pub(crate) struct Rules {
+    pub(crate) prefix: Prefix,
+    pub(crate) path: PathPolicy,
+    pub(crate) forwarded: ForwardedPolicy,
+    /// `None`: no `Via`.
+    pub(crate) via: Option<Pseudonym>,
+    pub(crate) keep_underscores: bool,
+    pub(crate) header_timeout: Option<Duration>,
+    pub(crate) body_idle_timeout: Option<Duration>,
+    pub(crate) on_error: Option<OnError>,
+}
+
+pub(crate) type OnError = Arc<dyn Fn(&Error) -> Response<Body> + Send + Sync>;
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            prefix: Prefix::root(),
+            path: PathPolicy::Keep,
+            forwarded: ForwardedPolicy::default(),
+            via: Some(Pseudonym::random()),
+            keep_underscores: false,
+            header_timeout: Some(Duration::from_secs(60)),
+            body_idle_timeout: Some(Duration::from_secs(5 * 60)),
+            on_error: None,
+        }
+    }
+}
+
+impl fmt::Debug for Rules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rules")
+            .field("prefix", &self.prefix)
+            .field("path", &self.path)
+            .field("forwarded", &self.forwarded)
+            .field("via", &self.via)
+            .field("keep_underscores", &self.keep_underscores)
+            .field("header_timeout", &self.header_timeout)
+            .field("body_idle_timeout", &self.body_idle_timeout)
+            .finish_non_exhaustive()
+    }
+}

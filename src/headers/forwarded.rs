@@ -1,0 +1,234 @@
+//! `X-Forwarded-*`, `Forwarded` (RFC 7239) and `X-Real-IP`: what the client's side looks like, told to the backend.
+//!
+//! What comes in is a claim. It goes, unless the peer is a trusted proxy.
+
+use std::{fmt::Write as _, net::IpAddr};
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{FORWARDED, HOST},
+    uri::Scheme,
+};
+use ipnet::IpNet;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+
+/// Which of the fields are sent, and whose are believed.
+#[derive(Clone, Debug)]
+pub(crate) struct ForwardedPolicy {
+    /// `X-Forwarded-For`, `-Host`, `-Proto`, and `-Prefix` where one was taken away.
+    pub(crate) x_forwarded: bool,
+    pub(crate) forwarded: bool,
+    pub(crate) x_real_ip: bool,
+    /// What the client used to reach the front. A request can't tell: `:scheme` is the client's word.
+    pub(crate) proto: Option<Scheme>,
+    pub(crate) trusted: Vec<IpNet>,
+}
+
+impl Default for ForwardedPolicy {
+    fn default() -> Self {
+        Self { x_forwarded: true, forwarded: false, x_real_ip: false, proto: None, trusted: Vec::new() }
+    }
+}
+
+impl ForwardedPolicy {
+    /// Whether what the peer says of the client before it is believed.
+    pub(crate) fn trusts(&self, peer: Option<IpAddr>) -> bool {
+        peer.is_some_and(|peer| self.trusted.iter().any(|net| net.contains(&peer)))
+    }
+
+    /// Says what is known. Claims of a peer that isn't trusted have to be gone by now.
+    ///
+    /// `prefix` is the public prefix, where the backend doesn't see it in the path.
+    pub(crate) fn apply(&self, headers: &mut HeaderMap, peer: Option<IpAddr>, prefix: Option<&str>) {
+        if self.x_forwarded {
+            self.apply_x_forwarded(headers, peer, prefix);
+        }
+        if self.forwarded {
+            let element = self.element(peer, headers.get(HOST));
+            append_member(headers, FORWARDED, &element);
+        }
+        if self.x_real_ip
+            && let Some(peer) = peer
+            && !headers.contains_key(X_REAL_IP)
+        {
+            headers.insert(X_REAL_IP, ip_value(peer));
+        }
+    }
+
+    fn apply_x_forwarded(&self, headers: &mut HeaderMap, peer: Option<IpAddr>, prefix: Option<&str>) {
+        if let Some(peer) = peer {
+            match headers.contains_key(X_FORWARDED_FOR) {
+                true => append_member(headers, X_FORWARDED_FOR, &peer.to_string()),
+                false => drop(headers.insert(X_FORWARDED_FOR, ip_value(peer))),
+            }
+        }
+        if let Some(host) = headers.get(HOST).cloned() {
+            headers.entry(X_FORWARDED_HOST).or_insert(host);
+        }
+        if let Some(proto) = &self.proto {
+            headers.entry(X_FORWARDED_PROTO).or_insert_with(|| scheme_value(proto));
+        }
+        // A trusted proxy in front may have taken a prefix of its own away: the public one is both.
+        if let Some(prefix) = prefix {
+            let outer = headers.get(X_FORWARDED_PREFIX).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            let whole = [outer.trim_end_matches('/'), prefix].concat();
+            if let Ok(value) = HeaderValue::try_from(whole)
+                && !value.is_empty()
+            {
+                headers.insert(X_FORWARDED_PREFIX, value);
+            }
+        }
+    }
+
+    /// One element of `Forwarded`. An unknown peer is `unknown` (RFC 7239, section 6.2).
+    fn element(&self, peer: Option<IpAddr>, host: Option<&HeaderValue>) -> String {
+        let mut element = match peer {
+            Some(IpAddr::V4(addr)) => format!("for={addr}"),
+            Some(IpAddr::V6(addr)) => format!("for=\"[{addr}]\""),
+            None => "for=unknown".to_owned(),
+        };
+        // `Host` was found to be an authority: nothing in it ends a quoted-string.
+        if let Some(host) = host.and_then(|host| host.to_str().ok()) {
+            let quote = if host.bytes().all(is_token_byte) { "" } else { "\"" };
+            let _ = write!(element, ";host={quote}{host}{quote}");
+        }
+        if let Some(proto) = &self.proto {
+            let _ = write!(element, ";proto={proto}");
+        }
+        element
+    }
+}
+
+/// Whether a field claims something about the way to here that a client doesn't get to say.
+pub(crate) fn is_claim(name: &HeaderName) -> bool {
+    let name = name.as_str().as_bytes();
+    // In whatever spelling: `.` and `_` fold into `-` for many servers.
+    let spelled = |known: &[u8]| {
+        name.len() >= known.len() && name.iter().zip(known).all(|(&a, &b)| a == b || (b == b'-' && b"_.".contains(&a)))
+    };
+    name == b"forwarded" || spelled(b"x-forwarded-") || (name.len() == 9 && spelled(b"x-real-ip"))
+}
+
+/// Adds a member to the end of a list field, as one line.
+fn append_member(headers: &mut HeaderMap, name: HeaderName, member: &str) {
+    let mut line = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b", "[..]);
+    if !line.is_empty() {
+        line.extend_from_slice(b", ");
+    }
+    line.extend_from_slice(member.as_bytes());
+    if let Ok(value) = HeaderValue::try_from(line) {
+        headers.insert(name, value);
+    }
+}
+
+fn ip_value(ip: IpAddr) -> HeaderValue {
+    HeaderValue::try_from(ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"))
+}
+
+fn scheme_value(scheme: &Scheme) -> HeaderValue {
+    HeaderValue::from_str(scheme.as_str()).unwrap_or(HeaderValue::from_static("http"))
+}
+
+fn is_token_byte(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn applied(
+        policy: &ForwardedPolicy,
+        lines: &[(&'static str, &str)],
+        peer: &str,
+        prefix: Option<&str>,
+    ) -> HeaderMap {
+        let mut headers: HeaderMap = lines
+            .iter()
+            .map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
+            .collect();
+        policy.apply(&mut headers, Some(peer.parse().unwrap()), prefix);
+        headers
+    }
+
+    #[test]
+    fn what_is_known_is_said() {
+        let policy = ForwardedPolicy {
+            forwarded: true,
+            x_real_ip: true,
+            proto: Some(Scheme::HTTPS),
+            ..ForwardedPolicy::default()
+        };
+        let headers = applied(&policy, &[("host", "front.example:8443")], "2001:db8::1", Some("/mydir"));
+        assert_eq!(headers["x-forwarded-for"], "2001:db8::1");
+        assert_eq!(headers["x-forwarded-host"], "front.example:8443");
+        assert_eq!(headers["x-forwarded-proto"], "https");
+        assert_eq!(headers["x-forwarded-prefix"], "/mydir");
+        assert_eq!(headers["x-real-ip"], "2001:db8::1");
+        assert_eq!(headers["forwarded"], r#"for="[2001:db8::1]";host="front.example:8443";proto=https"#);
+        let headers = applied(&policy, &[("host", "front.example")], "192.0.2.1", None);
+        assert_eq!(headers["forwarded"], "for=192.0.2.1;host=front.example;proto=https");
+        assert!(!headers.contains_key("x-forwarded-prefix"));
+    }
+
+    #[test]
+    fn a_list_grows_at_its_end() {
+        let lines = [
+            ("x-forwarded-for", "203.0.113.9, 198.51.100.1"),
+            ("x-forwarded-for", "198.51.100.2"),
+            ("x-forwarded-host", "outer"),
+        ];
+        let headers = applied(&ForwardedPolicy::default(), &lines, "192.0.2.1", None);
+        assert_eq!(headers["x-forwarded-for"], "203.0.113.9, 198.51.100.1, 198.51.100.2, 192.0.2.1");
+        assert_eq!(headers.get_all("x-forwarded-for").iter().count(), 1);
+        assert_eq!(headers["x-forwarded-host"], "outer");
+    }
+
+    #[test]
+    fn peers_are_trusted_by_block() {
+        let policy = ForwardedPolicy {
+            trusted: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
+            ..ForwardedPolicy::default()
+        };
+        for (peer, trusted) in [("10.1.2.3", true), ("11.0.0.1", false), ("fd00::1", true), ("fe80::1", false)] {
+            assert_eq!(policy.trusts(Some(peer.parse().unwrap())), trusted, "{peer}");
+        }
+        assert!(!policy.trusts(None));
+    }
+
+    #[test]
+    fn claims() {
+        for name in [
+            "forwarded",
+            "x-forwarded-for",
+            "x-forwarded-anything",
+            "x_forwarded_for",
+            "x.forwarded-host",
+            "x-real-ip",
+            "x_real_ip",
+        ] {
+            assert!(is_claim(&name.parse().unwrap()), "{name}");
+        }
+        for name in ["x-forward", "x-real-ips", "forwarded-by", "accept"] {
+            assert!(!is_claim(&name.parse().unwrap()), "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn forwarded_is_always_one_element(host in "[a-z0-9.-]{1,20}(:[0-9]{1,4})?", ip: IpAddr) {
+            let policy = ForwardedPolicy { forwarded: true, ..ForwardedPolicy::default() };
+            let headers = applied(&policy, &[("host", &host)], &ip.to_string(), None);
+            let value = headers["forwarded"].to_str().unwrap();
+            prop_assert!(!value.contains(',') && value.matches(';').count() == 1, "{value}");
+            prop_assert!(value.matches('"').count() % 2 == 0, "{value}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What delimits a message (RFC 9112, section 6), and the trailers behind it. The framing itself is the HTTP stack's.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{CONTENT_LENGTH, TRAILER, TRANSFER_ENCODING},
+};
+use http_body::SizeHint;
+
+use super::{forwarded, identity, members, retain_members};
+use crate::error::ErrorKind;
+
+/// Refuses a request whose `Transfer-Encoding` isn't exactly one `chunked`.
+///
+/// hyper reads `gzip, chunked` and `chunked` twice as chunked; passed on without the rest, the body would be another one
+/// (RFC 9112, section 6.1).
+pub(crate) fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), ErrorKind> {
+    let mut lines = headers.get_all(TRANSFER_ENCODING).iter();
+    match (lines.next(), lines.next()) {
+        (None, _) => Ok(()),
+        (Some(value), None) if value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ if members(headers, TRANSFER_ENCODING).all(|coding| coding.eq_ignore_ascii_case(b"chunked")) => {
+            Err(ErrorKind::TransferEncoding)
+        }
+        _ => Err(ErrorKind::TransferCoding),
+    }
+}
+
+/// Makes `Content-Length` and `Transfer-Encoding` say what the body is.
+///
+/// An outer layer may have taken or replaced the body and left the field. And hyper drops a GET's body of unknown length
+/// unless a field announces it.
+pub(crate) fn reconcile_request(headers: &mut HeaderMap, body: &SizeHint) {
+    match body.exact() {
+        Some(length) => {
+            if headers.contains_key(CONTENT_LENGTH) && content_length(headers) != Some(length) {
+                headers.insert(CONTENT_LENGTH, length.into());
+            }
+        }
+        None if headers.contains_key(CONTENT_LENGTH) => {}
+        None => {
+            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+    }
+}
+
+/// Leaves one framing in a response: where it was chunked, a `Content-Length` isn't one, and equal ones are one (RFC 9112,
+/// section 6.3).
+///
+/// Call it before `Transfer-Encoding` is removed.
+pub(crate) fn reconcile_response(headers: &mut HeaderMap) {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    } else if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some()
+        && let Some(first) = headers.get(CONTENT_LENGTH).cloned()
+    {
+        headers.insert(CONTENT_LENGTH, first);
+    }
+}
+
+/// The one value of `Content-Length`, if there is exactly one.
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    let mut lines = headers.get_all(CONTENT_LENGTH).iter();
+    let value = lines.next()?.to_str().ok()?.parse().ok()?;
+    lines.next().is_none().then_some(value)
+}
+
+/// Takes out of `Trailer` what may not come as a request's trailer.
+pub(crate) fn announce_harmless_trailers(headers: &mut HeaderMap) {
+    if headers.contains_key(TRAILER) {
+        retain_members(headers, TRAILER, |member| {
+            HeaderName::from_bytes(member).is_ok_and(|name| is_harmless_trailer(&name))
+        });
+    }
+}
+
+/// Removes from a request's trailers what a server that merges them into the header would be misled by: framing, routing,
+/// credentials, identity (RFC 9110, section 6.5.1).
+pub(crate) fn remove_harmful_trailers(trailers: &mut HeaderMap) {
+    super::remove_where(trailers, |name| !is_harmless_trailer(name));
+}
+
+fn is_harmless_trailer(name: &HeaderName) -> bool {
+    !matches!(
+        name.as_str(),
+        "authorization"
+            | "cache-control"
+            | "connection"
+            | "content-encoding"
+            | "content-length"
+            | "content-range"
+            | "content-type"
+            | "cookie"
+            | "expect"
+            | "host"
+            | "http2-settings"
+            | "keep-alive"
+            | "max-forwards"
+            | "origin"
+            | "pragma"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "range"
+            | "referer"
+            | "set-cookie"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "via"
+    ) && !name.as_str().starts_with("if-")
+        && !identity::is_reserved(name)
+        && !identity::is_underscored(name)
+        && !forwarded::is_claim(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(lines: &[(HeaderName, &str)]) -> HeaderMap {
+        lines.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect()
+    }
+
+    #[test]
+    fn one_chunked_and_nothing_else() {
+        for (lines, result) in [
+            (&[][..], Ok(())),
+            (&["chunked"], Ok(())),
+            (&["CHUnked"], Ok(())),
+            (&["chunked, chunked"], Err(ErrorKind::TransferEncoding)),
+            (&["chunked", "chunked"], Err(ErrorKind::TransferEncoding)),
+            (&[""], Err(ErrorKind::TransferEncoding)),
+            (&["chunked,"], Err(ErrorKind::TransferEncoding)),
+            (&["gzip, chunked"], Err(ErrorKind::TransferCoding)),
+            (&["identity", "chunked"], Err(ErrorKind::TransferCoding)),
+            (&["chunked;a=b"], Err(ErrorKind::TransferCoding)),
+        ] {
+            let lines: Vec<_> = lines.iter().map(|&line| (TRANSFER_ENCODING, line)).collect();
+            assert_eq!(check_transfer_encoding(&map(&lines)), result, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_says_what_its_body_is() {
+        for (field, body, length, chunked) in [
+            (Some("5"), SizeHint::with_exact(5), Some("5"), false),
+            (Some("5"), SizeHint::with_exact(0), Some("0"), false),
+            (None, SizeHint::with_exact(0), None, false),
+            (None, SizeHint::with_exact(5), None, false),
+            (None, SizeHint::new(), None, true),
+            (Some("5"), SizeHint::new(), Some("5"), false),
+        ] {
+            let mut headers = map(&field.map(|value| (CONTENT_LENGTH, value)).into_iter().collect::<Vec<_>>());
+            reconcile_request(&mut headers, &body);
+            assert_eq!(headers.get(CONTENT_LENGTH).map(|value| value.to_str().unwrap()), length);
+            assert_eq!(headers.contains_key(TRANSFER_ENCODING), chunked);
+        }
+    }
+
+    #[test]
+    fn a_response_has_one_framing() {
+        let mut headers = map(&[(CONTENT_LENGTH, "3"), (TRANSFER_ENCODING, "chunked")]);
+        reconcile_response(&mut headers);
+        assert!(!headers.contains_key(CONTENT_LENGTH));
+        let mut headers = map(&[(CONTENT_LENGTH, "2"), (CONTENT_LENGTH, "2")]);
+        reconcile_response(&mut headers);
+        assert_eq!(headers.get_all(CONTENT_LENGTH).iter().count(), 1);
+    }
+
+    #[test]
+    fn trailers_that_would_mislead_go() {
+        let mut headers = map(&[(TRAILER, "X-Ok, Remote_User, remote-user, content-length"), (TRAILER, "grpc-status")]);
+        announce_harmless_trailers(&mut headers);
+        assert_eq!(headers[TRAILER], "X-Ok, grpc-status");
+        let mut headers = map(&[(TRAILER, "Authorization")]);
+        announce_harmless_trailers(&mut headers);
+        assert!(headers.is_empty());
+        let mut trailers = HeaderMap::new();
+        for name in ["x-ok", "cookie", "host", "x-forwarded-for", "x_a", "remote.user", "if-match", "script_name"] {
+            trailers.insert(name.parse::<HeaderName>().unwrap(), HeaderValue::from_static("1"));
+        }
+        remove_harmful_trailers(&mut trailers);
+        assert_eq!(trailers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-ok"]);
+    }
+}

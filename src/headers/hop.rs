@@ -1,0 +1,168 @@
+//! Hop-by-hop fields (RFC 9110, section 7.6.1): they belong to one connection and end with it.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER},
+};
+
+use super::{members, remove_where};
+
+/// Removes the hop-by-hop fields, and the fields for which `also` says yes, of a request.
+///
+/// `TE: trailers` stays: what follows it are the trailers that we pass on.
+pub(crate) fn remove_from_request(headers: &mut HeaderMap, also: impl Fn(&HeaderName) -> bool) {
+    let trailers = members(headers, TE).any(accepts_trailers);
+    remove(headers, also);
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Removes the hop-by-hop fields of a response.
+pub(crate) fn remove_from_response(headers: &mut HeaderMap) {
+    remove(headers, |_| false);
+}
+
+fn remove(headers: &mut HeaderMap, also: impl Fn(&HeaderName) -> bool) {
+    // The nominations first: `Connection` is one of the fields that go.
+    let nominated = nominated(headers);
+    remove_where(headers, |name| is_hop_by_hop(name) || also(name) || nominated.contains(name));
+}
+
+/// The fields that any `Connection` line names.
+///
+/// What the framing stands on can't be nominated away, nor can `Host`: that would be an attack, not a wish. Neither can
+/// `Trailer`: the trailers that it announces go on, and their field with them.
+fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
+    members(headers, CONNECTION)
+        .filter(|member| !is_option(member))
+        .filter_map(|member| HeaderName::from_bytes(member).ok())
+        .filter(|name| ![CONTENT_LENGTH, HOST, TRAILER].contains(name))
+        .collect()
+}
+
+/// Options that name no field, or one that goes anyway: what nearly every `Connection` holds.
+fn is_option(member: &[u8]) -> bool {
+    [&b"close"[..], b"keep-alive", b"upgrade", b"te"].iter().any(|option| member.eq_ignore_ascii_case(option))
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "http2-settings"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authentication-info"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
+
+/// `trailers`, with whatever weight.
+fn accepts_trailers(member: &[u8]) -> bool {
+    let coding = member.split(|&b| b == b';').next().unwrap_or_default();
+    coding.trim_ascii().eq_ignore_ascii_case(b"trailers")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn map(lines: &[(&str, &[u8])]) -> HeaderMap {
+        lines
+            .iter()
+            .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), HeaderValue::from_bytes(value).unwrap()))
+            .collect()
+    }
+
+    fn left(lines: &[(&str, &[u8])]) -> Vec<String> {
+        let mut headers = map(lines);
+        remove_from_request(&mut headers, |_| false);
+        let mut names: Vec<_> = headers.keys().map(|name| name.to_string()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn standard_fields_go() {
+        assert_eq!(
+            left(&[
+                ("connection", b"close"),
+                ("keep-alive", b"timeout=99"),
+                ("proxy-connection", b"keep-alive"),
+                ("proxy-authorization", b"Basic eDp5"),
+                ("proxy-authenticate", b"Basic"),
+                ("te", b"gzip"),
+                ("transfer-encoding", b"chunked"),
+                ("upgrade", b"h2c"),
+                ("http2-settings", b"AAMAAABkAAQAoAAA"),
+                ("trailer", b"x"),
+                ("accept", b"*/*"),
+            ]),
+            ["accept", "trailer"]
+        );
+    }
+
+    #[test]
+    fn nominated_fields_go_whatever_the_line() {
+        for connection in
+            [&b"x-hop"[..], b"close, X-HOP", b" , ,x-hop\t,", b"\xff\xfe, x-hop", b"keep-alive,bad name,x-hop"]
+        {
+            assert_eq!(left(&[("connection", connection), ("x-hop", b"1"), ("x-stay", b"1")]), ["x-stay"]);
+        }
+        let lines: &[(&str, &[u8])] =
+            &[("connection", b""), ("connection", b"x-hop"), ("x-hop", b"1"), ("x-hop", b"2")];
+        assert!(left(lines).is_empty());
+    }
+
+    #[test]
+    fn framing_cannot_be_nominated_away() {
+        let lines: &[(&str, &[u8])] = &[
+            ("connection", b"content-length, host, trailer, te"),
+            ("content-length", b"5"),
+            ("host", b"a"),
+            ("trailer", b"x"),
+            ("te", b"trailers"),
+        ];
+        assert_eq!(left(lines), ["content-length", "host", "te", "trailer"]);
+    }
+
+    #[test]
+    fn of_te_only_trailers_stay() {
+        for (te, stays) in
+            [(&b"trailers"[..], true), (b"gzip, Trailers;q=0.5", true), (b"gzip", false), (b"xtrailers", false)]
+        {
+            let mut headers = map(&[("te", te)]);
+            remove_from_request(&mut headers, |_| false);
+            assert_eq!(headers.get(TE).map(HeaderValue::as_bytes), stays.then_some(&b"trailers"[..]));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_nominated_survives(
+            names in prop::collection::vec("[a-z][a-z0-9-]{0,8}", 1..6),
+            pad in "[ \t]{0,3}",
+            junk in prop::collection::vec(128_u8.., 0..4),
+        ) {
+            let names: Vec<_> = names.into_iter().map(|name| format!("x-{name}")).collect();
+            let mut value = junk;
+            for name in &names {
+                value.extend_from_slice(format!(",{pad}{}{pad}", name.to_uppercase()).as_bytes());
+            }
+            let mut headers: HeaderMap = names
+                .iter()
+                .map(|name| (name.parse::<HeaderName>().unwrap(), HeaderValue::from_static("1")))
+                .collect();
+            headers.append(CONNECTION, HeaderValue::from_bytes(&value).unwrap());
+            remove_from_request(&mut headers, |_| false);
+            prop_assert!(headers.is_empty(), "{headers:?}");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! References in a response that lead to the backend (`Location`, `Content-Location`, `Refresh`), made to lead to the front.
+//!
+//! In two halves: who knows the backend takes its origin away, who knows the front puts its prefix in place. Neither looks
+//! further than the reference's own octets, and what isn't exactly the backend's stays as it is.
+
+use http::{
+    HeaderMap,
+    header::{CONTENT_LOCATION, LOCATION, REFRESH},
+    uri::Scheme,
+};
+
+use super::map_values;
+
+/// Maps every reference for which `map` has another.
+pub(crate) fn map_references(headers: &mut HeaderMap, map: impl Fn(&[u8]) -> Option<Vec<u8>>) {
+    map_values(headers, LOCATION, &map);
+    map_values(headers, CONTENT_LOCATION, &map);
+    map_values(headers, REFRESH, |value| map_refresh(value, &map));
+}
+
+/// An origin that the backend was addressed as.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin<'a> {
+    pub(crate) scheme: &'a Scheme,
+    pub(crate) authority: &'a [u8],
+}
+
+/// Turns a URL of this origin into a path-absolute reference. `None`: it isn't one.
+///
+/// Look-alikes never match: `http://backend.evil`, `http://backend@evil`, `http://backend:80\@evil`. A path that begins with
+/// two slashes doesn't become a reference to another host.
+pub(crate) fn without_origin(url: &[u8], origin: Origin<'_>) -> Option<Vec<u8>> {
+    let rest = match url {
+        [b'/', b'/', rest @ ..] => rest,
+        _ => {
+            let (scheme, rest) = url.split_at_checked(origin.scheme.as_str().len())?;
+            if !scheme.eq_ignore_ascii_case(origin.scheme.as_str().as_bytes()) {
+                return None;
+            }
+            rest.strip_prefix(b"://")?
+        }
+    };
+    let end = rest.iter().position(|b| b"/?#\\".contains(b)).unwrap_or(rest.len());
+    let (authority, tail) = rest.split_at(end);
+    let same = same_authority(authority, origin.authority, origin.scheme);
+    (same && tail.first() != Some(&b'\\')).then(|| path_absolute(tail))
+}
+
+/// Turns a path-absolute reference below the directory `from` into the same one below `to`. `None`: it isn't below it.
+pub(crate) fn with_prefix(reference: &[u8], from: &str, to: &str) -> Option<Vec<u8>> {
+    if !reference.starts_with(b"/") || is_network_path(reference) {
+        return None;
+    }
+    let rest = reference.strip_prefix(from.as_bytes())?;
+    match rest.first() {
+        None | Some(b'/' | b'?' | b'#') if to.is_empty() => Some(path_absolute(rest)),
+        None | Some(b'/' | b'?' | b'#') => Some([to.as_bytes(), rest].concat()),
+        _ => None,
+    }
+}
+
+/// Writes what follows an authority so that it can stand alone (RFC 3986, section 4.2).
+fn path_absolute(tail: &[u8]) -> Vec<u8> {
+    match tail.first() {
+        // A dot segment keeps the path's two slashes from being the start of an authority.
+        Some(b'/') if is_network_path(tail) => [b"/.", tail].concat(),
+        Some(b'/') => tail.to_vec(),
+        _ => [b"/", tail].concat(),
+    }
+}
+
+/// Whether a browser reads another authority here: it takes `\` for `/` and doesn't see tabs (WHATWG URL).
+fn is_network_path(reference: &[u8]) -> bool {
+    let mut seen = reference.iter().filter(|&&b| b != b'\t');
+    let slash = |b: Option<&u8>| matches!(b, Some(b'/' | b'\\'));
+    slash(seen.next()) && slash(seen.next())
+}
+
+fn same_authority(one: &[u8], other: &[u8], scheme: &Scheme) -> bool {
+    let default = if *scheme == Scheme::HTTPS { &b"443"[..] } else { b"80" };
+    let ((host, port), (other_host, other_port)) = (host_and_port(one, default), host_and_port(other, default));
+    !host.is_empty() && host.eq_ignore_ascii_case(other_host) && port == other_port
+}
+
+fn host_and_port<'a>(authority: &'a [u8], default: &'a [u8]) -> (&'a [u8], &'a [u8]) {
+    match authority.iter().rposition(|&b| b == b':') {
+        Some(colon) if !authority[colon..].contains(&b']') => match &authority[colon + 1..] {
+            [] => (&authority[..colon], default),
+            port => (&authority[..colon], port),
+        },
+        _ => (authority, default),
+    }
+}
+
+/// Maps the URL in `5; url=…`.
+fn map_refresh(value: &[u8], map: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
+    let delimiter = value.iter().position(|b| b";,".contains(b))?;
+    let named = value[delimiter + 1..].trim_ascii_start();
+    let (name, rest) = named.split_at_checked(3)?;
+    if !name.eq_ignore_ascii_case(b"url") {
+        return None;
+    }
+    let url = rest.trim_ascii_start().strip_prefix(b"=")?.trim_ascii();
+    let url = match url {
+        [quote @ (b'"' | b'\''), url @ ..] => &url[..url.iter().position(|b| b == quote).unwrap_or(url.len())],
+        url => url,
+    };
+    Some([&value[..=delimiter], b" url=", &map(url)?].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BACKEND: Origin<'static> = Origin { scheme: &Scheme::HTTP, authority: b"backend:9000" };
+
+    fn mapped(url: &str) -> Option<String> {
+        without_origin(url.as_bytes(), BACKEND).map(|url| String::from_utf8(url).unwrap())
+    }
+
+    #[test]
+    fn the_backends_origin_goes() {
+        for (url, reference) in [
+            ("http://backend:9000/mydir/x?y#z", "/mydir/x?y#z"),
+            ("HTTP://BACKEND:9000/x", "/x"),
+            ("//backend:9000/x", "/x"),
+            ("http://backend:9000", "/"),
+            ("http://backend:9000?a=b", "/?a=b"),
+            ("http://backend:9000#f", "/#f"),
+            ("http://backend:9000/", "/"),
+            ("http://backend:9000//evil.example/x", "/.//evil.example/x"),
+            ("http://backend:9000/\\evil.example/x", "/./\\evil.example/x"),
+            ("http://backend:9000/\t/evil.example/x", "/./\t/evil.example/x"),
+        ] {
+            assert_eq!(mapped(url).as_deref(), Some(reference), "{url}");
+        }
+    }
+
+    #[test]
+    fn look_alikes_stay() {
+        for url in [
+            "http://other.example/x",
+            "https://backend:9000/x",
+            "http://backend/x",
+            "http://backend:90000/x",
+            "http://backend:9000.evil.example/x",
+            "http://backend:9000@evil.example/x",
+            "http://u:p@backend:9000/x",
+            "http://backend:9000\\@evil.example/x",
+            "http://backend:9000 /x",
+            "http:/backend:9000/x",
+            "http:\\\\backend:9000/x",
+            "http://[::1/%zz",
+            "y?z=1",
+            "/x",
+            "",
+            "http://",
+            "é",
+        ] {
+            assert_eq!(mapped(url), None, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_default_port_is_the_same_origin() {
+        for (scheme, authority, url, same) in [
+            (&Scheme::HTTP, "backend", "http://backend:80/x", true),
+            (&Scheme::HTTP, "backend:80", "http://backend/x", true),
+            (&Scheme::HTTPS, "backend", "https://backend:443/x", true),
+            (&Scheme::HTTPS, "backend", "https://backend:80/x", false),
+            (&Scheme::HTTP, "[::1]", "http://[::1]:80/x", true),
+            (&Scheme::HTTP, "[::1]:8000", "http://[::1]:8000/x", true),
+            (&Scheme::HTTP, "[::1]:8000", "http://[::1]/x", false),
+        ] {
+            let origin = Origin { scheme, authority: authority.as_bytes() };
+            assert_eq!(without_origin(url.as_bytes(), origin).is_some(), same, "{authority} {url}");
+        }
+    }
+
+    #[test]
+    fn prefixes_are_exchanged() {
+        for (reference, from, to, result) in [
+            ("/x?y", "", "/mydir", Some("/mydir/x?y")),
+            ("/", "", "/mydir", Some("/mydir/")),
+            ("/.//evil.example", "", "/mydir", Some("/mydir/.//evil.example")),
+            ("//other/x", "", "/mydir", None),
+            ("/\\other/x", "", "/mydir", None),
+            ("x", "", "/mydir", None),
+            ("http://other/x", "", "/mydir", None),
+            ("/old/x", "/old", "/mydir", Some("/mydir/x")),
+            ("/old", "/old", "/mydir", Some("/mydir")),
+            ("/old?x", "/old", "/mydir", Some("/mydir?x")),
+            ("/older", "/old", "/mydir", None),
+            ("/elsewhere", "/old", "/mydir", None),
+            ("/old//evil.example", "/old", "", Some("/.//evil.example")),
+            ("/old", "/old", "", Some("/")),
+        ] {
+            let result_is = with_prefix(reference.as_bytes(), from, to).map(|r| String::from_utf8(r).unwrap());
+            assert_eq!(result_is.as_deref(), result, "{reference} {from} {to}");
+        }
+    }
+
+    #[test]
+    fn refresh_holds_a_reference() {
+        for (value, result) in [
+            ("5; url=http://backend:9000/x", Some("5; url=/x")),
+            ("0;URL='http://backend:9000/x'", Some("0; url=/x")),
+            ("0, url = \"http://backend:9000/x\" ", Some("0, url=/x")),
+            ("5", None),
+            ("5; url=http://other/x", None),
+            ("5; ur", None),
+            ("5; url", None),
+        ] {
+            let mut headers = HeaderMap::from_iter([(REFRESH, HeaderValue::from_static(value))]);
+            map_references(&mut headers, |url| without_origin(url, BACKEND));
+            assert_eq!(headers[REFRESH], result.unwrap_or(value));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_mapped_stays_at_the_front(url in "(http:)?//(backend:9000)?[/\\\\@:.#?\ta-z]{0,20}") {
+            if let Some(reference) = mapped(&url) {
+                prop_assert!(reference.starts_with('/') && !is_network_path(reference.as_bytes()), "{reference}");
+            }
+        }
+
+        #[test]
+        fn a_url_of_the_backend_keeps_its_path(path in "/[a-z0-9._~%-][a-z0-9._~%/?&=;-]{0,20}") {
+            let url = format!("http://backend:9000{path}");
+            prop_assert_eq!(mapped(&url), Some(path));
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! HTTP fields: pure functions over a [`HeaderMap`], one room for each thing that RFC 9110 says of intermediaries.
+
+pub(crate) mod cookie;
+pub(crate) mod forwarded;
+pub(crate) mod framing;
+pub(crate) mod hop;
+pub(crate) mod host;
+pub(crate) mod identity;
+pub(crate) mod location;
+pub(crate) mod via;
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{AsHeaderName, Entry},
+};
+
+/// The members of a comma-separated list over all its lines, as bytes and without outer blanks (RFC 9110, section 5.6.1).
+///
+/// Not as text: one 8-bit octet would hide the whole line.
+pub(crate) fn members<'a>(headers: &'a HeaderMap, name: impl AsHeaderName) -> impl Iterator<Item = &'a [u8]> {
+    headers
+        .get_all(name)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|&b| b == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|member| !member.is_empty())
+}
+
+/// Replaces each value of a field for which `map` has another, in place and in order.
+pub(crate) fn map_values(headers: &mut HeaderMap, name: HeaderName, mut map: impl FnMut(&[u8]) -> Option<Vec<u8>>) {
+    let Entry::Occupied(mut lines) = headers.entry(name) else { return };
+    for line in lines.iter_mut() {
+        if let Some(value) = map(line.as_bytes()).and_then(|mapped| HeaderValue::try_from(mapped).ok()) {
+            *line = value;
+        }
+    }
+}
+
+/// Removes every field whose name `unwanted` says yes to.
+pub(crate) fn remove_where(headers: &mut HeaderMap, mut unwanted: impl FnMut(&HeaderName) -> bool) {
+    // Mostly there are none or few: look first, allocate only then.
+    let names: Vec<_> = headers.keys().filter(|name| unwanted(name)).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+}
+
+/// Takes what isn't a member any more out of a list field; a field without members goes.
+pub(crate) fn retain_members(headers: &mut HeaderMap, name: HeaderName, mut keep: impl FnMut(&[u8]) -> bool) {
+    if members(headers, &name).all(&mut keep) {
+        return;
+    }
+    let left = members(headers, &name).filter(|member| keep(member)).collect::<Vec<_>>().join(&b", "[..]);
+    headers.remove(&name);
+    if let Ok(value) = HeaderValue::from_bytes(&left)
+        && !left.is_empty()
+    {
+        headers.insert(name, value);
+    }
+}

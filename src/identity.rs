@@ -1,0 +1,121 @@
+//! Who asks: what an application writes into the request's extensions, and what the upstream side reads from them.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+/// The name of the signed-in user, as a request extension.
+///
+/// An application that knows its user inserts it; [`RemoteUserLayer`](crate::RemoteUserLayer) and
+/// [`BasicAuthLayer::remote_user`](crate::BasicAuthLayer::remote_user) tell it to the backend. No request extension means
+/// that nobody is signed in. A client can't set it: extensions don't cross the wire.
+///
+/// Any text can be in it. What can't be said in a header field is refused where it would be said.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RemoteUser(Arc<str>);
+
+impl RemoteUser {
+    /// Makes the name of a user.
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self(name.into())
+    }
+
+    /// Returns the name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether a header field can say this name so that the backend reads the same one.
+    ///
+    /// Control characters can't be in a field, outer blanks aren't part of its value (RFC 9110, section 5.5), and an empty
+    /// name would be nobody's. A name is never bent into another one: `alice ` isn't alice.
+    pub(crate) fn is_sayable(&self) -> bool {
+        !self.0.is_empty() && self.0.trim() == &*self.0 && !self.0.contains(char::is_control)
+    }
+}
+
+impl From<&str> for RemoteUser {
+    fn from(name: &str) -> Self {
+        Self::new(name)
+    }
+}
+
+impl From<String> for RemoteUser {
+    fn from(name: String) -> Self {
+        Self::new(name)
+    }
+}
+
+impl From<&String> for RemoteUser {
+    fn from(name: &String) -> Self {
+        Self::new(name.as_str())
+    }
+}
+
+impl From<Arc<str>> for RemoteUser {
+    fn from(name: Arc<str>) -> Self {
+        Self(name)
+    }
+}
+
+impl fmt::Display for RemoteUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The address of the peer that sent the request, as a request extension.
+///
+/// It becomes the backend's `X-Forwarded-For` and decides whether the peer is a [trusted
+/// proxy](crate::ReverseProxyLayer::trusted_proxies). With the feature `axum`, axum's `ConnectInfo<SocketAddr>` is read when
+/// this extension isn't there; a server that isn't `axum::serve`, or a listener with addresses of another type, inserts
+/// this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClientAddr(IpAddr);
+
+impl ClientAddr {
+    /// Takes the address. An IPv4 address that came mapped into IPv6 (`::ffff:192.0.2.1`) is the IPv4 address.
+    pub fn new(addr: IpAddr) -> Self {
+        Self(addr.to_canonical())
+    }
+
+    /// Returns the address.
+    pub fn ip(&self) -> IpAddr {
+        self.0
+    }
+}
+
+impl From<IpAddr> for ClientAddr {
+    fn from(addr: IpAddr) -> Self {
+        Self::new(addr)
+    }
+}
+
+impl From<SocketAddr> for ClientAddr {
+    fn from(addr: SocketAddr) -> Self {
+        Self::new(addr.ip())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sayable_names() {
+        for name in ["alice", "CORP\\alice", "jörg", "a b", "a:b", "名"] {
+            assert!(RemoteUser::from(name).is_sayable(), "{name:?}");
+        }
+        for name in ["", " ", "alice ", " alice", "a\r\nX: 1", "a\0", "\u{a0}a", "a\u{85}b", "\t"] {
+            assert!(!RemoteUser::from(name).is_sayable(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn mapped_addresses_are_canonical() {
+        let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
+        assert_eq!(ClientAddr::from(mapped).ip().to_string(), "192.0.2.1");
+    }
+}

@@ -1,0 +1,14 @@
+//! The proxy as a user meets it: a service of its own, or a layer around an application.
+
+mod build;
+mod future;
+mod layer;
+mod options;
+mod service;
+
+pub use self::{
+    build::{ToBackend, ToService},
+    future::{ProxyFuture, ServiceFuture},
+    layer::ReverseProxyLayer,
+    service::{ReverseProxy, ReverseProxyService},
+};

@@ -1,0 +1,229 @@
+//! The options of a proxy, each with its default.
+
+use std::{sync::Arc, time::Duration};
+
+use axum_core::response::IntoResponse;
+use http::uri::Scheme;
+use ipnet::IpNet;
+use tower_layer::Layer;
+
+use super::{build::ToBackend, layer::ReverseProxyLayer};
+use crate::{
+    client::Client,
+    error::Error,
+    forward::Rules,
+    headers::via::Pseudonym,
+    path::{InvalidPrefix, PathPolicy, Prefix},
+    upstream::{HostPolicy, Upstream},
+};
+
+/// # Paths
+impl<U, P> ReverseProxyLayer<U, P> {
+    /// Sets the directory that is the backend's. Default: `/`, everything.
+    ///
+    /// `/mydir` stands for `/mydir`, `/mydir/` and all below, not for `/mydirx`. In a nested router it's relative to the
+    /// nest, as routes are.
+    ///
+    /// # Panics
+    ///
+    /// If it isn't a plain path, with a message that says what to write instead. Parse a [`Prefix`] to get the error.
+    #[track_caller]
+    pub fn prefix(self, prefix: impl TryInto<Prefix, Error: Into<InvalidPrefix>>) -> Self {
+        let prefix = parsed(prefix);
+        self.rules(|rules| rules.prefix = prefix)
+    }
+
+    /// Takes the public prefix away on the way to the backend: `/mydir/x` becomes `/x`. Default: the path passes as it is.
+    ///
+    /// The public prefix is the directory as the client sees it, nests included. The backend gets it as
+    /// `X-Forwarded-Prefix`. `Location`, `Content-Location`, `Refresh` and the `Path` of cookies are mapped back. Links
+    /// inside of pages are not: a backend that doesn't know its prefix will send visitors out of it.
+    pub fn strip_prefix(self) -> Self {
+        self.rules(|rules| rules.path = PathPolicy::Replace(Prefix::root()))
+    }
+
+    /// Puts another directory in the public prefix's place: with `/other`, `/mydir/x` becomes `/other/x`. Default: the path
+    /// passes as it is.
+    ///
+    /// Everything else is as with [`strip_prefix`](Self::strip_prefix).
+    ///
+    /// # Panics
+    ///
+    /// If it isn't a plain path, with a message that says what to write instead.
+    #[track_caller]
+    pub fn replace_prefix(self, with: impl TryInto<Prefix, Error: Into<InvalidPrefix>>) -> Self {
+        let with = parsed(with);
+        self.rules(|rules| rules.path = PathPolicy::Replace(with))
+    }
+}
+
+/// # Forwarding fields
+impl<U, P> ReverseProxyLayer<U, P> {
+    /// Sets whether `X-Forwarded-For`, `-Host`, `-Proto` and `-Prefix` are sent. Default: `true`.
+    ///
+    /// `-For` is the peer's address: [`ClientAddr`](crate::ClientAddr), or axum's `ConnectInfo<SocketAddr>`; without either
+    /// there is none. `-Host` is the client's. `-Proto` has to be [set](Self::forwarded_proto). `-Prefix` is sent where one
+    /// was taken away. What the client sent under such a name is removed in any case.
+    pub fn x_forwarded(self, send: bool) -> Self {
+        self.rules(|rules| rules.forwarded.x_forwarded = send)
+    }
+
+    /// Sets the `X-Forwarded-Proto`: how clients reach the front. Default: none is sent.
+    ///
+    /// A request can't tell: an HTTP/1.1 one doesn't say, an HTTP/2 one says what the client likes.
+    pub fn forwarded_proto(self, scheme: Scheme) -> Self {
+        self.rules(|rules| rules.forwarded.proto = Some(scheme))
+    }
+
+    /// Sets whether `Forwarded` (RFC 7239) is sent, with `for`, `host` and `proto`. Default: `false`.
+    pub fn forwarded(self, send: bool) -> Self {
+        self.rules(|rules| rules.forwarded.forwarded = send)
+    }
+
+    /// Sets whether `X-Real-IP` is sent. Default: `false`.
+    pub fn x_real_ip(self, send: bool) -> Self {
+        self.rules(|rules| rules.forwarded.x_real_ip = send)
+    }
+
+    /// Sets whose forwarding fields are believed: the proxies in front of the application, as CIDR blocks. Default: nobody's.
+    ///
+    /// From such a peer, `X-Forwarded-For` and `Forwarded` are appended to, and the others kept.
+    pub fn trusted_proxies(self, blocks: impl IntoIterator<Item = IpNet>) -> Self {
+        let trusted = blocks.into_iter().collect();
+        self.rules(|rules| rules.forwarded.trusted = trusted)
+    }
+
+    /// Sets the name that the proxy has in `Via` (RFC 9110, section 7.6.3). Default: `tower-reverse-proxy-` and a random
+    /// number, made anew for each proxy. `None`: no `Via`, and no detection of loops.
+    ///
+    /// A request that has the name in its `Via` has come through here before and is answered with 508.
+    ///
+    /// # Panics
+    ///
+    /// If the name isn't a token or an authority.
+    #[track_caller]
+    pub fn via<'a>(self, name: impl Into<Option<&'a str>>) -> Self {
+        let via = name.into().map(|name| {
+            Pseudonym::new(name).unwrap_or_else(|| {
+                panic!("invalid name {name:?} for Via: write a token or host and port, such as \"front.example\"")
+            })
+        });
+        self.rules(|rules| rules.via = via)
+    }
+
+    /// Lets fields pass whose names have an underscore. Default: they are removed.
+    ///
+    /// WSGI and CGI servers read `Remote_User` as `Remote-User`, and `SCRIPT_NAME` as their own: with this, a client can say
+    /// both to a backend that isn't careful.
+    pub fn keep_underscores(self) -> Self {
+        self.rules(|rules| rules.keep_underscores = true)
+    }
+}
+
+/// # Time and failure
+impl<U, P> ReverseProxyLayer<U, P> {
+    /// Sets how long the backend may take for its response head, from the end of the request's body. Default: 60 seconds.
+    /// `None`: for ever. Then: 504.
+    pub fn header_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
+        let timeout = timeout.into();
+        self.rules(|rules| rules.header_timeout = timeout)
+    }
+
+    /// Sets how long either body may stand still. Default: 5 minutes. `None`: for ever.
+    ///
+    /// Each frame starts the time anew; a slow body isn't cut. A client that sends nothing more gets 408, a backend that
+    /// takes nothing more becomes 504, and one that sends nothing more an aborted response. A client that doesn't read is
+    /// the server's to watch.
+    pub fn body_idle_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
+        let timeout = timeout.into();
+        self.rules(|rules| rules.body_idle_timeout = timeout)
+    }
+
+    /// Makes the response of a failure, in place of a short text. The [`Error`] is put into its extensions.
+    ///
+    /// ```
+    /// use axum::response::Html;
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// let legacy = ReverseProxyLayer::new("http://127.0.0.1:8000")
+    ///     .on_error(|error| (error.status(), Html("<h1>Back in a minute</h1>")));
+    /// # let _ = legacy;
+    /// ```
+    ///
+    /// gRPC requests get a gRPC status instead.
+    ///
+    /// # Security
+    ///
+    /// The error's text and source are for the log: they may hold addresses of the backend.
+    pub fn on_error<R: IntoResponse>(self, respond: impl Fn(&Error) -> R + Send + Sync + 'static) -> Self {
+        self.rules(|rules| rules.on_error = Some(Arc::new(move |error| respond(error).into_response())))
+    }
+
+    fn rules(mut self, change: impl FnOnce(&mut Rules)) -> Self {
+        change(Arc::make_mut(&mut self.proxy.rules));
+        self
+    }
+}
+
+/// # The backend
+impl<C, L: Layer<Client, Service = C>> ReverseProxyLayer<Upstream<C>, ToBackend<L>> {
+    /// Sets which `Host` the backend gets. Default: the client's for `http` and Unix-socket backends, the backend's
+    /// authority for `https` backends.
+    pub fn host(self, host: HostPolicy) -> Self {
+        self.rebuild(|parts| parts.to.host = host)
+    }
+
+    /// Sets whether `Location`, `Content-Location` and `Refresh` with the backend's own origin become references to the
+    /// front, and a cookie's `Domain` that names the backend is dropped. Default: `true`.
+    ///
+    /// The origin has to be exactly the backend's: its authority, or the `Host` that it was sent, with its scheme. What it
+    /// becomes is a path, so that no scheme is guessed and no client's `Host` gets into it.
+    pub fn map_location(self, map: bool) -> Self {
+        self.rebuild(|parts| parts.to.map_location = map)
+    }
+
+    /// Sets how long it may take to connect: name, TCP and handshakes together. Default: 5 seconds. `None`: as long as the
+    /// operating system allows. Then: 504.
+    pub fn connect_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
+        let timeout = timeout.into();
+        self.rebuild(|parts| parts.client.connect_timeout = timeout)
+    }
+
+    /// Sets how long an unused connection is kept. Default: 30 seconds. `None`: until the backend closes it.
+    pub fn pool_idle_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
+        let timeout = timeout.into();
+        self.rebuild(|parts| parts.client.pool_idle_timeout = timeout)
+    }
+
+    /// Sets how many unused connections are kept at the most. Default: 64.
+    pub fn pool_max_idle(self, connections: usize) -> Self {
+        self.rebuild(|parts| parts.client.pool_max_idle = connections)
+    }
+
+    /// Speaks HTTP/2 to the backend, with prior knowledge. Default: `false`, HTTP/1.1.
+    #[cfg(feature = "http2")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "http2")))]
+    pub fn http2(self, http2: bool) -> Self {
+        self.rebuild(|parts| parts.client.http2 = http2)
+    }
+
+    /// Keeps the case of the backend's field names, if the server in front does so too (hyper's
+    /// `preserve_header_case`). Default: `false`, names are lower case.
+    pub fn preserve_header_case(self, preserve: bool) -> Self {
+        self.rebuild(|parts| parts.client.preserve_header_case = preserve)
+    }
+
+    fn rebuild(mut self, change: impl FnOnce(&mut ToBackend<L>)) -> Self {
+        change(&mut self.parts);
+        self.proxy.upstream = self.parts.build();
+        self
+    }
+}
+
+#[track_caller]
+fn parsed(prefix: impl TryInto<Prefix, Error: Into<InvalidPrefix>>) -> Prefix {
+    match prefix.try_into().map_err(Into::into) {
+        Ok(prefix) => prefix,
+        Err(error) => panic!("{error}"),
+    }
+}

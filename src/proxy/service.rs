@@ -1,0 +1,164 @@
+//! The two services: one that is the proxy, one that stands in front of another service.
+
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum_core::{BoxError, body::Body};
+use bytes::Bytes;
+use http::{Request, Response};
+use tower_service::Service;
+
+use super::{
+    future::{ProxyFuture, ServiceFuture, Way},
+    layer::ReverseProxyLayer,
+};
+use crate::{
+    backend::{Backend, InvalidBackend},
+    client::Client,
+    forward::{Rules, forward},
+    upstream::Upstream,
+};
+
+/// A service that sends every request to its upstream.
+///
+/// For axum's `nest_service`, `fallback_service` and `route_service`, or to be called from a handler. Under a nest, the
+/// backend sees the full path, as the client sent it. It never fails: a failure is a response, with the
+/// [`Error`](crate::Error) in its extensions.
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use tower_reverse_proxy::ReverseProxy;
+///
+/// let app: Router = Router::new()
+///     .route("/new", get(|| async { "already rewritten" }))
+///     // The backend sees /mydir, /mydir/ and /mydir/x as they are.
+///     .nest_service("/mydir", ReverseProxy::new("http://127.0.0.1:8000"))
+///     // All the rest is the legacy site's.
+///     .fallback_service(ReverseProxy::new("http://127.0.0.1:8001"));
+/// ```
+///
+/// Options are the layer's: [`ReverseProxyLayer::into_service`] makes a service of them. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct ReverseProxy<U = Upstream<Client>> {
+    pub(super) upstream: U,
+    pub(super) rules: Arc<Rules>,
+}
+
+impl ReverseProxy {
+    /// Forwards every request to `backend`, with the defaults of [`ReverseProxyLayer`].
+    ///
+    /// # Panics
+    ///
+    /// If `backend` isn't an origin, with a message that says what to write instead. [`try_new`](Self::try_new) returns it.
+    #[track_caller]
+    pub fn new(backend: impl TryInto<Backend, Error: Into<InvalidBackend>>) -> Self {
+        ReverseProxyLayer::new(backend).into_service()
+    }
+
+    /// Forwards every request to `backend`, with the defaults of [`ReverseProxyLayer`].
+    ///
+    /// # Errors
+    ///
+    /// If `backend` isn't an origin, or can't be reached with the features that are on.
+    pub fn try_new(backend: impl TryInto<Backend, Error: Into<InvalidBackend>>) -> Result<Self, InvalidBackend> {
+        Ok(ReverseProxyLayer::try_new(backend)?.into_service())
+    }
+}
+
+impl<U> ReverseProxy<U> {
+    /// Forwards every request to an upstream service, with the defaults of [`ReverseProxyLayer`].
+    pub fn with_upstream(upstream: U) -> Self
+    where
+        U: Clone,
+    {
+        ReverseProxyLayer::with_upstream(upstream).into_service()
+    }
+}
+
+impl<U, ReqBody, ResBody> Service<Request<ReqBody>> for ReverseProxy<U>
+where
+    U: Service<Request<Body>, Response = Response<ResBody>> + Clone,
+    U::Error: Into<BoxError>,
+    ReqBody: http_body::Body<Data = Bytes> + Send + 'static,
+    ReqBody::Error: Into<BoxError>,
+    ResBody: http_body::Body<Data = Bytes> + Send + 'static,
+    ResBody::Error: Into<BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = ProxyFuture<U>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        // The upstream gets ready inside of the future, on a clone.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        ProxyFuture { inner: forward(self.rules.clone(), self.upstream.clone(), request.map(Body::new)) }
+    }
+}
+
+/// The middleware that [`ReverseProxyLayer`] makes: requests below the prefix go to the proxy, everything else goes to the
+/// wrapped service, untouched.
+///
+/// It is ready when the wrapped service is: a dead backend blocks nobody's own routes.
+#[derive(Clone, Debug)]
+pub struct ReverseProxyService<S, U = Upstream<Client>> {
+    inner: S,
+    proxy: ReverseProxy<U>,
+}
+
+impl<S, U> ReverseProxyService<S, U> {
+    pub(super) fn new(inner: S, proxy: ReverseProxy<U>) -> Self {
+        Self { inner, proxy }
+    }
+
+    /// Returns a reference to the wrapped service.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Returns a mutable reference to the wrapped service.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// Returns the wrapped service.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, U, ReqBody, InnerBody, ResBody> Service<Request<ReqBody>> for ReverseProxyService<S, U>
+where
+    S: Service<Request<ReqBody>, Response = Response<InnerBody>>,
+    InnerBody: http_body::Body<Data = Bytes> + Send + 'static,
+    InnerBody::Error: Into<BoxError>,
+    U: Service<Request<Body>, Response = Response<ResBody>> + Clone,
+    U::Error: Into<BoxError>,
+    ReqBody: http_body::Body<Data = Bytes> + Send + 'static,
+    ReqBody::Error: Into<BoxError>,
+    ResBody: http_body::Body<Data = Bytes> + Send + 'static,
+    ResBody::Error: Into<BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = ServiceFuture<S::Future, U>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let ReverseProxy { upstream, rules } = &self.proxy;
+        let way = if rules.prefix.rest(request.uri().path()).is_some() {
+            Way::Proxied { future: forward(rules.clone(), upstream.clone(), request.map(Body::new)) }
+        } else {
+            Way::Inner { future: self.inner.call(request) }
+        };
+        ServiceFuture { way }
+    }
+}

@@ -1,0 +1,62 @@
+//! What a layer that may answer in the backend's place has for a future and a body.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use http_body_util::{Either, Empty};
+use pin_project_lite::pin_project;
+
+/// The body of the inner service's response, or none. It asks nothing of the inner body, so it fits around any client.
+pub type RefusableBody<B> = Either<B, Empty<Bytes>>;
+
+pin_project! {
+    /// The future of a layer that refuses some requests itself.
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless polled"]
+    pub struct RefusableFuture<F> {
+        #[pin]
+        state: State<F>,
+    }
+}
+
+pin_project! {
+    #[derive(Debug)]
+    #[project = StateProj]
+    enum State<F> {
+        Calling { #[pin] future: F },
+        Refused { status: StatusCode },
+    }
+}
+
+impl<F> RefusableFuture<F> {
+    pub(crate) fn calling(future: F) -> Self {
+        Self { state: State::Calling { future } }
+    }
+
+    pub(crate) fn refused(status: StatusCode) -> Self {
+        Self { state: State::Refused { status } }
+    }
+}
+
+impl<F, B, E> Future for RefusableFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+{
+    type Output = Result<Response<RefusableBody<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(Ok(match self.project().state.project() {
+            StateProj::Calling { future } => ready!(future.poll(cx))?.map(Either::Left),
+            StateProj::Refused { status } => {
+                let mut response = Response::new(Either::Right(Empty::new()));
+                *response.status_mut() = *status;
+                response
+            }
+        }))
+    }
+}

@@ -1,0 +1,179 @@
+//! Tells the backend who is signed in, by a field that no client can set.
+
+use std::{
+    fmt,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{Extensions, HeaderName, HeaderValue, Request, Response, StatusCode};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    headers::identity::remove_every_spelling,
+    identity::RemoteUser,
+    refuse::{RefusableBody, RefusableFuture},
+};
+
+/// A layer that tells the backend the signed-in user's name in `Remote-User`.
+///
+/// It belongs on the upstream side ([`upstream_layer`](crate::ReverseProxyLayer::upstream_layer)): there everything that the
+/// client had to say of `Connection` is over, and nothing of it can undo the field. It's an ordinary tower layer and works
+/// around any HTTP client.
+///
+/// The client's own copy is removed, signed in or not, in every spelling that a server folds into the same variable:
+/// `remote-user`, `Remote_User`, `remote.user`.
+///
+/// ```
+/// use tower_reverse_proxy::{RemoteUserLayer, ReverseProxyLayer};
+///
+/// #[derive(Clone)]
+/// struct Session {
+///     user: Option<String>,
+/// }
+///
+/// let legacy = ReverseProxyLayer::new("http://127.0.0.1:8000")
+///     .prefix("/legacy")
+///     .upstream_layer(RemoteUserLayer::from_extension(|session: &Session| session.user.clone()));
+/// # let _ = legacy;
+/// ```
+///
+/// # Security
+///
+/// The backend has to be reachable through the proxy only: whoever else reaches it can say any name.
+///
+/// A name that a field can't say (control characters, outer blanks, none at all) is refused with 403 and an error in the
+/// log. It is never bent into another name. Names outside of ASCII are sent as UTF-8.
+#[derive(Clone)]
+pub struct RemoteUserLayer {
+    rules: Arc<Rules>,
+}
+
+#[derive(Clone)]
+struct Rules {
+    header: HeaderName,
+    required: bool,
+    user: Reader,
+}
+
+/// Reads the user out of a request's extensions; `None`: the [`RemoteUser`] that is there.
+type Reader = Option<Arc<dyn Fn(&Extensions) -> Option<RemoteUser> + Send + Sync>>;
+
+impl RemoteUserLayer {
+    /// Takes the name from the request extension [`RemoteUser`].
+    pub fn new() -> Self {
+        let header = HeaderName::from_static("remote-user");
+        Self { rules: Arc::new(Rules { header, required: false, user: None }) }
+    }
+
+    /// Takes the name from a request extension of the application's: a session, claims, the peer of a TLS connection.
+    ///
+    /// Without the extension, or when `user` returns `None`, nobody is signed in. The name becomes the [`RemoteUser`] for
+    /// what follows, such as [`BasicAuthLayer::remote_user`](crate::BasicAuthLayer::remote_user).
+    pub fn from_extension<T, U>(user: impl Fn(&T) -> Option<U> + Send + Sync + 'static) -> Self
+    where
+        T: Send + Sync + 'static,
+        U: Into<RemoteUser>,
+    {
+        let mut layer = Self::new();
+        let user = move |extensions: &Extensions| Some(user(extensions.get::<T>()?)?.into());
+        Arc::make_mut(&mut layer.rules).user = Some(Arc::new(user));
+        layer
+    }
+
+    /// Sets the name of the field. Default: `Remote-User`.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName) -> Self {
+        Arc::make_mut(&mut self.rules).header = name;
+        self
+    }
+
+    /// Answers 401 when nobody is signed in, without asking the backend. Default: the request goes on without the field.
+    #[must_use]
+    pub fn required(mut self) -> Self {
+        Arc::make_mut(&mut self.rules).required = true;
+        self
+    }
+}
+
+impl Default for RemoteUserLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for RemoteUserLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteUserLayer")
+            .field("header", &self.rules.header)
+            .field("required", &self.rules.required)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S> Layer<S> for RemoteUserLayer {
+    type Service = RemoteUserService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        RemoteUserService { inner, layer: self.clone() }
+    }
+}
+
+/// The service of a [`RemoteUserLayer`].
+#[derive(Clone, Debug)]
+pub struct RemoteUserService<S> {
+    inner: S,
+    layer: RemoteUserLayer,
+}
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for RemoteUserService<S>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+{
+    type Response = Response<RefusableBody<ResBody>>;
+    type Error = S::Error;
+    type Future = RefusableFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+        match self.layer.rules.apply(&mut request) {
+            Ok(()) => RefusableFuture::calling(self.inner.call(request)),
+            Err(status) => RefusableFuture::refused(status),
+        }
+    }
+}
+
+impl Rules {
+    fn apply<B>(&self, request: &mut Request<B>) -> Result<(), StatusCode> {
+        remove_every_spelling(request.headers_mut(), &self.header);
+        if let Some(read) = &self.user {
+            // What follows has to speak of the same user, or of nobody.
+            match read(request.extensions()) {
+                Some(user) => drop(request.extensions_mut().insert(user)),
+                None => drop(request.extensions_mut().remove::<RemoteUser>()),
+            }
+        }
+        let Some(user) = request.extensions().get::<RemoteUser>() else {
+            return if self.required { Err(StatusCode::UNAUTHORIZED) } else { Ok(()) };
+        };
+        match HeaderValue::from_bytes(user.as_str().as_bytes()) {
+            Ok(value) if user.is_sayable() => {
+                request.headers_mut().insert(&self.header, value);
+                Ok(())
+            }
+            _ => {
+                tracing::error!(
+                    target: "tower_reverse_proxy",
+                    user = ?user.as_str(),
+                    header = %self.header,
+                    "a user name that can't be said in a header field: the request is refused"
+                );
+                Err(StatusCode::FORBIDDEN)
+            }
+        }
+    }
+}

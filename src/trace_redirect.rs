@@ -1,0 +1,166 @@
+//! Traces redirects: where the backend sends its visitors.
+
+use std::{
+    borrow::Cow,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http::{Method, Request, Response, Uri, header::LOCATION};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// A layer that emits one [`tracing`] event for each redirect that the backend answers with.
+///
+/// The event's target is `tower_reverse_proxy::redirect`, its level `INFO`. It has the fields `method`, `target` (of the
+/// request, as the backend got it), `status` and `location` (the backend's own, before it's mapped to the front), and is
+/// emitted for each response with a status of 300 to 399 and a `Location`.
+///
+/// Queries, fragments and userinfo often hold secrets: they are redacted. [`show_query`](Self::show_query) shows all but the
+/// userinfo.
+///
+/// It belongs on the upstream side ([`upstream_layer`](crate::ReverseProxyLayer::upstream_layer)). It's an ordinary tower
+/// layer and works around any HTTP client.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TraceRedirectLayer {
+    show_query: bool,
+}
+
+impl TraceRedirectLayer {
+    /// Traces redirects, with queries and userinfo redacted.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Shows queries and fragments as they are. Default: `?…` or `#…` stands for them. Userinfo is redacted always.
+    #[must_use]
+    pub fn show_query(mut self) -> Self {
+        self.show_query = true;
+        self
+    }
+}
+
+impl<S> Layer<S> for TraceRedirectLayer {
+    type Service = TraceRedirect<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        TraceRedirect { inner, layer: *self }
+    }
+}
+
+/// The service of a [`TraceRedirectLayer`].
+#[derive(Clone, Debug)]
+pub struct TraceRedirect<S> {
+    inner: S,
+    layer: TraceRedirectLayer,
+}
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for TraceRedirect<S>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = TraceRedirectFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        TraceRedirectFuture { inner: self.inner.call(request), layer: self.layer, method, uri }
+    }
+}
+
+pin_project! {
+    /// The future of a [`TraceRedirect`]'s response.
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless polled"]
+    pub struct TraceRedirectFuture<F> {
+        #[pin]
+        inner: F,
+        layer: TraceRedirectLayer,
+        method: Method,
+        uri: Uri,
+    }
+}
+
+impl<F, B, E> Future for TraceRedirectFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = ready!(this.inner.poll(cx))?;
+        if response.status().is_redirection()
+            && let Some(location) = response.headers().get(LOCATION)
+        {
+            let location = String::from_utf8_lossy(location.as_bytes());
+            tracing::info!(
+                target: "tower_reverse_proxy::redirect",
+                method = %this.method,
+                target = %this.layer.shown(this.uri.path_and_query().map_or("/", |target| target.as_str())),
+                status = response.status().as_u16(),
+                location = ?this.layer.shown(&location),
+                "the backend redirects"
+            );
+        }
+        Poll::Ready(Ok(response))
+    }
+}
+
+impl TraceRedirectLayer {
+    /// A reference without its secrets.
+    fn shown<'a>(&self, reference: &'a str) -> Cow<'a, str> {
+        let (before, query) = match reference.find(['?', '#']) {
+            Some(start) => reference.split_at(start),
+            None => (reference, ""),
+        };
+        // An authority ends at the first slash; what stands before an `@` in it is userinfo.
+        let authority = before.find("//").map_or(0, |slashes| slashes + 2);
+        let end = before[authority..].find(['/', '\\']).map_or(before.len(), |end| authority + end);
+        let userinfo = if authority > 0 { before[authority..end].rfind('@') } else { None };
+        match (userinfo, query.is_empty() || self.show_query) {
+            (None, true) => Cow::Borrowed(reference),
+            (userinfo, whole) => {
+                let hidden = userinfo.map_or(String::new(), |_| "…".to_owned());
+                let rest = userinfo.map_or(authority, |at| authority + at);
+                let query = match query.as_bytes() {
+                    _ if whole => query,
+                    [b'?', ..] => "?…",
+                    _ => "#…",
+                };
+                Cow::Owned([&before[..authority], &hidden, &before[rest..], query].concat())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let layer = TraceRedirectLayer::new();
+        for (reference, shown) in [
+            ("/mydir/x", "/mydir/x"),
+            ("/mydir/x?token=s3cret#f", "/mydir/x?…"),
+            ("http://backend:9000/x", "http://backend:9000/x"),
+            ("http://user:s3cret@backend/x?y", "http://…@backend/x?…"),
+            ("//user@backend", "//…@backend"),
+            ("/x@y", "/x@y"),
+            ("http://backend?s3cret", "http://backend?…"),
+            ("/x#access_token=s3cret", "/x#…"),
+        ] {
+            assert_eq!(layer.shown(reference), shown);
+        }
+        let layer = layer.show_query();
+        assert_eq!(layer.shown("http://u:p@backend/x?y"), "http://…@backend/x?y");
+    }
+}
