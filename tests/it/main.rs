@@ -1,0 +1,6 @@
+//! What the proxy does, seen from both sides: raw bytes of a client, raw bytes of a backend, wherever bytes matter.
+
+#[allow(dead_code)] // until every module below uses it
+mod support;
+
+mod layering;

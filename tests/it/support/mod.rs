@@ -1,0 +1,268 @@
+//! Fronts, raw backends and raw clients on loopback.
+
+use std::{future::Future, net::SocketAddr, time::Duration};
+
+use axum::{Router, extract::connect_info::IntoMakeServiceWithConnectInfo};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+/// How long anything here may take before the test fails: much longer than it ever does.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Serves an app on loopback, with the peer's address known.
+pub(crate) async fn front(app: Router) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let service: IntoMakeServiceWithConnectInfo<Router, SocketAddr> = app.into_make_service_with_connect_info();
+    tokio::spawn(async move { axum::serve(listener, service).await.unwrap() });
+    addr
+}
+
+/// Accepts connections and hands each to `talk`, as raw bytes. Returns the origin to proxy to.
+pub(crate) async fn backend<F>(talk: impl Fn(Wire<TcpStream>) -> F + Send + Sync + 'static) -> String
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(talk(Wire::new(stream)));
+        }
+    });
+    format!("http://{addr}")
+}
+
+/// A backend that answers each request with 200 and the request as it came, head and decoded body.
+pub(crate) async fn mirror() -> String {
+    backend(|mut wire| async move {
+        while let Some(request) = wire.message().await {
+            let body = [request.head.as_bytes(), &request.body].concat();
+            let head = format!("HTTP/1.1 200 OK\r\nX-Backend: mirror\r\nContent-Length: {}\r\n\r\n", body.len());
+            wire.send(head.as_bytes()).await;
+            wire.send(&body).await;
+        }
+    })
+    .await
+}
+
+/// A backend that answers each request with these bytes and keeps the connection open.
+pub(crate) async fn answering(response: impl AsRef<[u8]> + Send + Sync + 'static) -> String {
+    let response = std::sync::Arc::new(response);
+    backend(move |mut wire| {
+        let response = response.clone();
+        async move {
+            while wire.message().await.is_some() {
+                wire.send((*response).as_ref()).await;
+            }
+        }
+    })
+    .await
+}
+
+/// Connects to a front as a client that writes bytes.
+pub(crate) async fn client(addr: SocketAddr) -> Wire<TcpStream> {
+    Wire::new(TcpStream::connect(addr).await.unwrap())
+}
+
+/// Sends one request and returns the answer. The connection is closed after it.
+pub(crate) async fn ask(addr: SocketAddr, request: impl AsRef<[u8]>) -> Message {
+    let mut wire = client(addr).await;
+    wire.send(request.as_ref()).await;
+    wire.message().await.expect("an answer")
+}
+
+/// Sends `GET target` with `Host: front.example` and these further field lines (each ended by `\r\n`).
+pub(crate) async fn get(addr: SocketAddr, target: &str, fields: &str) -> Message {
+    ask(addr, format!("GET {target} HTTP/1.1\r\nHost: front.example\r\n{fields}\r\n")).await
+}
+
+/// One HTTP/1 message, as it came over the wire.
+#[derive(Debug)]
+pub(crate) struct Message {
+    /// Start line and fields, up to and with the empty line.
+    pub(crate) head: String,
+    /// The body, without its chunking.
+    pub(crate) body: Vec<u8>,
+    /// What follows the last chunk, field lines ended by `\r\n`.
+    pub(crate) trailers: String,
+    /// Whether the body came to its proper end.
+    pub(crate) complete: bool,
+}
+
+impl Message {
+    pub(crate) fn status(&self) -> u16 {
+        self.head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{self:?}"))
+    }
+
+    pub(crate) fn start_line(&self) -> &str {
+        self.head.lines().next().unwrap_or_default()
+    }
+
+    /// All values of a field, in order.
+    pub(crate) fn all(&self, name: &str) -> Vec<&str> {
+        values(&self.head, name)
+    }
+
+    /// The one value of a field; `None` if it isn't there.
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
+        let all = self.all(name);
+        assert!(all.len() < 2, "{name} twice in {}", self.head);
+        all.first().copied()
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The request that a [`mirror`] shows, as its head and what follows it.
+    pub(crate) fn mirrored(&self) -> Message {
+        assert_eq!(self.status(), 200, "{self:?}");
+        let text = self.text();
+        let end = text.find("\r\n\r\n").unwrap_or_else(|| panic!("no mirror: {self:?}")) + 4;
+        Message { head: text[..end].into(), body: self.body[end..].into(), trailers: String::new(), complete: true }
+    }
+}
+
+fn values<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
+    head.lines()
+        .skip(1)
+        .filter_map(|line| line.split_once(':'))
+        .filter(|(key, _)| key.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.trim())
+        .collect()
+}
+
+/// One end of a connection, spoken by hand.
+#[derive(Debug)]
+pub(crate) struct Wire<S> {
+    pub(crate) stream: S,
+    read: Vec<u8>,
+    /// What the last message sent was, if it was a request: an answer to HEAD has no body.
+    head_only: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    pub(crate) fn new(stream: S) -> Self {
+        Self { stream, read: Vec::new(), head_only: false }
+    }
+
+    /// Writes bytes. A peer that is gone is nothing to fail for.
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
+        self.head_only = bytes.starts_with(b"HEAD ");
+        let _ = tokio::time::timeout(PATIENCE, self.stream.write_all(bytes)).await.expect("the peer reads");
+    }
+
+    /// Reads the next message, a request or a final response; `None` if the peer closes before one.
+    ///
+    /// Bytes are taken as Latin-1, so that every octet shows.
+    pub(crate) async fn message(&mut self) -> Option<Message> {
+        let head = self.head().await?;
+        if head.starts_with("HTTP/1.1 1") && !head.starts_with("HTTP/1.1 101") {
+            return Box::pin(self.message()).await;
+        }
+        let mut message = Message { head, body: Vec::new(), trailers: String::new(), complete: true };
+        let status: u16 = match message.head.strip_prefix("HTTP/") {
+            Some(_) => message.status(),
+            None => 0,
+        };
+        let is_response = status != 0;
+        if (is_response && self.head_only) || [101, 204, 304].contains(&status) {
+            return Some(message);
+        }
+        if values(&message.head, "transfer-encoding").iter().any(|value| value.ends_with("chunked")) {
+            message.complete = self.chunks(&mut message).await.is_some();
+        } else if let Some(length) = values(&message.head, "content-length").first() {
+            let length: usize = length.parse().unwrap();
+            while self.read.len() < length && self.fill().await {}
+            message.complete = self.read.len() >= length;
+            let length = length.min(self.read.len());
+            message.body = self.read.drain(..length).collect();
+        } else if is_response {
+            while self.fill().await {}
+            message.body = std::mem::take(&mut self.read);
+        }
+        Some(message)
+    }
+
+    /// Reads a head, up to and with its empty line.
+    pub(crate) async fn head(&mut self) -> Option<String> {
+        let end = loop {
+            if let Some(end) = find(&self.read, b"\r\n\r\n") {
+                break end + 4;
+            }
+            if !self.fill().await {
+                return None;
+            }
+        };
+        Some(self.read.drain(..end).map(char::from).collect())
+    }
+
+    async fn chunks(&mut self, message: &mut Message) -> Option<()> {
+        loop {
+            let size = self.line().await?;
+            let size = usize::from_str_radix(size.split(';').next()?.trim(), 16).ok()?;
+            if size == 0 {
+                break;
+            }
+            while self.read.len() < size + 2 {
+                if !self.fill().await {
+                    message.body.append(&mut self.read);
+                    return None;
+                }
+            }
+            message.body.extend(self.read.drain(..size));
+            self.read.drain(..2);
+        }
+        loop {
+            match self.line().await? {
+                line if line.is_empty() => return Some(()),
+                line => message.trailers.push_str(&(line + "\r\n")),
+            }
+        }
+    }
+
+    async fn line(&mut self) -> Option<String> {
+        loop {
+            if let Some(end) = find(&self.read, b"\r\n") {
+                let line = self.read.drain(..end + 2).map(char::from).collect::<String>();
+                return Some(line.trim_end().to_owned());
+            }
+            if !self.fill().await {
+                return None;
+            }
+        }
+    }
+
+    /// Reads exactly so many bytes, or what comes before the end.
+    pub(crate) async fn bytes(&mut self, count: usize) -> Vec<u8> {
+        while self.read.len() < count && self.fill().await {}
+        let count = count.min(self.read.len());
+        self.read.drain(..count).collect()
+    }
+
+    /// Whether the peer closes, or resets, without a further byte.
+    pub(crate) async fn closed(&mut self) -> bool {
+        self.read.is_empty() && !self.fill().await
+    }
+
+    /// Reads something; `false` at the end.
+    async fn fill(&mut self) -> bool {
+        let mut buffer = [0; 64 * 1024];
+        let read =
+            tokio::time::timeout(PATIENCE, self.stream.read(&mut buffer)).await.expect("the peer says something");
+        match read {
+            Ok(0) | Err(_) => false,
+            Ok(count) => {
+                self.read.extend_from_slice(&buffer[..count]);
+                true
+            }
+        }
+    }
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|window| window == needle)
+}
