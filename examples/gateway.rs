@@ -26,6 +26,8 @@
 //!
 //! `test_sign_in = true` believes whoever the client says it is. It's for test beds.
 
+#![allow(clippy::print_stdout)]
+
 use std::{env, fs, net::SocketAddr, process::ExitCode, time::Duration};
 
 use axum::{

@@ -1,4 +1,68 @@
-//! Mount another web server as a directory of an axum app.
+//! Mount another web server as a directory of an axum app: a reverse proxy that is a tower layer.
+//!
+//! ```
+//! use axum::{Router, routing::get};
+//! use tower_reverse_proxy::ReverseProxyLayer;
+//!
+//! let app: Router = Router::new()
+//!     .route("/", get(|| async { "home" }))
+//!     .layer(ReverseProxyLayer::new("http://127.0.0.1:8000").prefix("/mydir"));
+//! ```
+//!
+//! `/mydir`, `/mydir/` and everything below is the other server's, next to the application's own routes. Both sides have the
+//! same layout, so that no link has to be rewritten; every method, body, cookie and field passes through, and redirects to
+//! the backend's own origin lead back to the front.
+//!
+//! - [`ReverseProxyLayer`] is the middleware, and where options are set.
+//! - [`ReverseProxy`] is the proxy as a service of its own: for axum's `nest_service`, `fallback_service`, `route_service`.
+//! - [`RemoteUserLayer`], [`BasicAuthLayer`], [`TraceRedirectLayer`] are layers for the upstream side: they tell the backend
+//!   who is signed in, and tell the log where it redirects.
+//! - [`Upstream`] addresses requests to a [`Backend`]; any other tower service can be an upstream too.
+//! - [`Error`] is what became a 502, in that response's extensions.
+//!
+//! # Tenets
+//!
+//! In this order. *Safe*: what a client sends can't impersonate, smuggle, escape the prefix, or take down local routes.
+//! *Faithful*: what passes, passes unchanged, and a truncated response never looks whole. *Fast*. *Composable*: what an
+//! operator may choose is a tower layer; what the RFC obliges is not up for choosing. *Plain*: one way to do each thing.
+//!
+//! # The life of a request
+//!
+//! ```text
+//! the application's router → ReverseProxyService
+//!  0  below the prefix, on a segment boundary of the raw path?  no → the wrapped service, nothing touched
+//! request half
+//!  1  refuse what must not be forwarded: TRACE, CONNECT, targets that are no path, dot segments that leave the prefix,
+//!     a Host missing, repeated or malformed, a Transfer-Encoding that isn't one `chunked`, a Via loop, Max-Forwards: 0
+//!  2  drop the upgrade offer
+//!  3  remove hop-by-hop fields, then all that any Connection line names; keep TE: trailers and Trailer
+//!  4  remove what isn't the client's to say: names with `_`, Remote-User, X-Forwarded-*, Forwarded, X-Real-IP, Proxy,
+//!     trailers that would matter as fields
+//!  5  target: path and query as they came, also under nest; or with the prefix stripped or replaced
+//!  6  Host, forwarding fields, Via, cookie crumbs
+//!  7  framing: Content-Length as the body is, chunked for a GET with a body
+//!  8  HTTP/1.1
+//! upstream side
+//!  9  Upstream: origin, Host policy
+//! 10  upstream layers: Remote-User, Basic credentials, redirect traces, yours
+//! 11  Client: pool, connect → backend
+//! response half
+//! 12  refuse a switch of protocols; remove hop-by-hop fields
+//! 13  one framing, HTTP/1.1, Via
+//! 14  Location, Content-Location, Refresh, Set-Cookie: the origin in Upstream, the path here
+//! 15  body: frames as they come; an error stays an error
+//!     a failure anywhere → a response, the Error in its extensions, one tracing event
+//! ```
+//!
+//! # Runtime
+//!
+//! The proxy runs on tokio, with its I/O and its timers enabled. Without the latter, a request panics at the first timeout
+//! that is set.
+//!
+//! # Features
+//!
+//! - `axum` (default): reads axum's `OriginalUri` and `ConnectInfo`. Without it, the crate needs axum-core only.
+//! - `http2` (default): HTTP/2 to backends. HTTP/2 clients need no feature of this crate.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
@@ -20,6 +84,9 @@ pub mod trace_redirect;
 
 mod forward;
 pub mod proxy;
+
+#[cfg(fuzzing)]
+pub mod fuzzing;
 
 pub use self::{
     backend::{Backend, InvalidBackend},

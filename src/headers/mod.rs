@@ -17,7 +17,7 @@ use http::{
 /// The members of a comma-separated list over all its lines, as bytes and without outer blanks (RFC 9110, section 5.6.1).
 ///
 /// Not as text: one 8-bit octet would hide the whole line.
-pub(crate) fn members<'a>(headers: &'a HeaderMap, name: impl AsHeaderName) -> impl Iterator<Item = &'a [u8]> {
+pub(crate) fn members(headers: &HeaderMap, name: impl AsHeaderName) -> impl Iterator<Item = &[u8]> {
     headers
         .get_all(name)
         .iter()

@@ -98,6 +98,7 @@ impl<U, L> ReverseProxyLayer<U, ToBackend<L>> {
     ///
     /// It sees each request as the backend will get it, and the backend's answer as it came. The layer that is added first
     /// sees the request first. It's applied once, however many routes the proxy is wrapped around.
+    #[expect(clippy::type_complexity, reason = "an alias would hide which service it is")]
     pub fn upstream_layer<N>(
         self,
         layer: N,
@@ -116,6 +117,7 @@ impl<U, S: Clone, L> ReverseProxyLayer<U, ToService<S, L>> {
     ///
     /// It sees each request as the service will get it. The layer that is added first sees the request first. It's applied
     /// once, however many routes the proxy is wrapped around.
+    #[expect(clippy::type_complexity, reason = "an alias would hide which service it is")]
     pub fn upstream_layer<N>(
         self,
         layer: N,

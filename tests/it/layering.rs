@@ -9,7 +9,7 @@ const FLOORS: [&[&str]; 6] = [
     &["client", "refuse"],
     &["upstream", "basic_auth", "remote_user", "trace_redirect"],
     &["forward"],
-    &["proxy"],
+    &["proxy", "fuzzing"],
 ];
 
 #[test]
