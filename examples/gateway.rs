@@ -239,7 +239,8 @@ async fn serve(app: Router, config: &Config) -> Result<(), Wrong> {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(config.header_read_timeout_ms.unwrap_or(30_000)));
-    server.http2().timer(TokioTimer::new());
+    // WebSockets of HTTP/2 clients come as extended CONNECT.
+    server.http2().timer(TokioTimer::new()).enable_connect_protocol();
     let open = GracefulShutdown::new();
     let mut stop = std::pin::pin!(stop_signal());
     println!("listening on http://{}", listener.local_addr().map_err(|error| error.to_string())?);

@@ -32,9 +32,9 @@
 //! the application's router → ReverseProxyService
 //!  0  below the prefix, on a segment boundary of the raw path?  no → the wrapped service, nothing touched
 //! request half
-//!  1  refuse what must not be forwarded: TRACE, CONNECT, targets that are no path, dot segments that leave the prefix,
+//!  1  refuse what must not be forwarded: TRACE, CONNECT but for a WebSocket, targets that are no path, dot segments that leave the prefix,
 //!     a Host missing, repeated or malformed, a Transfer-Encoding that isn't one `chunked`, a Via loop, Max-Forwards: 0
-//!  2  drop the upgrade offer
+//!  2  take the upgrade offer; drop one that isn't allowed
 //!  3  remove hop-by-hop fields, then all that any Connection line names; keep TE: trailers and Trailer
 //!  4  remove what isn't the client's to say: names with `_`, Remote-User, X-Forwarded-*, Forwarded, X-Real-IP, Proxy,
 //!     trailers that would matter as fields
@@ -47,7 +47,7 @@
 //! 10  upstream layers: Remote-User, Basic credentials, redirect traces, yours
 //! 11  Client: pool, connect → backend
 //! response half
-//! 12  refuse a switch of protocols; remove hop-by-hop fields
+//! 12  101? only to what was offered, then a tunnel.  Else remove hop-by-hop fields
 //! 13  one framing, HTTP/1.1, Via
 //! 14  Location, Content-Location, Refresh, Set-Cookie: the origin in Upstream, the path here
 //! 15  body: frames as they come; an error stays an error
@@ -76,6 +76,7 @@ mod headers;
 
 mod client;
 mod refuse;
+mod upgrade;
 mod upstream;
 
 pub mod basic_auth;

@@ -40,8 +40,10 @@ pub enum ErrorKind {
     TransferEncoding,
     /// The `Transfer-Encoding` of the request names a coding other than `chunked`: 501.
     TransferCoding,
-    /// The method isn't forwarded (`TRACE`, `CONNECT`): 501.
+    /// The method isn't forwarded (`TRACE`, and `CONNECT` but for a WebSocket): 501.
     Method,
+    /// The request offers to switch protocols and has a body: 400.
+    UpgradeBody,
     /// The request has come through this proxy before: 508.
     Loop,
     /// The request's body is malformed: 400.
@@ -66,7 +68,7 @@ pub enum ErrorKind {
     Closed,
     /// The backend's response isn't valid HTTP: 502.
     InvalidResponse,
-    /// The backend switches protocols without having been asked to: 502.
+    /// The backend switches to a protocol that it wasn't offered: 502.
     Upgrade,
     /// The response's body broke off, or broke its framing. The response has begun: it is aborted.
     ResponseBody,
@@ -102,6 +104,7 @@ impl ErrorKind {
             | Self::TransferEncoding
             | Self::TransferCoding
             | Self::Method
+            | Self::UpgradeBody
             | Self::Loop => Phase::Request,
             Self::RequestBody
             | Self::RequestBodyTooLarge
@@ -118,9 +121,12 @@ impl ErrorKind {
 
     fn status(self) -> StatusCode {
         match self {
-            Self::Target | Self::Host | Self::TransferEncoding | Self::RequestBody | Self::ClientGone => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::Target
+            | Self::Host
+            | Self::TransferEncoding
+            | Self::UpgradeBody
+            | Self::RequestBody
+            | Self::ClientGone => StatusCode::BAD_REQUEST,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::TransferCoding | Self::Method => StatusCode::NOT_IMPLEMENTED,
             Self::Loop => StatusCode::LOOP_DETECTED,
@@ -147,6 +153,7 @@ impl ErrorKind {
             Self::TransferEncoding => "the request's Transfer-Encoding isn't exactly one `chunked`",
             Self::TransferCoding => "the request's Transfer-Encoding names a coding other than `chunked`",
             Self::Method => "the method isn't forwarded",
+            Self::UpgradeBody => "the request offers to switch protocols and has a body",
             Self::Loop => "the request has come through this proxy before",
             Self::RequestBody => "the request's body is malformed",
             Self::RequestBodyTooLarge => "the request's body is too large",
@@ -159,7 +166,7 @@ impl ErrorKind {
             Self::HeaderTimeout => "the backend's response head didn't come within the header timeout",
             Self::Closed => "the backend closed the connection before it had answered",
             Self::InvalidResponse => "the backend's response isn't valid HTTP",
-            Self::Upgrade => "the backend switched protocols without having been asked to",
+            Self::Upgrade => "the backend switched to a protocol that it was not offered",
             Self::ResponseBody => "the response's body broke off",
             Self::ResponseBodyTimeout => "the backend sent nothing of the response's body within the idle timeout",
             Self::Upstream => "the upstream service failed",

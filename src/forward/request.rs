@@ -15,6 +15,7 @@ use crate::{
     headers::{cookie, forwarded, framing, hop, host, identity, via},
     identity::ClientAddr,
     path::{PathPolicy, Target},
+    upgrade::Offer,
 };
 
 /// What the response half has to know of the request.
@@ -23,6 +24,8 @@ pub(super) struct Exchange {
     pub(super) method: Method,
     /// The directory as the client sees it, if the backend sees another one.
     pub(super) public_prefix: Option<String>,
+    /// The protocols that the client would switch to.
+    pub(super) offer: Option<Offer>,
 }
 
 /// What stops a request before it's forwarded.
@@ -56,8 +59,8 @@ pub(super) fn prepare(rules: &Rules, mut request: Request<Body>) -> Result<(Requ
         return Err(Refusal::Final);
     }
 
-    // 2  the upgrade offer: none is accepted yet, so that it can't be answered either
-    request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
+    // 2  the upgrade offer, before anything can clone the request
+    let offer = Offer::take(&mut request, &rules.upgrades)?;
 
     // 3, 4  hop-by-hop fields, and what isn't the client's to say
     let trusted = rules.forwarded.trusts(peer);
@@ -72,11 +75,10 @@ pub(super) fn prepare(rules: &Rules, mut request: Request<Body>) -> Result<(Requ
     *request.uri_mut() = Uri::from(target);
 
     // 6  what the front knows
-    let exchange = Exchange { method: request.method().clone(), public_prefix };
     if let Some(host) = host {
         request.headers_mut().insert(HOST, host);
     }
-    rules.forwarded.apply(request.headers_mut(), peer, exchange.public_prefix.as_deref());
+    rules.forwarded.apply(request.headers_mut(), peer, public_prefix.as_deref());
     if let Some(via) = &rules.via {
         via.append_to(request.headers_mut(), version);
     }
@@ -86,12 +88,16 @@ pub(super) fn prepare(rules: &Rules, mut request: Request<Body>) -> Result<(Requ
     let size = http_body::Body::size_hint(request.body());
     framing::reconcile_request(request.headers_mut(), &size);
     *request.version_mut() = Version::HTTP_11;
+    if let Some(offer) = &offer {
+        offer.make(&mut request);
+    }
+    let exchange = Exchange { method: request.method().clone(), public_prefix, offer };
     Ok((request, exchange))
 }
 
-/// `TRACE` would show the client what was added for the backend alone; `CONNECT` asks for a tunnel to wherever.
+/// `TRACE` would show the client what was added for the backend alone.
 fn refuse_method(method: &Method) -> Result<(), ErrorKind> {
-    if method == Method::TRACE || method == Method::CONNECT { Err(ErrorKind::Method) } else { Ok(()) }
+    if method == Method::TRACE { Err(ErrorKind::Method) } else { Ok(()) }
 }
 
 fn target(rules: &Rules, request: &Request<Body>) -> Result<(PathAndQuery, Option<String>), ErrorKind> {

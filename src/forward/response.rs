@@ -12,15 +12,22 @@ use crate::{
 };
 
 /// Turns the upstream's response into the one for the client, step by step.
-pub(super) fn finish<B>(rules: &Rules, exchange: &Exchange, mut response: Response<B>) -> Result<Response<Body>, Error>
+pub(super) fn finish<B>(
+    rules: &Rules,
+    exchange: &mut Exchange,
+    mut response: Response<B>,
+) -> Result<Response<Body>, Error>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    // 12  a switch of protocols that nobody asked for; then hop-by-hop fields
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(ErrorKind::Upgrade.into());
-    }
+    // 12  a switch of protocols: to what was offered, or to nothing
+    let switch = match (response.status(), exchange.offer.take()) {
+        (StatusCode::SWITCHING_PROTOCOLS, Some(offer)) => Some(offer.accepted(&mut response)?),
+        (StatusCode::SWITCHING_PROTOCOLS, None) => return Err(ErrorKind::Upgrade.into()),
+        (status, Some(offer)) if offer.is_opened_by(status) => return Err(ErrorKind::Upgrade.into()),
+        _ => None,
+    };
     let version = response.version();
     // 13  one framing, our version, our name. `Transfer-Encoding` tells which framing it is, and goes after that.
     framing::reconcile_response(response.headers_mut());
@@ -34,6 +41,11 @@ where
     if let (PathPolicy::Replace(from), Some(to)) = (&rules.path, &exchange.public_prefix) {
         location::map_references(response.headers_mut(), |url| location::with_prefix(url, from.as_str(), to));
         cookie::map_path(response.headers_mut(), from.as_str(), to);
+    }
+
+    if let Some(switch) = switch {
+        switch.start(&mut response);
+        return Ok(response.map(|_| Body::empty()));
     }
 
     // 15  the body

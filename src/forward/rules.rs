@@ -9,6 +9,7 @@ use crate::{
     error::Error,
     headers::{forwarded::ForwardedPolicy, via::Pseudonym},
     path::{PathPolicy, Prefix},
+    upgrade::Allowed,
 };
 
 /// The options of the client-facing half.
@@ -20,6 +21,7 @@ pub(crate) struct Rules {
     /// `None`: no `Via`.
     pub(crate) via: Option<Pseudonym>,
     pub(crate) keep_underscores: bool,
+    pub(crate) upgrades: Allowed,
     pub(crate) header_timeout: Option<Duration>,
     pub(crate) body_idle_timeout: Option<Duration>,
     pub(crate) on_error: Option<OnError>,
@@ -35,6 +37,7 @@ impl Default for Rules {
             forwarded: ForwardedPolicy::default(),
             via: Some(Pseudonym::random()),
             keep_underscores: false,
+            upgrades: Allowed::default(),
             header_timeout: Some(Duration::from_secs(60)),
             body_idle_timeout: Some(Duration::from_secs(5 * 60)),
             on_error: None,
@@ -50,6 +53,7 @@ impl fmt::Debug for Rules {
             .field("forwarded", &self.forwarded)
             .field("via", &self.via)
             .field("keep_underscores", &self.keep_underscores)
+            .field("upgrades", &self.upgrades)
             .field("header_timeout", &self.header_timeout)
             .field("body_idle_timeout", &self.body_idle_timeout)
             .finish_non_exhaustive()

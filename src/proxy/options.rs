@@ -120,6 +120,24 @@ impl<U, P> ReverseProxyLayer<U, P> {
     }
 }
 
+/// # Upgrades
+impl<U, P> ReverseProxyLayer<U, P> {
+    /// Lets clients switch to one more protocol, by its token in `Upgrade`. Default: `websocket` alone.
+    ///
+    /// An offer of any other protocol is dropped, and the request goes on without it.
+    ///
+    /// # Panics
+    ///
+    /// If it isn't a token, or is `h2c` or `HTTP/…`: a tunnel around every rule here.
+    #[track_caller]
+    pub fn allow_upgrade(self, token: &str) -> Self {
+        let upgrades = self.proxy.rules.upgrades.and(token);
+        let upgrades =
+            upgrades.unwrap_or_else(|| panic!("invalid upgrade {token:?}: write a protocol's token, not HTTP's"));
+        self.rules(|rules| rules.upgrades = upgrades)
+    }
+}
+
 /// # Time and failure
 impl<U, P> ReverseProxyLayer<U, P> {
     /// Sets how long the backend may take for its response head, from the end of the request's body. Default: 60 seconds.

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 const FLOORS: [&[&str]; 6] = [
     &["error", "backend", "identity", "path"],
     &["headers", "axum"],
-    &["client", "refuse"],
+    &["client", "refuse", "upgrade"],
     &["upstream", "basic_auth", "remote_user", "trace_redirect"],
     &["forward"],
     &["proxy", "fuzzing"],

@@ -1,0 +1,266 @@
+//! Upgrades (RFC 9110, section 7.8; RFC 8441): an offer taken from a request, the backend's answer held against it, and the
+//! tunnel between the two.
+//!
+//! Nothing passes before the backend has switched to what it was offered.
+
+use std::sync::Arc;
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version,
+    header::{CONNECTION, CONTENT_LENGTH, UPGRADE},
+};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::copy_bidirectional_with_sizes;
+
+#[cfg(feature = "http2")]
+use self::connect::Handshake;
+use crate::{error::ErrorKind, headers::members};
+
+/// The protocols that a client may switch to.
+#[derive(Clone, Debug)]
+pub(crate) struct Allowed {
+    tokens: Arc<[String]>,
+}
+
+impl Default for Allowed {
+    fn default() -> Self {
+        Self { tokens: ["websocket".to_owned()].into() }
+    }
+}
+
+impl Allowed {
+    /// Allows one more token; `None` for one that never is. `h2c` would be a tunnel around every rule that a proxy has.
+    pub(crate) fn and(&self, token: &str) -> Option<Self> {
+        let is_token = HeaderName::from_bytes(token.as_bytes()).is_ok() || token.contains('/');
+        let refused = token.to_ascii_lowercase().starts_with("h2c") || token.to_ascii_lowercase().starts_with("http/");
+        (is_token && !refused).then(|| Self { tokens: self.tokens.iter().cloned().chain([token.to_owned()]).collect() })
+    }
+
+    fn has(&self, token: &[u8]) -> bool {
+        self.tokens.iter().any(|allowed| token.eq_ignore_ascii_case(allowed.as_bytes()))
+    }
+}
+
+/// A client's offer to switch protocols.
+#[derive(Debug)]
+pub(crate) struct Offer {
+    client: OnUpgrade,
+    /// What the backend is offered: the allowed ones of the client's tokens.
+    tokens: HeaderValue,
+    /// The handshake that we make in an HTTP/2 client's place.
+    #[cfg(feature = "http2")]
+    handshake: Option<Handshake>,
+}
+
+impl Offer {
+    /// Takes the offer out of a request, if there is one that is allowed. What isn't is no offer.
+    ///
+    /// # Errors
+    ///
+    /// `CONNECT`, unless it's an extended one for an allowed protocol. An offer with a body: who reads on after it, the
+    /// server or the tunnel?
+    pub(crate) fn take<B>(request: &mut Request<B>, allowed: &Allowed) -> Result<Option<Self>, ErrorKind>
+    where
+        B: http_body::Body,
+    {
+        let client = request.extensions_mut().remove::<OnUpgrade>();
+        #[cfg(feature = "http2")]
+        if request.method() == http::Method::CONNECT {
+            return connect::take(request, client, allowed).map(Some);
+        }
+        if request.method() == http::Method::CONNECT {
+            return Err(ErrorKind::Method);
+        }
+        let Some(client) = client else { return Ok(None) };
+        let tokens = tokens(request.headers(), allowed);
+        if request.version() != Version::HTTP_11 || tokens.is_empty() || !asks_for_upgrade(request.headers()) {
+            return Ok(None);
+        }
+        if !request.body().is_end_stream() {
+            return Err(ErrorKind::UpgradeBody);
+        }
+        let tokens = HeaderValue::try_from(tokens).map_err(|_| ErrorKind::UpgradeBody)?;
+        Ok(Some(Self {
+            client,
+            tokens,
+            #[cfg(feature = "http2")]
+            handshake: None,
+        }))
+    }
+
+    /// Makes the offer to the backend. Hop-by-hop fields have to be gone by now.
+    pub(crate) fn make<B>(&self, request: &mut Request<B>) {
+        request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        request.headers_mut().insert(UPGRADE, self.tokens.clone());
+        #[cfg(feature = "http2")]
+        if let Some(handshake) = &self.handshake {
+            handshake.make(request);
+        }
+    }
+
+    /// Checks the backend's 101 and takes its side of the tunnel.
+    ///
+    /// # Errors
+    ///
+    /// A 101 that switches to something else than what was offered.
+    pub(crate) fn accepted<B>(self, response: &mut Response<B>) -> Result<Switch, ErrorKind> {
+        let chosen = self.chosen(response.headers()).ok_or(ErrorKind::Upgrade)?;
+        let backend = response.extensions_mut().remove::<OnUpgrade>().ok_or(ErrorKind::Upgrade)?;
+        #[cfg(feature = "http2")]
+        if let Some(handshake) = &self.handshake {
+            handshake.finish(response.headers_mut())?;
+            return Ok(Switch { client: self.client, backend, chosen: None });
+        }
+        Ok(Switch { client: self.client, backend, chosen: Some(chosen) })
+    }
+
+    /// Whether a response that isn't a 101 would open the client's tunnel all the same.
+    pub(crate) fn is_opened_by(&self, status: StatusCode) -> bool {
+        #[cfg(feature = "http2")]
+        return self.handshake.is_some() && status.is_success();
+        #[cfg(not(feature = "http2"))]
+        {
+            let _ = status;
+            false
+        }
+    }
+
+    /// The one token that the backend has switched to, if it's one that was offered.
+    fn chosen(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let mut chosen = members(headers, UPGRADE);
+        let (token, None) = (chosen.next()?, chosen.next()) else { return None };
+        let offered = self.tokens.as_bytes().split(|&b| b == b',').map(<[u8]>::trim_ascii);
+        let is_one = offered.into_iter().any(|offered| offered.eq_ignore_ascii_case(token));
+        if is_one && asks_for_upgrade(headers) { HeaderValue::from_bytes(token).ok() } else { None }
+    }
+}
+
+/// Both sides of a tunnel that the backend has agreed to.
+#[derive(Debug)]
+pub(crate) struct Switch {
+    client: OnUpgrade,
+    backend: OnUpgrade,
+    /// The protocol to name to an HTTP/1.1 client; an HTTP/2 client has named it itself.
+    chosen: Option<HeaderValue>,
+}
+
+impl Switch {
+    /// Makes the response the one that opens the client's side, and starts the tunnel. Hop-by-hop fields have to be gone.
+    pub(crate) fn start<B>(self, response: &mut Response<B>) {
+        response.headers_mut().remove(CONTENT_LENGTH);
+        match self.chosen {
+            Some(chosen) => {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+                response.headers_mut().insert(UPGRADE, chosen);
+            }
+            None => *response.status_mut() = StatusCode::OK,
+        }
+        tokio::spawn(tunnel(self.client, self.backend));
+    }
+}
+
+/// Whether any `Connection` line has the option: Firefox sends `keep-alive, Upgrade`.
+fn asks_for_upgrade(headers: &HeaderMap) -> bool {
+    members(headers, CONNECTION).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
+}
+
+fn tokens(headers: &HeaderMap, allowed: &Allowed) -> Vec<u8> {
+    members(headers, UPGRADE).filter(|token| allowed.has(token)).collect::<Vec<_>>().join(&b", "[..])
+}
+
+/// Carries bytes both ways until both sides have ended, or one has failed. Each side's end is passed on as it comes.
+async fn tunnel(client: OnUpgrade, backend: OnUpgrade) {
+    // The client's side is ready when our answer has been written, or fails when its connection ends before.
+    let both = async { Ok::<_, hyper::Error>((client.await?, backend.await?)) };
+    let (mut client, mut backend) = match both.await {
+        Ok((client, backend)) => (TokioIo::new(client), TokioIo::new(backend)),
+        Err(error) => {
+            tracing::debug!(target: "tower_reverse_proxy", %error, "an upgrade wasn't completed");
+            return;
+        }
+    };
+    match copy_bidirectional_with_sizes(&mut client, &mut backend, BUFFER, BUFFER).await {
+        Ok((up, down)) => tracing::debug!(target: "tower_reverse_proxy", up, down, "a tunnel has ended"),
+        Err(error) => tracing::debug!(target: "tower_reverse_proxy", %error, "a tunnel broke off"),
+    }
+}
+
+const BUFFER: usize = 16 * 1024;
+
+/// Extended CONNECT (RFC 8441): how an HTTP/2 client opens a WebSocket.
+#[cfg(feature = "http2")]
+mod connect {
+    use std::hash::{BuildHasher, RandomState};
+
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    use http::{
+        HeaderMap, HeaderValue, Method, Request,
+        header::{SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY},
+    };
+    use hyper::{ext::Protocol, upgrade::OnUpgrade};
+    use sha1::{Digest, Sha1};
+
+    use super::{Allowed, Offer};
+    use crate::error::ErrorKind;
+
+    /// What HTTP/1.1 has in its WebSocket handshake and HTTP/2 hasn't.
+    #[derive(Debug)]
+    pub(super) struct Handshake {
+        key: String,
+    }
+
+    pub(super) fn take<B>(
+        request: &mut Request<B>,
+        client: Option<OnUpgrade>,
+        allowed: &Allowed,
+    ) -> Result<Offer, ErrorKind> {
+        let protocol = request.extensions_mut().remove::<Protocol>().ok_or(ErrorKind::Method)?;
+        let client = client.ok_or(ErrorKind::Method)?;
+        // Only of WebSocket is it known what it becomes in HTTP/1.1.
+        if !protocol.as_str().eq_ignore_ascii_case("websocket") || !allowed.has(b"websocket") {
+            return Err(ErrorKind::Method);
+        }
+        Ok(Offer {
+            client,
+            tokens: HeaderValue::from_static("websocket"),
+            handshake: Some(Handshake { key: BASE64_STANDARD.encode(random()) }),
+        })
+    }
+
+    impl Handshake {
+        pub(super) fn make<B>(&self, request: &mut Request<B>) {
+            *request.method_mut() = Method::GET;
+            if let Ok(key) = HeaderValue::from_str(&self.key) {
+                request.headers_mut().insert(SEC_WEBSOCKET_KEY, key);
+            }
+        }
+
+        /// Checks that the backend has read the handshake (RFC 6455, section 4.1), and takes its answer out.
+        pub(super) fn finish(&self, headers: &mut HeaderMap) -> Result<(), ErrorKind> {
+            let accept = headers.remove(SEC_WEBSOCKET_ACCEPT).ok_or(ErrorKind::Upgrade)?;
+            if accept.as_bytes() == accept_of(&self.key).as_bytes() { Ok(()) } else { Err(ErrorKind::Upgrade) }
+        }
+    }
+
+    /// RFC 6455, section 4.2.2.
+    fn accept_of(key: &str) -> String {
+        let digest = Sha1::new().chain_update(key).chain_update("258EAFA5-E914-47DA-95CA-C5AB0DC85B11").finalize();
+        BASE64_STANDARD.encode(digest)
+    }
+
+    /// A nonce: it protects nothing, it only has to differ (RFC 6455, section 1.3).
+    fn random() -> [u8; 16] {
+        let state = RandomState::new();
+        (u128::from(state.hash_one(0)) << 64 | u128::from(state.hash_one(1))).to_be_bytes()
+    }
+
+    #[cfg(test)]
+    mod tests {
+        #[test]
+        fn the_example_of_the_rfc() {
+            assert_eq!(super::accept_of("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+            assert_ne!(super::random(), super::random());
+        }
+    }
+}
