@@ -3,16 +3,18 @@
 use std::net::{IpAddr, SocketAddr};
 
 use axum::extract::{ConnectInfo, NestedPath, OriginalUri};
-use http::{Extensions, Uri};
+use http::Extensions;
 
-use crate::identity::ClientAddr;
+use crate::{identity::ClientAddr, path::Nest};
 
-/// Returns the URI as it was before nested routers stripped it; `None` if none did.
+/// Returns what nested routers have stripped from the URI; `None` if nothing.
 ///
-/// `OriginalUri` alone doesn't say so: an application may have rewritten the URI since, and then its wish counts.
-pub(crate) fn original_uri(extensions: &Extensions) -> Option<&Uri> {
-    extensions.get::<NestedPath>()?;
-    extensions.get::<OriginalUri>().map(|original| &original.0)
+/// `OriginalUri` alone doesn't say it: an application may have rewritten the URI since, and its wish counts. `NestedPath` is
+/// the pattern of the nests, with a segment for each that they strip.
+pub(crate) fn nest(extensions: &Extensions) -> Option<Nest<'_>> {
+    let nested = extensions.get::<NestedPath>()?.as_str();
+    let original = &extensions.get::<OriginalUri>()?.0;
+    Some(Nest { original, segments: nested.split('/').filter(|segment| !segment.is_empty()).count() })
 }
 
 /// Returns the peer's address, if the application is served with `into_make_service_with_connect_info::<SocketAddr>()`.

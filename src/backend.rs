@@ -221,8 +221,9 @@ pub(crate) fn is_authority(text: &[u8]) -> bool {
 fn is_host(host: &[u8]) -> bool {
     match host {
         [b'[', address @ .., b']'] => str::from_utf8(address).is_ok_and(|address| address.parse::<Ipv6Addr>().is_ok()),
-        // reg-name: unreserved, sub-delims and percent-encoded (RFC 3986, section 3.2.2).
-        _ => !host.is_empty() && host.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(b)),
+        // reg-name: unreserved, sub-delims and percent-encoded (RFC 3986, section 3.2.2). Without the comma: in a list of
+        // hosts, such as X-Forwarded-Host, it would be two.
+        _ => !host.is_empty() && host.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%".contains(b)),
     }
 }
 

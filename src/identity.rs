@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use http::HeaderName;
+
 /// The name of the signed-in user, as a request extension.
 ///
 /// An application that knows its user inserts it; [`RemoteUserLayer`](crate::RemoteUserLayer) and
@@ -98,6 +100,10 @@ impl From<SocketAddr> for ClientAddr {
         Self::new(addr.ip())
     }
 }
+
+/// A field that the upstream side says, as a request extension: none of the client's trailers may say it.
+#[derive(Clone, Debug)]
+pub(crate) struct NotATrailer(pub(crate) HeaderName);
 
 #[cfg(test)]
 mod tests {

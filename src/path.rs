@@ -51,7 +51,7 @@ impl FromStr for Prefix {
             return Ok(Self::root());
         }
         let is_path = text.starts_with('/')
-            && text[1..].split('/').all(|segment| !segment.is_empty() && !is_dots(segment))
+            && text[1..].split('/').all(|segment| !segment.is_empty() && !has_dots(segment))
             && PathAndQuery::try_from(text).is_ok_and(|parsed| parsed.as_str() == text && parsed.query().is_none())
             && !text.contains(['{', '}', '*', '\\', '#']);
         if is_path { Ok(Self(text.into())) } else { Err(InvalidPrefix { given: text.into() }) }
@@ -102,7 +102,7 @@ impl fmt::Display for InvalidPrefix {
             .next()
             .unwrap_or_default()
             .split('/')
-            .filter(|segment| !segment.is_empty() && !is_dots(segment) && !segment.contains(['{', '*', '\\']))
+            .filter(|segment| !segment.is_empty() && !has_dots(segment) && !segment.contains(['{', '*', '\\']))
             .collect();
         let plain = if plain.is_empty() { "/mydir".to_owned() } else { format!("/{}", plain.join("/")) };
         write!(
@@ -149,32 +149,35 @@ pub(crate) struct Target<'a> {
 impl<'a> Target<'a> {
     /// Takes the target of a request apart.
     ///
-    /// `original` is the URI as it was before nested routers stripped it, if any did.
-    ///
     /// # Errors
     ///
     /// A target that isn't in origin-form, and one whose dot segments would leave the public prefix: the backend, or
     /// anything between, may resolve them (RFC 3986, section 5.2.4) after our check.
-    pub(crate) fn parse(current: &'a Uri, original: Option<&'a Uri>, prefix: &'a Prefix) -> Result<Self, ErrorKind> {
+    pub(crate) fn parse(current: &'a Uri, nest: Option<Nest<'a>>, prefix: &'a Prefix) -> Result<Self, ErrorKind> {
         let path = current.path();
         if !path.starts_with('/') {
             return Err(ErrorKind::Target);
         }
-        let rest = prefix.rest(path).ok_or(ErrorKind::Target)?;
-        let prefix = prefix.as_str();
-        let stripped = original.and_then(|original| Some((stripped(original.path(), path)?, original)));
-        let target = match stripped {
-            Some((outer, original)) => Self {
-                outer,
-                prefix,
-                // A bare nest prefix arrives as `/`: only the original tells `/mydir` from `/mydir/`.
-                rest: if outer.len() == original.path().len() { "" } else { rest },
-                whole: original.path_and_query().filter(|_| original.query() == current.query()),
-                query: current.query(),
-            },
-            None => Self { outer: "", prefix, rest, whole: current.path_and_query(), query: current.query() },
+        let mut target = Self {
+            outer: "",
+            prefix: prefix.as_str(),
+            rest: prefix.rest(path).ok_or(ErrorKind::Target)?,
+            whole: current.path_and_query(),
+            query: current.query(),
         };
-        if leaves(target.rest) { Err(ErrorKind::Target) } else { Ok(target) }
+        if let Some(Nest { original, segments }) = nest {
+            let (outer, below) = original.path().split_at(end_of(original.path(), segments));
+            target.outer = outer;
+            // The bare directory of a nest arrives as `/`: only the original tells `/mydir` from `/mydir/`.
+            if below.is_empty() && path == "/" && target.prefix.is_empty() {
+                target.rest = "";
+            }
+            // The original as a whole, unless the application has rewritten what is below.
+            let same = (below == path || target.rest.is_empty()) && original.query() == current.query();
+            target.whole = original.path_and_query().filter(|_| same);
+        }
+        // A nest with captures has the client's text in it.
+        if target.outer.split('/').any(has_dots) || leaves(target.rest) { Err(ErrorKind::Target) } else { Ok(target) }
     }
 
     /// Returns the directory as the client sees it, without a slash at its end.
@@ -209,54 +212,76 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Returns what outer routers have taken from `original` to make `current`: what precedes it, on a segment boundary.
-///
-/// `None`: they did more than that, and the current path is what the application wants.
-fn stripped<'a>(original: &'a str, current: &str) -> Option<&'a str> {
-    // `/` stands for the bare prefix too.
-    original.strip_suffix(current).or_else(|| (current == "/").then_some(original))
+/// What nested routers have stripped from a request's path.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Nest<'a> {
+    /// The URI as it was before.
+    pub(crate) original: &'a Uri,
+    /// How many of its path's segments are gone.
+    pub(crate) segments: usize,
 }
 
-/// Whether dot segments lead out of the directory that `rest` is relative to.
+/// Where the first so many segments of a path end.
+fn end_of(path: &str, segments: usize) -> usize {
+    // The slash that begins the next one.
+    path.match_indices('/').nth(segments).map_or(path.len(), |(slash, _)| slash)
+}
+
+/// Whether dot segments lead out of the directory that `rest` is relative to, in any way that a server behind us might read
+/// it.
 ///
-/// Looked at in every way that a server behind us might: `%2e` is a dot, `..;x` is `..` with a parameter (Tomcat), and
-/// `\`, `%2f` and `%5c` may separate segments or not. Empty segments count for nothing, as servers merge slashes.
+/// `%2e` is a dot, `..;x` is `..` with a parameter (Tomcat), and each of `\`, `%2f` and `%5c` may separate segments or not. So
+/// a segment between slashes that has dots in it, however separated, counts for the way up alone; empty ones count for
+/// nothing, as servers merge slashes.
 fn leaves(rest: &str) -> bool {
-    // Only a dot, raw or encoded, can make a dot segment.
-    if !rest.contains("..") && !rest.contains("%2") {
-        return false;
-    }
-    leaves_by(rest.split('/')) || {
-        let lower = rest.to_ascii_lowercase();
-        let separated = lower.replace("%2f", "/").replace("%5c", "/").replace('\\', "/");
-        leaves_by(separated.split('/'))
-    }
-}
-
-fn leaves_by<'a>(segments: impl Iterator<Item = &'a str>) -> bool {
     let mut depth = 0_usize;
-    for segment in segments {
-        match segment.split(';').next().unwrap_or_default() {
-            "" => {}
-            name if is_dots(name) => {
-                if undotted(name) == ".." {
-                    let Some(up) = depth.checked_sub(1) else { return true };
-                    depth = up;
-                }
+    for segment in rest.split('/') {
+        let ups = pieces(segment).filter(|piece| dots(piece) == Some(2)).count();
+        match depth.checked_sub(ups) {
+            None => return true,
+            Some(left) if ups > 0 => depth = left,
+            Some(_) if segment.is_empty() || pieces(segment).all(|piece| piece.is_empty() || dots(piece).is_some()) => {
             }
-            _ => depth += 1,
+            Some(_) => depth += 1,
         }
     }
     false
 }
 
-/// Whether this is `.` or `..`, raw or encoded.
-fn is_dots(segment: &str) -> bool {
-    segment.len() <= 6 && matches!(&*undotted(segment), "." | "..")
+/// Whether any piece of the segment is `.` or `..`.
+fn has_dots(segment: &str) -> bool {
+    pieces(segment).any(|piece| dots(piece).is_some())
 }
 
-fn undotted(segment: &str) -> String {
-    segment.to_ascii_lowercase().replace("%2e", ".")
+/// What a segment falls into, for servers that decode it before they split, without parameters.
+fn pieces(segment: &str) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(segment.as_bytes());
+    std::iter::from_fn(move || {
+        let bytes = rest?;
+        let separator = (0..bytes.len()).find_map(|at| match &bytes[at..] {
+            [b'\\', ..] => Some((at, at + 1)),
+            [b'%', b'2', b'f' | b'F', ..] | [b'%', b'5', b'c' | b'C', ..] => Some((at, at + 3)),
+            _ => None,
+        });
+        let (end, next) = separator.unwrap_or((bytes.len(), bytes.len()));
+        rest = separator.map(|_| &bytes[next..]);
+        let piece = &bytes[..end];
+        Some(&piece[..piece.iter().position(|&b| b == b';').unwrap_or(end)])
+    })
+}
+
+/// How many dots this is, raw or encoded, if it's one or two and nothing else.
+fn dots(piece: &[u8]) -> Option<usize> {
+    let mut rest = piece;
+    let mut count = 0;
+    while !rest.is_empty() {
+        rest = match rest {
+            [b'.', rest @ ..] | [b'%', b'2', b'e' | b'E', rest @ ..] => rest,
+            _ => return None,
+        };
+        count += 1;
+    }
+    matches!(count, 1 | 2).then_some(count)
 }
 
 #[cfg(test)]
@@ -313,10 +338,13 @@ mod tests {
         }
     }
 
-    fn target(current: &str, original: Option<&str>, at: &str, policy: &PathPolicy) -> Result<String, ErrorKind> {
-        let (current, original) = (current.parse::<Uri>().unwrap(), original.map(|uri| uri.parse::<Uri>().unwrap()));
+    /// `nest` is the original URI, and how many of its segments a router has stripped.
+    fn target(current: &str, nest: Option<(&str, usize)>, at: &str, policy: &PathPolicy) -> Result<String, ErrorKind> {
+        let current = current.parse::<Uri>().unwrap();
+        let nest = nest.map(|(original, segments)| (original.parse::<Uri>().unwrap(), segments));
+        let nest = nest.as_ref().map(|(original, segments)| Nest { original, segments: *segments });
         let prefix = prefix(at);
-        let target = Target::parse(&current, original.as_ref(), &prefix)?;
+        let target = Target::parse(&current, nest, &prefix)?;
         Ok(target.for_backend(policy)?.to_string())
     }
 
@@ -337,19 +365,27 @@ mod tests {
 
     #[test]
     fn nested_targets_are_restored() {
-        for (current, original) in [
-            ("/", "/mydir"),
-            ("/", "/mydir/"),
-            ("/?a", "/mydir?a"),
-            ("/x/y", "/mydir/x/y"),
-            ("/x", "/a/mydir/x"),
-            ("/mydir/x", "/mydir/mydir/x"),
+        for (current, original, segments) in [
+            ("/", "/mydir", 1),
+            ("/", "/mydir/", 1),
+            ("/?a", "/mydir?a", 1),
+            ("/x/y", "/mydir/x/y", 1),
+            ("//x", "/mydir//x", 1),
+            ("/x", "/a/mydir/x", 2),
+            ("/mydir/x", "/mydir/mydir/x", 1),
         ] {
-            assert_eq!(target(current, Some(original), "/", &PathPolicy::Keep).as_deref(), Ok(original));
+            assert_eq!(target(current, Some((original, segments)), "/", &PathPolicy::Keep).as_deref(), Ok(original));
         }
-        // The application rewrote the query, or the path: that counts.
-        assert_eq!(target("/x?b", Some("/mydir/x?a"), "/", &PathPolicy::Keep).as_deref(), Ok("/mydir/x?b"));
-        assert_eq!(target("/y", Some("/mydir/x"), "/", &PathPolicy::Keep).as_deref(), Ok("/y"));
+        // The application rewrote the query, or the path, inside of the nest or before it: that counts.
+        for (current, original, sent) in [
+            ("/x?b", "/mydir/x?a", "/mydir/x?b"),
+            ("/y", "/mydir/x", "/mydir/y"),
+            ("/", "/mydir/page", "/mydir/"),
+            ("/x", "/mydir/x/", "/mydir/x"),
+            ("/x", "/mydir/v1/x", "/mydir/x"),
+        ] {
+            assert_eq!(target(current, Some((original, 1)), "/", &PathPolicy::Keep).as_deref(), Ok(sent), "{current}");
+        }
     }
 
     #[test]
@@ -362,10 +398,10 @@ mod tests {
             ("/mydir/", None, "/mydir", "/", "/other/dir/"),
             ("/mydir/x%2F", None, "/mydir", "/x%2F", "/other/dir/x%2F"),
             ("/mydir//evil.example/x", None, "/mydir", "//evil.example/x", "/other/dir//evil.example/x"),
-            ("/", Some("/mydir"), "/", "/", "/other/dir"),
-            ("/", Some("/mydir/"), "/", "/", "/other/dir/"),
-            ("/x", Some("/mydir/x"), "/", "/x", "/other/dir/x"),
-            ("/mydir/x", Some("/outer/mydir/x"), "/mydir", "/x", "/other/dir/x"),
+            ("/", Some(("/mydir", 1)), "/", "/", "/other/dir"),
+            ("/", Some(("/mydir/", 1)), "/", "/", "/other/dir/"),
+            ("/x", Some(("/mydir/x", 1)), "/", "/x", "/other/dir/x"),
+            ("/mydir/x", Some(("/outer/mydir/x", 1)), "/mydir", "/x", "/other/dir/x"),
         ] {
             assert_eq!(target(current, original, at, &strip).as_deref(), Ok(stripped), "{current} {original:?}");
             assert_eq!(target(current, original, at, &other).as_deref(), Ok(replaced), "{current} {original:?}");
@@ -390,6 +426,9 @@ mod tests {
             "/mydir/./../admin",
             "/mydir/a%2f../../..",
             "/mydir/x/../..",
+            "/mydir/a%5cb%2f..%2f..%2fadmin",
+            "/mydir/a%5Cb/..%2f../admin",
+            "/mydir/a%2fb%5c..%5c../admin",
         ] {
             assert_eq!(target(path, None, "/mydir", &PathPolicy::Keep), Err(ErrorKind::Target), "{path}");
         }
@@ -399,7 +438,12 @@ mod tests {
             assert_eq!(target(path, None, "/mydir", &PathPolicy::Keep).as_deref(), Ok(path));
         }
         assert_eq!(target("/..", None, "/", &PathPolicy::Keep), Err(ErrorKind::Target));
-        assert_eq!(target("/../x", Some("/mydir/../x"), "/", &PathPolicy::Keep), Err(ErrorKind::Target));
+        assert_eq!(target("/../x", Some(("/mydir/../x", 1)), "/", &PathPolicy::Keep), Err(ErrorKind::Target));
+        // A nest that captures: the client's text is in what was stripped.
+        for original in ["/apps/../admin", "/apps/%2e%2e/admin", "/apps/..", "/apps/x%2f..%2f../admin"] {
+            let nest = Some((original, 2));
+            assert_eq!(target("/admin", nest, "/", &PathPolicy::Keep), Err(ErrorKind::Target), "{original}");
+        }
     }
 
     #[test]
@@ -427,12 +471,23 @@ mod tests {
             if let Ok(target) = Target::parse(&uri, None, &mydir) {
                 let sent = target.for_backend(&PathPolicy::Keep).unwrap();
                 prop_assert_eq!(sent.as_str(), &*path);
-                // The reading of RFC 3986, section 5.2.4, stays inside.
-                let mut stack = Vec::new();
-                for segment in sent.path()[1..].split('/') {
-                    match segment { "." => {}, ".." => { stack.pop(); }, other => stack.push(other) }
+                // Whatever a server takes for a slash and for a dot, by the rules of RFC 3986, section 5.2.4, it stays inside.
+                let lower = sent.path().to_ascii_lowercase().replace("%2e", ".");
+                for slashes in 0..8 {
+                    let separators = [("%2f", 1), ("%5c", 2), ("\\", 4)];
+                    let read = separators.iter().fold(lower.clone(), |path, (separator, bit)| {
+                        if slashes & bit == 0 { path } else { path.replace(separator, "/") }
+                    });
+                    let mut stack = Vec::new();
+                    for segment in read.split('/').map(|segment| segment.split(';').next().unwrap()) {
+                        match segment {
+                            "" | "." => {}
+                            ".." => drop(stack.pop()),
+                            other => stack.push(other),
+                        }
+                    }
+                    prop_assert_eq!(stack.first(), Some(&"mydir"), "{} read as {}", path, read);
                 }
-                prop_assert_eq!(stack.first(), Some(&"mydir"));
             }
         }
     }

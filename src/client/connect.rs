@@ -1,7 +1,6 @@
 //! Connecting to one backend, over TCP or a Unix socket, within one timeout over name, address and handshake.
 
 use std::{
-    future::Future,
     io,
     pin::Pin,
     task::{Context, Poll},
@@ -9,15 +8,12 @@ use std::{
 };
 
 use axum_core::BoxError;
-use http::Uri;
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::{
-    client::legacy::connect::{Connected, Connection, HttpConnector},
-    rt::TokioIo,
+use http::{Uri, uri::PathAndQuery};
+use hyper_util::client::legacy::connect::HttpConnector;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
 };
-use tokio::net::TcpStream;
-#[cfg(unix)]
-use tokio::net::UnixStream;
 use tower_service::Service;
 
 use crate::{
@@ -25,12 +21,12 @@ use crate::{
     error::{Error, ErrorKind},
 };
 
-/// Connects to the backend that it was made for, whatever URI it's called with.
-#[derive(Clone, Debug)]
+/// Connects to the backend that it was made for.
+#[derive(Debug)]
 pub(super) struct Connector {
+    backend: Backend,
+    /// Names, and every address that a name has (RFC 8305).
     tcp: HttpConnector,
-    #[cfg(unix)]
-    socket: Option<std::sync::Arc<std::path::Path>>,
     timeout: Option<Duration>,
 }
 
@@ -39,102 +35,83 @@ impl Connector {
         let mut tcp = HttpConnector::new();
         // Small requests and answers wait for nobody's acknowledgement.
         tcp.set_nodelay(true);
+        // A tunnel may be silent for long, and its peer gone.
         tcp.set_keepalive(Some(Duration::from_secs(60)));
-        Self {
-            tcp,
-            #[cfg(unix)]
-            socket: backend.socket().map(std::sync::Arc::from),
-            timeout,
+        Self { backend: backend.clone(), tcp, timeout }
+    }
+
+    /// Connects, and makes of it what `handshake` does, all within the one timeout: a stuck handshake is a stuck connect.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives up the connection.
+    pub(super) async fn connect<T>(&self, handshake: impl AsyncFnOnce(Stream) -> hyper::Result<T>) -> Result<T, Error> {
+        let connecting = async { Ok(handshake(self.dial().await?).await?) };
+        let connected: Result<Result<T, BoxError>, _> = match self.timeout {
+            Some(timeout) => tokio::time::timeout(timeout, connecting).await,
+            None => Ok(connecting.await),
+        };
+        match connected {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => Err(Error::with_source(ErrorKind::Connect, error)),
+            Err(_) => Err(ErrorKind::ConnectTimeout.into()),
         }
     }
-}
 
-impl Service<Uri> for Connector {
-    type Response = Stream;
-    type Error = BoxError;
-    // Once per connection, not per request.
-    type Future = Pin<Box<dyn Future<Output = Result<Stream, BoxError>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.tcp.poll_ready(cx).map_err(Into::into)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
+    async fn dial(&self) -> Result<Stream, BoxError> {
         #[cfg(unix)]
-        if let Some(path) = self.socket.clone() {
-            return Box::pin(within(self.timeout, async move {
-                let stream = UnixStream::connect(path).await?;
-                Ok(Stream::Unix { io: TokioIo::new(stream) })
-            }));
+        if let Some(path) = self.backend.socket() {
+            return Ok(Stream::Unix(tokio::net::UnixStream::connect(path).await?));
         }
-        let connecting = self.tcp.call(uri);
-        Box::pin(within(self.timeout, async move { Ok(Stream::Tcp { io: connecting.await? }) }))
-    }
-}
-
-async fn within<T>(
-    timeout: Option<Duration>,
-    connecting: impl Future<Output = Result<T, BoxError>>,
-) -> Result<T, BoxError> {
-    match timeout {
-        Some(timeout) => match tokio::time::timeout(timeout, connecting).await {
-            Ok(connected) => connected,
-            Err(_) => Err(Error::new(ErrorKind::ConnectTimeout).into()),
-        },
-        None => connecting.await,
+        let uri = Uri::builder()
+            .scheme(self.backend.scheme().clone())
+            .authority(self.backend.authority().clone())
+            .path_and_query(PathAndQuery::from_static("/"))
+            .build()?;
+        Ok(Stream::Tcp(self.tcp.clone().call(uri).await?.into_inner()))
     }
 }
 
 /// A connection to a backend.
 #[derive(Debug)]
 pub(super) enum Stream {
-    Tcp {
-        io: TokioIo<TcpStream>,
-    },
+    Tcp(TcpStream),
     #[cfg(unix)]
-    Unix {
-        io: TokioIo<UnixStream>,
-    },
+    Unix(tokio::net::UnixStream),
 }
 
 /// Calls the same method of whichever stream it is.
 macro_rules! on_stream {
     ($stream:expr, $io:ident => $call:expr) => {
-        match $stream.get_mut() {
-            Stream::Tcp { io: $io } => $call,
+        match $stream {
+            Stream::Tcp($io) => $call,
             #[cfg(unix)]
-            Stream::Unix { io: $io } => $call,
+            Stream::Unix($io) => $call,
         }
     };
 }
 
-impl Connection for Stream {
-    fn connected(&self) -> Connected {
-        Connected::new()
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        on_stream!(self.get_mut(), io => Pin::new(io).poll_read(cx, buf))
     }
 }
 
-impl Read for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        on_stream!(self, io => Pin::new(io).poll_read(cx, buf))
-    }
-}
-
-impl Write for Stream {
+impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        on_stream!(self, io => Pin::new(io).poll_write(cx, buf))
+        on_stream!(self.get_mut(), io => Pin::new(io).poll_write(cx, buf))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on_stream!(self, io => Pin::new(io).poll_flush(cx))
+        on_stream!(self.get_mut(), io => Pin::new(io).poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on_stream!(self, io => Pin::new(io).poll_shutdown(cx))
+        on_stream!(self.get_mut(), io => Pin::new(io).poll_shutdown(cx))
     }
 
     fn is_write_vectored(&self) -> bool {
-        true
+        on_stream!(self, io => io.is_write_vectored())
     }
 
     fn poll_write_vectored(
@@ -142,6 +119,6 @@ impl Write for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        on_stream!(self, io => Pin::new(io).poll_write_vectored(cx, bufs))
+        on_stream!(self.get_mut(), io => Pin::new(io).poll_write_vectored(cx, bufs))
     }
 }

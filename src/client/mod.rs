@@ -1,56 +1,49 @@
 //! The HTTP client of one backend: a pool of connections behind a tower [`Service`].
 //!
-//! Nothing of the library underneath shows: it's a [`Service`] from a request to a response, and can be replaced.
+//! HTTP/1.1 connections are driven by the very future and body that use them ([`http1`], through a [`gate`]) and rest in a
+//! [`pool`]; HTTP/2 connections are shared ([`http2`]).
 
+mod body;
 mod connect;
+mod future;
+mod gate;
+mod http1;
+#[cfg(feature = "http2")]
+mod http2;
+mod pool;
 
 use std::{
     fmt,
-    future::Future,
-    pin::Pin,
-    task::{Context, Poll, ready},
+    sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use axum_core::body::Body;
-use bytes::Bytes;
-use http::{
-    HeaderMap, Request, Response, Version,
-    header::{AUTHORIZATION, TRANSFER_ENCODING},
-    uri::Scheme,
-};
-use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper_util::{
-    client::legacy,
-    rt::{TokioExecutor, TokioTimer},
-};
-use pin_project_lite::pin_project;
+use http::{HeaderMap, Request, Response, header::AUTHORIZATION, uri::Scheme};
 use tower_service::Service;
 
-use self::connect::Connector;
+pub use self::{body::ClientBody, future::ClientFuture};
+use self::{connect::Connector, http1::Connection, pool::Pool};
 use crate::{
     backend::{Backend, InvalidBackend},
-    error::{Error, ErrorKind, classify},
+    error::Error,
 };
 
 /// The HTTP client of one backend.
 ///
 /// It keeps connections open and reuses them. It follows no redirects, keeps no cookies, decodes no bodies, reads no proxy
-/// from the environment and adds no field but those that HTTP obliges to. Its requests need an absolute URI, whose origin is
-/// the backend's. Clones share one pool.
+/// from the environment and adds no field but those that HTTP obliges to. Clones share one pool.
 ///
-/// A request is sent twice only if nothing of it was written the first time.
+/// A request is sent a second time only if nothing of the first was written, or if it is idempotent, has no body, and went
+/// over a reused connection that the backend closed instead of an answer. Never else.
 ///
 /// # Cancel safety
 ///
-/// Dropping the future, or the response's body, before its end closes the connection that it was on.
+/// Dropping the future, or the response's body, before its end closes the connection that it was on, or resets the stream.
 #[derive(Clone)]
 pub struct Client {
-    pooled: legacy::Client<Connector, Body>,
-    /// Every connection is closed after its one exchange.
-    unpooled: legacy::Client<Connector, Body>,
-    version: Version,
+    shared: Arc<Shared>,
 }
 
 /// What can be chosen of a [`Client`].
@@ -78,6 +71,17 @@ impl Default for ClientOptions {
     }
 }
 
+/// What the clones of a client share.
+struct Shared {
+    connector: Connector,
+    pool: Arc<Pool>,
+    preserve_header_case: bool,
+    #[cfg(feature = "http2")]
+    http2: bool,
+    #[cfg(feature = "http2")]
+    connections: http2::Connections,
+}
+
 /// Whether the client can speak to a backend.
 ///
 /// # Errors
@@ -90,23 +94,36 @@ pub(crate) fn check(backend: &Backend) -> Result<(), InvalidBackend> {
 impl Client {
     /// Makes a client of a backend that passed the [`check`].
     pub(crate) fn new(backend: &Backend, options: &ClientOptions) -> Self {
-        let connector = Connector::new(backend, options.connect_timeout);
-        let mut builder = legacy::Client::builder(TokioExecutor::new());
-        builder
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(options.pool_idle_timeout)
-            .http1_preserve_header_case(options.preserve_header_case)
-            .set_host(false);
-        #[cfg(feature = "http2")]
-        builder.http2_only(options.http2);
-        let pooled = builder.pool_max_idle_per_host(options.pool_max_idle).build(connector.clone());
-        let unpooled = builder.pool_max_idle_per_host(0).build(connector);
-        #[cfg(feature = "http2")]
-        let version = if options.http2 { Version::HTTP_2 } else { Version::HTTP_11 };
-        #[cfg(not(feature = "http2"))]
-        let version = Version::HTTP_11;
-        Self { pooled, unpooled, version }
+        Self {
+            shared: Arc::new(Shared {
+                connector: Connector::new(backend, options.connect_timeout),
+                pool: Pool::new(options.pool_idle_timeout, options.pool_max_idle),
+                preserve_header_case: options.preserve_header_case,
+                #[cfg(feature = "http2")]
+                http2: options.http2,
+                #[cfg(feature = "http2")]
+                connections: http2::Connections::default(),
+            }),
+        }
+    }
+}
+
+impl Shared {
+    async fn connect_http1(&self) -> Result<Connection, Error> {
+        self.connector.connect(|stream| Connection::handshake(stream, self.preserve_header_case)).await
+    }
+
+    /// Takes a place on an HTTP/2 connection, on a new one if the streams of those that are open have run out.
+    #[cfg(feature = "http2")]
+    async fn take_http2(&self) -> Result<http2::Stream, Error> {
+        if let Some(stream) = self.connections.take() {
+            return Ok(stream);
+        }
+        let _connecting = self.connections.connecting.lock().await;
+        if let Some(stream) = self.connections.take() {
+            return Ok(stream);
+        }
+        self.connector.connect(|stream| self.connections.open(stream)).await
     }
 }
 
@@ -119,13 +136,8 @@ impl Service<Request<Body>> for Client {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        *request.version_mut() = self.version;
-        if self.version == Version::HTTP_2 {
-            request.headers_mut().remove(TRANSFER_ENCODING);
-        }
-        let client = if authenticates_connection(request.headers()) { &self.unpooled } else { &self.pooled };
-        ClientFuture { inner: client.request(request) }
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        ClientFuture::new(self.shared.clone(), request)
     }
 }
 
@@ -143,53 +155,6 @@ fn authenticates_connection(headers: &HeaderMap) -> bool {
         let scheme = value.as_bytes().split(|b| b.is_ascii_whitespace()).next().unwrap_or_default();
         scheme.eq_ignore_ascii_case(b"NTLM") || scheme.eq_ignore_ascii_case(b"Negotiate")
     })
-}
-
-/// The future of a [`Client`]'s response.
-#[derive(Debug)]
-#[must_use = "futures do nothing unless polled"]
-pub struct ClientFuture {
-    inner: legacy::ResponseFuture,
-}
-
-impl Future for ClientFuture {
-    type Output = Result<Response<ClientBody>, Error>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match ready!(Pin::new(&mut self.inner).poll(cx)) {
-            Ok(response) => Poll::Ready(Ok(response.map(|inner| ClientBody { inner }))),
-            Err(error) => {
-                let otherwise = if error.is_connect() { ErrorKind::Connect } else { ErrorKind::Closed };
-                Poll::Ready(Err(classify(error.into(), otherwise)))
-            }
-        }
-    }
-}
-
-pin_project! {
-    /// The body of a [`Client`]'s response. Dropped before its end, it closes its connection.
-    #[derive(Debug)]
-    pub struct ClientBody {
-        #[pin]
-        inner: Incoming,
-    }
-}
-
-impl http_body::Body for ClientBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        self.project().inner.poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
 }
 
 #[cfg(test)]

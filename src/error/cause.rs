@@ -3,6 +3,7 @@
 use std::{error::Error as StdError, io};
 
 use axum_core::BoxError;
+use http::Version;
 use http_body_util::LengthLimitError;
 use tower::{load_shed::error::Overloaded, timeout::error::Elapsed};
 
@@ -13,20 +14,22 @@ use super::{Error, ErrorKind};
 /// An `Error` of ours anywhere in the chain is what happened: a body's failure comes back out of the HTTP stack with
 /// layers of its own around it. `otherwise` is the kind of what nobody knows.
 pub(crate) fn classify(error: BoxError, otherwise: ErrorKind) -> Error {
-    let kind = {
-        let mut cause: Option<&(dyn StdError + 'static)> = Some(&*error);
-        loop {
-            let Some(this) = cause else { break otherwise };
-            if let Some(ours) = this.downcast_ref::<Error>() {
-                return ours.clone();
-            }
-            if let Some(kind) = kind_of(this) {
-                break kind;
-            }
-            cause = this.source();
-        }
-    };
-    Error::with_source(kind, error)
+    let ours = causes(&error).find_map(<dyn StdError>::downcast_ref::<Error>).cloned();
+    ours.unwrap_or_else(|| {
+        let kind = causes(&error).find_map(kind_of).unwrap_or(otherwise);
+        Error::with_source(kind, error)
+    })
+}
+
+/// Turns what a response's body failed with into an [`Error`]: whatever it was, the response has begun.
+pub(crate) fn classify_response_body(error: BoxError) -> Error {
+    let ours = causes(&error).find_map(<dyn StdError>::downcast_ref::<Error>).cloned();
+    ours.unwrap_or_else(|| Error::with_source(ErrorKind::ResponseBody, error))
+}
+
+/// The error and all that caused it.
+fn causes(error: &BoxError) -> impl Iterator<Item = &(dyn StdError + 'static)> {
+    std::iter::successors(Some(&**error as &(dyn StdError + 'static)), |&cause| cause.source())
 }
 
 fn kind_of(cause: &(dyn StdError + 'static)) -> Option<ErrorKind> {
@@ -51,27 +54,22 @@ fn kind_of(cause: &(dyn StdError + 'static)) -> Option<ErrorKind> {
 
 /// Turns what reading a client's body failed with into an [`Error`].
 ///
-/// Its chain may hold hyper's server error: a body that ended early is a client that went away, anything else is
-/// malformed, unless an outer layer gave it up.
-pub(crate) fn classify_request_body(error: BoxError) -> Error {
-    let mut cause: Option<&(dyn StdError + 'static)> = Some(&*error);
-    let mut kind = ErrorKind::RequestBody;
-    while let Some(this) = cause {
-        if this.is::<LengthLimitError>() {
-            kind = ErrorKind::RequestBodyTooLarge;
-            break;
+/// Its chain may hold hyper's server error: a body that ended early is a client that went away, and so is a stream that was
+/// reset. Anything else is malformed, unless an outer layer gave it up.
+pub(crate) fn classify_request_body(error: BoxError, version: Version) -> Error {
+    let kind = causes(&error).find_map(|cause| {
+        if cause.is::<LengthLimitError>() {
+            Some(ErrorKind::RequestBodyTooLarge)
+        } else if cause.is::<Elapsed>() {
+            Some(ErrorKind::RequestBodyTimeout)
+        // In HTTP/2 the framing is the connection's: what fails for one stream alone is its reset.
+        } else if is_gone(cause) || (version == Version::HTTP_2 && cause.is::<hyper::Error>()) {
+            Some(ErrorKind::ClientGone)
+        } else {
+            None
         }
-        if this.is::<Elapsed>() {
-            kind = ErrorKind::RequestBodyTimeout;
-            break;
-        }
-        if is_gone(this) {
-            kind = ErrorKind::ClientGone;
-            break;
-        }
-        cause = this.source();
-    }
-    Error::with_source(kind, error)
+    });
+    Error::with_source(kind.unwrap_or(ErrorKind::RequestBody), error)
 }
 
 fn is_gone(cause: &(dyn StdError + 'static)) -> bool {

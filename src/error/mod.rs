@@ -7,7 +7,7 @@ use std::{error, fmt, sync::Arc};
 use axum_core::BoxError;
 use http::StatusCode;
 
-pub(crate) use cause::{classify, classify_request_body};
+pub(crate) use cause::{classify, classify_request_body, classify_response_body};
 
 /// A failure of the proxy, as it stands in the extensions of the response that it became.
 ///

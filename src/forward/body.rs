@@ -3,12 +3,13 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use axum_core::{BoxError, body::Body};
 use bytes::Bytes;
+use http::Version;
 use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
 
@@ -17,7 +18,7 @@ use super::{
     upload::{Turn, Upload},
 };
 use crate::{
-    error::{Error, ErrorKind, classify_request_body},
+    error::{Error, ErrorKind, classify_request_body, classify_response_body},
     headers::framing,
 };
 
@@ -30,12 +31,21 @@ pin_project! {
         #[pin]
         idle: Idle,
         upload: Arc<Upload>,
+        version: Version,
+    }
+
+    impl PinnedDrop for RequestBody {
+        fn drop(this: Pin<&mut Self>) {
+            // Nobody asks for more: at the end of its Content-Length, hyper doesn't ask whether this is the end.
+            this.upload.set(Turn::Done);
+        }
     }
 }
 
 impl RequestBody {
-    pub(super) fn new(inner: Body, idle_timeout: Option<Duration>, upload: Arc<Upload>) -> Self {
-        Self { inner, idle: Idle::new(idle_timeout), upload }
+    /// `version` is the client's.
+    pub(super) fn new(inner: Body, version: Version, idle_timeout: Option<Duration>, upload: Arc<Upload>) -> Self {
+        Self { inner, idle: Idle::new(idle_timeout), upload, version }
     }
 }
 
@@ -45,24 +55,34 @@ impl http_body::Body for RequestBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut this = self.project();
-        match this.inner.as_mut().poll_frame(cx) {
+        let frame = match this.inner.as_mut().poll_frame(cx) {
+            Poll::Ready(frame) => {
+                frame.map(|frame| frame.map_err(|error| classify_request_body(error.into(), *this.version)))
+            }
             Poll::Pending => {
                 this.upload.set(Turn::Client);
-                this.idle.poll_elapsed(cx).map(|()| Some(Err(ErrorKind::RequestBodyTimeout.into())))
+                ready!(this.idle.as_mut().poll_elapsed(cx));
+                Some(Err(ErrorKind::RequestBodyTimeout.into()))
             }
-            Poll::Ready(frame) => {
-                this.idle.stop();
-                let mut frame = frame.map(|frame| frame.map_err(|error| classify_request_body(error.into())));
-                if let Some(Ok(frame)) = &mut frame
-                    && let Some(trailers) = frame.trailers_mut()
-                {
+        };
+        this.idle.stop();
+        let turn = match frame {
+            Some(Ok(_)) if !this.inner.is_end_stream() => Turn::Backend,
+            _ => Turn::Done,
+        };
+        this.upload.set(turn);
+        Poll::Ready(frame.map(|frame| match frame {
+            Ok(mut frame) => {
+                if let Some(trailers) = frame.trailers_mut() {
                     framing::remove_harmful_trailers(trailers);
                 }
-                let done = frame.is_none() || this.inner.is_end_stream();
-                this.upload.set(if done { Turn::Done } else { Turn::Backend });
-                Poll::Ready(frame)
+                Ok(frame)
             }
-        }
+            Err(error) => {
+                this.upload.fail(&error);
+                Err(error)
+            }
+        }))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -83,12 +103,19 @@ pin_project! {
         #[pin]
         idle: Idle,
         hide_length: bool,
+        upload: Option<Arc<Upload>>,
     }
 }
 
 impl<B> ResponseBody<B> {
-    pub(super) fn new(inner: B, idle_timeout: Option<Duration>, hide_length: bool) -> Self {
-        Self { inner, idle: Idle::new(idle_timeout), hide_length }
+    /// `upload` is the request's body, if it had one: it may still be under way.
+    pub(super) fn new(
+        inner: B,
+        idle_timeout: Option<Duration>,
+        hide_length: bool,
+        upload: Option<Arc<Upload>>,
+    ) -> Self {
+        Self { inner, idle: Idle::new(idle_timeout), hide_length, upload }
     }
 }
 
@@ -107,7 +134,10 @@ where
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(()) => ErrorKind::ResponseBodyTimeout.into(),
             },
-            Poll::Ready(Some(Err(error))) => Error::with_source(ErrorKind::ResponseBody, error),
+            Poll::Ready(Some(Err(error))) => {
+                let error = classify_response_body(error.into());
+                this.upload.as_ref().map_or(error.clone(), |upload| upload.cause_of(error))
+            }
             Poll::Ready(Some(Ok(frame))) => {
                 this.idle.as_mut().stop();
                 return Poll::Ready(Some(Ok(frame)));

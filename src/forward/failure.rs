@@ -1,5 +1,7 @@
 //! What becomes of a failure: one response, with the error in its extensions, and one event.
 
+use std::error::Error as _;
+
 use axum_core::body::Body;
 use http::{
     HeaderMap, HeaderValue, Response, StatusCode, Version,
@@ -27,12 +29,23 @@ pub(super) fn respond(rules: &Rules, refusal: Refusal, is_grpc: bool) -> Respons
 
 /// Emits the one event of a failure. Whose fault it is decides how loud it is.
 pub(super) fn trace(error: &Error) {
-    let cause = std::error::Error::source(error).map(tracing::field::display);
+    let cause = causes(error);
     if error.is_client() {
         tracing::debug!(target: "tower_reverse_proxy", kind = ?error.kind(), phase = ?error.phase(), cause, "{error}");
     } else {
         tracing::warn!(target: "tower_reverse_proxy", kind = ?error.kind(), phase = ?error.phase(), cause, "{error}");
     }
+}
+
+/// The whole chain of causes: the first one seldom says why.
+fn causes(error: &Error) -> String {
+    let mut causes = Vec::new();
+    let mut cause = error.source();
+    while let Some(this) = cause {
+        causes.push(this.to_string());
+        cause = this.source();
+    }
+    causes.join(": ")
 }
 
 /// Constant text: it tells the status and nothing of the backend.

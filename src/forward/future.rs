@@ -32,6 +32,7 @@ where
     U: Service<Request<Body>>,
 {
     let is_grpc = request::is_grpc(request.headers());
+    let version = request.version();
     let (mut request, exchange) = match request::prepare(&rules, request) {
         Ok(prepared) => prepared,
         Err(refusal) => {
@@ -43,7 +44,7 @@ where
     if !request.body().is_end_stream() {
         let shared = Arc::new(Upload::new());
         upload = Some(shared.clone());
-        request = request.map(|body| Body::new(RequestBody::new(body, rules.body_idle_timeout, shared)));
+        request = request.map(|body| Body::new(RequestBody::new(body, version, rules.body_idle_timeout, shared)));
     }
     let call = Oneshot::new(upstream, request);
     ForwardFuture { state: State::Calling { call, clock: None, upload, exchange, is_grpc, rules } }
@@ -97,8 +98,11 @@ where
             }
             StateProj::Calling { call, clock, upload, exchange, is_grpc, rules } => {
                 let finished = match call.poll(cx) {
-                    Poll::Ready(Ok(response)) => response::finish(rules, exchange, response),
-                    Poll::Ready(Err(error)) => Err(classify(error.into(), ErrorKind::Upstream)),
+                    Poll::Ready(Ok(response)) => response::finish(rules, exchange, response, upload.take()),
+                    Poll::Ready(Err(error)) => {
+                        let error = classify(error.into(), ErrorKind::Upstream);
+                        Err(upload.as_ref().map_or(error.clone(), |upload| upload.cause_of(error)))
+                    }
                     Poll::Pending => match poll_overdue(clock, upload.as_deref(), rules, cx) {
                         Poll::Ready(kind) => Err(kind.into()),
                         Poll::Pending => return Poll::Pending,
@@ -134,7 +138,8 @@ fn poll_overdue(
             return Poll::Pending;
         }
         let Some(upload) = upload else { return Poll::Ready(ErrorKind::HeaderTimeout) };
-        // The body doesn't wake this clock: it looks at what has happened whenever it rings, and rings again in time.
+        // The body doesn't wake this clock: it looks at what has happened whenever it rings, and rings again in time for
+        // whatever the next turn may be.
         let (turn, since) = upload.turn();
         let (timeout, kind) = match turn {
             Turn::Done => (rules.header_timeout, ErrorKind::HeaderTimeout),
@@ -144,7 +149,7 @@ fn poll_overdue(
         let now = Instant::now();
         match timeout.map(|timeout| since + timeout) {
             Some(due) if due <= now => return Poll::Ready(kind),
-            Some(due) => clock.as_mut().reset(due),
+            Some(due) => clock.as_mut().reset(due.min(now + shortest)),
             None => clock.as_mut().reset(now + shortest),
         }
     }

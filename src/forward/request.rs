@@ -14,7 +14,7 @@ use crate::{
     error::{Error, ErrorKind},
     headers::{cookie, forwarded, framing, hop, host, identity, via},
     identity::ClientAddr,
-    path::{PathPolicy, Target},
+    path::{Nest, PathPolicy, Target},
     upgrade::Offer,
 };
 
@@ -101,7 +101,7 @@ fn refuse_method(method: &Method) -> Result<(), ErrorKind> {
 }
 
 fn target(rules: &Rules, request: &Request<Body>) -> Result<(PathAndQuery, Option<String>), ErrorKind> {
-    let target = Target::parse(request.uri(), original_uri(request.extensions()), &rules.prefix)?;
+    let target = Target::parse(request.uri(), nest(request.extensions()), &rules.prefix)?;
     let public_prefix = (rules.path != PathPolicy::Keep).then(|| target.public_prefix().into_owned());
     Ok((target.for_backend(&rules.path)?, public_prefix))
 }
@@ -120,9 +120,9 @@ fn peer(extensions: &Extensions) -> Option<IpAddr> {
     addr
 }
 
-fn original_uri(extensions: &Extensions) -> Option<&Uri> {
+fn nest(extensions: &Extensions) -> Option<Nest<'_>> {
     #[cfg(feature = "axum")]
-    return crate::axum::original_uri(extensions);
+    return crate::axum::nest(extensions);
     #[cfg(not(feature = "axum"))]
     {
         let _ = extensions;

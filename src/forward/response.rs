@@ -1,10 +1,12 @@
 //! The response half: from what the backend answered to what the client may hear.
 
+use std::sync::Arc;
+
 use axum_core::{BoxError, body::Body};
 use bytes::Bytes;
 use http::{Method, Response, StatusCode, Version, header::CONTENT_LENGTH};
 
-use super::{body::ResponseBody, request::Exchange, rules::Rules};
+use super::{body::ResponseBody, request::Exchange, rules::Rules, upload::Upload};
 use crate::{
     error::{Error, ErrorKind},
     headers::{cookie, framing, hop, location},
@@ -12,10 +14,13 @@ use crate::{
 };
 
 /// Turns the upstream's response into the one for the client, step by step.
+///
+/// `upload` is the request's body, if it had one.
 pub(super) fn finish<B>(
     rules: &Rules,
     exchange: &mut Exchange,
     mut response: Response<B>,
+    upload: Option<Arc<Upload>>,
 ) -> Result<Response<Body>, Error>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -30,7 +35,9 @@ where
     };
     let version = response.version();
     // 13  one framing, our version, our name. `Transfer-Encoding` tells which framing it is, and goes after that.
-    framing::reconcile_response(response.headers_mut());
+    let is_bodiless = is_bodiless(&exchange.method, response.status());
+    let length = if is_bodiless { None } else { response.body().size_hint().exact() };
+    framing::reconcile_response(response.headers_mut(), length)?;
     hop::remove_from_response(response.headers_mut());
     if let Some(via) = &rules.via {
         via.append_to(response.headers_mut(), version);
@@ -49,9 +56,8 @@ where
     }
 
     // 15  the body
-    let hide_length =
-        is_bodiless(&exchange.method, response.status()) && !response.headers().contains_key(CONTENT_LENGTH);
-    Ok(response.map(|body| Body::new(ResponseBody::new(body, rules.body_idle_timeout, hide_length))))
+    let hide_length = is_bodiless && !response.headers().contains_key(CONTENT_LENGTH);
+    Ok(response.map(|body| Body::new(ResponseBody::new(body, rules.body_idle_timeout, hide_length, upload))))
 }
 
 /// Whether the response has no body whatever its length says (RFC 9112, section 6.3).

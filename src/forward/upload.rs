@@ -1,11 +1,16 @@
-//! How far the request's body has come, told by the body to the future that awaits the response head.
+//! How far the request's body has come, told by the body to those who await the response.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::time::Instant;
+
+use crate::error::Error;
 
 /// Whose turn it is, and since when: one word, written by one side and read by the other.
 #[derive(Debug)]
@@ -13,6 +18,8 @@ pub(super) struct Upload {
     start: Instant,
     /// Milliseconds since `start`, shifted by two, and the [`Turn`].
     state: AtomicU64,
+    /// What the body failed with. The HTTP stack doesn't always hand it on, and what it says instead blames the backend.
+    failure: OnceLock<Error>,
 }
 
 /// Who has to do something next.
@@ -22,13 +29,23 @@ pub(super) enum Turn {
     Client = 0,
     /// The backend: it was given a frame and hasn't asked for more.
     Backend = 1,
-    /// The backend: it was given everything.
+    /// The backend: it was given everything, or wants no more.
     Done = 2,
 }
 
 impl Upload {
     pub(super) fn new() -> Self {
-        Self { start: Instant::now(), state: AtomicU64::new(Turn::Backend as u64) }
+        Self { start: Instant::now(), state: AtomicU64::new(Turn::Backend as u64), failure: OnceLock::new() }
+    }
+
+    /// Keeps what the body failed with.
+    pub(super) fn fail(&self, error: &Error) {
+        let _ = self.failure.set(error.clone());
+    }
+
+    /// Returns what the body failed with, in place of what came of it.
+    pub(super) fn cause_of(&self, consequence: Error) -> Error {
+        self.failure.get().cloned().unwrap_or(consequence)
     }
 
     pub(super) fn set(&self, turn: Turn) {

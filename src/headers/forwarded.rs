@@ -11,6 +11,8 @@ use http::{
 };
 use ipnet::IpNet;
 
+use super::identity::reads_as;
+
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
@@ -104,14 +106,19 @@ impl ForwardedPolicy {
     }
 }
 
-/// Whether a field claims something about the way to here that a client doesn't get to say.
+/// Whether a field claims something about the way to here that a client doesn't get to say, in whatever spelling.
+///
+/// `X-Original-URL` and `X-Rewrite-URL` take the path's place in some frameworks, and lead out of every prefix.
 pub(crate) fn is_claim(name: &HeaderName) -> bool {
+    // Nearly every claim begins with an x, as few other fields do.
     let name = name.as_str().as_bytes();
-    // In whatever spelling: `.` and `_` fold into `-` for many servers.
-    let spelled = |known: &[u8]| {
-        name.len() >= known.len() && name.iter().zip(known).all(|(&a, &b)| a == b || (b == b'-' && b"_.".contains(&a)))
-    };
-    name == b"forwarded" || spelled(b"x-forwarded-") || (name.len() == 9 && spelled(b"x-real-ip"))
+    match name.first() {
+        Some(b'x') => {
+            ["x-forwarded", "x-original-url", "x-real-ip", "x-rewrite-url"].iter().any(|claim| reads_as(name, claim))
+                || name.get(.."x-forwarded-".len()).is_some_and(|start| reads_as(start, "x-forwarded-"))
+        }
+        _ => name == b"forwarded",
+    }
 }
 
 /// Adds a member to the end of a list field, as one line.
@@ -213,10 +220,14 @@ mod tests {
             "x.forwarded-host",
             "x-real-ip",
             "x_real_ip",
+            "x-forwarded",
+            "x~forwarded~for",
+            "x-original-url",
+            "x-rewrite-url",
         ] {
             assert!(is_claim(&name.parse().unwrap()), "{name}");
         }
-        for name in ["x-forward", "x-real-ips", "forwarded-by", "accept"] {
+        for name in ["x-forward", "x-real-ips", "x-original-host", "forwarded-by", "accept", "x-original-host"] {
             assert!(!is_claim(&name.parse().unwrap()), "{name}");
         }
     }

@@ -44,24 +44,32 @@ pub(crate) fn reconcile_request(headers: &mut HeaderMap, body: &SizeHint) {
 }
 
 /// Leaves one framing in a response: where it was chunked, a `Content-Length` isn't one, and equal ones are one (RFC 9112,
-/// section 6.3).
+/// section 6.3). Where the body is of a known length, that is its length, whatever an upstream layer left in the field.
 ///
 /// Call it before `Transfer-Encoding` is removed.
-pub(crate) fn reconcile_response(headers: &mut HeaderMap) {
+///
+/// # Errors
+///
+/// A coding other than `chunked`: the client couldn't know of it, and would take the coded body for the real one.
+pub(crate) fn reconcile_response(headers: &mut HeaderMap, length: Option<u64>) -> Result<(), ErrorKind> {
     if headers.contains_key(TRANSFER_ENCODING) {
+        check_transfer_encoding(headers).map_err(|_| ErrorKind::InvalidResponse)?;
         headers.remove(CONTENT_LENGTH);
-    } else if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some()
-        && let Some(first) = headers.get(CONTENT_LENGTH).cloned()
-    {
-        headers.insert(CONTENT_LENGTH, first);
+    } else if headers.contains_key(CONTENT_LENGTH) {
+        let said = content_length(headers);
+        let length = length.or(said).ok_or(ErrorKind::InvalidResponse)?;
+        if said != Some(length) || members(headers, CONTENT_LENGTH).nth(1).is_some() {
+            headers.insert(CONTENT_LENGTH, length.into());
+        }
     }
+    Ok(())
 }
 
-/// The one value of `Content-Length`, if there is exactly one.
+/// What `Content-Length` says, if all that it says is the same.
 fn content_length(headers: &HeaderMap) -> Option<u64> {
-    let mut lines = headers.get_all(CONTENT_LENGTH).iter();
-    let value = lines.next()?.to_str().ok()?.parse().ok()?;
-    lines.next().is_none().then_some(value)
+    let mut said = members(headers, CONTENT_LENGTH).map(|member| str::from_utf8(member).ok()?.parse().ok());
+    let first = said.next()?;
+    if said.all(|other| other == first) { first } else { None }
 }
 
 /// Takes out of `Trailer` what may not come as a request's trailer.
@@ -159,12 +167,27 @@ mod tests {
 
     #[test]
     fn a_response_has_one_framing() {
+        for (lines, length, result) in [
+            (&["3"][..], None, Some("3")),
+            (&["3"], Some(3), Some("3")),
+            (&["3"], Some(5), Some("5")),
+            (&["2", "2"], None, Some("2")),
+            (&["2, 2"], None, Some("2")),
+            (&["2", "3"], None, None),
+            (&["2, 3"], None, None),
+        ] {
+            let mut headers = map(&lines.iter().map(|&line| (CONTENT_LENGTH, line)).collect::<Vec<_>>());
+            let outcome = reconcile_response(&mut headers, length);
+            assert_eq!(outcome.is_ok(), result.is_some(), "{lines:?}");
+            if let Some(result) = result {
+                assert_eq!(headers.get_all(CONTENT_LENGTH).iter().collect::<Vec<_>>(), [result], "{lines:?}");
+            }
+        }
         let mut headers = map(&[(CONTENT_LENGTH, "3"), (TRANSFER_ENCODING, "chunked")]);
-        reconcile_response(&mut headers);
+        assert_eq!(reconcile_response(&mut headers, None), Ok(()));
         assert!(!headers.contains_key(CONTENT_LENGTH));
-        let mut headers = map(&[(CONTENT_LENGTH, "2"), (CONTENT_LENGTH, "2")]);
-        reconcile_response(&mut headers);
-        assert_eq!(headers.get_all(CONTENT_LENGTH).iter().count(), 1);
+        let mut headers = map(&[(TRANSFER_ENCODING, "gzip, chunked")]);
+        assert_eq!(reconcile_response(&mut headers, None), Err(ErrorKind::InvalidResponse));
     }
 
     #[test]

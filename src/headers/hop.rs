@@ -25,8 +25,10 @@ pub(crate) fn remove_from_response(headers: &mut HeaderMap) {
 
 fn remove(headers: &mut HeaderMap, also: impl Fn(&HeaderName) -> bool) {
     // The nominations first: `Connection` is one of the fields that go.
-    let nominated = nominated(headers);
-    remove_where(headers, |name| is_hop_by_hop(name) || also(name) || nominated.contains(name));
+    for name in nominated(headers) {
+        headers.remove(name);
+    }
+    remove_where(headers, |name| is_hop_by_hop(name) || also(name));
 }
 
 /// The fields that any `Connection` line names.

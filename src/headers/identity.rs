@@ -18,19 +18,22 @@ pub(crate) fn is_underscored(name: &HeaderName) -> bool {
     name.as_str().contains('_')
 }
 
-/// Removes a field in every spelling that a server folds into the same variable, and from the trailers to come.
+/// Removes a field in every spelling that a server folds into the same variable, and from the trailers announced.
 pub(crate) fn remove_every_spelling(headers: &mut HeaderMap, name: &HeaderName) {
-    remove_where(headers, |other| reads_as(other.as_str().as_bytes(), name.as_str()));
+    remove_spellings(headers, name);
     retain_members(headers, TRAILER, |member| !reads_as(member, name.as_str()));
 }
 
-/// Whether `name` and `other` differ in nothing but case and `-`, `_` and `.`.
-fn reads_as(name: &[u8], other: &str) -> bool {
+/// Removes a field in every spelling.
+pub(crate) fn remove_spellings(trailers: &mut HeaderMap, name: &HeaderName) {
+    remove_where(trailers, |other| reads_as(other.as_str().as_bytes(), name.as_str()));
+}
+
+/// Whether a server may read both names as the same variable: they differ in nothing but case and what is neither letter
+/// nor digit. Most fold `-` into `_`, some (PHP) `.` too, some (lighttpd) everything.
+pub(super) fn reads_as(name: &[u8], other: &str) -> bool {
     fn folded(byte: &u8) -> u8 {
-        match byte {
-            b'_' | b'.' => b'-',
-            other => other.to_ascii_lowercase(),
-        }
+        if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' }
     }
     name.len() == other.len() && name.iter().map(folded).eq(other.as_bytes().iter().map(folded))
 }
@@ -43,7 +46,9 @@ mod tests {
 
     #[test]
     fn spellings() {
-        for name in ["remote-user", "remote_user", "remote.user", "Remote-User", "REMOTE_USER"] {
+        for name in
+            ["remote-user", "remote_user", "remote.user", "Remote-User", "REMOTE_USER", "remote~user", "remote!user"]
+        {
             assert!(reads_as(name.as_bytes(), "remote-user"), "{name}");
             assert!(reads_as(name.as_bytes(), "Remote_User"), "{name}");
         }

@@ -46,9 +46,17 @@ pub(crate) fn without_origin(url: &[u8], origin: Origin<'_>) -> Option<Vec<u8>> 
     (same && tail.first() != Some(&b'\\')).then(|| path_absolute(tail))
 }
 
-/// Turns a path-absolute reference below the directory `from` into the same one below `to`. `None`: it isn't below it.
+/// Turns a path-absolute reference below the directory `from` into the same one below `to`. `None`: it isn't below `from`, or
+/// it's below `to` already, from a backend that has heard of `X-Forwarded-Prefix`.
 pub(crate) fn with_prefix(reference: &[u8], from: &str, to: &str) -> Option<Vec<u8>> {
     if !reference.starts_with(b"/") || is_network_path(reference) {
+        return None;
+    }
+    let is_below = |dir: &str| {
+        let rest = reference.strip_prefix(dir.as_bytes());
+        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'/' | b'?' | b'#')))
+    };
+    if to.len() > from.len() && is_below(to) {
         return None;
     }
     let rest = reference.strip_prefix(from.as_bytes())?;
@@ -186,6 +194,8 @@ mod tests {
             ("/x?y", "", "/mydir", Some("/mydir/x?y")),
             ("/", "", "/mydir", Some("/mydir/")),
             ("/.//evil.example", "", "/mydir", Some("/mydir/.//evil.example")),
+            ("/mydir/x", "", "/mydir", None),
+            ("/mydirx", "", "/mydir", Some("/mydir/mydirx")),
             ("//other/x", "", "/mydir", None),
             ("/\\other/x", "", "/mydir", None),
             ("x", "", "/mydir", None),

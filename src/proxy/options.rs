@@ -143,7 +143,7 @@ impl<U, P> ReverseProxyLayer<U, P> {
     /// Sets how long the backend may take for its response head, from the end of the request's body. Default: 60 seconds.
     /// `None`: for ever. Then: 504.
     pub fn header_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
-        let timeout = timeout.into();
+        let timeout = bounded(timeout.into());
         self.rules(|rules| rules.header_timeout = timeout)
     }
 
@@ -153,7 +153,7 @@ impl<U, P> ReverseProxyLayer<U, P> {
     /// takes nothing more becomes 504, and one that sends nothing more an aborted response. A client that doesn't read is
     /// the server's to watch.
     pub fn body_idle_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
-        let timeout = timeout.into();
+        let timeout = bounded(timeout.into());
         self.rules(|rules| rules.body_idle_timeout = timeout)
     }
 
@@ -184,10 +184,18 @@ impl<U, P> ReverseProxyLayer<U, P> {
 }
 
 /// # The backend
+///
+/// The upstream layers are around the client: an option that is set after a layer was added applies that layer anew.
 impl<C, L: Layer<Client, Service = C>> ReverseProxyLayer<Upstream<C>, ToBackend<L>> {
     /// Sets which `Host` the backend gets. Default: the client's for `http` and Unix-socket backends, the backend's
     /// authority for `https` backends.
+    ///
+    /// # Panics
+    ///
+    /// If a [fixed](HostPolicy::Fixed) one has credentials in it.
+    #[track_caller]
     pub fn host(self, host: HostPolicy) -> Self {
+        host.check();
         self.rebuild(|parts| parts.to.host = host)
     }
 
@@ -203,13 +211,13 @@ impl<C, L: Layer<Client, Service = C>> ReverseProxyLayer<Upstream<C>, ToBackend<
     /// Sets how long it may take to connect: name, TCP and handshakes together. Default: 5 seconds. `None`: as long as the
     /// operating system allows. Then: 504.
     pub fn connect_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
-        let timeout = timeout.into();
+        let timeout = bounded(timeout.into());
         self.rebuild(|parts| parts.client.connect_timeout = timeout)
     }
 
     /// Sets how long an unused connection is kept. Default: 30 seconds. `None`: until the backend closes it.
     pub fn pool_idle_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
-        let timeout = timeout.into();
+        let timeout = bounded(timeout.into());
         self.rebuild(|parts| parts.client.pool_idle_timeout = timeout)
     }
 
@@ -236,6 +244,12 @@ impl<C, L: Layer<Client, Service = C>> ReverseProxyLayer<Upstream<C>, ToBackend<
         self.proxy.upstream = self.parts.build();
         self
     }
+}
+
+/// `Duration::MAX` means for ever too, and can't be added to a point in time.
+fn bounded(timeout: Option<Duration>) -> Option<Duration> {
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+    timeout.filter(|&timeout| timeout < CENTURY)
 }
 
 #[track_caller]

@@ -17,7 +17,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    backend::Backend,
+    backend::{Backend, is_authority},
     headers::{
         cookie,
         location::{self, Origin},
@@ -40,6 +40,13 @@ pub enum HostPolicy {
 impl HostPolicy {
     fn default_for(backend: &Backend) -> Self {
         if *backend.scheme() == Scheme::HTTPS { Self::Backend } else { Self::Preserve }
+    }
+
+    #[track_caller]
+    pub(crate) fn check(&self) {
+        if let Self::Fixed(name) = self {
+            assert!(is_authority(name.as_str().as_bytes()), "invalid Host: write a name, and a port if it needs one");
+        }
     }
 }
 
@@ -82,8 +89,14 @@ impl<C> Upstream<C> {
 
     /// Sets which `Host` the backend gets. Default: [`Preserve`](HostPolicy::Preserve) for `http` and Unix-socket backends,
     /// [`Backend`](HostPolicy::Backend) for `https` backends.
+    ///
+    /// # Panics
+    ///
+    /// If a [fixed](HostPolicy::Fixed) one has credentials in it.
     #[must_use]
+    #[track_caller]
     pub fn host(mut self, host: HostPolicy) -> Self {
+        host.check();
         Arc::make_mut(&mut self.to).host = host;
         self
     }
@@ -153,6 +166,9 @@ impl To {
             location::without_origin(url, own).or_else(|| location::without_origin(url, sent))
         });
         cookie::drop_domain(response.headers_mut(), self.backend.authority().host());
+        if let HostPolicy::Fixed(name) = &self.host {
+            cookie::drop_domain(response.headers_mut(), name.host());
+        }
     }
 }
 

@@ -1,0 +1,114 @@
+//! An HTTP/1.1 connection that whoever holds it drives: no task of its own, no wake-up of another thread.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use axum_core::body::Body;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body as _, Frame};
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http1},
+};
+use hyper_util::rt::TokioIo;
+use tokio_util::sync::ReusableBoxFuture;
+
+use super::{connect::Stream, gate::Gate};
+
+/// A connection, idle or in one exchange. Dropping it closes it.
+pub(super) struct Connection {
+    sender: http1::SendRequest<Body>,
+    driver: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>,
+    /// The future of the response under way. hyper's type can't be named; its box is made once per connection.
+    response: ReusableBoxFuture<'static, Sent>,
+    gate: Arc<Gate>,
+    /// The gate's, made once.
+    waker: Waker,
+    /// Whether the driver has come to its end.
+    over: bool,
+}
+
+/// What sending a request led to. The error holds the request, if nothing of it was written.
+pub(super) type Sent = Result<Response<Incoming>, TrySendError<Request<Body>>>;
+
+impl Connection {
+    pub(super) async fn handshake(stream: Stream, preserve_header_case: bool) -> hyper::Result<Self> {
+        let (sender, driver) =
+            http1::Builder::new().preserve_header_case(preserve_header_case).handshake(TokioIo::new(stream)).await?;
+        let gate = Gate::new();
+        Ok(Self {
+            sender,
+            driver: Box::pin(driver.with_upgrades()),
+            response: ReusableBoxFuture::new(std::future::pending()),
+            waker: Waker::from(gate.clone()),
+            gate,
+            over: false,
+        })
+    }
+
+    /// Begins an exchange; [`poll_response`](Self::poll_response) carries it on.
+    pub(super) fn send(&mut self, request: Request<Body>) {
+        self.response.set(self.sender.try_send_request(request));
+    }
+
+    pub(super) fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Sent> {
+        let Self { driver, response, gate, waker, over, .. } = self;
+        gate.poll(waker, cx, |cx| {
+            drive(driver, over, cx);
+            // Nothing but the driver can make it ready.
+            response.poll(&mut Context::from_waker(Waker::noop()))
+        })
+    }
+
+    pub(super) fn poll_frame(
+        &mut self,
+        body: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Self { driver, gate, waker, over, .. } = self;
+        gate.poll(waker, cx, |cx| {
+            drive(driver, over, cx);
+            Pin::new(&mut *body).poll_frame(&mut Context::from_waker(Waker::noop()))
+        })
+    }
+
+    /// Whether the last exchange is over in both directions and the backend has neither closed nor said anything since.
+    ///
+    /// It costs no system call while nothing has come. What was woken by this connection before isn't any more.
+    pub(super) fn is_reusable(&mut self) -> bool {
+        let Self { driver, gate, waker, over, .. } = self;
+        let _ = gate.poll(waker, &mut Context::from_waker(Waker::noop()), |cx| {
+            drive(driver, over, cx);
+            Poll::<()>::Pending
+        });
+        !self.over && self.sender.is_ready()
+    }
+
+    /// Lets the driver finish what it does at its end: it hands over an upgraded connection.
+    pub(super) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { driver, gate, waker, over, .. } = self;
+        gate.poll(waker, cx, |cx| {
+            drive(driver, over, cx);
+            if *over { Poll::Ready(()) } else { Poll::Pending }
+        })
+    }
+}
+
+/// Polls the driver, unless it's over. Its error reaches the response, or the body, by itself.
+fn drive(driver: &mut Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>, over: &mut bool, cx: &mut Context<'_>) {
+    if !*over {
+        *over = driver.as_mut().poll(cx).is_ready();
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("over", &self.over).finish_non_exhaustive()
+    }
+}

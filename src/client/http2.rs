@@ -1,0 +1,103 @@
+//! HTTP/2 connections to one backend: shared by all requests, each driven by a task of its own, as many as streams need.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use axum_core::body::Body;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+
+use super::connect::Stream as Io;
+
+/// The HTTP/2 connections to one backend.
+#[derive(Debug, Default)]
+pub(super) struct Connections {
+    open: Mutex<Vec<Shared>>,
+    /// Held while a connection is made: a burst waits for one, and then sees whether it needs another.
+    pub(super) connecting: tokio::sync::Mutex<()>,
+}
+
+/// A connection, and how full it is.
+#[derive(Clone, Debug)]
+struct Shared {
+    sender: SendRequest<Body>,
+    load: Arc<Load>,
+}
+
+#[derive(Debug)]
+struct Load {
+    /// How many streams of ours are on the connection.
+    streams: AtomicUsize,
+    /// How many the backend allows, as far as it has said.
+    most: AtomicUsize,
+}
+
+/// A place on a connection, until it's dropped.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) sender: SendRequest<Body>,
+    load: Arc<Load>,
+}
+
+/// How many streams a backend is thought to allow before it says so: what hyper opens at the most until then.
+const ASSUMED: usize = 100;
+
+impl Connections {
+    /// Takes a place on the first connection that has one.
+    pub(super) fn take(&self) -> Option<Stream> {
+        let mut open = self.lock();
+        open.retain(|shared| !shared.sender.is_closed());
+        open.iter().find_map(Shared::take)
+    }
+
+    /// Makes a connection of a stream, and takes a place on it.
+    pub(super) async fn open(&self, io: Io) -> hyper::Result<Stream> {
+        let (sender, driver) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .adaptive_window(true)
+            .handshake(TokioIo::new(io))
+            .await?;
+        let load = Arc::new(Load { streams: AtomicUsize::new(1), most: AtomicUsize::new(ASSUMED) });
+        self.lock().push(Shared { sender: sender.clone(), load: load.clone() });
+        let told = load.clone();
+        tokio::spawn(async move {
+            let mut driver = pin!(driver);
+            let over = poll_fn(|cx| {
+                let over = driver.as_mut().poll(cx);
+                told.most.store(driver.current_max_send_streams(), Ordering::Relaxed);
+                over
+            });
+            if let Err(error) = over.await {
+                tracing::debug!(target: "tower_reverse_proxy", %error, "an HTTP/2 connection broke off");
+            }
+        });
+        Ok(Stream { sender, load })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Shared>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    fn take(&self) -> Option<Stream> {
+        // Only ever raised under the lock of the list.
+        if self.load.streams.load(Ordering::Relaxed) >= self.load.most.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.load.streams.fetch_add(1, Ordering::Relaxed);
+        Some(Stream { sender: self.sender.clone(), load: self.load.clone() })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.load.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
