@@ -164,14 +164,16 @@ impl<'a> Target<'a> {
         let prefix = prefix.as_str();
         let stripped = original.and_then(|original| Some((stripped(original.path(), path)?, original)));
         let target = match stripped {
-            Some((outer, original)) => Self {
-                outer,
-                prefix,
-                // A bare nest prefix arrives as `/`: only the original tells `/mydir` from `/mydir/`.
-                rest: if outer.len() == original.path().len() { "" } else { rest },
-                whole: original.path_and_query().filter(|_| original.query() == current.query()),
-                query: current.query(),
-            },
+            Some((outer, original)) => {
+                // A bare nest prefix arrives as `/`, and axum takes the first of two slashes along with it: where the
+                // directory ends, only the original tells.
+                let (outer, rest) = match prefix {
+                    "" => original.path().split_at(outer.trim_end_matches('/').len()),
+                    _ => (outer, rest),
+                };
+                let whole = original.path_and_query().filter(|_| original.query() == current.query());
+                Self { outer, prefix, rest, whole, query: current.query() }
+            }
             None => Self { outer: "", prefix, rest, whole: current.path_and_query(), query: current.query() },
         };
         if leaves(target.rest) { Err(ErrorKind::Target) } else { Ok(target) }
@@ -366,9 +368,29 @@ mod tests {
             ("/", Some("/mydir/"), "/", "/", "/other/dir/"),
             ("/x", Some("/mydir/x"), "/", "/x", "/other/dir/x"),
             ("/mydir/x", Some("/outer/mydir/x"), "/mydir", "/x", "/other/dir/x"),
+            ("/x", Some("/mydir//x"), "/", "//x", "/other/dir//x"),
+            ("/", Some("/mydir//"), "/", "//", "/other/dir//"),
         ] {
             assert_eq!(target(current, original, at, &strip).as_deref(), Ok(stripped), "{current} {original:?}");
             assert_eq!(target(current, original, at, &other).as_deref(), Ok(replaced), "{current} {original:?}");
+        }
+    }
+
+    #[test]
+    fn the_public_prefix_has_no_slash_at_its_end() {
+        for (current, original, at, public) in [
+            ("/mydir/x", None, "/mydir", "/mydir"),
+            ("/", Some("/mydir"), "/", "/mydir"),
+            ("/", Some("/mydir/"), "/", "/mydir"),
+            ("/", Some("/mydir//"), "/", "/mydir"),
+            ("/x", Some("/mydir//x"), "/", "/mydir"),
+            ("/sub/x", Some("/mydir/sub/x"), "/sub", "/mydir/sub"),
+            ("/x", None, "/", ""),
+        ] {
+            let (current, original) = (current.parse().unwrap(), original.map(|uri: &str| uri.parse().unwrap()));
+            let prefix = prefix(at);
+            let target = Target::parse(&current, original.as_ref(), &prefix).unwrap();
+            assert_eq!(target.public_prefix(), public, "{current} {original:?}");
         }
     }
 
