@@ -5,3 +5,4 @@ mod support;
 
 mod layering;
 mod request;
+mod response;
