@@ -3,6 +3,7 @@
 #[allow(dead_code)] // until every module below uses it
 mod support;
 
+mod forwarded;
 mod layering;
 mod request;
 mod response;
