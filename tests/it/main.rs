@@ -4,6 +4,8 @@
 mod support;
 
 mod forwarded;
+mod identity;
 mod layering;
 mod request;
 mod response;
+mod upstream_side;
