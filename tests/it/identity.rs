@@ -3,7 +3,10 @@
 use std::{
     convert::Infallible,
     net::SocketAddr,
-    sync::{Arc, LazyLock},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use axum::{
@@ -26,7 +29,7 @@ use tower_http::auth::AsyncRequireAuthorizationLayer;
 use tower_reverse_proxy::{BasicAuthLayer, RemoteUser, RemoteUserLayer, ReverseProxyLayer};
 use tower_sessions::{MemoryStore, SessionManagerLayer};
 
-use crate::support::{Message, ask, client, front, get, mirror, recording};
+use crate::support::{Message, ask, backend, client, front, get, mirror, recording};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -218,8 +221,31 @@ async fn basic_credentials_take_the_place_of_the_clients() {
 fn fixed_credentials_that_cannot_be_said_are_a_panic_without_the_password() {
     for (user, password) in [("a:b", "s3cret"), ("", "s3cret"), ("a", "s3cret\r\n"), ("a ", "s3cret")] {
         let panic = std::panic::catch_unwind(|| BasicAuthLayer::new(user, password)).unwrap_err();
-        let message = panic.downcast_ref::<String>().map_or_else(|| *panic.downcast_ref::<&str>().unwrap(), |s| s);
+        let message = panic.downcast_ref::<String>().map_or_else(|| *panic.downcast_ref().unwrap(), String::as_str);
         assert!(message.contains("write one without") && !message.contains("s3cret"), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_signed_in_as_somebody_is_nobody_elses() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let origin = backend(move |mut wire| {
+        let number = connections.fetch_add(1, Ordering::SeqCst);
+        async move {
+            while wire.message().await.is_some() {
+                let head = format!("HTTP/1.1 200 OK\r\nX-Connection: {number}\r\nContent-Length: 0\r\n\r\n");
+                wire.send(head.as_bytes()).await;
+            }
+        }
+    })
+    .await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(origin))).await;
+    let connection = async |fields: &str| get(addr, "/x", fields).await.field("x-connection").unwrap().to_owned();
+    assert_eq!(connection("").await, connection("").await, "anybody's");
+    for scheme in ["NTLM TlRMTVNTUAAB", "Negotiate YII=", "ntlm TlRM"] {
+        let alices = connection(&format!("Authorization: {scheme}\r\n")).await;
+        assert_ne!(alices, connection("").await, "{scheme}");
+        assert_ne!(alices, connection("Authorization: Basic YTpi\r\n").await, "{scheme}");
     }
 }
 
