@@ -168,13 +168,13 @@ impl<'a> Target<'a> {
         if let Some(Nest { original, segments }) = nest {
             let (outer, below) = original.path().split_at(end_of(original.path(), segments));
             target.outer = outer;
-            // The bare directory of a nest arrives as `/`: only the original tells `/mydir` from `/mydir/`.
-            if below.is_empty() && path == "/" && target.prefix.is_empty() {
-                target.rest = "";
+            // The bare directory arrives as `/`, and of two slashes behind it one is gone: only the original tells.
+            let same = below == path || below.is_empty() && path == "/" || below.strip_prefix('/') == Some(path);
+            if same && target.prefix.is_empty() {
+                target.rest = below;
             }
             // The original as a whole, unless the application has rewritten what is below.
-            let same = (below == path || target.rest.is_empty()) && original.query() == current.query();
-            target.whole = original.path_and_query().filter(|_| same);
+            target.whole = original.path_and_query().filter(|_| same && original.query() == current.query());
         }
         // A nest with captures has the client's text in it.
         if target.outer.split('/').any(has_dots) || leaves(target.rest) { Err(ErrorKind::Target) } else { Ok(target) }
@@ -402,9 +402,30 @@ mod tests {
             ("/", Some(("/mydir/", 1)), "/", "/", "/other/dir/"),
             ("/x", Some(("/mydir/x", 1)), "/", "/x", "/other/dir/x"),
             ("/mydir/x", Some(("/outer/mydir/x", 1)), "/mydir", "/x", "/other/dir/x"),
+            ("/x", Some(("/mydir//x", 1)), "/", "//x", "/other/dir//x"),
+            ("/", Some(("/mydir//", 1)), "/", "//", "/other/dir//"),
         ] {
             assert_eq!(target(current, original, at, &strip).as_deref(), Ok(stripped), "{current} {original:?}");
             assert_eq!(target(current, original, at, &other).as_deref(), Ok(replaced), "{current} {original:?}");
+        }
+    }
+
+    #[test]
+    fn the_public_prefix_has_no_slash_at_its_end() {
+        for (current, nest, at, public) in [
+            ("/mydir/x", None, "/mydir", "/mydir"),
+            ("/", Some("/mydir"), "/", "/mydir"),
+            ("/", Some("/mydir/"), "/", "/mydir"),
+            ("/", Some("/mydir//"), "/", "/mydir"),
+            ("/x", Some("/mydir//x"), "/", "/mydir"),
+            ("/sub/x", Some("/mydir/sub/x"), "/sub", "/mydir/sub"),
+            ("/x", None, "/", ""),
+        ] {
+            let (current, original) = (current.parse().unwrap(), nest.map(|uri: &str| uri.parse().unwrap()));
+            let prefix = prefix(at);
+            let nest = original.as_ref().map(|original| Nest { original, segments: 1 });
+            let target = Target::parse(&current, nest, &prefix).unwrap();
+            assert_eq!(target.public_prefix(), public, "{current} {original:?}");
         }
     }
 

@@ -22,7 +22,8 @@ impl<U, P> ReverseProxyLayer<U, P> {
     /// Sets the directory that is the backend's. Default: `/`, everything.
     ///
     /// `/mydir` stands for `/mydir`, `/mydir/` and all below, not for `/mydirx`. In a nested router it's relative to the
-    /// nest, as routes are.
+    /// nest, as routes are; such a router has to have a fallback of its own, or axum takes what it doesn't know past its
+    /// layers.
     ///
     /// # Panics
     ///

@@ -1,5 +1,7 @@
 //! Fronts, raw backends and raw clients on loopback.
 
+mod peers;
+
 use std::{future::Future, net::SocketAddr, time::Duration};
 
 use axum::{Router, extract::connect_info::IntoMakeServiceWithConnectInfo};
@@ -7,6 +9,8 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
+
+pub(crate) use self::peers::{front_on, http2, http2_get, recording};
 
 /// How long anything here may take before the test fails: much longer than it ever does.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);

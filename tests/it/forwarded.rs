@@ -1,0 +1,236 @@
+//! What the backend is told of the client's side.
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::{
+    Extension, Router,
+    extract::ConnectInfo,
+    http::{Request, uri::Scheme},
+};
+use tokio::net::TcpListener;
+use tower::ServiceExt;
+use tower_reverse_proxy::{ClientAddr, ReverseProxyLayer};
+
+use crate::support::{Message, ask, front, front_on, get, http2_get, mirror};
+
+/// Every spelling of a claim that a client could make.
+const CLAIMS: &str = "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 7.7.7.7\r\nX-Forwarded-Host: evil.example\r\n\
+    X-Forwarded-Proto: evil\r\nX-Forwarded-Port: 666\r\nX-Forwarded-Prefix: /evil\r\nX-Forwarded-User: evil\r\n\
+    X_Forwarded_For: 6.6.6.6\r\nX.Forwarded.Host: evil.example\r\nx-forwarded_proto: evil\r\nX-Real-IP: 6.6.6.6\r\n\
+    X_Real_IP: 6.6.6.6\r\nForwarded: for=6.6.6.6;host=evil;proto=evil\r\nForwarded: for=7.7.7.7\r\n";
+
+fn layer(origin: &str) -> ReverseProxyLayer {
+    ReverseProxyLayer::new(origin).prefix("/mydir")
+}
+
+/// A front that trusts the peers of these tests.
+fn trusting(origin: &str) -> ReverseProxyLayer {
+    layer(origin).trusted_proxies(["127.0.0.0/8".parse().unwrap()])
+}
+
+async fn seen(layer: ReverseProxyLayer, fields: &str) -> Message {
+    get(front(Router::new().layer(layer)).await, "/mydir/x", fields).await.mirrored()
+}
+
+/// All that a head says of the client's side, in lower case and sorted.
+fn told(request: &Message) -> Vec<String> {
+    let mut told: Vec<_> = request
+        .head
+        .lines()
+        .map(str::to_ascii_lowercase)
+        .filter(|line| line.starts_with('x') || line.starts_with("forwarded"))
+        .collect();
+    told.sort();
+    told
+}
+
+#[tokio::test]
+async fn what_is_known_is_told_and_no_claim_of_the_client() {
+    let origin = mirror().await;
+    for fields in ["", CLAIMS] {
+        let expected = ["x-forwarded-for: 127.0.0.1", "x-forwarded-host: front.example"];
+        assert_eq!(told(&seen(layer(&origin), fields).await), expected);
+
+        let stripped = layer(&origin).strip_prefix().forwarded_proto(Scheme::HTTPS);
+        let expected = [
+            "x-forwarded-for: 127.0.0.1",
+            "x-forwarded-host: front.example",
+            "x-forwarded-prefix: /mydir",
+            "x-forwarded-proto: https",
+        ];
+        assert_eq!(told(&seen(stripped, fields).await), expected);
+    }
+}
+
+#[tokio::test]
+async fn claims_stay_away_with_underscores_kept() {
+    let origin = mirror().await;
+    let expected = ["x-forwarded-for: 127.0.0.1", "x-forwarded-host: front.example"];
+    assert_eq!(told(&seen(layer(&origin).keep_underscores(), CLAIMS).await), expected);
+}
+
+#[tokio::test]
+async fn what_is_turned_off_is_not_told_and_not_believed() {
+    let origin = mirror().await;
+    for fields in ["", CLAIMS] {
+        assert!(told(&seen(layer(&origin).x_forwarded(false), fields).await).is_empty());
+        let other = layer(&origin).x_forwarded(false).forwarded(true).x_real_ip(true).forwarded_proto(Scheme::HTTP);
+        let expected = ["forwarded: for=127.0.0.1;host=front.example;proto=http", "x-real-ip: 127.0.0.1"];
+        assert_eq!(told(&seen(other, fields).await), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_trusted_proxys_lists_grow_and_its_word_counts() {
+    let origin = mirror().await;
+    let fields = "X-Forwarded-For: 203.0.113.9, 198.51.100.1\r\nX-Forwarded-For: 198.51.100.2\r\n\
+        X-Forwarded-Host: outer.example\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Prefix: /outer\r\n\
+        X-Real-IP: 203.0.113.9\r\nForwarded: for=203.0.113.9;proto=https\r\nForwarded: for=198.51.100.1\r\n";
+    let layer = trusting(&origin).forwarded(true).x_real_ip(true).forwarded_proto(Scheme::HTTP).strip_prefix();
+    let expected = [
+        "forwarded: for=203.0.113.9;proto=https, for=198.51.100.1, for=127.0.0.1;host=front.example;proto=http",
+        "x-forwarded-for: 203.0.113.9, 198.51.100.1, 198.51.100.2, 127.0.0.1",
+        "x-forwarded-host: outer.example",
+        "x-forwarded-prefix: /outer/mydir",
+        "x-forwarded-proto: https",
+        "x-real-ip: 203.0.113.9",
+    ];
+    assert_eq!(told(&seen(layer.clone(), fields).await), expected);
+    // One that says nothing is the client itself.
+    let expected = [
+        "forwarded: for=127.0.0.1;host=front.example;proto=http",
+        "x-forwarded-for: 127.0.0.1",
+        "x-forwarded-host: front.example",
+        "x-forwarded-prefix: /mydir",
+        "x-forwarded-proto: http",
+        "x-real-ip: 127.0.0.1",
+    ];
+    assert_eq!(told(&seen(layer, "").await), expected);
+}
+
+#[tokio::test]
+async fn a_trusted_proxy_cannot_say_who_is_signed_in() {
+    let fields = "Remote-User: admin\r\nRemote_User: admin\r\nX_Forwarded_For: 6.6.6.6\r\n";
+    let mirrored = seen(trusting(&mirror().await), fields).await;
+    assert!(!mirrored.head.contains("admin") && !mirrored.head.contains("6.6.6.6"), "{}", mirrored.head);
+}
+
+#[tokio::test]
+async fn a_peer_outside_of_the_blocks_is_not_believed() {
+    let layer = layer(&mirror().await).trusted_proxies(["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
+    let expected = ["x-forwarded-for: 127.0.0.1", "x-forwarded-host: front.example"];
+    assert_eq!(told(&seen(layer, CLAIMS).await), expected);
+}
+
+#[tokio::test]
+async fn the_client_address_that_the_application_knows_goes_before_that_of_the_connection() {
+    let known = ClientAddr::new("2001:db8::7".parse().unwrap());
+    let layer = layer(&mirror().await).forwarded(true).x_real_ip(true);
+    let addr = front(Router::new().layer(layer).layer(Extension(known))).await;
+    let mirrored = get(addr, "/mydir/x", CLAIMS).await.mirrored();
+    let expected = [
+        "forwarded: for=\"[2001:db8::7]\";host=front.example",
+        "x-forwarded-for: 2001:db8::7",
+        "x-forwarded-host: front.example",
+        "x-real-ip: 2001:db8::7",
+    ];
+    assert_eq!(told(&mirrored), expected);
+}
+
+#[tokio::test]
+async fn trust_goes_by_the_address_that_the_application_knows() {
+    let known = ClientAddr::new("192.0.2.1".parse().unwrap());
+    let addr = front(Router::new().layer(trusting(&mirror().await)).layer(Extension(known))).await;
+    let mirrored = get(addr, "/mydir/x", CLAIMS).await.mirrored();
+    assert_eq!(told(&mirrored), ["x-forwarded-for: 192.0.2.1", "x-forwarded-host: front.example"]);
+}
+
+#[tokio::test]
+async fn an_ipv6_peer_is_told_as_such() {
+    let Ok(listener) = TcpListener::bind("[::1]:0").await else { return };
+    let addr = listener.local_addr().unwrap();
+    let layer = layer(&mirror().await).forwarded(true).x_real_ip(true);
+    front_on(listener, Router::new().layer(layer));
+    let request = format!("GET /mydir/x HTTP/1.1\r\nHost: {addr}\r\n\r\n");
+    let mirrored = ask(addr, request).await.mirrored();
+    let expected = [
+        format!("forwarded: for=\"[::1]\";host=\"{addr}\""),
+        "x-forwarded-for: ::1".to_owned(),
+        format!("x-forwarded-host: {addr}"),
+        "x-real-ip: ::1".to_owned(),
+    ];
+    assert_eq!(told(&mirrored), expected);
+}
+
+#[tokio::test]
+async fn an_ipv4_peer_of_an_ipv6_listener_is_an_ipv4_peer() {
+    let Ok(listener) = TcpListener::bind("[::]:0").await else { return };
+    let port = listener.local_addr().unwrap().port();
+    front_on(listener, Router::new().layer(trusting(&mirror().await).forwarded(true)));
+    let request = "GET /mydir/x HTTP/1.1\r\nHost: front.example\r\nX-Forwarded-For: 192.0.2.9\r\n\r\n";
+    let mirrored = ask(SocketAddr::from(([127, 0, 0, 1], port)), request).await.mirrored();
+    let expected = [
+        "forwarded: for=127.0.0.1;host=front.example",
+        // Trusted by its IPv4 block.
+        "x-forwarded-for: 192.0.2.9, 127.0.0.1",
+        "x-forwarded-host: front.example",
+    ];
+    assert_eq!(told(&mirrored), expected);
+}
+
+#[tokio::test]
+async fn an_unknown_peer_is_nobody() {
+    let layer = layer(&mirror().await).forwarded(true).x_real_ip(true).trusted_proxies(["0.0.0.0/0".parse().unwrap()]);
+    let app = Router::new().layer(layer);
+    let mut request = Request::get("/mydir/x").header("host", "front.example").header("x-forwarded-for", "6.6.6.6");
+    // Addresses of another type than axum's are no addresses here.
+    request = request.extension(ConnectInfo("6.6.6.6"));
+    let answer = app.oneshot(request.body(axum::body::Body::empty()).unwrap()).await.unwrap();
+    let body = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+    let mirrored = String::from_utf8(body.to_vec()).unwrap();
+    assert!(!mirrored.contains("6.6.6.6"), "{mirrored}");
+    assert!(mirrored.contains("\r\nforwarded: for=unknown;host=front.example\r\n"), "{mirrored}");
+}
+
+#[tokio::test]
+async fn the_host_is_told_well_formed() {
+    let addr = front(Router::new().layer(layer(&mirror().await).forwarded(true))).await;
+    for (host, forwarded) in [
+        ("front.example", "host=front.example"),
+        ("front.example:8443", "host=\"front.example:8443\""),
+        ("[2001:db8::1]:80", "host=\"[2001:db8::1]:80\""),
+        ("x_y~z", "host=x_y~z"),
+        // A name of RFC 3986, and no second parameter or element.
+        ("a;for=6.6.6.6,b", "host=\"a;for=6.6.6.6,b\""),
+    ] {
+        let mirrored = ask(addr, format!("GET /mydir/x HTTP/1.1\r\nHost: {host}\r\n\r\n")).await.mirrored();
+        assert_eq!(mirrored.field("forwarded"), Some(&*format!("for=127.0.0.1;{forwarded}")));
+        assert_eq!(mirrored.field("x-forwarded-host"), Some(host));
+    }
+    for host in ["a\";proto=https", "a\\", "a b", "a, b"] {
+        let answer = ask(addr, format!("GET /mydir/x HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        assert_eq!(answer.status(), 400, "{host}");
+    }
+}
+
+#[tokio::test]
+async fn the_scheme_over_http2_is_the_clients_word_and_not_told() {
+    let addr = front(Router::new().layer(layer(&mirror().await))).await;
+    let mirrored = String::from_utf8(http2_get(addr, "/mydir/x").await.into_body().to_bytes().to_vec()).unwrap();
+    assert!(mirrored.contains("\r\nx-forwarded-for: 127.0.0.1\r\nx-forwarded-host: front.example\r\n"), "{mirrored}");
+    assert!(!mirrored.contains("proto"), "{mirrored}");
+}
+
+#[tokio::test]
+async fn http_1_0_without_a_host_tells_none() {
+    let addr = front(Router::new().layer(layer(&mirror().await).forwarded(true))).await;
+    let mirrored = ask(addr, "GET /mydir/x HTTP/1.0\r\nX-Forwarded-Host: evil.example\r\n\r\n").await.mirrored();
+    assert_eq!(told(&mirrored), ["forwarded: for=127.0.0.1", "x-forwarded-for: 127.0.0.1"]);
+}
+
+#[test]
+fn a_mapped_address_is_the_address_that_it_maps() {
+    let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
+    assert_eq!(ClientAddr::new(mapped), ClientAddr::new("192.0.2.1".parse().unwrap()));
+    assert_eq!(ClientAddr::from(SocketAddr::new(mapped, 1)).ip().to_string(), "192.0.2.1");
+}

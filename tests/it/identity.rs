@@ -1,0 +1,474 @@
+//! Who is signed in, told to the backend: by the application alone, never by the client.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use axum::{
+    Extension, Router,
+    body::Body,
+    extract::{ConnectInfo, Request, connect_info::Connected},
+    http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode},
+    middleware::map_request,
+    response::IntoResponse,
+    routing::post,
+    serve::IncomingStream,
+};
+use axum_login::{AuthManagerLayerBuilder, AuthSession, AuthUser, AuthnBackend};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use http_body_util::Either;
+use proptest::prelude::*;
+use tokio::net::TcpListener;
+use tower::{Layer, ServiceExt, service_fn};
+use tower_http::auth::AsyncRequireAuthorizationLayer;
+use tower_reverse_proxy::{BasicAuthLayer, RemoteUser, RemoteUserLayer, ReverseProxyLayer};
+use tower_sessions::{MemoryStore, SessionManagerLayer};
+
+use crate::support::{Message, ask, backend, client, front, get, mirror, recording};
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// Every spelling in which a client could say it, to servers that fold names.
+const SPOOFED: &str = "Remote-User: admin\r\nremote-user: root\r\nRemote_User: admin\r\nREMOTE_USER: admin\r\n\
+    Remote.User: admin\r\nrEmOtE.uSeR: admin\r\nremote-user: x\r\nConnection: Remote-User\r\n";
+
+/// `/mydir` is the backend's; whoever the application says is told to it.
+fn app(origin: &str, layer: RemoteUserLayer) -> Router {
+    Router::new().layer(ReverseProxyLayer::new(origin).prefix("/mydir").keep_underscores().upstream_layer(layer))
+}
+
+fn basic(origin: &str, layer: BasicAuthLayer) -> Router {
+    Router::new().layer(ReverseProxyLayer::new(origin).prefix("/mydir").upstream_layer(layer))
+}
+
+/// All that the backend could take for a user's name.
+fn names(request: &Message) -> Vec<&str> {
+    let folded = |name: &str| name.to_ascii_lowercase().replace(['_', '.'], "-");
+    let fields = request.head.lines().skip(1).filter_map(|line| line.split_once(':'));
+    fields.filter(|(name, _)| folded(name) == "remote-user").map(|(_, value)| value.trim()).collect()
+}
+
+/// The octets of a text, each as the Latin-1 character that [`Message`] shows.
+fn octets(text: &str) -> String {
+    text.bytes().map(char::from).collect()
+}
+
+#[tokio::test]
+async fn the_user_that_a_middleware_inserts_is_told_alone() {
+    let origin = mirror().await;
+    let addr = front(app(&origin, RemoteUserLayer::new()).layer(Extension(RemoteUser::from("alice")))).await;
+    for fields in ["", SPOOFED] {
+        let answer = get(addr, "/mydir/x", fields).await;
+        assert_eq!(names(&answer.mirrored()), ["alice"]);
+        assert_eq!(answer.field("remote-user"), None, "the client isn't told");
+    }
+}
+
+#[tokio::test]
+async fn when_nobody_is_signed_in_nobody_is_told() {
+    let addr = front(app(&mirror().await, RemoteUserLayer::new())).await;
+    for fields in ["", SPOOFED] {
+        assert_eq!(names(&get(addr, "/mydir/x", fields).await.mirrored()), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_field_of_another_name_is_guarded_in_every_spelling() {
+    let header = HeaderName::from_static("x-auth-name");
+    let layer = RemoteUserLayer::new().header(header);
+    let origin = mirror().await;
+    let anonymous = app(&origin, layer.clone());
+    let alice = anonymous.clone().layer(Extension(RemoteUser::from("alice")));
+    let spoofed = "X-Auth-Name: admin\r\nX_Auth_Name: admin\r\nX.AUTH.NAME: admin\r\nx-auth_name: admin\r\n\
+        Remote-User: admin\r\nRemote_User: admin\r\nX-Auth-Names: harmless\r\n";
+    for (app, told) in [(anonymous, None), (alice, Some("alice"))] {
+        let mirrored = get(front(app).await, "/mydir/x", spoofed).await.mirrored();
+        assert!(!mirrored.head.contains("admin"), "{}", mirrored.head);
+        assert_eq!(mirrored.field("x-auth-name"), told);
+        assert_eq!(mirrored.field("x-auth-names"), Some("harmless"));
+    }
+}
+
+#[tokio::test]
+async fn no_name_arrives_as_a_trailer() {
+    let (origin, mut requests) = recording(OK).await;
+    let custom = RemoteUserLayer::new().header(HeaderName::from_static("x-auth-name"));
+    for layer in [RemoteUserLayer::new(), custom] {
+        let trailers = ["remote-user", "Remote_User", "Remote.User", "x-auth-name", "X_Auth_Name", "X-Auth.Name"];
+        let own = if format!("{layer:?}").contains("x-auth-name") { "auth" } else { "remote" };
+        let addr = front(app(&origin, layer)).await;
+        let fields: String = trailers.iter().map(|name| format!("{name}: admin\r\n")).collect();
+        let request = format!(
+            "POST /mydir/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: {}\r\n\r\n2\r\nhi\r\n0\r\n{fields}\r\n",
+            trailers.join(", ")
+        );
+        assert_eq!(ask(addr, request).await.status(), 200);
+        let got = requests.recv().await.unwrap();
+        assert_eq!(got.text(), "hi");
+        assert!(!got.trailers.to_lowercase().contains(own), "{}", got.trailers);
+        assert!(!got.trailers.to_lowercase().contains("remote"), "{}", got.trailers);
+        assert!(!got.head.to_lowercase().contains(own), "{}", got.head);
+    }
+}
+
+#[tokio::test]
+async fn requests_on_one_connection_keep_their_own_users() {
+    let sign_in = map_request(|mut request: Request| async {
+        if let Some(name) = request.headers_mut().remove("x-test-user") {
+            request.extensions_mut().insert(RemoteUser::from(name.to_str().unwrap()));
+        }
+        request
+    });
+    let proxy = ReverseProxyLayer::new(mirror().await)
+        .prefix("/mydir")
+        .upstream_layer(RemoteUserLayer::new())
+        .upstream_layer(BasicAuthLayer::remote_user("s3cret"));
+    let mut wire = client(front(Router::new().layer(proxy).layer(sign_in)).await).await;
+    for user in [Some("alice"), None, Some("bob"), None] {
+        let field = user.map(|user| format!("X-Test-User: {user}\r\n")).unwrap_or_default();
+        wire.send(format!("GET /mydir/x HTTP/1.1\r\nHost: a\r\n{field}\r\n").as_bytes()).await;
+        let mirrored = wire.message().await.unwrap().mirrored();
+        assert_eq!(names(&mirrored), user.as_slice());
+        assert_eq!(credentials(&mirrored), user.map(|user| format!("{user}:s3cret")));
+    }
+}
+
+#[tokio::test]
+async fn without_a_required_user_the_backend_is_not_asked() {
+    let (origin, mut requests) = recording(OK).await;
+    let anonymous = app(&origin, RemoteUserLayer::new().required());
+    let alice = anonymous.clone().layer(Extension(RemoteUser::from("alice")));
+    let anonymous = front(anonymous).await;
+    for fields in ["", SPOOFED, "Authorization: Basic YTpi\r\n"] {
+        let answer = get(anonymous, "/mydir/x", fields).await;
+        assert_eq!((answer.status(), &*answer.text()), (401, ""));
+    }
+    assert!(requests.try_recv().is_err(), "nothing is forwarded");
+    assert_eq!(get(front(alice).await, "/mydir/x", "").await.status(), 200);
+    assert_eq!(names(&requests.recv().await.unwrap()), ["alice"]);
+}
+
+#[tokio::test]
+async fn a_name_that_cannot_be_said_is_refused_and_never_bent() {
+    let (origin, mut requests) = recording(OK).await;
+    let unsayable =
+        ["", " ", "alice ", " alice", "\talice", "a\r\nX-Inj: 1", "a\nb", "a\0", "a\u{7f}", "a\u{85}", "alice\u{a0}"];
+    for name in unsayable {
+        for app in [app(&origin, RemoteUserLayer::new()), basic(&origin, BasicAuthLayer::remote_user("s3cret"))] {
+            let answer = get(front(app.layer(Extension(RemoteUser::from(name)))).await, "/mydir/x", "").await;
+            assert_eq!(answer.status(), 403, "{name:?}");
+            assert!(!answer.text().contains("alice"), "{name:?}");
+        }
+    }
+    let app = basic(&origin, BasicAuthLayer::remote_user("s3cret")).layer(Extension(RemoteUser::from("a:b")));
+    assert_eq!(get(front(app).await, "/mydir/x", "").await.status(), 403, "Basic would read another name");
+    assert!(requests.try_recv().is_err(), "nothing is forwarded");
+}
+
+#[tokio::test]
+async fn a_name_that_can_be_said_arrives_octet_by_octet() {
+    let origin = mirror().await;
+    let long = "u".repeat(20_000);
+    for name in ["alice", "CORP\\alice", "alice@corp.example", "jörg", "名", "a b", "a,b;c=\"d\"", &long] {
+        let proxy = ReverseProxyLayer::new(&origin)
+            .upstream_layer(RemoteUserLayer::new())
+            .upstream_layer(BasicAuthLayer::remote_user("pässword"));
+        let addr = front(Router::new().layer(proxy).layer(Extension(RemoteUser::from(name)))).await;
+        let mirrored = get(addr, "/x", "").await.mirrored();
+        assert_eq!(names(&mirrored), [octets(name)]);
+        assert_eq!(credentials(&mirrored), Some(format!("{name}:pässword")));
+    }
+    let app = app(&origin, RemoteUserLayer::new()).layer(Extension(RemoteUser::from("a:b")));
+    assert_eq!(names(&get(front(app).await, "/mydir/x", "").await.mirrored()), ["a:b"], "here a colon is none");
+}
+
+/// The name and password of the request's one `Authorization`.
+fn credentials(request: &Message) -> Option<String> {
+    let encoded = request.field("authorization")?.strip_prefix("Basic ").expect("Basic");
+    Some(String::from_utf8(BASE64_STANDARD.decode(encoded).unwrap()).unwrap())
+}
+
+#[tokio::test]
+async fn basic_credentials_take_the_place_of_the_clients() {
+    let origin = mirror().await;
+    let fixed = BasicAuthLayer::new("service", "s3:cret");
+    let user = BasicAuthLayer::remote_user("s3cret");
+    let alice = Extension(RemoteUser::from("alice"));
+    for (app, sent) in [
+        (basic(&origin, fixed.clone()), Some("service:s3:cret")),
+        (basic(&origin, fixed).layer(alice.clone()), Some("service:s3:cret")),
+        (basic(&origin, user.clone()).layer(alice), Some("alice:s3cret")),
+        (basic(&origin, user), None),
+    ] {
+        let addr = front(app).await;
+        for fields in [
+            "",
+            "Authorization: Basic cm9vdDp0b29y\r\n",
+            "Authorization: Bearer x\r\nauthorization: Basic cm9vdDp0b29y\r\nConnection: authorization\r\n",
+        ] {
+            let mirrored = get(addr, "/mydir/x", fields).await.mirrored();
+            assert_eq!(credentials(&mirrored).as_deref(), sent, "{fields}");
+        }
+    }
+}
+
+#[test]
+fn fixed_credentials_that_cannot_be_said_are_a_panic_without_the_password() {
+    for (user, password) in [("a:b", "s3cret"), ("", "s3cret"), ("a", "s3cret\r\n"), ("a ", "s3cret")] {
+        let panic = std::panic::catch_unwind(|| BasicAuthLayer::new(user, password)).unwrap_err();
+        let message = panic.downcast_ref::<String>().map_or_else(|| *panic.downcast_ref().unwrap(), String::as_str);
+        assert!(message.contains("write one without") && !message.contains("s3cret"), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_signed_in_as_somebody_is_nobody_elses() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let origin = backend(move |mut wire| {
+        let number = connections.fetch_add(1, Ordering::SeqCst);
+        async move {
+            while wire.message().await.is_some() {
+                let head = format!("HTTP/1.1 200 OK\r\nX-Connection: {number}\r\nContent-Length: 0\r\n\r\n");
+                wire.send(head.as_bytes()).await;
+            }
+        }
+    })
+    .await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(origin))).await;
+    let connection = async |fields: &str| get(addr, "/x", fields).await.field("x-connection").unwrap().to_owned();
+    assert_eq!(connection("").await, connection("").await, "anybody's");
+    for scheme in ["NTLM TlRMTVNTUAAB", "Negotiate YII=", "ntlm TlRM"] {
+        let alices = connection(&format!("Authorization: {scheme}\r\n")).await;
+        assert_ne!(alices, connection("").await, "{scheme}");
+        assert_ne!(alices, connection("Authorization: Basic YTpi\r\n").await, "{scheme}");
+    }
+}
+
+// --- where applications keep their users
+
+#[derive(Clone)]
+struct User {
+    name: String,
+}
+
+#[derive(Clone)]
+struct Session {
+    user: Option<User>,
+}
+
+#[tokio::test]
+async fn a_session_knows_the_user_or_nobody() {
+    let layer =
+        RemoteUserLayer::from_extension(|session: &Session| session.user.as_ref().map(|user| user.name.clone()));
+    let app = app(&mirror().await, layer);
+    let alice = Session { user: Some(User { name: "alice".into() }) };
+    for (app, told) in [
+        (app.clone(), None),
+        (app.clone().layer(Extension(Session { user: None })), None),
+        (app.clone().layer(Extension(alice)), Some("alice")),
+        // Whoever else says something: the session counts.
+        (app.layer(Extension(Session { user: None })).layer(Extension(RemoteUser::from("other"))), None),
+    ] {
+        assert_eq!(names(&get(front(app).await, "/mydir/x", SPOOFED).await.mirrored()), told.as_slice());
+    }
+}
+
+#[tokio::test]
+async fn claims_name_their_subject() {
+    #[derive(Clone)]
+    struct Claims {
+        sub: Arc<str>,
+    }
+    // Shared, not copied.
+    let layer = RemoteUserLayer::from_extension(|claims: &Claims| Some(claims.sub.clone())).required();
+    let app = app(&mirror().await, layer);
+    let alice = app.clone().layer(Extension(Claims { sub: "alice".into() }));
+    assert_eq!(names(&get(front(alice).await, "/mydir/x", "").await.mirrored()), ["alice"]);
+    assert_eq!(get(front(app).await, "/mydir/x", "").await.status(), 401);
+}
+
+#[tokio::test]
+async fn what_an_authorization_layer_inserts_is_told() {
+    #[derive(Clone)]
+    struct UserId(&'static str);
+    let authorize = AsyncRequireAuthorizationLayer::new(|mut request: Request| async {
+        if request.headers().get("authorization").is_none_or(|value| value != "Bearer alices") {
+            return Err(StatusCode::UNAUTHORIZED.into_response());
+        }
+        request.extensions_mut().insert(UserId("alice"));
+        Ok(request)
+    });
+    let layer = RemoteUserLayer::from_extension(|user: &UserId| Some(user.0));
+    let addr = front(app(&mirror().await, layer).layer(authorize)).await;
+    let mirrored = get(addr, "/mydir/x", "Authorization: Bearer alices\r\n").await.mirrored();
+    assert_eq!(names(&mirrored), ["alice"]);
+    assert_eq!(get(addr, "/mydir/x", "Authorization: Bearer bobs\r\n").await.status(), 401);
+}
+
+#[tokio::test]
+async fn the_peer_of_a_connection_can_be_a_user() {
+    #[derive(Clone)]
+    struct Peer {
+        subject: Option<String>,
+    }
+    impl Connected<IncomingStream<'_, TcpListener>> for Peer {
+        fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+            Self { subject: Some(format!("cn={}", stream.remote_addr().ip())) }
+        }
+    }
+    let layer = RemoteUserLayer::from_extension(|peer: &ConnectInfo<Peer>| peer.0.subject.clone());
+    let app = app(&mirror().await, layer);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr: SocketAddr = listener.local_addr().unwrap();
+    let service = app.into_make_service_with_connect_info::<Peer>();
+    tokio::spawn(async move { axum::serve(listener, service).await.unwrap() });
+    let mirrored = get(addr, "/mydir/x", SPOOFED).await.mirrored();
+    assert_eq!(names(&mirrored), ["cn=127.0.0.1"]);
+    assert_eq!(mirrored.field("x-forwarded-for"), None, "this type has no address");
+}
+
+#[derive(Clone, Debug)]
+struct Users;
+
+#[derive(Clone, Debug)]
+struct Account {
+    name: String,
+}
+
+impl AuthUser for Account {
+    type Id = String;
+
+    fn id(&self) -> String {
+        self.name.clone()
+    }
+
+    fn session_auth_hash(&self) -> &[u8] {
+        self.name.as_bytes()
+    }
+}
+
+impl AuthnBackend for Users {
+    type User = Account;
+    type Credentials = String;
+    type Error = Infallible;
+
+    async fn authenticate(&self, name: String) -> Result<Option<Account>, Infallible> {
+        Ok(Some(Account { name }))
+    }
+
+    async fn get_user(&self, name: &String) -> Result<Option<Account>, Infallible> {
+        Ok(Some(Account { name: name.clone() }))
+    }
+}
+
+#[tokio::test]
+async fn the_user_of_an_axum_login_session_is_told() {
+    async fn login(mut session: AuthSession<Users>, name: String) -> StatusCode {
+        let user = session.authenticate(name).await.unwrap().unwrap();
+        session.login(&user).await.unwrap();
+        StatusCode::NO_CONTENT
+    }
+    let layer = RemoteUserLayer::from_extension(|session: &AuthSession<Users>| {
+        session.user.as_ref().map(|user| user.name.clone())
+    });
+    let sessions = SessionManagerLayer::new(MemoryStore::default()).with_secure(false);
+    let addr = front(
+        Router::new()
+            .route("/login", post(login))
+            .layer(ReverseProxyLayer::new(mirror().await).prefix("/mydir").upstream_layer(layer))
+            .layer(AuthManagerLayerBuilder::new(Users, sessions).build()),
+    )
+    .await;
+    assert_eq!(names(&get(addr, "/mydir/x", SPOOFED).await.mirrored()), [""; 0]);
+    let answer = ask(addr, "POST /login HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nalice").await;
+    let cookie = answer.field("set-cookie").unwrap().split(';').next().unwrap();
+    let mirrored = get(addr, "/mydir/x", &format!("Cookie: {cookie}\r\n{SPOOFED}")).await.mirrored();
+    assert_eq!(names(&mirrored), ["alice"]);
+}
+
+// --- whatever the spelling
+
+/// The header as it leaves a [`RemoteUserLayer`] around any service.
+fn passed(layer: &RemoteUserLayer, user: Option<&str>, headers: HeaderMap) -> HeaderMap {
+    static RUNTIME: LazyLock<tokio::runtime::Runtime> =
+        LazyLock::new(|| tokio::runtime::Builder::new_current_thread().build().unwrap());
+    let echo = service_fn(|request: axum::http::Request<()>| async move {
+        Ok::<_, Infallible>(Response::new(request.headers().clone()))
+    });
+    let mut request = axum::http::Request::new(());
+    *request.headers_mut() = headers;
+    request.extensions_mut().extend(
+        user.map(RemoteUser::from)
+            .map(|user| {
+                let mut extensions = axum::http::Extensions::new();
+                extensions.insert(user);
+                extensions
+            })
+            .unwrap_or_default(),
+    );
+    match RUNTIME.block_on(layer.layer(echo).oneshot(request)).unwrap().into_body() {
+        Either::Left(headers) => headers,
+        Either::Right(_) => panic!("refused"),
+    }
+}
+
+/// A name in any case, with each of its separators exchanged or not.
+fn spelled(name: &'static str) -> impl Strategy<Value = String> {
+    prop::collection::vec((any::<bool>(), prop::sample::select(vec!['-', '_', '.'])), name.len()).prop_map(|choices| {
+        let spell = |(c, (upper, separator)): (char, (bool, char))| match c {
+            '-' => separator,
+            c if upper => c.to_ascii_uppercase(),
+            c => c,
+        };
+        name.chars().zip(choices).map(spell).collect()
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_spelling_of_the_client_survives(
+        spellings in prop::collection::vec(spelled("x-remote-user"), 1..8),
+        configured in spelled("x-remote-user"),
+        signed_in: bool,
+    ) {
+        let layer = RemoteUserLayer::new().header(configured.parse().unwrap());
+        let mut headers = HeaderMap::new();
+        for name in &spellings {
+            headers.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_static("admin"));
+        }
+        headers.insert("x-remote-users", HeaderValue::from_static("stays"));
+        headers.insert("trailer", HeaderValue::from_str(&spellings.join(", ")).unwrap());
+        let mut headers = passed(&layer, signed_in.then_some("alice"), headers);
+        prop_assert_eq!(headers.remove("x-remote-users").unwrap(), "stays");
+        let told = headers.remove(configured.to_ascii_lowercase());
+        prop_assert_eq!(told.as_ref().map(HeaderValue::as_bytes), signed_in.then_some(&b"alice"[..]));
+        prop_assert!(headers.is_empty(), "{:?}", headers);
+    }
+}
+
+#[tokio::test]
+#[ignore = "a client of HTTP/2 can send a trailer of the configured name to a backend of HTTP/2"]
+async fn no_name_arrives_as_a_trailer_over_http2() {
+    use http_body_util::{BodyExt, channel::Channel};
+    let backend = Router::new().fallback(|request: Request| async move {
+        let trailers = request.into_body().collect().await.unwrap().trailers().cloned().unwrap_or_default();
+        format!("{trailers:?}")
+    });
+    let origin = format!("http://{}", front(backend).await);
+    let layer = RemoteUserLayer::new().header(HeaderName::from_static("x-auth-name"));
+    let proxy = ReverseProxyLayer::new(origin).http2(true).upstream_layer(layer);
+    let (mut sender, body) = Channel::<axum::body::Bytes>::new(1);
+    let request = Request::post("http://front.example/x").body(Body::new(body)).unwrap();
+    let mut client = crate::support::http2(front(Router::new().layer(proxy)).await).await;
+    let answer = client.send_request(request);
+    let trailers = HeaderMap::from_iter([(HeaderName::from_static("x-auth-name"), HeaderValue::from_static("admin"))]);
+    sender.send_trailers(trailers).await.unwrap();
+    drop(sender);
+    let body = answer.await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, "{}");
+}

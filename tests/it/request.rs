@@ -1,0 +1,606 @@
+//! What arrives at the backend of what a client sends.
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::Request,
+    http::{HeaderMap, HeaderValue},
+    middleware::map_request,
+};
+use http_body_util::{BodyExt, channel::Channel};
+use tokio::{net::TcpListener, sync::mpsc::unbounded_channel, time::timeout};
+use tower_reverse_proxy::{BasicAuthLayer, RemoteUser, RemoteUserLayer, ReverseProxy, ReverseProxyLayer};
+
+use crate::support::{PATIENCE, ask, backend, client, front, front_on, get, http2, http2_get, mirror, recording};
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// `/mydir` is the backend's.
+fn app(origin: &str) -> Router {
+    Router::new().layer(layer(origin))
+}
+
+fn layer(origin: &str) -> ReverseProxyLayer {
+    ReverseProxyLayer::new(origin).prefix("/mydir").via("front")
+}
+
+/// A head as a set of lines: the order of different fields says nothing.
+fn lines(head: &str) -> Vec<String> {
+    let mut lines: Vec<_> = head.lines().map(|line| line.to_ascii_lowercase()).collect();
+    lines.sort();
+    lines
+}
+
+#[tokio::test]
+async fn a_request_arrives_with_what_is_documented_and_nothing_else() {
+    let addr = front(app(&mirror().await)).await;
+    let answer = get(addr, "/mydir/page?x", "User-Agent: raw\r\nAccept: */*\r\n").await;
+    let expected = "get /mydir/page?x http/1.1\r\nhost: front.example\r\nuser-agent: raw\r\naccept: */*\r\n\
+                    x-forwarded-for: 127.0.0.1\r\nx-forwarded-host: front.example\r\nvia: 1.1 front\r\n\r\n";
+    assert_eq!(lines(&answer.mirrored().head), lines(expected));
+}
+
+#[tokio::test]
+async fn a_target_arrives_byte_for_byte() {
+    let addr = front(app(&mirror().await)).await;
+    let long = format!("/mydir/{}", "p".repeat(8000));
+    for target in [
+        "/mydir",
+        "/mydir/",
+        "/mydir?",
+        "/mydir?a=1",
+        "/mydir/a%2Fb%5cc",
+        "/mydir/a;v=1/b;c",
+        "/mydir//evil.example/x",
+        "/mydir/a///b//",
+        "/mydir/a/../b",
+        "/mydir/%252e%252e/%25%32%66",
+        "/mydir/q?",
+        "/mydir/q??a",
+        "/mydir/q?a=b;c&d==e&&f=%26%2B+%20&g=%zz",
+        "/mydir/q?http://other.example/../x",
+        "/mydir/@evil.example",
+        &long,
+    ] {
+        let answer = get(addr, target, "").await;
+        assert_eq!(answer.mirrored().start_line(), format!("GET {target} HTTP/1.1"));
+        let answer = http2_get(addr, target).await.into_body().to_bytes();
+        assert!(answer.starts_with(format!("GET {target} HTTP/1.1\r\n").as_bytes()), "{target} over HTTP/2");
+    }
+}
+
+#[tokio::test]
+async fn octets_beyond_ascii_in_a_target_arrive_as_they_are() {
+    let addr = front(app(&mirror().await)).await;
+    let answer = get(addr, "/mydir/é?ü", "").await;
+    let latin_1: String = "/mydir/é?ü".bytes().map(char::from).collect();
+    assert_eq!(answer.mirrored().start_line(), format!("GET {latin_1} HTTP/1.1"));
+}
+
+#[tokio::test]
+async fn an_absolute_form_arrives_as_origin_form_for_its_own_host() {
+    let addr = front(app(&mirror().await)).await;
+    let answer = get(addr, "http://real.example:81/mydir/x?y", "").await.mirrored();
+    assert_eq!(answer.start_line(), "GET /mydir/x?y HTTP/1.1");
+    assert_eq!(answer.field("host"), Some("real.example:81"));
+    assert_eq!(answer.field("x-forwarded-host"), Some("real.example:81"));
+}
+
+#[tokio::test]
+async fn any_method_arrives_in_its_case() {
+    let addr = front(app(&mirror().await)).await;
+    for method in ["DELETE", "PATCH", "OPTIONS", "PROPFIND", "MKCOL", "fetch-it", "get"] {
+        let answer = ask(addr, format!("{method} /mydir/x HTTP/1.1\r\nHost: front.example\r\n\r\n")).await;
+        assert_eq!(answer.mirrored().start_line(), format!("{method} /mydir/x HTTP/1.1"));
+    }
+}
+
+#[tokio::test]
+async fn dot_segments_that_leave_the_prefix_are_refused() {
+    let (origin, mut requests) = recording(OK).await;
+    let addr = front(app(&origin)).await;
+    for target in [
+        "/mydir/../admin",
+        "/mydir/%2e%2e/admin",
+        "/mydir/.%2E/admin",
+        "/mydir/a/../../admin",
+        "/mydir/..;/admin",
+        "/mydir/..%2fadmin",
+        "/mydir/..%5cadmin",
+        "/mydir/..\\admin",
+        "/mydir//../admin",
+        "/mydir/..",
+        "http://front.example/mydir/../admin",
+    ] {
+        assert_eq!(get(addr, target, "").await.status(), 400, "{target}");
+    }
+    assert!(requests.try_recv().is_err(), "nothing is forwarded");
+}
+
+#[tokio::test]
+async fn what_is_not_below_the_prefix_is_not_the_backends() {
+    let (origin, mut requests) = recording(OK).await;
+    let addr = front(app(&origin)).await;
+    for target in ["/", "/mydirx", "/mydi", "//mydir/x", "/%6dydir/x", "/MYDIR", "/mydir@evil.example/x", "/mydir;x"] {
+        assert_eq!(get(addr, target, "").await.status(), 404, "{target}");
+    }
+    assert!(requests.try_recv().is_err(), "nothing is forwarded");
+}
+
+#[tokio::test]
+async fn what_asks_for_no_resource_is_not_forwarded() {
+    let (origin, mut requests) = recording(OK).await;
+    let layered = front(Router::new().layer(ReverseProxyLayer::new(&origin))).await;
+    let fallen_back = front(Router::new().fallback_service(ReverseProxy::new(&origin))).await;
+    for addr in [layered, fallen_back] {
+        for line in
+            ["OPTIONS *", "GET evil.example:80", "CONNECT 127.0.0.1:1", "CONNECT /x", "TRACE /x", "GET evil.example"]
+        {
+            let answer = ask(addr, format!("{line} HTTP/1.1\r\nHost: front.example\r\n\r\n")).await;
+            assert!([400, 404, 405, 501].contains(&answer.status()), "{line}: {answer:?}");
+        }
+    }
+    let request = axum::http::Request::connect("127.0.0.1:1").body(Body::empty()).unwrap();
+    let answer = http2(layered).await.send_request(request).await;
+    assert!(answer.is_err() || !answer.unwrap().status().is_success(), "CONNECT over HTTP/2");
+    assert!(requests.try_recv().is_err(), "nothing is forwarded");
+}
+
+#[tokio::test]
+async fn hop_by_hop_fields_end_here() {
+    let addr = front(app(&mirror().await)).await;
+    let gone = [
+        ("Keep-Alive", "timeout=99"),
+        ("Proxy-Connection", "keep-alive"),
+        ("Proxy-Authorization", "Basic eDp5"),
+        ("TE", "gzip"),
+        ("Upgrade", "h2c"),
+        ("HTTP2-Settings", "AAMAAABkAAQAoAAA"),
+    ];
+    let fields: String = gone.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let mirrored = get(addr, "/mydir/x", &fields).await.mirrored();
+    for (name, _) in gone {
+        assert_eq!(mirrored.field(name), None, "{name}");
+    }
+    assert_eq!(mirrored.field("connection"), None);
+}
+
+#[tokio::test]
+async fn fields_that_any_connection_line_names_end_here() {
+    let addr = front(app(&mirror().await)).await;
+    for connection in [
+        &b"Connection: x-hop\r\n"[..],
+        b"Connection: keep-alive, X-HOP\r\n",
+        b"Connection: \r\nConnection: x-hop\r\n",
+        b"Connection: close\r\nConnection:\tx-other , ,x-hop ,\r\n",
+        b"Connection: \xff\xfe, x-hop\r\n",
+        b"Connection: x-a\xff\r\nConnection: b c,x-hop\r\n",
+    ] {
+        let request =
+            [b"GET /mydir/x HTTP/1.1\r\nHost: front.example\r\n", connection, b"X-Hop: 1\r\nX-Stay: 1\r\n\r\n"];
+        let mirrored = ask(addr, request.concat()).await.mirrored();
+        assert_eq!(mirrored.field("x-hop"), None, "{}", connection.escape_ascii());
+        assert_eq!(mirrored.field("connection"), None, "{}", connection.escape_ascii());
+        assert_eq!(mirrored.field("x-stay"), Some("1"));
+    }
+}
+
+#[tokio::test]
+async fn a_nomination_harms_neither_host_nor_framing() {
+    let addr = front(app(&mirror().await)).await;
+    let smuggled = "GET /mydir/smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
+    for nominated in ["Content-Length", "Transfer-Encoding", "Host", "host, content-length, transfer-encoding"] {
+        let length = smuggled.len();
+        let request = format!(
+            "POST /mydir/x HTTP/1.1\r\nHost: front.example\r\nConnection: {nominated}\r\nContent-Length: {length}\r\n\r\n{smuggled}"
+        );
+        let mirrored = ask(addr, request).await.mirrored();
+        assert_eq!(mirrored.text(), smuggled, "{nominated}");
+        assert_eq!(mirrored.field("host"), Some("front.example"), "{nominated}");
+        let request = format!(
+            "POST /mydir/x HTTP/1.1\r\nHost: front.example\r\nConnection: {nominated}\r\n\
+             Transfer-Encoding: chunked\r\n\r\n{length:x}\r\n{smuggled}\r\n0\r\n\r\n"
+        );
+        assert_eq!(ask(addr, request).await.mirrored().text(), smuggled, "{nominated}, chunked");
+    }
+}
+
+#[tokio::test]
+async fn a_nomination_takes_nothing_that_the_front_adds() {
+    let layer = layer(&mirror().await)
+        .upstream_layer(RemoteUserLayer::new())
+        .upstream_layer(BasicAuthLayer::remote_user("s3cret"));
+    let signed_in = map_request(|mut request: Request| async {
+        request.extensions_mut().insert(RemoteUser::from("alice"));
+        request
+    });
+    let addr = front(Router::new().layer(layer).layer(signed_in)).await;
+    for name in ["Remote-User", "Authorization", "X-Forwarded-For", "X-Forwarded-Host", "Via", "Host"] {
+        let fields = format!("Connection: keep-alive, {name}\r\nConnection: {}\r\n", name.to_lowercase());
+        let mirrored = get(addr, "/mydir/x", &fields).await.mirrored();
+        assert_eq!(mirrored.field("remote-user"), Some("alice"), "{name}");
+        assert_eq!(mirrored.field("authorization"), Some("Basic YWxpY2U6czNjcmV0"), "{name}");
+        assert_eq!(mirrored.field("x-forwarded-for"), Some("127.0.0.1"), "{name}");
+        assert_eq!(mirrored.field("x-forwarded-host"), Some("front.example"), "{name}");
+        assert_eq!(mirrored.field("via"), Some("1.1 front"), "{name}");
+        assert_eq!(mirrored.field("host"), Some("front.example"), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn of_te_only_trailers_arrive() {
+    let addr = front(app(&mirror().await)).await;
+    for (te, arrives) in [("trailers", true), ("gzip, Trailers;q=0.5", true), ("deflate", false), ("xtrailers", false)]
+    {
+        let mirrored = get(addr, "/mydir/x", &format!("Connection: TE\r\nTE: {te}\r\n")).await.mirrored();
+        assert_eq!(mirrored.field("te"), arrives.then_some("trailers"), "{te}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_is_missing_repeated_or_malformed_is_refused() {
+    let (origin, mut requests) = recording(OK).await;
+    let addr = front(app(&origin)).await;
+    for host in [
+        "",
+        "Host: a.example\r\nHost: evil.example\r\n",
+        "Host: a.example\r\nHost: a.example\r\n",
+        "Host: \r\n",
+        "Host: a.example/evil\r\n",
+        "Host: a.example evil\r\n",
+        "Host: a.example:99999x\r\n",
+        "Host: user@a.example\r\n",
+        "Host: a.example, evil.example\r\n",
+        "Host: a\"b\r\n",
+        "Host : a.example\r\n",
+    ] {
+        let answer = ask(addr, format!("GET /mydir/x HTTP/1.1\r\n{host}\r\n")).await;
+        assert_eq!(answer.status(), 400, "{host:?}");
+    }
+    let repeated = "Host: real.example\r\nHost: real.example\r\n";
+    let answer = ask(addr, format!("GET http://real.example/mydir/x HTTP/1.1\r\n{repeated}\r\n")).await;
+    assert_eq!(answer.status(), 400);
+    assert!(requests.try_recv().is_err(), "nothing is forwarded");
+}
+
+#[tokio::test]
+async fn the_authority_over_http2_becomes_host() {
+    let addr = front(app(&mirror().await)).await;
+    let mut request = Request::new(Body::empty());
+    *request.uri_mut() = "http://real.example:8443/mydir/x".parse().unwrap();
+    request.headers_mut().insert("host", HeaderValue::from_static("evil.example"));
+    let answer = http2(addr).await.send_request(request).await.unwrap();
+    let mirrored = String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    assert!(mirrored.starts_with("GET /mydir/x HTTP/1.1\r\n"), "{mirrored}");
+    assert!(mirrored.contains("\r\nhost: real.example:8443\r\n"), "{mirrored}");
+    assert!(mirrored.contains("\r\nvia: 2.0 front\r\n"), "{mirrored}");
+    assert!(!mirrored.contains("evil"), "{mirrored}");
+}
+
+#[tokio::test]
+async fn an_http_1_0_client_without_host_reaches_the_backend_under_its_own_name() {
+    let origin = mirror().await;
+    let mut wire = client(front(app(&origin)).await).await;
+    wire.send(b"GET /mydir/x HTTP/1.0\r\n\r\n").await;
+    let answer = wire.message().await.unwrap();
+    assert!(wire.closed().await, "no keep-alive in HTTP/1.0");
+    assert!(answer.complete);
+    let mirrored = answer.mirrored();
+    assert_eq!(mirrored.start_line(), "GET /mydir/x HTTP/1.1");
+    assert_eq!(mirrored.field("host"), origin.strip_prefix("http://"));
+    assert_eq!(mirrored.field("via"), Some("1.0 front"));
+}
+
+#[tokio::test]
+async fn a_transfer_encoding_other_than_one_chunked_is_refused() {
+    let (origin, mut requests) = recording(OK).await;
+    let addr = front(app(&origin)).await;
+    for encoding in [
+        "Transfer-Encoding: gzip, chunked\r\n",
+        "Transfer-Encoding: identity, chunked\r\n",
+        "Transfer-Encoding: chunked, chunked\r\n",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
+        "Transfer-Encoding: xchunked\r\nContent-Length: 5\r\n",
+        "Transfer-Encoding: \"chunked\"\r\n",
+        "Transfer-Encoding : chunked\r\n",
+    ] {
+        let request = format!("POST /mydir/x HTTP/1.1\r\nHost: a\r\n{encoding}\r\n5\r\nhello\r\n0\r\n\r\n");
+        let status = ask(addr, request).await.status();
+        assert!([400, 501].contains(&status), "{encoding}: {status}");
+    }
+    assert!(requests.try_recv().is_err(), "nothing is forwarded");
+}
+
+#[tokio::test]
+async fn a_body_arrives_whole_however_it_is_framed() {
+    let addr = front(app(&mirror().await)).await;
+    let ones: String = "hello".chars().map(|c| format!("1\r\n{c}\r\n")).collect();
+    for (head, body) in [
+        ("POST /mydir/x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n", "hello"),
+        ("POST /mydir/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: CHUnked\r\n", "5\r\nhello\r\n0\r\n\r\n"),
+        ("POST /mydir/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n", "5;a=\"b\"\r\nhello\r\n000\r\n\r\n"),
+        ("GET /mydir/x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n", "hello"),
+        ("GET /mydir/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n"),
+        ("DELETE /mydir/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n"),
+        ("PUT /mydir/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n", &format!("{ones}0\r\n\r\n")),
+    ] {
+        let mirrored = ask(addr, format!("{head}\r\n{body}")).await.mirrored();
+        assert_eq!(mirrored.text(), "hello", "{head}{body}");
+        let framings = mirrored.all("content-length").len() + mirrored.all("transfer-encoding").len();
+        assert_eq!(framings, 1, "{}", mirrored.head);
+    }
+}
+
+#[tokio::test]
+async fn a_post_without_a_body_says_so() {
+    let addr = front(app(&mirror().await)).await;
+    for length in ["Content-Length: 0\r\n", ""] {
+        let mirrored = ask(addr, format!("POST /mydir/x HTTP/1.1\r\nHost: a\r\n{length}\r\n")).await.mirrored();
+        assert_eq!(mirrored.field("transfer-encoding"), None);
+        assert!(length.is_empty() || mirrored.field("content-length") == Some("0"), "{}", mirrored.head);
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_an_outer_layer_exchanged_is_framed_as_it_is() {
+    let (origin, mut requests) = recording(OK).await;
+    for replaced in ["", "hi", "a longer one"] {
+        let exchange = map_request(move |request: Request| async move { request.map(|_| Body::from(replaced)) });
+        let addr = front(app(&origin).layer(exchange)).await;
+        // Twice: on the backend's connection, the second would be eaten as the first one's body.
+        for path in ["/mydir/1", "/mydir/2"] {
+            let request = format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello");
+            assert_eq!(ask(addr, request).await.status(), 200);
+            let got = requests.recv().await.unwrap();
+            assert_eq!(got.start_line(), format!("POST {path} HTTP/1.1"));
+            assert_eq!(got.field("content-length"), Some(&*replaced.len().to_string()));
+            assert_eq!(got.text(), replaced);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upload_streams() {
+    let (seen, mut chunks) = unbounded_channel();
+    let origin = backend(move |mut wire| {
+        let seen = seen.clone();
+        async move {
+            wire.head().await;
+            for _ in 0..2 {
+                let _ = seen.send(wire.bytes("5\r\nfirst\r\n".len()).await);
+            }
+            wire.bytes("0\r\n\r\n".len()).await;
+            wire.send(OK.as_bytes()).await;
+        }
+    })
+    .await;
+    let mut wire = client(front(app(&origin)).await).await;
+    wire.send(b"POST /mydir/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n").await;
+    assert_eq!(chunks.recv().await.unwrap(), b"5\r\nfirst\r\n");
+    wire.send(b"5\r\nlater\r\n0\r\n\r\n").await;
+    assert_eq!(chunks.recv().await.unwrap(), b"5\r\nlater\r\n");
+    assert_eq!(wire.message().await.unwrap().text(), "ok");
+}
+
+#[tokio::test]
+async fn an_http2_upload_without_a_length_arrives_with_its_trailers_and_one_cookie() {
+    let (origin, mut requests) = recording(OK).await;
+    let (mut sender, body) = Channel::<Bytes>::new(4);
+    let request = Request::post("http://front.example/mydir/x")
+        .header("cookie", "a=1")
+        .header("cookie", "b=2")
+        .header("trailer", "x-sum")
+        .body(Body::new(body))
+        .unwrap();
+    let mut client = http2(front(app(&origin)).await).await;
+    let answer = client.send_request(request);
+    let send = async {
+        sender.send_data(Bytes::from_static(b"hel")).await.unwrap();
+        sender.send_data(Bytes::from_static(b"lo")).await.unwrap();
+        let trailers = [("x-sum", "5"), ("remote-user", "admin"), ("x_sum", "6")];
+        let trailers = trailers.map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
+        sender.send_trailers(HeaderMap::from_iter(trailers)).await.unwrap();
+        drop(sender);
+    };
+    let (answer, ()) = tokio::join!(answer, send);
+    assert_eq!(answer.unwrap().status(), 200);
+    let got = requests.recv().await.unwrap();
+    assert_eq!(got.text(), "hello");
+    assert_eq!(got.trailers, "x-sum: 5\r\n");
+    assert_eq!(got.field("transfer-encoding"), Some("chunked"));
+    assert_eq!(got.field("cookie"), Some("a=1; b=2"));
+}
+
+#[tokio::test]
+async fn harmless_trailers_arrive_and_others_never() {
+    let (origin, mut requests) = recording(OK).await;
+    let addr = front(app(&origin)).await;
+    let names = [
+        "X-Ok",
+        "Content-Length",
+        "Transfer-Encoding",
+        "Host",
+        "Authorization",
+        "Cookie",
+        "Connection",
+        "Remote-User",
+        "Remote_User",
+        "Remote.User",
+        "X_A",
+        "SCRIPT_NAME",
+        "Proxy",
+        "X-Forwarded-For",
+        "Forwarded",
+        "X-Real-IP",
+        "Via",
+        "If-Match",
+        "Grpc-Status",
+    ];
+    let announced = names.join(", ");
+    let trailers: String = names.iter().map(|name| format!("{name}: 1\r\n")).collect();
+    let request = format!(
+        "POST /mydir/x HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\nTrailer: {announced}\r\n\r\n\
+         5\r\nhello\r\n0\r\n{trailers}\r\n"
+    );
+    assert_eq!(ask(addr, request).await.status(), 200);
+    let got = requests.recv().await.unwrap();
+    assert_eq!(lines(&got.trailers), ["grpc-status: 1", "x-ok: 1"]);
+    assert_eq!(got.field("trailer"), Some("X-Ok, Grpc-Status"));
+    assert_eq!(got.all("remote-user"), [""; 0]);
+    assert_eq!(got.field("host"), Some("a"));
+}
+
+#[tokio::test]
+async fn fields_with_an_underscore_arrive_only_if_the_operator_says_so() {
+    let origin = mirror().await;
+    let fields = "X_Custom: 1\r\nSCRIPT_NAME: /evil\r\nX-Custom: 2\r\n";
+    let mirrored = get(front(app(&origin)).await, "/mydir/x", fields).await.mirrored();
+    assert!(!mirrored.head.contains('_'), "{}", mirrored.head);
+    assert_eq!(mirrored.field("x-custom"), Some("2"));
+
+    let keeping = front(Router::new().layer(layer(&origin).keep_underscores())).await;
+    let mirrored = get(keeping, "/mydir/x", &format!("{fields}Remote_User: admin\r\n")).await.mirrored();
+    assert_eq!(mirrored.field("x_custom"), Some("1"));
+    assert_eq!(mirrored.field("script_name"), Some("/evil"));
+    assert_eq!(mirrored.field("remote_user"), None, "is never the client's to say");
+}
+
+#[tokio::test]
+async fn reserved_fields_of_the_client_never_arrive() {
+    let addr = front(app(&mirror().await)).await;
+    for field in ["Proxy: http://evil", "Remote-User: admin", "REMOTE.USER: admin", "remote_user: admin"] {
+        let mirrored = get(addr, "/mydir/x", &format!("{field}\r\n")).await.mirrored();
+        let name = field.split(':').next().unwrap();
+        assert_eq!(mirrored.field(name), None, "{field}");
+    }
+}
+
+#[tokio::test]
+async fn end_to_end_fields_arrive_unchanged_and_in_order() {
+    let addr = front(app(&mirror().await)).await;
+    let request = b"GET /mydir/x HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\nX-Empty:\r\nAccept: */*\r\n\
+        If-None-Match: \"x\"\r\nRange: bytes=0-1\r\nX-Latin: caf\xe9 \xff\r\nAuthorization: Bearer t\r\n\
+        Origin: http://a\r\nCookie: a=\"1\"; b=2\r\nAccept-Encoding: gzip\r\nX-Spaced: \t a  b \r\n\r\n";
+    let mirrored = ask(addr, request).await.mirrored();
+    assert_eq!(mirrored.all("accept"), ["text/html", "*/*"]);
+    for (name, value) in [
+        ("x-empty", ""),
+        ("if-none-match", "\"x\""),
+        ("range", "bytes=0-1"),
+        ("x-latin", "caf\u{e9} \u{ff}"),
+        ("authorization", "Bearer t"),
+        ("origin", "http://a"),
+        ("cookie", "a=\"1\"; b=2"),
+        ("accept-encoding", "gzip"),
+        ("x-spaced", "a  b"),
+    ] {
+        assert_eq!(mirrored.field(name), Some(value));
+    }
+    assert_eq!(mirrored.field("user-agent"), None, "none is made up");
+}
+
+#[tokio::test]
+async fn via_tells_the_way_so_far() {
+    let origin = mirror().await;
+    let via = |mirrored: crate::support::Message| mirrored.all("via").join(", ");
+    let named = front(app(&origin)).await;
+    assert_eq!(via(get(named, "/mydir/x", "Via: 1.0 first\r\n").await.mirrored()), "1.0 first, 1.1 front");
+    let silent = front(Router::new().layer(layer(&origin).via(None))).await;
+    assert_eq!(via(get(silent, "/mydir/x", "Via: 1.1 front\r\n").await.mirrored()), "1.1 front");
+}
+
+#[tokio::test]
+async fn a_request_that_has_been_here_before_is_refused() {
+    let (origin, mut requests) = recording(OK).await;
+    let addr = front(app(&origin)).await;
+    for via in ["1.1 front", "1.0 a, HTTP/1.1 FRONT (x)", "1.0 a\r\nVia: 1.1 front"] {
+        assert_eq!(get(addr, "/mydir/x", &format!("Via: {via}\r\n")).await.status(), 508, "{via}");
+    }
+    assert!(requests.try_recv().is_err(), "nothing is forwarded");
+    assert_eq!(get(addr, "/mydir/x", "Via: 1.1 fronts, 1.1 x (front)\r\n").await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_front_whose_backend_is_itself_answers() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    front_on(listener, Router::new().layer(ReverseProxyLayer::new(format!("http://{addr}"))));
+    assert_eq!(get(addr, "/x", "").await.status(), 508);
+}
+
+#[tokio::test]
+async fn max_forwards_counts_for_options_alone() {
+    let (origin, mut requests) = recording(OK).await;
+    let addr = front(app(&origin)).await;
+    let options = |left: &str| format!("OPTIONS /mydir/x HTTP/1.1\r\nHost: a\r\nMax-Forwards: {left}\r\n\r\n");
+    let answer = ask(addr, options("0")).await;
+    assert_eq!((answer.status(), answer.field("allow")), (204, Some("OPTIONS")));
+    assert!(requests.try_recv().is_err(), "we are its last recipient");
+    assert_eq!(ask(addr, options("5")).await.status(), 200);
+    assert_eq!(requests.recv().await.unwrap().field("max-forwards"), Some("4"));
+    assert_eq!(get(addr, "/mydir/x", "Max-Forwards: 0\r\n").await.status(), 200);
+    assert_eq!(requests.recv().await.unwrap().field("max-forwards"), Some("0"));
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let mut wire = client(front(app(&mirror().await)).await).await;
+    let post = "POST /mydir/2 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nGET /";
+    let plain = |path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+    wire.send([&*plain("/mydir/1"), post, &*plain("/mydir/3")].concat().as_bytes()).await;
+    for (line, body) in [("GET /mydir/1", ""), ("POST /mydir/2", "GET /"), ("GET /mydir/3", "")] {
+        let mirrored = wire.message().await.unwrap().mirrored();
+        assert_eq!(mirrored.start_line(), format!("{line} HTTP/1.1"));
+        assert_eq!(mirrored.text(), body);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_expects_100_is_told_to_go_on() {
+    let mut wire = client(front(app(&mirror().await)).await).await;
+    wire.send(b"POST /mydir/x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n").await;
+    assert_eq!(wire.head().await.unwrap(), "HTTP/1.1 100 Continue\r\n\r\n");
+    wire.send(b"hello").await;
+    assert_eq!(wire.message().await.unwrap().mirrored().text(), "hello");
+}
+
+#[tokio::test]
+async fn a_refused_expectation_leaves_no_body_behind() {
+    let (seen, mut requests) = unbounded_channel();
+    let origin = backend(move |mut wire| {
+        let seen = seen.clone();
+        async move {
+            let Some(head) = wire.head().await else { return };
+            let refused = head.starts_with("POST ");
+            let status = if refused { "401 Unauthorized" } else { "200 OK" };
+            wire.send(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").as_bytes()).await;
+            let _ = seen.send((head, refused && wire.closed().await));
+        }
+    })
+    .await;
+    let mut wire = client(front(app(&origin)).await).await;
+    wire.send(b"POST /mydir/1 HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 60\r\n\r\n").await;
+    assert_eq!(wire.message().await.unwrap().status(), 401);
+    // A client that gives its body up goes on with the next request, or finds the connection closed.
+    wire.send(b"GET /mydir/2 HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let answer = wire.message().await;
+    assert!(answer.is_none_or(|answer| [200, 400].contains(&answer.status())));
+    while let Ok(Some((head, nothing_more))) = timeout(PATIENCE, requests.recv()).await {
+        if head.starts_with("POST ") {
+            assert!(nothing_more, "the next request was taken for the body");
+            return;
+        }
+    }
+    panic!("the refused request never ended");
+}
+
+#[tokio::test]
+async fn an_upgrade_to_http2_is_not_offered_to_the_backend() {
+    let addr = front(app(&mirror().await)).await;
+    let fields = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAA\r\n";
+    let mirrored = get(addr, "/mydir/x", fields).await.mirrored();
+    for name in ["connection", "upgrade", "http2-settings"] {
+        assert_eq!(mirrored.field(name), None, "{name}");
+    }
+}

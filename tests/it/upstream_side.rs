@@ -1,0 +1,276 @@
+//! The layers on the upstream side: in their order, on their own, and silent about secrets.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{HeaderValue, Response, StatusCode},
+    routing::get as get_route,
+};
+use http_body_util::{BodyExt, Either};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, layer::layer_fn, service_fn, util::MapRequestLayer};
+use tower_reverse_proxy::{
+    Backend, BasicAuthLayer, RemoteUser, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer, Upstream,
+};
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+    subscriber::DefaultGuard,
+};
+use tracing_subscriber::{Layer as _, layer::Context, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::support::{answering, front, get, mirror};
+
+/// Says in `X-Seen` that the request came by.
+fn seen_by(name: &'static str) -> MapRequestLayer<impl Fn(Request) -> Request + Clone> {
+    MapRequestLayer::new(move |mut request: Request| {
+        request.headers_mut().append("x-seen", HeaderValue::from_static(name));
+        request
+    })
+}
+
+#[tokio::test]
+async fn the_layer_that_is_added_first_sees_the_request_first() {
+    let origin = mirror().await;
+    let to_backend = ReverseProxyLayer::new(&origin).upstream_layer(seen_by("first")).upstream_layer(seen_by("second"));
+    let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
+    let upstream = Upstream::new(origin.parse().unwrap(), client);
+    let to_service =
+        ReverseProxyLayer::with_upstream(upstream).upstream_layer(seen_by("first")).upstream_layer(seen_by("second"));
+    for app in [Router::new().layer(to_backend), Router::new().layer(to_service)] {
+        let mirrored = get(front(app).await, "/x", "X-Seen: client\r\n").await.mirrored();
+        assert_eq!(mirrored.all("x-seen"), ["client", "first", "second"]);
+    }
+}
+
+#[tokio::test]
+async fn a_layer_sees_the_request_as_the_backend_gets_it() {
+    let seen = Arc::new(Mutex::new(None));
+    let look = {
+        let seen = seen.clone();
+        MapRequestLayer::new(move |request: Request| {
+            *seen.lock().unwrap() = Some((request.uri().to_string(), request.headers().clone()));
+            request
+        })
+    };
+    let origin = mirror().await;
+    let proxy = ReverseProxyLayer::new(&origin).prefix("/mydir").strip_prefix().upstream_layer(look);
+    let fields = "Connection: x-hop\r\nX-Hop: 1\r\nRemote_User: admin\r\nForwarded: for=6.6.6.6\r\n";
+    get(front(Router::new().layer(proxy)).await, "/mydir/x?y", fields).await;
+    let (uri, headers) = seen.lock().unwrap().take().unwrap();
+    assert_eq!(uri, format!("{origin}/x?y"));
+    let mut names: Vec<_> = headers.keys().map(|name| name.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["host", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-prefix"]);
+}
+
+#[tokio::test]
+async fn an_upstream_layer_is_applied_once_however_many_routes_there_are() {
+    let applied = Arc::new(AtomicUsize::new(0));
+    let count = {
+        let applied = applied.clone();
+        layer_fn(move |client| {
+            applied.fetch_add(1, Ordering::SeqCst);
+            client
+        })
+    };
+    let proxy = ReverseProxyLayer::new(mirror().await).prefix("/mydir").upstream_layer(count);
+    let so_far = applied.load(Ordering::SeqCst);
+    let app = Router::new()
+        .route("/a", get_route(|| async {}))
+        .route("/b", get_route(|| async {}))
+        .fallback(|| async {})
+        .layer(proxy);
+    let addr = front(app).await;
+    for target in ["/a", "/mydir/x", "/mydir/y"] {
+        assert_eq!(get(addr, target, "").await.status(), 200);
+    }
+    assert_eq!(applied.load(Ordering::SeqCst), so_far);
+}
+
+#[tokio::test]
+async fn the_layers_work_around_another_client() {
+    let (_guard, events) = listen();
+    let origin = mirror().await;
+    let mut service = ServiceBuilder::new()
+        .layer(RemoteUserLayer::new())
+        .layer(BasicAuthLayer::remote_user("s3cret"))
+        .layer(TraceRedirectLayer::new())
+        .service(Client::builder(TokioExecutor::new()).build_http::<Body>());
+    let request = Request::get(format!("{origin}/x"))
+        .header("remote_user", "admin")
+        .header("authorization", "Bearer x")
+        .extension(RemoteUser::from("alice"))
+        .body(Body::empty())
+        .unwrap();
+    let body = service.ready().await.unwrap().call(request).await.unwrap().into_body();
+    let seen = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    assert!(seen.contains("\r\nremote-user: alice\r\n"), "{seen}");
+    assert!(seen.contains("\r\nauthorization: Basic YWxpY2U6czNjcmV0\r\n"), "{seen}");
+    assert!(!seen.contains("admin") && !seen.contains("Bearer"), "{seen}");
+
+    let request = Request::get(format!("{origin}/x")).extension(RemoteUser::from("a\nb")).body(Body::empty()).unwrap();
+    let refused = service.ready().await.unwrap().call(request).await.unwrap();
+    assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+    assert!(refused.into_body().collect().await.unwrap().to_bytes().is_empty());
+    let [event] = &events.taken()[..] else { panic!("one event") };
+    assert_eq!((&*event["level"], &*event["user"]), ("ERROR", "\"a\\nb\""), "the operator is told");
+}
+
+#[tokio::test]
+async fn the_layers_work_around_any_service_and_any_body() {
+    let (_guard, events) = listen();
+    let service = ServiceBuilder::new()
+        .layer(RemoteUserLayer::from_extension(|name: &&'static str| Some(*name)))
+        .layer(BasicAuthLayer::remote_user("s3cret"))
+        .layer(TraceRedirectLayer::new())
+        .service_fn(|request: axum::http::Request<()>| async move {
+            let response = Response::builder().status(307).header("location", "/elsewhere");
+            Ok::<_, Infallible>(response.body(request.into_parts().0).unwrap())
+        });
+    let request = axum::http::Request::get("/x").extension("alice").body(()).unwrap();
+    let Either::Left(Either::Left(seen)) = service.oneshot(request).await.unwrap().into_body() else {
+        panic!("refused")
+    };
+    assert_eq!(seen.headers["remote-user"], "alice");
+    assert_eq!(seen.headers["authorization"], "Basic YWxpY2U6czNjcmV0");
+    assert!(seen.headers["authorization"].is_sensitive());
+    assert_eq!(seen.extensions.get(), Some(&RemoteUser::from("alice")), "for what follows");
+    assert_eq!(events.taken().len(), 1);
+}
+
+#[test]
+fn no_debug_shows_a_secret() {
+    fn shown(value: &impl fmt::Debug) -> String {
+        format!("{value:?} {value:#?}")
+    }
+    let backend: Backend = "http://127.0.0.1:8000".parse().unwrap();
+    let fixed = BasicAuthLayer::new("service", "s3cret");
+    let user = BasicAuthLayer::remote_user("s3cret");
+    let proxy = ReverseProxyLayer::new(backend.clone())
+        .upstream_layer(RemoteUserLayer::from_extension(|_: &()| Some("x")))
+        .upstream_layer(fixed.clone())
+        .upstream_layer(user.clone())
+        .upstream_layer(TraceRedirectLayer::new());
+    let upstream = Upstream::new(backend, fixed.layer(user.layer(())));
+    let userinfo = "http://service:s3cret@127.0.0.1:8000".parse::<Backend>().unwrap_err();
+    for text in [
+        shown(&fixed),
+        shown(&user),
+        shown(&fixed.layer(())),
+        shown(&proxy),
+        shown(&proxy.layer(())),
+        shown(&proxy.clone().into_service()),
+        shown(&upstream),
+        shown(&ReverseProxyLayer::with_upstream(upstream.clone())),
+        shown(&userinfo),
+        userinfo.to_string(),
+    ] {
+        // As it is, and as Basic has it: `service:s3cret`.
+        assert!(!text.contains("s3cret") && !text.contains("c2VydmljZTpzM2NyZXQ"), "{text}");
+    }
+}
+
+/// Events of this crate, each as its fields.
+#[derive(Clone, Default)]
+struct Events(Arc<Mutex<Vec<BTreeMap<&'static str, String>>>>);
+
+impl Events {
+    fn taken(&self) -> Vec<BTreeMap<&'static str, String>> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+impl<S: Subscriber> tracing_subscriber::Layer<S> for Events {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        struct Fields(BTreeMap<&'static str, String>);
+        impl Visit for Fields {
+            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+                self.0.insert(field.name(), format!("{value:?}"));
+            }
+        }
+        let metadata = event.metadata();
+        if metadata.target().starts_with("tower_reverse_proxy") && *metadata.level() <= Level::INFO {
+            let mut fields = Fields(BTreeMap::new());
+            event.record(&mut fields);
+            // Not to be mistaken for the field `target`.
+            fields.0.insert("level", metadata.level().to_string());
+            fields.0.insert("event_target", metadata.target().to_owned());
+            self.0.lock().unwrap().push(fields.0);
+        }
+    }
+}
+
+/// Hears the events of this thread, which is where a test's whole runtime lives.
+fn listen() -> (DefaultGuard, Events) {
+    let events = Events::default();
+    (tracing_subscriber::registry().with(events.clone().boxed()).set_default(), events)
+}
+
+#[tokio::test]
+async fn each_redirect_is_one_event_with_the_backends_own_location() {
+    let origin = answering(
+        "HTTP/1.1 302 Found\r\nLocation: http://front.example/mydir/login?token=s3cret#f\r\nContent-Length: 0\r\n\r\n",
+    )
+    .await;
+    for (layer, target, location) in [
+        (TraceRedirectLayer::new(), "/mydir/x?…", "\"http://front.example/mydir/login?…\""),
+        (
+            TraceRedirectLayer::new().show_query(),
+            "/mydir/x?key=s3cret",
+            "\"http://front.example/mydir/login?token=s3cret#f\"",
+        ),
+    ] {
+        let (_guard, events) = listen();
+        let addr = front(Router::new().layer(ReverseProxyLayer::new(&origin).upstream_layer(layer))).await;
+        for _ in 0..2 {
+            let answer = get(addr, "/mydir/x?key=s3cret", "").await;
+            assert_eq!(answer.field("location"), Some("/mydir/login?token=s3cret#f"), "mapped for the client");
+            let [event] = &events.taken()[..] else { panic!("one event") };
+            assert_eq!((&*event["event_target"], &*event["level"]), ("tower_reverse_proxy::redirect", "INFO"));
+            assert_eq!((&*event["method"], &*event["status"]), ("GET", "302"));
+            assert_eq!((&*event["target"], &*event["location"]), (target, location));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_redirect_is_no_event() {
+    for (response, traced) in [
+        ("200 OK\r\nLocation: /x", false),
+        ("201 Created\r\nLocation: /x", false),
+        ("304 Not Modified", false),
+        ("300 Multiple Choices", false),
+        ("301 Moved Permanently\r\nLocation: /x", true),
+        ("308 Permanent Redirect\r\nLocation: \u{e9}", true),
+        ("404 Not Found\r\nLocation: /x", false),
+    ] {
+        let (_guard, events) = listen();
+        let origin = answering(format!("HTTP/1.1 {response}\r\nContent-Length: 0\r\n\r\n")).await;
+        let proxy = ReverseProxyLayer::new(&origin).upstream_layer(TraceRedirectLayer::new());
+        get(front(Router::new().layer(proxy)).await, "/x", "").await;
+        assert_eq!(events.taken().len(), usize::from(traced), "{response}");
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_can_be_any_service() {
+    let upstream = service_fn(|request: Request| async move {
+        let seen = format!("{} {} {:?}", request.method(), request.uri(), request.headers()["host"]);
+        Ok::<_, Infallible>(Response::new(Body::from(seen)))
+    });
+    let proxy = ReverseProxyLayer::with_upstream(upstream).prefix("/mydir").strip_prefix();
+    let answer = get(front(Router::new().layer(proxy)).await, "/mydir/x?y", "").await;
+    assert_eq!(answer.text(), "GET /x?y \"front.example\"");
+}
