@@ -4,5 +4,7 @@
 #[allow(dead_code)] // until every module below uses it
 mod support;
 
+mod cancel;
+mod failures;
 mod layering;
 mod mounting;
