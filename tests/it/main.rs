@@ -1,14 +1,16 @@
 //! What the proxy does, seen from both sides: raw bytes of a client, raw bytes of a backend, wherever bytes matter.
 #![allow(clippy::unwrap_used)] // what isn't there fails the test
-#![allow(clippy::unwrap_used)]
 
-#[allow(dead_code)] // until every module below uses it
 mod support;
 
+mod cancel;
+mod failures;
 mod forwarded;
 mod identity;
 mod layering;
 mod mapping;
+mod mounting;
+mod pool;
 mod request;
 mod response;
 mod upstream_side;

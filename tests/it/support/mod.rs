@@ -270,3 +270,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
 }
+
+/// An upstream in memory that is always ready and answers 200 at once.
+pub(crate) fn ok() -> Ok200 {
+    Ok200
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ok200;
+
+impl tower::Service<axum::extract::Request> for Ok200 {
+    type Response = axum::response::Response;
+    type Error = std::convert::Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: axum::extract::Request) -> Self::Future {
+        std::future::ready(Ok(axum::response::Response::default()))
+    }
+}

@@ -1,0 +1,110 @@
+//! How often a request allocates. In a binary of its own: the counter replaces the allocator.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    convert::Infallible,
+    future::{Future, Ready, ready},
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
+
+use allocation_counter::{measure, opt_out};
+use axum::{body::Body, extract::Request, response::Response};
+use http::{HeaderValue, Method, Uri};
+use tower::{Layer, Service};
+use tower_reverse_proxy::ReverseProxyLayer;
+
+/// A service that is ready at once. What its own response costs isn't counted.
+#[derive(Clone)]
+struct Immediate;
+
+impl Service<Request> for Immediate {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Ready<Result<Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request) -> Self::Future {
+        let mut response = Response::new(Body::empty());
+        opt_out(|| drop(response.headers_mut().insert("server", HeaderValue::from_static("test"))));
+        ready(Ok(response))
+    }
+}
+
+/// Counts what one call of the middleware allocates, up to the response. The request is there already.
+fn allocations(layer: &ReverseProxyLayer<impl Upstream, impl Sized>, request: fn() -> Request) -> u64 {
+    let mut service = layer.layer(Immediate);
+    let mut run = || {
+        let (request, mut polled) = (request(), Poll::Pending);
+        let info = measure(|| {
+            let mut future = pin!(service.call(request));
+            polled = future.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        });
+        let Poll::Ready(Ok(response)) = polled else { panic!("everything is ready") };
+        assert_eq!(response.status(), 200);
+        info.count_total
+    };
+    // What is made once, doesn't count.
+    run();
+    run()
+}
+
+/// What these tests have for an upstream.
+trait Upstream: Service<Request, Response = Response, Error = Infallible> + Clone {}
+impl<U: Service<Request, Response = Response, Error = Infallible> + Clone> Upstream for U {}
+
+/// As a server hands it over: what it read is shared, so that a clone of a value is a reference to it.
+fn request(method: Method, target: &'static str, body: Body) -> Request {
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = Uri::from_static(target);
+    for (name, value) in [("host", "front.example"), ("accept", "*/*"), ("user-agent", "test")] {
+        request.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    request
+}
+
+#[test]
+fn a_request_that_passes_allocates_nothing() {
+    let service = ReverseProxyLayer::with_upstream(Immediate).prefix("/mydir");
+    let cases: [fn() -> Request; 3] = [
+        || request(Method::GET, "/", Body::empty()),
+        || request(Method::GET, "/mydirx/y?q", Body::empty()),
+        || request(Method::POST, "/other", Body::from("body")),
+    ];
+    for case in cases {
+        assert_eq!(allocations(&service, case), 0, "{:?}", case());
+    }
+}
+
+/// The crate's own client is there and isn't touched.
+#[test]
+fn a_request_that_passes_a_backend_allocates_nothing() {
+    let mut service = ReverseProxyLayer::new("http://127.0.0.1:8000").prefix("/mydir").layer(Immediate);
+    let request = request(Method::GET, "/other", Body::empty());
+    let info = measure(|| {
+        let future = pin!(service.call(request));
+        assert!(future.poll(&mut Context::from_waker(Waker::noop())).is_ready());
+    });
+    assert_eq!(info.count_total, 0);
+}
+
+/// As measured: the box of the response's body; with a request body, its box and the word that it shares with the future.
+#[test]
+fn a_request_that_is_forwarded_allocates_little() {
+    let layer = ReverseProxyLayer::with_upstream(Immediate).prefix("/mydir");
+    let without_body = allocations(&layer, || request(Method::GET, "/mydir/x?q", Body::empty()));
+    assert!(without_body <= 1, "{without_body}");
+    let with_body = allocations(&layer, || request(Method::POST, "/mydir/x", Body::from("body")));
+    assert!(with_body <= 3, "{with_body}");
+    // A field to remove is a list of what to remove.
+    let with_hops = allocations(&layer, || {
+        let mut request = request(Method::GET, "/mydir/x", Body::empty());
+        request.headers_mut().insert("connection", HeaderValue::from_static("keep-alive"));
+        request
+    });
+    assert!(with_hops <= 2, "{with_hops}");
+}

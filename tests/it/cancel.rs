@@ -1,0 +1,216 @@
+//! A client that leaves takes its request to the backend along; an answer that comes early reaches a client that stays.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{Router, body::Body, extract::Request, routing::get};
+use bytes::Bytes;
+use http_body::Frame;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tower::ServiceExt;
+use tower_reverse_proxy::{ReverseProxy, ReverseProxyLayer};
+
+use crate::support::{PATIENCE, Wire, backend, client, front, get as ask_get};
+
+const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n";
+const UPLOAD: &[u8] = b"POST /x HTTP/1.1\r\nHost: front.example\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n";
+const DOWNLOAD: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+
+/// Tells when a request's head has come, and when its connection has ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Event {
+    Head,
+    End,
+}
+
+/// A backend that answers each head with these bytes and then reads until the end.
+async fn watched(answer: &'static [u8]) -> (String, mpsc::UnboundedReceiver<Event>) {
+    let (tell, events) = mpsc::unbounded_channel();
+    let url = backend(move |mut wire| {
+        let tell = tell.clone();
+        async move {
+            wire.head().await.unwrap();
+            wire.send(answer).await;
+            tell.send(Event::Head).unwrap();
+            wire.bytes(usize::MAX).await;
+            tell.send(Event::End).unwrap();
+        }
+    })
+    .await;
+    (url, events)
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_closes_the_backends_connection() {
+    for (request, answer) in [
+        (GET, &b""[..]),
+        (GET, b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (GET, b"HTTP/1.1 200 OK\r\nContent-"),
+        (GET, DOWNLOAD),
+        (GET, b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc"),
+        (UPLOAD, b""),
+        (UPLOAD, DOWNLOAD),
+    ] {
+        let (url, mut events) = watched(answer).await;
+        let addr = front(Router::new().layer(ReverseProxyLayer::new(url))).await;
+        let mut wire = client(addr).await;
+        wire.send(request).await;
+        assert_eq!(events.recv().await, Some(Event::Head));
+        if answer.ends_with(b"abc\r\n") {
+            // The answer is on its way.
+            assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 200"));
+        }
+        drop(wire);
+        let end = timeout(PATIENCE, events.recv()).await;
+        assert_eq!(end, Ok(Some(Event::End)), "{} {}", request.escape_ascii(), answer.escape_ascii());
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_future_or_body_closes_the_backends_connection() {
+    let request = || Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
+    let (url, mut events) = watched(b"").await;
+    let call = tokio::spawn(ReverseProxy::new(url).oneshot(request()));
+    assert_eq!(events.recv().await, Some(Event::Head));
+    call.abort();
+    assert_eq!(timeout(PATIENCE, events.recv()).await, Ok(Some(Event::End)));
+
+    let (url, mut events) = watched(DOWNLOAD).await;
+    let Ok(response) = ReverseProxy::new(url).oneshot(request()).await;
+    assert_eq!(events.recv().await, Some(Event::Head));
+    drop(response);
+    assert_eq!(timeout(PATIENCE, events.recv()).await, Ok(Some(Event::End)));
+}
+
+#[tokio::test]
+async fn aborted_exchanges_leave_no_connection_behind() {
+    const EXCHANGES: usize = 60;
+    const MAX_IDLE: usize = 2;
+    let open = Arc::new(AtomicUsize::new(0));
+    let (tell, mut ended) = mpsc::unbounded_channel();
+    let counted = open.clone();
+    let url = backend(move |mut wire| {
+        let (open, tell) = (counted.clone(), tell.clone());
+        async move {
+            open.fetch_add(1, Ordering::SeqCst);
+            while let Some(head) = wire.head().await {
+                if head.starts_with("GET /whole") {
+                    wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole").await;
+                } else {
+                    wire.send(DOWNLOAD).await;
+                    wire.bytes(usize::MAX).await;
+                    break;
+                }
+            }
+            open.fetch_sub(1, Ordering::SeqCst);
+            tell.send(()).unwrap();
+        }
+    })
+    .await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(url).pool_max_idle(MAX_IDLE))).await;
+    let mut clients = Vec::new();
+    for index in 0..EXCHANGES {
+        let mut wire = client(addr).await;
+        wire.send(if index % 2 == 0 { GET } else { UPLOAD }).await;
+        assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 200"));
+        clients.push(wire);
+    }
+    assert_eq!(ask_get(addr, "/whole", "").await.text(), "whole");
+    drop(clients);
+    for _ in 0..EXCHANGES {
+        timeout(PATIENCE, ended.recv()).await.unwrap().unwrap();
+    }
+    assert!(open.load(Ordering::SeqCst) <= MAX_IDLE, "{open:?} connections are open");
+    assert_eq!(ask_get(addr, "/whole", "").await.text(), "whole");
+}
+
+#[tokio::test]
+async fn an_early_answer_reaches_the_client() {
+    for close in ["Connection: close\r\n", ""] {
+        let url = backend(move |mut wire| async move {
+            wire.head().await;
+            let head = format!("HTTP/1.1 413 Too Large\r\n{close}Content-Length: 3\r\n\r\n");
+            wire.send(format!("{head}too").as_bytes()).await;
+            // Without `close`, it goes on reading.
+            if close.is_empty() {
+                wire.bytes(usize::MAX).await;
+            }
+        })
+        .await;
+        let app = Router::new().route("/", get(async || "home")).layer(ReverseProxyLayer::new(url).prefix("/x"));
+        let addr = front(app).await;
+        // The client waits for what the server says before it goes on.
+        let mut waiting = client(addr).await;
+        waiting.send(UPLOAD).await;
+        let answer = waiting.message().await.unwrap();
+        assert_eq!((answer.status(), &*answer.text()), (413, "too"), "{close:?}");
+        assert!(answer.start_line().ends_with("Too Large"));
+        drop(waiting);
+
+        // The client sends on, reading at the same time.
+        let (reading, mut writing) = tokio::io::split(client(addr).await.stream);
+        let upload = tokio::spawn(async move {
+            use tokio::io::AsyncWriteExt;
+            let _ = writing.write_all(UPLOAD).await;
+            while writing.write_all(b"4\r\nabcd\r\n").await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        });
+        let answer = Wire::new(tokio::io::join(reading, tokio::io::sink())).message().await.unwrap();
+        assert_eq!(answer.status(), 413, "{close:?}");
+        upload.abort();
+        assert_eq!(ask_get(addr, "/", "").await.text(), "home");
+    }
+}
+
+/// Always has more to send, and tells when it's dropped.
+struct Endless(Option<oneshot::Sender<()>>);
+
+impl http_body::Body for Endless {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[0; 64 * 1024])))))
+    }
+}
+
+impl Drop for Endless {
+    fn drop(&mut self) {
+        let _ = self.0.take().unwrap().send(());
+    }
+}
+
+#[tokio::test]
+#[ignore = "hyper's connection task flushes before it shuts down, for as long as the backend doesn't read"]
+async fn an_upload_that_the_backend_stalls_can_be_cancelled() {
+    let (tell, mut stalls) = mpsc::unbounded_channel();
+    let url = backend(move |mut wire| {
+        let tell = tell.clone();
+        async move {
+            wire.head().await;
+            tell.send(()).unwrap();
+            std::future::pending::<()>().await;
+        }
+    })
+    .await;
+    let (dropped, mut is_dropped) = oneshot::channel();
+    let body = Body::new(Endless(Some(dropped)));
+    let request = Request::post("/x").header("host", "front.example").body(body).unwrap();
+    let call = tokio::spawn(ReverseProxy::new(url).oneshot(request));
+    stalls.recv().await.unwrap();
+    // Until the kernel's buffers are full.
+    assert!(timeout(Duration::from_millis(300), &mut is_dropped).await.is_err());
+    call.abort();
+    timeout(Duration::from_secs(5), is_dropped).await.expect("the body is let go").unwrap();
+}

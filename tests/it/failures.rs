@@ -1,0 +1,498 @@
+//! What becomes of a failure: the status, the typed error, and an abort once the response has begun.
+
+use std::{
+    convert::Infallible,
+    future::{pending, ready},
+    net::SocketAddr,
+    pin::pin,
+    task::Poll,
+    time::Duration,
+};
+
+use axum::{
+    BoxError, Router,
+    body::Body,
+    extract::Request,
+    middleware::map_response,
+    response::{Html, Response},
+    routing::get,
+};
+use bytes::Bytes;
+use http::StatusCode;
+use http_body_util::{BodyExt, Channel};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+use tower::{ServiceExt, limit::ConcurrencyLimitLayer, load_shed::LoadShedLayer, service_fn, timeout::TimeoutLayer};
+use tower_reverse_proxy::{Error, ErrorKind, Phase, ReverseProxy, ReverseProxyLayer};
+
+use crate::support::{Message, PATIENCE, Wire, answering, ask, backend, client, front, get as ask_get, mirror};
+
+const SHORT: Duration = Duration::from_millis(150);
+
+/// Serves an application whose outermost middleware tells of the error that it finds in a response's extensions.
+async fn told(app: Router) -> SocketAddr {
+    async fn tell(mut response: Response) -> Response {
+        if let Some(error) = response.extensions().get::<Error>() {
+            let told = format!("{:?} {:?}", error.phase(), error.kind());
+            response.headers_mut().insert("x-failure", told.parse().unwrap());
+        }
+        response
+    }
+    front(app.layer(map_response(tell))).await
+}
+
+async fn told_of(proxy: ReverseProxyLayer) -> SocketAddr {
+    told(Router::new().layer(proxy)).await
+}
+
+/// Status, phase and kind.
+fn failure(answer: &Message) -> String {
+    format!("{} {}", answer.status(), answer.field("x-failure").unwrap_or("no failure"))
+}
+
+/// A backend that reads a request, sends these bytes, and closes.
+async fn dying(bytes: &'static [u8]) -> String {
+    backend(move |mut wire| async move {
+        wire.message().await;
+        wire.send(bytes).await;
+    })
+    .await
+}
+
+async fn refusing() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
+
+async fn silent() -> String {
+    backend(|mut wire| async move {
+        wire.message().await;
+        wire.closed().await;
+    })
+    .await
+}
+
+#[tokio::test]
+async fn each_failure_of_a_backend_has_its_status_kind_and_phase() {
+    // Longer than a label may be: no resolver asks anybody for it.
+    let unknown = format!("http://{}.example", "x".repeat(64));
+    let cases = [
+        (refusing().await, "502 Connect Connect", "14"),
+        (unknown, "502 Connect Connect", "14"),
+        (dying(b"").await, "502 ResponseHead Closed", "14"),
+        (dying(b"HTTP/1.1 200 OK\r\nContent-").await, "502 ResponseHead Closed", "14"),
+        (dying(b"garbage\r\n\r\n").await, "502 ResponseHead InvalidResponse", "14"),
+        (dying(b"HTTP/1.1 2000 OK\r\n\r\n").await, "502 ResponseHead InvalidResponse", "14"),
+        (dying(b"HTTP/1.1 200 OK\r\nb ad: x\r\n\r\n").await, "502 ResponseHead InvalidResponse", "14"),
+        (
+            dying(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab").await,
+            "502 ResponseHead InvalidResponse",
+            "14",
+        ),
+        (
+            answering("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n").await,
+            "502 ResponseHead Upgrade",
+            "14",
+        ),
+        (silent().await, "504 ResponseHead HeaderTimeout", "4"),
+    ];
+    for (url, expected, grpc_status) in cases {
+        let header_timeout = if expected.starts_with("504") { SHORT } else { PATIENCE };
+        let addr = told_of(ReverseProxyLayer::new(&url).header_timeout(header_timeout)).await;
+        for (method, fields) in [("GET", ""), ("POST", "Content-Length: 2\r\n")] {
+            let body = if method == "POST" { "hi" } else { "" };
+            let answer = ask(addr, format!("{method} /x HTTP/1.1\r\nHost: front.example\r\n{fields}\r\n{body}")).await;
+            assert_eq!(failure(&answer), expected, "{method} {url}");
+            let status = StatusCode::from_u16(answer.status()).unwrap();
+            assert_eq!(answer.text(), status.canonical_reason().unwrap());
+            let origin = url.trim_start_matches("http://");
+            assert!(!format!("{answer:?}").contains(origin), "{answer:?}");
+        }
+        let grpc = ask_get(addr, "/x", "Content-Type: application/grpc+proto\r\n").await;
+        assert_eq!((grpc.status(), grpc.field("grpc-status")), (200, Some(grpc_status)), "{url}");
+        assert_eq!((grpc.field("content-type"), &*grpc.text()), (Some("application/grpc"), ""));
+        assert!(grpc.field("x-failure").is_some());
+    }
+}
+
+#[tokio::test]
+async fn each_refusal_has_its_status_kind_and_phase() {
+    let url = mirror().await;
+    let proxy = ReverseProxyLayer::new(&url).prefix("/p").via("front.example");
+    let addr = told(Router::new().layer(proxy)).await;
+    for (request, expected) in [
+        ("GET /p/../x HTTP/1.1\r\nHost: a\r\n\r\n", "400 Request Target"),
+        ("GET /p/x HTTP/1.1\r\nHost: a b\r\n\r\n", "400 Request Host"),
+        ("GET /p/x HTTP/1.1\r\n\r\n", "400 Request Host"),
+        ("TRACE /p/x HTTP/1.1\r\nHost: a\r\n\r\n", "501 Request Method"),
+        ("GET /p/x HTTP/1.1\r\nHost: a\r\nVia: 1.1 front.example\r\n\r\n", "508 Request Loop"),
+        (
+            "POST /p/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            "501 Request TransferCoding",
+        ),
+    ] {
+        assert_eq!(failure(&ask(addr, request).await), expected, "{request}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_backend_that_takes_no_connection_is_a_connect_timeout() {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let addr = listener.local_addr().unwrap();
+    // Nobody accepts: the queue is full when the kernel lets a connection wait, again and again.
+    let (mut held, mut waiting) = (Vec::new(), 0);
+    while waiting < 3 {
+        match timeout(SHORT, TcpStream::connect(addr)).await {
+            Ok(connected) => held.push(connected.unwrap()),
+            Err(_) => waiting += 1,
+        }
+    }
+    let front = told_of(ReverseProxyLayer::new(format!("http://{addr}")).connect_timeout(SHORT / 2)).await;
+    assert_eq!(failure(&ask_get(front, "/x", "").await), "504 Connect ConnectTimeout");
+}
+
+#[tokio::test]
+async fn upstream_layers_that_refuse_have_their_status() {
+    let shedding = ReverseProxyLayer::new(silent().await)
+        .upstream_layer(LoadShedLayer::new())
+        .upstream_layer(ConcurrencyLimitLayer::new(0));
+    let late = ReverseProxyLayer::new(silent().await).upstream_layer(TimeoutLayer::new(SHORT));
+    let broken = ReverseProxyLayer::with_upstream(service_fn(async |_| Err::<Response, BoxError>("broken".into())));
+    let app =
+        Router::new().layer(shedding.prefix("/shedding")).layer(late.prefix("/late")).layer(broken.prefix("/broken"));
+    let addr = told(app).await;
+    for (target, expected) in [
+        ("/shedding", "503 Connect Overloaded"),
+        ("/late", "504 ResponseHead HeaderTimeout"),
+        ("/broken", "502 ResponseHead Upstream"),
+    ] {
+        assert_eq!(failure(&ask_get(addr, target, "").await), expected, "{target}");
+    }
+}
+
+#[tokio::test]
+async fn on_error_makes_the_response() {
+    let proxy = ReverseProxyLayer::new(refusing().await)
+        .on_error(|error| (StatusCode::IM_A_TEAPOT, [("x-own", "1")], Html(format!("{error}"))));
+    let addr = told(Router::new().layer(proxy)).await;
+    let answer = ask_get(addr, "/x", "").await;
+    assert_eq!(failure(&answer), "418 Connect Connect");
+    assert_eq!((answer.field("x-own"), &*answer.text()), (Some("1"), "the backend can't be reached"));
+}
+
+#[tokio::test]
+async fn an_error_names_its_cause_and_says_whose_it_is() {
+    let proxy = ReverseProxy::new(refusing().await);
+    let request = Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
+    let Ok(response) = proxy.oneshot(request).await;
+    let error = response.extensions().get::<Error>().unwrap();
+    assert_eq!((error.kind(), error.phase()), (ErrorKind::Connect, Phase::Connect));
+    assert!(error.is_connect() && !error.is_timeout() && !error.is_client());
+    let mut cause = std::error::Error::source(error);
+    let mut refused = false;
+    while let Some(this) = cause {
+        refused |=
+            this.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused);
+        cause = this.source();
+    }
+    assert!(refused, "{error:?}");
+}
+
+#[tokio::test]
+async fn own_routes_answer_whatever_the_backend_does() {
+    #[derive(Clone)]
+    struct NeverReady;
+    impl tower::Service<Request> for NeverReady {
+        type Response = Response;
+        type Error = Infallible;
+        type Future = std::future::Ready<Result<Response, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Pending
+        }
+
+        fn call(&mut self, _: Request) -> Self::Future {
+            ready(Ok(Response::default()))
+        }
+    }
+
+    let app = Router::new()
+        .route("/", get(async || "home"))
+        .layer(ReverseProxyLayer::with_upstream(NeverReady).prefix("/never").header_timeout(SHORT))
+        .layer(ReverseProxyLayer::new(silent().await).prefix("/silent"))
+        .layer(ReverseProxyLayer::new(refusing().await).prefix("/refusing"));
+    let addr = told(app).await;
+    let mut waiting = client(addr).await;
+    waiting.send(b"GET /silent HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+    assert_eq!(ask_get(addr, "/refusing", "").await.status(), 502);
+    assert_eq!(failure(&ask_get(addr, "/never", "").await), "504 ResponseHead HeaderTimeout");
+    assert_eq!(ask_get(addr, "/", "").await.text(), "home");
+}
+
+/// A request with a body that the test sends, and the future of its response from an upstream in memory.
+fn uploading(
+    proxy: ReverseProxy<impl tower::Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone>,
+) -> (http_body_util::channel::Sender<Bytes>, impl Future<Output = Response>) {
+    let (sender, body) = Channel::<Bytes>::new(1);
+    let request = Request::post("/x").header("host", "front.example").body(Body::new(body)).unwrap();
+    (sender, async move {
+        let Ok(response) = proxy.oneshot(request).await;
+        response
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_upload_is_not_a_slow_backend() {
+    let upstream = service_fn(async |request: Request| {
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        sleep(Duration::from_secs(59)).await;
+        Ok(Response::new(Body::from(body)))
+    });
+    let (mut sender, response) = uploading(ReverseProxy::with_upstream(upstream));
+    let upload = tokio::spawn(async move {
+        for _ in 0..4 {
+            sleep(Duration::from_secs(299)).await;
+            sender.send_data(Bytes::from_static(b"x")).await.unwrap();
+        }
+    });
+    let response = response.await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "xxxx");
+    upload.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_header_timeout_runs_from_the_end_of_the_upload() {
+    let upstream = service_fn(async |request: Request| {
+        request.into_body().collect().await.unwrap();
+        pending().await
+    });
+    let (mut sender, response) = uploading(ReverseProxy::with_upstream(upstream));
+    let mut response = pin!(response);
+    assert!(timeout(Duration::from_secs(200), &mut response).await.is_err());
+    sender.send_data(Bytes::from_static(b"x")).await.unwrap();
+    drop(sender);
+    assert!(timeout(Duration::from_secs(59), &mut response).await.is_err());
+    let response = timeout(Duration::from_secs(2), response).await.unwrap();
+    assert_eq!(response.extensions().get::<Error>().unwrap().kind(), ErrorKind::HeaderTimeout);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_takes_no_more_of_an_upload_is_a_send_timeout() {
+    let upstream = service_fn(async |request: Request| {
+        let _first = request.into_body().frame().await;
+        pending().await
+    });
+    let (mut sender, response) = uploading(ReverseProxy::with_upstream(upstream));
+    sender.send_data(Bytes::from_static(b"x")).await.unwrap();
+    let mut response = pin!(response);
+    assert!(timeout(Duration::from_secs(299), &mut response).await.is_err());
+    let response = timeout(Duration::from_secs(2), response).await.unwrap();
+    let error = response.extensions().get::<Error>().unwrap();
+    assert_eq!((error.kind(), error.status()), (ErrorKind::SendTimeout, StatusCode::GATEWAY_TIMEOUT));
+}
+
+#[tokio::test]
+async fn an_upload_that_the_client_stalls_is_408() {
+    let (seen, mut end) = mpsc::unbounded_channel();
+    let url = backend(move |mut wire| {
+        let seen = seen.clone();
+        async move { seen.send(wire.message().await.map(|message| message.complete)).unwrap() }
+    })
+    .await;
+    let addr = told_of(ReverseProxyLayer::new(url).body_idle_timeout(SHORT)).await;
+    for (framing, part) in [("Content-Length: 10", "1234"), ("Transfer-Encoding: chunked", "4\r\n1234\r\n")] {
+        let answer = ask(addr, format!("POST /x HTTP/1.1\r\nHost: front.example\r\n{framing}\r\n\r\n{part}")).await;
+        assert_eq!(failure(&answer), "408 RequestBody RequestBodyTimeout", "{framing}");
+        assert_eq!(end.recv().await.unwrap(), Some(false), "{framing}");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_the_backend_stalls_is_504() {
+    // It reads nothing: the kernel's buffers fill up.
+    let url = backend(|wire| async move {
+        let _open = wire;
+        pending().await
+    })
+    .await;
+    let addr = told_of(ReverseProxyLayer::new(url).body_idle_timeout(SHORT)).await;
+    let (reading, mut writing) = tokio::io::split(client(addr).await.stream);
+    let upload = tokio::spawn(async move {
+        let head = "POST /x HTTP/1.1\r\nHost: front.example\r\nContent-Length: 134217728\r\n\r\n";
+        writing.write_all(head.as_bytes()).await.unwrap();
+        // The front closes at some time.
+        let _ = writing.write_all(&vec![0; 134217728]).await;
+    });
+    let answer = Wire::new(tokio::io::join(reading, tokio::io::sink())).message().await.unwrap();
+    assert_eq!(failure(&answer), "504 RequestBody SendTimeout");
+    upload.abort();
+}
+
+#[tokio::test]
+async fn a_malformed_upload_is_400_and_never_whole_at_the_backend() {
+    let (seen, mut end) = mpsc::unbounded_channel();
+    let url = backend(move |mut wire| {
+        let seen = seen.clone();
+        async move { seen.send(wire.message().await.map(|message| message.complete)).unwrap() }
+    })
+    .await;
+    let addr = told_of(ReverseProxyLayer::new(url)).await;
+    for bad in ["zz\r\n", "4\r\nabcdef\r\n0\r\n\r\n", "-1\r\n\r\n", "fffffffffffffffffff\r\n"] {
+        let mut wire = client(addr).await;
+        let head = "POST /x HTTP/1.1\r\nHost: front.example\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n";
+        wire.send(format!("{head}{bad}").as_bytes()).await;
+        assert_eq!(failure(&wire.message().await.unwrap()), "400 RequestBody RequestBody", "{bad:?}");
+        assert!(wire.closed().await);
+        if let Some(complete) = end.recv().await.unwrap() {
+            assert!(!complete, "{bad:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_an_upload_is_not_the_backends_fault() {
+    let (seen, mut saw) = mpsc::unbounded_channel();
+    let url = backend(move |mut wire| {
+        let seen = seen.clone();
+        async move {
+            wire.head().await.unwrap();
+            seen.send(Vec::new()).unwrap();
+            // All that comes until the end.
+            seen.send(wire.bytes(1000).await).unwrap();
+        }
+    })
+    .await;
+    let addr = told_of(ReverseProxyLayer::new(url)).await;
+    for (framing, part) in [("Content-Length: 10", "1234"), ("Transfer-Encoding: chunked", "4\r\n1234\r\n")] {
+        let request = format!("POST /x HTTP/1.1\r\nHost: front.example\r\n{framing}\r\n\r\n{part}");
+        // Leaving for sending only, it still hears what became of it.
+        let mut half = client(addr).await;
+        half.send(request.as_bytes()).await;
+        saw.recv().await.unwrap();
+        half.stream.shutdown().await.unwrap();
+        assert_eq!(failure(&half.message().await.unwrap()), "400 RequestBody ClientGone", "{framing}");
+        assert_eq!(saw.recv().await.unwrap(), part.as_bytes(), "{framing}");
+
+        let mut gone = client(addr).await;
+        gone.send(request.as_bytes()).await;
+        saw.recv().await.unwrap();
+        drop(gone);
+        assert_eq!(saw.recv().await.unwrap(), part.as_bytes(), "{framing}");
+    }
+}
+
+/// Answers that break off, or break their framing, after the head.
+const BROKEN: &[&[u8]] = &[
+    b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n\r\n",
+];
+
+#[tokio::test]
+async fn a_response_that_breaks_off_is_aborted() {
+    for broken in BROKEN {
+        let addr = told_of(ReverseProxyLayer::new(dying(broken).await)).await;
+        let mut wire = client(addr).await;
+        wire.send(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+        // Before its head is out, it may be a failure like any other; here the head has begun.
+        if let Some(answer) = wire.message().await {
+            assert_eq!((answer.status(), answer.complete), (200, false), "{}", broken.escape_ascii());
+        }
+        assert!(wire.closed().await);
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_breaks_off_is_a_reset_stream_to_an_http2_client() {
+    for broken in BROKEN {
+        let broken = dying(broken).await;
+        let app = Router::new()
+            .layer(ReverseProxyLayer::new(mirror().await))
+            .nest_service("/broken", ReverseProxy::new(broken));
+        let io = TokioIo::new(TcpStream::connect(front(app).await).await.unwrap());
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        tokio::spawn(connection);
+        let request = |target: &str| Request::get(format!("http://front.example{target}")).body(Body::empty()).unwrap();
+        match sender.send_request(request("/broken")).await {
+            Ok(response) => assert!(response.into_body().collect().await.is_err()),
+            Err(error) => assert!(format!("{error:?}").contains("Reset"), "{error:?}"),
+        }
+        // The stream alone: the connection goes on.
+        let after = sender.send_request(request("/x")).await.unwrap();
+        assert!(after.into_body().collect().await.unwrap().to_bytes().starts_with(b"GET /x HTTP/1.1"));
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_stands_still_is_aborted() {
+    for begun in [
+        &b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc"[..],
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\nabc",
+    ] {
+        let (seen, mut closed) = mpsc::unbounded_channel();
+        let url = backend(move |mut wire| {
+            let seen = seen.clone();
+            async move {
+                wire.message().await;
+                wire.send(begun).await;
+                seen.send(wire.closed().await).unwrap();
+            }
+        })
+        .await;
+        let addr = front(Router::new().layer(ReverseProxyLayer::new(url).body_idle_timeout(SHORT))).await;
+        let answer = ask_get(addr, "/x", "").await;
+        assert_eq!((answer.status(), &*answer.text(), answer.complete), (200, "abc", false));
+        assert!(closed.recv().await.unwrap());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_response_that_flows_is_not_cut() {
+    let upstream = service_fn(async |_: Request| {
+        let (mut sender, body) = Channel::<Bytes>::new(1);
+        tokio::spawn(async move {
+            for _ in 0..4 {
+                sleep(Duration::from_secs(299)).await;
+                sender.send_data(Bytes::from_static(b"x")).await.unwrap();
+            }
+        });
+        Ok::<_, Infallible>(Response::new(body))
+    });
+    let request = Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
+    let Ok(response) = ReverseProxy::with_upstream(upstream).oneshot(request).await;
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "xxxx");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_pauses_is_not_the_backends_standstill() {
+    let upstream = service_fn(async |_: Request| {
+        let (mut sender, body) = Channel::<Bytes>::new(1);
+        tokio::spawn(async move {
+            for _ in 0..4 {
+                sender.send_data(Bytes::from_static(b"x")).await.unwrap();
+            }
+        });
+        Ok::<_, Infallible>(Response::new(body))
+    });
+    let request = Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
+    let Ok(response) = ReverseProxy::with_upstream(upstream).oneshot(request).await;
+    let mut body = response.into_body();
+    for _ in 0..4 {
+        sleep(Duration::from_secs(1000)).await;
+        assert!(body.frame().await.unwrap().is_ok());
+    }
+    assert!(body.frame().await.is_none());
+}

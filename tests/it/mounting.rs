@@ -1,0 +1,501 @@
+//! Every way of putting the proxy into an application, and what each side then sees.
+
+use std::{
+    convert::Infallible,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    BoxError, Router,
+    body::Body,
+    error_handling::HandleErrorLayer,
+    extract::{Request, State},
+    response::Response,
+    routing::{any, any_service, get, post},
+};
+use bytes::Bytes;
+use http::{StatusCode, Uri};
+use http_body_util::Full;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use tokio::{net::TcpListener, sync::mpsc};
+use tower::{
+    Layer, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer, load_shed::LoadShedLayer, service_fn,
+    timeout::TimeoutLayer,
+};
+use tower_http::{
+    catch_panic::CatchPanicLayer, limit::RequestBodyLimitLayer, request_id::MakeRequestUuid,
+    request_id::SetRequestIdLayer, timeout::TimeoutLayer as StatusTimeoutLayer, trace::TraceLayer,
+    validate_request::ValidateRequestHeaderLayer,
+};
+use tower_reverse_proxy::{
+    Backend, BasicAuthLayer, Client, Error, RemoteUserLayer, ReverseProxy, ReverseProxyLayer, TraceRedirectLayer,
+    Upstream,
+};
+
+use crate::support::{self, answering, ask, backend, client, front, get as ask_get, mirror};
+
+/// Asks for each target; what is seen of it is the target that the mirror got, or the application's own answer.
+async fn expect(app: Router, cases: &[(&str, &str)]) {
+    let addr = front(app).await;
+    for (target, seen) in cases {
+        let answer = ask_get(addr, target, "").await;
+        let got = match answer.field("x-backend") {
+            Some(_) => answer.mirrored().start_line().split(' ').nth(1).unwrap().to_owned(),
+            None => format!("{} {}", answer.status(), answer.text()),
+        };
+        assert_eq!(got, *seen, "{target}");
+    }
+}
+
+#[tokio::test]
+async fn a_layer_with_a_prefix_stands_beside_own_routes() {
+    let app = Router::new()
+        .route("/", get(async || "home"))
+        .route("/own/{x}", get(async || "own"))
+        .layer(ReverseProxyLayer::new(mirror().await).prefix("/mydir"));
+    expect(
+        app,
+        &[
+            ("/", "200 home"),
+            ("/own/x", "200 own"),
+            ("/other", "404 "),
+            ("/mydir", "/mydir"),
+            ("/mydir/", "/mydir/"),
+            ("/mydir?q", "/mydir?q"),
+            ("/mydir/a%2fb//c?x=/../", "/mydir/a%2fb//c?x=/../"),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_prefix_ends_at_a_segment() {
+    let app = Router::new().layer(ReverseProxyLayer::new(mirror().await).prefix("/my/dir"));
+    expect(
+        app,
+        &[
+            ("/my/dir", "/my/dir"),
+            ("/my/dirx", "404 "),
+            ("/my", "404 "),
+            ("/MY/dir", "404 "),
+            ("/m%79/dir", "404 "),
+            ("//my/dir", "404 "),
+            ("/x/my/dir", "404 "),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_layer_wraps_the_fallback_that_was_there_before_it() {
+    let proxy = ReverseProxyLayer::new(mirror().await).prefix("/mydir");
+    let before = Router::new().fallback(async || "none").layer(proxy.clone());
+    expect(before, &[("/mydir/x", "/mydir/x"), ("/other", "200 none"), ("/mydirx", "200 none")]).await;
+
+    // As with any layer of axum's.
+    let after = Router::new().layer(proxy).fallback(async || "none");
+    expect(after, &[("/mydir/x", "200 none"), ("/other", "200 none")]).await;
+}
+
+#[tokio::test]
+async fn an_own_route_below_the_prefix_is_the_backends() {
+    let app = Router::new()
+        .route("/mydir/own", get(async || "own"))
+        .layer(ReverseProxyLayer::new(mirror().await).prefix("/mydir"))
+        .route("/mydir/later", get(async || "later"));
+    expect(app, &[("/mydir/own", "/mydir/own"), ("/mydir/later", "200 later")]).await;
+}
+
+#[tokio::test]
+async fn a_layer_in_a_nested_router_has_its_prefix_below_the_nest() {
+    let inner = Router::new()
+        .route("/", get(async || "inner"))
+        // `nest` drops a default fallback, layers and all: without one of its own, the layer sees routes only.
+        .fallback(async || "none")
+        .layer(ReverseProxyLayer::new(mirror().await).prefix("/mydir"));
+    expect(
+        Router::new().nest("/outer", inner),
+        &[
+            ("/outer", "200 inner"),
+            ("/outer/mydir", "/outer/mydir"),
+            ("/outer/mydir/", "/outer/mydir/"),
+            ("/outer/mydir/x?q", "/outer/mydir/x?q"),
+            ("/outer/mydirx", "200 none"),
+            ("/mydir/x", "404 "),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_nested_router_without_a_fallback_gives_the_layer_its_routes_only() {
+    let inner = Router::new()
+        .route("/mydir/{*rest}", any(async || "never"))
+        .layer(ReverseProxyLayer::new(mirror().await).prefix("/mydir"));
+    let app = Router::new().nest("/outer", inner);
+    expect(app, &[("/outer/mydir/x", "/outer/mydir/x"), ("/outer/mydir", "404 ")]).await;
+}
+
+#[tokio::test]
+async fn a_nested_proxy_tells_the_bare_prefix_from_its_directory() {
+    let proxy = ReverseProxy::new(mirror().await);
+    let cases = [
+        ("/mydir", "/mydir"),
+        ("/mydir/", "/mydir/"),
+        ("/mydir/x", "/mydir/x"),
+        ("/mydir/x/", "/mydir/x/"),
+        ("/mydir?q", "/mydir?q"),
+        ("/mydir/?q", "/mydir/?q"),
+        ("/mydir//x", "/mydir//x"),
+        ("/mydirx", "404 "),
+    ];
+    expect(Router::new().nest_service("/mydir", proxy), &cases).await;
+}
+
+/// A router in between leaves `/mydir/` to the outer one: axum's `nest` doesn't match it.
+#[tokio::test]
+async fn as_the_fallback_of_a_nested_router_it_sees_the_whole_path() {
+    let nested = Router::new().fallback_service(ReverseProxy::new(mirror().await));
+    let app = Router::new().nest("/mydir", nested);
+    expect(app, &[("/mydir", "/mydir"), ("/mydir/x?q", "/mydir/x?q"), ("/mydir/", "404 ")]).await;
+}
+
+#[tokio::test]
+async fn a_nest_in_a_nest_keeps_the_whole_path() {
+    let proxy = ReverseProxy::new(mirror().await);
+    let inner = Router::new().nest_service("/b", proxy.clone());
+    let app = Router::new().nest("/a", inner).nest("/{tenant}", Router::new().nest_service("/c", proxy));
+    expect(
+        app,
+        &[
+            ("/a/b", "/a/b"),
+            ("/a/b/", "/a/b/"),
+            ("/a/b/x?q", "/a/b/x?q"),
+            ("/a/x", "404 "),
+            ("/one/c/x", "/one/c/x"),
+            ("/o%6ee/c", "/o%6ee/c"),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn as_a_fallback_it_gets_what_no_own_route_is_for() {
+    let app = Router::new()
+        .route("/new", get(async || "new"))
+        .route("/", get(async || "home"))
+        .fallback_service(ReverseProxy::new(mirror().await));
+    expect(app, &[("/", "200 home"), ("/new", "200 new"), ("/new/", "/new/"), ("/old?q", "/old?q"), ("//", "//")])
+        .await;
+}
+
+#[tokio::test]
+async fn as_a_route_it_keeps_what_the_wildcard_matched() {
+    let proxy = ReverseProxy::new(mirror().await);
+    let app = Router::new().route_service("/files/{*rest}", proxy.clone()).route("/any", any_service(proxy));
+    expect(app, &[("/files/a/b%20c?q", "/files/a/b%20c?q"), ("/files/", "404 "), ("/any?q", "/any?q")]).await;
+}
+
+#[tokio::test]
+async fn a_handler_with_state_calls_it() {
+    #[derive(Clone)]
+    struct App {
+        proxy: ReverseProxy,
+        closed: bool,
+    }
+
+    async fn handler(State(app): State<App>, request: Request) -> Result<Response, StatusCode> {
+        if app.closed || request.uri().path().starts_with("/secret") {
+            return Err(StatusCode::FORBIDDEN);
+        }
+        let Ok(response) = app.proxy.oneshot(request).await;
+        Ok(response)
+    }
+
+    let state = App { proxy: ReverseProxy::new(mirror().await), closed: false };
+    let app = Router::new().fallback(handler).with_state(state);
+    expect(app, &[("/x?q", "/x?q"), ("/secret/x", "403 ")]).await;
+}
+
+#[tokio::test]
+async fn hyper_serves_it_without_axum() {
+    let proxy = ReverseProxy::new(mirror().await);
+    // Another body type than axum's on the other way.
+    let own = service_fn(async |_| Ok::<_, Infallible>(Response::new(Full::from(Bytes::from_static(b"own")))));
+    let layered = ServiceBuilder::new().layer(ReverseProxyLayer::new(mirror().await).prefix("/mydir")).service(own);
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        for alone in [true, false, false] {
+            let io = TokioIo::new(listener.accept().await.unwrap().0);
+            let server = auto::Builder::new(TokioExecutor::new());
+            let (proxy, layered) = (TowerToHyperService::new(proxy.clone()), TowerToHyperService::new(layered.clone()));
+            tokio::spawn(async move {
+                if alone {
+                    server.serve_connection(io, proxy).await
+                } else {
+                    server.serve_connection(io, layered).await
+                }
+            });
+        }
+    });
+    let post = |target: &str| format!("POST {target} HTTP/1.1\r\nHost: front.example\r\nContent-Length: 2\r\n\r\nhi");
+    let alone = ask(addr, post("/x")).await.mirrored();
+    assert_eq!((alone.start_line(), &*alone.text()), ("POST /x HTTP/1.1", "hi"));
+    let below = ask(addr, post("/mydir/x")).await.mirrored();
+    assert_eq!((below.start_line(), &*below.text()), ("POST /mydir/x HTTP/1.1", "hi"));
+    assert_eq!(ask(addr, post("/x")).await.text(), "own");
+}
+
+#[tokio::test]
+async fn several_backends_each_have_their_directory() {
+    let [a, b, rest] = ["a", "b", "r"].map(|name| format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{name}"));
+    let app = Router::new()
+        .route("/own", get(async || "own"))
+        .nest_service("/b", ReverseProxy::new(answering(b).await))
+        .fallback_service(ReverseProxy::new(answering(rest).await))
+        .layer(ReverseProxyLayer::new(answering(a).await).prefix("/a"));
+    expect(app, &[("/a/x", "200 a"), ("/b/x", "200 b"), ("/c/x", "200 r"), ("/own", "200 own")]).await;
+}
+
+#[tokio::test]
+async fn of_two_prefixes_the_later_layer_decides_first() {
+    let [outer, inner] = ["o", "i"].map(|name| format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{name}"));
+    let wide = ReverseProxyLayer::new(answering(outer).await).prefix("/dir");
+    let narrow = ReverseProxyLayer::new(answering(inner).await).prefix("/dir/sub");
+
+    let narrow_outside = Router::new().layer(wide.clone()).layer(narrow.clone());
+    expect(narrow_outside, &[("/dir/x", "200 o"), ("/dir/sub/x", "200 i"), ("/dir/subx", "200 o")]).await;
+    let wide_outside = Router::new().layer(narrow).layer(wide);
+    expect(wide_outside, &[("/dir/x", "200 o"), ("/dir/sub/x", "200 o")]).await;
+}
+
+#[tokio::test]
+async fn a_request_for_nobodys_directory_is_refused_by_the_service() {
+    let proxy = ReverseProxyLayer::new(mirror().await).prefix("/mydir").into_service();
+    let app = Router::new().fallback_service(proxy);
+    expect(app, &[("/mydir/x", "/mydir/x"), ("/x", "400 Bad Request")]).await;
+}
+
+/// A response to HEAD, or a 304, that has no length gets none from axum's routes.
+#[tokio::test]
+async fn method_routers_add_no_length_to_a_bodiless_response() {
+    for (method, response) in [
+        ("HEAD", "HTTP/1.1 200 OK\r\nETag: \"x\"\r\n\r\n"),
+        ("HEAD", "HTTP/1.1 200 OK\r\nETag: \"x\"\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        ("GET", "HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\n\r\n"),
+    ] {
+        let url = answering(response).await;
+        let own = get(async || "own");
+        let app = Router::new()
+            .route("/service", any_service(ReverseProxy::new(&url)))
+            .route("/layer", own.layer(ReverseProxyLayer::new(&url)))
+            .nest_service("/nest", ReverseProxy::new(&url))
+            .fallback_service(ReverseProxy::new(&url));
+        let addr = front(app).await;
+        for target in ["/service", "/layer", "/nest", "/other"] {
+            let request = format!("{method} {target} HTTP/1.1\r\nHost: front.example\r\n\r\n");
+            let answer = ask(addr, request).await;
+            assert_eq!(answer.field("etag"), Some("\"x\""), "{method} {target}");
+            assert_eq!(answer.field("content-length"), None, "{method} {target}");
+        }
+    }
+}
+
+/// Of a 304, hyper's HTTP/1 server drops it.
+#[tokio::test]
+async fn the_length_of_a_response_to_head_passes() {
+    let url = answering("HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n").await;
+    let app = Router::new()
+        .route("/layer", any(async || "own").layer(ReverseProxyLayer::new(&url)))
+        .fallback_service(ReverseProxy::new(&url));
+    let addr = front(app).await;
+    for target in ["/layer", "/other"] {
+        let answer = ask(addr, format!("HEAD {target} HTTP/1.1\r\nHost: front.example\r\n\r\n")).await;
+        assert_eq!(answer.field("content-length"), Some("1234"), "{target}");
+    }
+}
+
+#[test]
+fn a_backend_is_whatever_names_an_origin() {
+    let text = String::from("http://127.0.0.1:8000");
+    let _: Router = Router::new()
+        .layer(ReverseProxyLayer::new("http://127.0.0.1:8000"))
+        .layer(ReverseProxyLayer::new(&text))
+        .layer(ReverseProxyLayer::new(Uri::from_static("http://127.0.0.1:8000")))
+        .layer(ReverseProxyLayer::new(text.parse::<Backend>().unwrap()))
+        .layer(ReverseProxyLayer::new(text.clone()).prefix(String::from("/mydir")))
+        .fallback_service(ReverseProxy::new(text));
+}
+
+#[test]
+fn bad_configuration_panics_with_what_to_write() {
+    type Make = fn();
+    let cases: &[(Make, &str, &str)] = &[
+        (
+            || drop(ReverseProxyLayer::new("127.0.0.1:8000")),
+            "127.0.0.1:8000",
+            "write for example \"http://127.0.0.1:8000\"",
+        ),
+        (|| drop(ReverseProxyLayer::new("http://b/mydir")), "http://b/mydir", "write \"http://b\""),
+        (|| drop(ReverseProxyLayer::new(Uri::from_static("/mydir"))), "/mydir", "write for example"),
+        (|| drop(ReverseProxy::new("ftp://b")), "ftp://b", "`http://`"),
+        (|| drop(ReverseProxy::new("https://b")), "https://b", "write an `http://`"),
+        (|| drop(ReverseProxyLayer::new("http://b").prefix("mydir")), "mydir", "write \"/mydir\""),
+        (|| drop(ReverseProxyLayer::new("http://b").prefix("/mydir/")), "/mydir/", "write \"/mydir\""),
+        (|| drop(ReverseProxyLayer::new("http://b").prefix("/mydir/{*x}")), "/mydir/{*x}", "write \"/mydir\""),
+        (|| drop(ReverseProxyLayer::new("http://b").prefix("")), "\"\"", "write \"/mydir\""),
+        (|| drop(ReverseProxyLayer::new("http://b").replace_prefix("a/../b")), "a/../b", "write \"/a/b\""),
+        (|| drop(ReverseProxyLayer::new("http://b").via("a b")), "a b", "write a token"),
+        (|| drop(BasicAuthLayer::new("a:b", "s3cret")), "a:b", "colon"),
+    ];
+    for (make, named, hint) in cases {
+        let panic = catch_unwind(AssertUnwindSafe(make)).expect_err(named);
+        let message = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+        assert!(message.contains(named) && message.contains(hint), "{named}: {message}");
+        assert!(!message.contains("s3cret"), "{message}");
+    }
+}
+
+#[test]
+fn upstream_layers_are_applied_once_however_many_routes_there_are() {
+    #[derive(Clone, Default)]
+    struct Counting(Arc<AtomicUsize>);
+    impl<S> Layer<S> for Counting {
+        type Service = S;
+
+        fn layer(&self, inner: S) -> S {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            inner
+        }
+    }
+
+    let count = Counting::default();
+    let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").prefix("/mydir").upstream_layer(count.clone());
+    let service =
+        ReverseProxyLayer::with_upstream(ReverseProxy::new("http://127.0.0.1:8000")).upstream_layer(count.clone());
+    assert_eq!(count.0.load(Ordering::Relaxed), 2);
+    let routes = Router::new().route("/a", get(async || "")).route("/b", get(async || "").post(async || ""));
+    let _: Router = routes.fallback(async || "").layer(proxy).layer(service.prefix("/other"));
+    assert_eq!(count.0.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_limit_is_one_over_all_routes() {
+    let (asked, mut got) = mpsc::unbounded_channel();
+    let url = backend(move |mut wire| {
+        let asked = asked.clone();
+        async move {
+            wire.message().await;
+            asked.send(()).unwrap();
+            std::future::pending::<()>().await;
+        }
+    })
+    .await;
+    let proxy =
+        ReverseProxyLayer::new(url).upstream_layer(LoadShedLayer::new()).upstream_layer(ConcurrencyLimitLayer::new(1));
+    let app = Router::new().route("/a", get(async || "")).route("/b", get(async || "")).layer(proxy);
+    let addr = front(app).await;
+    let mut first = client(addr).await;
+    first.send(b"GET /a HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+    got.recv().await.unwrap();
+    assert_eq!(ask_get(addr, "/b", "").await.status(), 503);
+}
+
+#[tokio::test]
+async fn it_stacks_with_other_peoples_layers() {
+    let own = Router::new().route("/", get(async || "home")).route("/panic", get(async || -> String { panic!("own") }));
+    let stack = ServiceBuilder::new()
+        .layer(HandleErrorLayer::new(async |_: BoxError| StatusCode::SERVICE_UNAVAILABLE))
+        .load_shed()
+        .concurrency_limit(64)
+        .layer(TimeoutLayer::new(Duration::from_secs(60)))
+        .layer(TraceLayer::new_for_http())
+        .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
+        .layer(CatchPanicLayer::new())
+        .layer(StatusTimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, Duration::from_secs(60)))
+        .layer(ValidateRequestHeaderLayer::accept("text/html"))
+        .layer(axum::middleware::from_fn(async |request: Request, next: axum::middleware::Next| {
+            next.run(request).await
+        }))
+        .map_request(|request: Request<_>| request)
+        .map_response(|response: Response<_>| response)
+        .layer(RequestBodyLimitLayer::new(1024))
+        .layer(
+            ReverseProxyLayer::new(mirror().await)
+                .prefix("/mydir")
+                .upstream_layer(RemoteUserLayer::new())
+                .upstream_layer(BasicAuthLayer::remote_user("s3cret"))
+                .upstream_layer(TraceRedirectLayer::new()),
+        );
+    let addr = front(own.layer(stack)).await;
+    let mirrored = ask_get(addr, "/mydir/x", "").await.mirrored();
+    assert_eq!(mirrored.start_line(), "GET /mydir/x HTTP/1.1");
+    assert!(mirrored.field("x-request-id").is_some());
+    assert_eq!(ask_get(addr, "/", "").await.text(), "home");
+    assert_eq!(ask_get(addr, "/panic", "").await.status(), 500);
+}
+
+#[tokio::test]
+async fn a_body_over_an_outer_limit_is_413_and_never_whole_at_the_backend() {
+    let (seen, mut complete) = mpsc::unbounded_channel();
+    let url = backend(move |mut wire| {
+        let seen = seen.clone();
+        async move {
+            let message = wire.message().await;
+            seen.send(message.is_some_and(|message| message.complete)).unwrap();
+        }
+    })
+    .await;
+    let app = Router::new()
+        .route("/", post(async || ""))
+        .layer(ReverseProxyLayer::new(url).prefix("/mydir"))
+        .layer(RequestBodyLimitLayer::new(64));
+    let addr = front(app).await;
+
+    let chunk = format!("{:x}\r\n{}\r\n", 40, "x".repeat(40));
+    let head = "POST /mydir/x HTTP/1.1\r\nHost: front.example\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let mut wire = client(addr).await;
+    wire.send(format!("{head}{chunk}").as_bytes()).await;
+    wire.send(format!("{chunk}0\r\n\r\n").as_bytes()).await;
+    assert_eq!(wire.message().await.unwrap().status(), 413);
+    // Or it never heard of it: the limit may be met before the connection is made.
+    if let Ok(complete) = tokio::time::timeout(Duration::from_millis(200), complete.recv()).await {
+        assert_eq!(complete, Some(false));
+    }
+}
+
+#[test]
+fn everything_crosses_threads_and_clones() {
+    fn shared<T: Send + Sync + Clone + 'static>() {}
+    fn sent<T: Send>(_: T) {}
+
+    shared::<ReverseProxyLayer>();
+    shared::<ReverseProxy>();
+    shared::<Upstream<Client>>();
+    shared::<Client>();
+    shared::<Backend>();
+    shared::<Error>();
+    shared::<RemoteUserLayer>();
+    shared::<BasicAuthLayer>();
+    shared::<TraceRedirectLayer>();
+    shared::<tower_reverse_proxy::ReverseProxyService<axum::routing::Route>>();
+
+    let request = || Request::new(Body::empty());
+    let mut proxy = ReverseProxy::with_upstream(support::ok());
+    sent(proxy.call(request()));
+    sent(ReverseProxyLayer::with_upstream(support::ok()).layer(support::ok()).call(request()));
+    sent(TraceRedirectLayer::new().layer(support::ok()).call(request()));
+    sent(RemoteUserLayer::new().layer(support::ok()).call(request()));
+    sent(BasicAuthLayer::new("a", "b").layer(support::ok()).call(request()));
+}

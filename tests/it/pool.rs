@@ -1,0 +1,231 @@
+//! Which connections to the backend are kept, and what is never done with them.
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use axum::Router;
+use tokio::{net::UnixListener, sync::mpsc};
+use tower_reverse_proxy::{Backend, HostPolicy, ReverseProxy, ReverseProxyLayer};
+
+use crate::support::{Message, Wire, ask, backend, client, front, get};
+
+/// What a backend with numbered connections heard.
+#[derive(Debug, PartialEq)]
+enum Heard {
+    Request { connection: usize, start_line: String },
+    End { connection: usize },
+}
+
+/// Decides what follows an answer on a connection, by the request's start line.
+type Then = fn(&str) -> After;
+
+enum After {
+    KeepOpen,
+    Close,
+    /// Dies instead of answering.
+    Die,
+    /// Sends this behind the answer.
+    Stray(&'static [u8]),
+}
+
+/// A backend that answers with the number of the connection, and tells of what it hears.
+async fn numbered(then: Then) -> (String, mpsc::UnboundedReceiver<Heard>) {
+    let (tell, heard) = mpsc::unbounded_channel();
+    let connections = std::sync::atomic::AtomicUsize::new(0);
+    let url = backend(move |mut wire| {
+        let connection = connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let tell = tell.clone();
+        async move {
+            while let Some(request) = wire.message().await {
+                let start_line = request.start_line().to_owned();
+                let after = then(&start_line);
+                tell.send(Heard::Request { connection, start_line }).unwrap();
+                if matches!(after, After::Die) {
+                    break;
+                }
+                let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{connection}").into_bytes();
+                if let After::Stray(bytes) = after {
+                    answer.extend_from_slice(bytes);
+                }
+                wire.send(&answer).await;
+                if matches!(after, After::Close) {
+                    break;
+                }
+            }
+            drop(wire);
+            // A test that is over doesn't listen.
+            let _ = tell.send(Heard::End { connection });
+        }
+    })
+    .await;
+    (url, heard)
+}
+
+async fn post(addr: SocketAddr, target: &str) -> Message {
+    ask(addr, format!("POST {target} HTTP/1.1\r\nHost: front.example\r\nContent-Length: 2\r\n\r\nhi")).await
+}
+
+async fn proxied(url: String) -> SocketAddr {
+    front(Router::new().fallback_service(ReverseProxy::new(url))).await
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again() {
+    let (url, _heard) = numbered(|_| After::KeepOpen).await;
+    let addr = proxied(url).await;
+    for _ in 0..3 {
+        // Other clients, one connection to the backend.
+        assert_eq!(get(addr, "/x", "").await.text(), "0");
+        assert_eq!(get(addr, "/x", "Connection: close\r\n").await.text(), "0");
+        assert_eq!(post(addr, "/x").await.text(), "0");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_not_kept_where_none_shall_be() {
+    let (url, mut heard) = numbered(|_| After::KeepOpen).await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(url).pool_max_idle(0))).await;
+    for connection in 0..3 {
+        assert_eq!(get(addr, "/x", "").await.text(), connection.to_string());
+        assert!(matches!(heard.recv().await, Some(Heard::Request { .. })));
+        assert_eq!(heard.recv().await, Some(Heard::End { connection }));
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_in_time() {
+    let (url, mut heard) = numbered(|_| After::KeepOpen).await;
+    let proxy = ReverseProxyLayer::new(url).pool_idle_timeout(Duration::from_millis(100));
+    let addr = front(Router::new().layer(proxy)).await;
+    assert_eq!(get(addr, "/x", "").await.text(), "0");
+    assert!(matches!(heard.recv().await, Some(Heard::Request { .. })));
+    assert_eq!(heard.recv().await, Some(Heard::End { connection: 0 }));
+    assert_eq!(get(addr, "/x", "").await.text(), "1");
+}
+
+#[tokio::test]
+async fn a_connection_that_was_closed_while_idle_fails_nobody() {
+    let (url, mut heard) = numbered(|_| After::Close).await;
+    let addr = proxied(url).await;
+    for connection in 0..10 {
+        let answer = if connection % 2 == 0 { get(addr, "/x", "").await } else { post(addr, "/x").await };
+        assert_eq!((answer.status(), answer.text()), (200, connection.to_string()));
+        // Closed before the next request comes.
+        assert!(matches!(heard.recv().await, Some(Heard::Request { .. })));
+        assert_eq!(heard.recv().await, Some(Heard::End { connection }));
+    }
+}
+
+#[tokio::test]
+async fn a_post_that_was_written_is_sent_once() {
+    fn die_on_post(start_line: &str) -> After {
+        if start_line.starts_with("POST") { After::Die } else { After::KeepOpen }
+    }
+
+    let (url, mut heard) = numbered(die_on_post).await;
+    let addr = proxied(url).await;
+    // On a new connection, and on one that has served before.
+    for warm in [false, true] {
+        if warm {
+            assert_eq!(get(addr, "/warm", "").await.status(), 200);
+            assert!(matches!(heard.recv().await, Some(Heard::Request { .. })));
+        }
+        assert_eq!(post(addr, "/x").await.status(), 502);
+        let Some(Heard::Request { connection, start_line }) = heard.recv().await else { panic!("no request") };
+        assert_eq!(start_line, "POST /x HTTP/1.1");
+        assert_eq!(heard.recv().await, Some(Heard::End { connection }));
+        assert!(heard.try_recv().is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_was_authenticated_is_nobody_elses() {
+    for scheme in ["NTLM TlRM", "Negotiate YII=", "ntlm TlRM"] {
+        let (url, mut heard) = numbered(|_| After::KeepOpen).await;
+        let addr = proxied(url).await;
+        let signed = format!("Authorization: {scheme}\r\n");
+        // An idle one of everybody's isn't used for it, and its own is used for nobody else: closed after the answer.
+        assert_eq!(get(addr, "/x", "").await.text(), "0");
+        assert_eq!(get(addr, "/x", &signed).await.text(), "1", "{scheme}");
+        assert_eq!(get(addr, "/x", "").await.text(), "0");
+        assert_eq!(get(addr, "/x", &signed).await.text(), "2", "{scheme}");
+        let mut ended = Vec::new();
+        while ended.len() < 2 {
+            if let Some(Heard::End { connection }) = heard.recv().await {
+                ended.push(connection);
+            }
+        }
+        assert_eq!(ended, [1, 2], "{scheme}");
+    }
+    let (url, _heard) = numbered(|_| After::KeepOpen).await;
+    let addr = proxied(url).await;
+    for _ in 0..2 {
+        assert_eq!(get(addr, "/x", "Authorization: Basic YTpi\r\n").await.text(), "0");
+    }
+}
+
+#[tokio::test]
+async fn stray_bytes_behind_an_answer_reach_nobody() {
+    fn stray(start_line: &str) -> After {
+        if start_line.contains("/stray") {
+            After::Stray(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
+        } else {
+            After::KeepOpen
+        }
+    }
+
+    let (url, _heard) = numbered(stray).await;
+    let addr = proxied(url).await;
+    for round in 0..10 {
+        let mut wire = client(addr).await;
+        for target in ["/stray", "/x", "/x"] {
+            wire.send(format!("GET {target} HTTP/1.1\r\nHost: front.example\r\n\r\n").as_bytes()).await;
+            let answer = wire.message().await.unwrap();
+            assert_eq!((answer.status(), answer.body.len()), (200, 1), "{round} {target}: {answer:?}");
+        }
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_unix_socket_is_a_backend() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.sock");
+    on_socket(&path);
+    let backend: Backend = format!("unix:{}", path.display()).parse().unwrap();
+    assert_eq!(backend.socket(), Some(&*path));
+    let proxy = ReverseProxyLayer::new(backend);
+    let app = Router::new()
+        .layer(proxy.clone().prefix("/preserve"))
+        .layer(proxy.clone().prefix("/own").host(HostPolicy::Backend))
+        .layer(proxy.prefix("/fixed").host(HostPolicy::Fixed("app.example".parse().unwrap())));
+    let addr = front(app).await;
+    for (target, host) in [
+        ("/preserve/x?q", "front.example"),
+        ("/own/x", "localhost"),
+        ("/fixed/x", "app.example"),
+        ("/preserve/again", "front.example"),
+    ] {
+        let mirrored = get(addr, target, "").await.mirrored();
+        assert_eq!(mirrored.start_line(), format!("GET {target} HTTP/1.1"));
+        assert_eq!(mirrored.field("host"), Some(host), "{target}");
+    }
+    let missing = proxied(format!("unix:{}", dir.path().join("missing.sock").display())).await;
+    assert_eq!(get(missing, "/x", "").await.status(), 502);
+}
+
+/// Mirrors requests on a Unix socket.
+#[cfg(unix)]
+fn on_socket(path: &Path) {
+    let listener = UnixListener::bind(path).unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut wire = Wire::new(stream);
+                while let Some(request) = wire.message().await {
+                    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", request.head.len());
+                    wire.send((head + &request.head).as_bytes()).await;
+                }
+            });
+        }
+    });
+}
