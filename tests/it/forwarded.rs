@@ -201,13 +201,13 @@ async fn the_host_is_told_well_formed() {
         ("[2001:db8::1]:80", "host=\"[2001:db8::1]:80\""),
         ("x_y~z", "host=x_y~z"),
         // A name of RFC 3986, and no second parameter or element.
-        ("a;for=6.6.6.6,b", "host=\"a;for=6.6.6.6,b\""),
+        ("a;for=6.6.6.6", "host=\"a;for=6.6.6.6\""),
     ] {
         let mirrored = ask(addr, format!("GET /mydir/x HTTP/1.1\r\nHost: {host}\r\n\r\n")).await.mirrored();
         assert_eq!(mirrored.field("forwarded"), Some(&*format!("for=127.0.0.1;{forwarded}")));
         assert_eq!(mirrored.field("x-forwarded-host"), Some(host));
     }
-    for host in ["a\";proto=https", "a\\", "a b", "a, b"] {
+    for host in ["a\";proto=https", "a\\", "a b", "a, b", "a,b"] {
         let answer = ask(addr, format!("GET /mydir/x HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
         assert_eq!(answer.status(), 400, "{host}");
     }

@@ -452,7 +452,6 @@ proptest! {
 }
 
 #[tokio::test]
-#[ignore = "a client of HTTP/2 can send a trailer of the configured name to a backend of HTTP/2"]
 async fn no_name_arrives_as_a_trailer_over_http2() {
     use http_body_util::{BodyExt, channel::Channel};
     let backend = Router::new().fallback(|request: Request| async move {
