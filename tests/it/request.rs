@@ -564,3 +564,45 @@ async fn a_client_that_expects_100_is_told_to_go_on() {
     wire.send(b"hello").await;
     assert_eq!(wire.message().await.unwrap().mirrored().text(), "hello");
 }
+
+#[tokio::test]
+async fn an_expectation_that_is_refused_early_mixes_up_no_requests() {
+    let (seen, mut requests) = unbounded_channel();
+    let origin = backend(move |mut wire| {
+        let seen = seen.clone();
+        async move {
+            while let Some(head) = wire.head().await {
+                let refused = head.starts_with("POST ");
+                let status = if refused { "401 Unauthorized" } else { "200 OK" };
+                wire.send(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").as_bytes()).await;
+                if refused {
+                    let _ = seen.send(wire.bytes(60).await);
+                }
+            }
+        }
+    })
+    .await;
+    let mut wire = client(front(app(&origin)).await).await;
+    wire.send(b"POST /mydir/1 HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 60\r\n\r\n").await;
+    let mut head = wire.head().await.unwrap();
+    if head.starts_with("HTTP/1.1 100 ") {
+        wire.send(&[b'b'; 60]).await;
+        head = wire.head().await.unwrap();
+    }
+    assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
+    // The next request is one, or finds the connection closed.
+    wire.send(b"GET /mydir/2 HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert!(wire.message().await.is_none_or(|answer| answer.status() == 200));
+    let body = requests.recv().await.unwrap();
+    assert!(body.iter().all(|&b| b == b'b'), "{}", body.escape_ascii());
+}
+
+#[tokio::test]
+async fn an_upgrade_to_http2_is_not_offered_to_the_backend() {
+    let addr = front(app(&mirror().await)).await;
+    let fields = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAA\r\n";
+    let mirrored = get(addr, "/mydir/x", fields).await.mirrored();
+    for name in ["connection", "upgrade", "http2-settings"] {
+        assert_eq!(mirrored.field(name), None, "{name}");
+    }
+}

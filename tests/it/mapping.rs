@@ -1,0 +1,240 @@
+//! Where a response leads: references and cookies of the backend, made the front's.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
+
+use axum::{Router, http::uri::Authority, routing::any};
+use tower_reverse_proxy::{HostPolicy, ReverseProxy, ReverseProxyLayer};
+
+use crate::support::{answering, backend, front, get, mirror};
+
+/// `/mydir` is the backend's.
+fn app(origin: &str) -> Router {
+    Router::new().layer(layer(origin))
+}
+
+fn layer(origin: &str) -> ReverseProxyLayer {
+    ReverseProxyLayer::new(origin).prefix("/mydir")
+}
+
+/// A backend that answers with the fields that the request's `X-Answer` lines say, with `{origin}` for its own origin.
+async fn obliging() -> String {
+    let listening = Arc::new(OnceLock::new());
+    let known = listening.clone();
+    let origin = backend(move |mut wire| {
+        let origin: String = known.get().cloned().unwrap_or_default();
+        async move {
+            while let Some(request) = wire.message().await {
+                let fields: String = request
+                    .all("x-answer")
+                    .iter()
+                    .map(|field| format!("{}\r\n", field.replace("{origin}", &origin)))
+                    .collect();
+                wire.send(format!("HTTP/1.1 302 Found\r\n{fields}Content-Length: 0\r\n\r\n").as_bytes()).await;
+            }
+        }
+    })
+    .await;
+    listening.set(origin.clone()).unwrap();
+    origin
+}
+
+/// What becomes of a response field.
+async fn answered(addr: SocketAddr, target: &str, name: &str, value: &str) -> String {
+    let answer = get(addr, target, &format!("X-Answer: {name}: {value}\r\n")).await;
+    answer.field(name).unwrap_or_else(|| panic!("{name}: {value}")).to_owned()
+}
+
+#[tokio::test]
+async fn references_to_the_backend_become_references_to_the_front() {
+    let origin = obliging().await;
+    let addr = front(app(&origin)).await;
+    let https = origin.replace("http:", "https:");
+    let port = origin.rsplit(':').next().unwrap();
+    for (reference, result) in [
+        ("{origin}/mydir/y?z#f", "/mydir/y?z#f"),
+        ("//{origin}/mydir/y".replace("{origin}", &origin["http://".len()..]).as_str(), "/mydir/y"),
+        ("{origin}", "/"),
+        ("{origin}?a", "/?a"),
+        ("{origin}/outside", "/outside"),
+        ("{origin}/a%2Fb;c//d?e=http://x", "/a%2Fb;c//d?e=http://x"),
+        // The backend was addressed by the client's Host too.
+        ("http://front.example/mydir/y", "/mydir/y"),
+        ("HTTP://FRONT.example:80/mydir/y", "/mydir/y"),
+        // Never a reference to another host.
+        ("{origin}//evil.example/x", "/.//evil.example/x"),
+        ("{origin}/\\evil.example/x", "/./\\evil.example/x"),
+        ("http://front.example//evil.example/x", "/.//evil.example/x"),
+        // None of the backend's.
+        ("/mydir/y", "/mydir/y"),
+        ("y?z=1", "y?z=1"),
+        ("?z", "?z"),
+        ("http://other.example/mydir/y", "http://other.example/mydir/y"),
+        ("https://front.example/mydir/y", "https://front.example/mydir/y"),
+        ("http://front.example:81/mydir/y", "http://front.example:81/mydir/y"),
+        (&format!("{https}/mydir/y"), &format!("{https}/mydir/y")),
+        ("http://127.0.0.1/mydir/y", "http://127.0.0.1/mydir/y"),
+        (&format!("http://localhost:{port}/mydir/y"), &format!("http://localhost:{port}/mydir/y")),
+        (&format!("{origin}0/mydir/y"), &format!("{origin}0/mydir/y")),
+        (&format!("{origin}.evil.example/y"), &format!("{origin}.evil.example/y")),
+        (&format!("{origin}@evil.example/y"), &format!("{origin}@evil.example/y")),
+        (&format!("{origin}\\@evil.example/y"), &format!("{origin}\\@evil.example/y")),
+        ("http://u:p@front.example/y", "http://u:p@front.example/y"),
+        ("http://[::1/%zz", "http://[::1/%zz"),
+    ] {
+        for name in ["Location", "Content-Location"] {
+            assert_eq!(answered(addr, "/mydir/x", name, reference).await, result, "{name}: {reference}");
+        }
+        if !reference.contains(['\'', '"', ' ']) {
+            let refreshed = answered(addr, "/mydir/x", "Refresh", &format!("5; url={reference}")).await;
+            assert_eq!(refreshed, format!("5; url={result}"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn references_are_mapped_by_the_host_that_the_backend_was_told() {
+    let origin = obliging().await;
+    let own = front(Router::new().layer(layer(&origin).host(HostPolicy::Backend))).await;
+    let fixed = HostPolicy::Fixed(Authority::from_static("virtual.example"));
+    let fixed = front(Router::new().layer(layer(&origin).host(fixed))).await;
+    for (addr, reference, result) in [
+        (own, "{origin}/mydir/y", "/mydir/y"),
+        (own, "http://front.example/mydir/y", "http://front.example/mydir/y"),
+        (fixed, "{origin}/mydir/y", "/mydir/y"),
+        (fixed, "http://virtual.example/mydir/y", "/mydir/y"),
+        (fixed, "http://front.example/mydir/y", "http://front.example/mydir/y"),
+    ] {
+        assert_eq!(answered(addr, "/mydir/x", "Location", reference).await, result, "{reference}");
+    }
+}
+
+#[tokio::test]
+async fn a_location_of_any_status_is_mapped() {
+    let origin =
+        answering("HTTP/1.1 201 Created\r\nLocation: http://front.example/mydir/1\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(get(front(app(&origin)).await, "/mydir/x", "").await.field("location"), Some("/mydir/1"));
+}
+
+#[tokio::test]
+async fn mapping_can_be_turned_off() {
+    let origin = obliging().await;
+    let addr = front(Router::new().layer(layer(&origin).map_location(false))).await;
+    let location = answered(addr, "/mydir/x", "Location", "{origin}/mydir/y").await;
+    assert_eq!(location, format!("{origin}/mydir/y"));
+    assert_eq!(answered(addr, "/mydir/x", "Set-Cookie", "a=1; Domain=127.0.0.1").await, "a=1; Domain=127.0.0.1");
+}
+
+#[tokio::test]
+async fn a_cookie_for_the_backends_domain_becomes_the_fronts_own() {
+    let addr = front(app(&obliging().await)).await;
+    for (cookie, result) in [
+        ("a=1; Domain=127.0.0.1; Path=/; HttpOnly", "a=1; Path=/; HttpOnly"),
+        ("a=1;domain=.127.0.0.1", "a=1"),
+        ("a=1; Domain=front.example", "a=1; Domain=front.example"),
+        ("a=1; Domain=127.0.0.1.evil.example", "a=1; Domain=127.0.0.1.evil.example"),
+        ("a=\"Domain=127.0.0.1\"; Path=/other", "a=\"Domain=127.0.0.1\"; Path=/other"),
+    ] {
+        assert_eq!(answered(addr, "/mydir/x", "Set-Cookie", cookie).await, result);
+    }
+}
+
+#[tokio::test]
+async fn where_the_layouts_differ_both_ways_are_mapped() {
+    let (origin, looking_glass) = (obliging().await, mirror().await);
+    let stripped = |origin: &str| Router::new().layer(layer(origin).strip_prefix());
+    let replaced = |origin: &str| Router::new().layer(layer(origin).replace_prefix("/old"));
+    let nested = |origin: &str| {
+        Router::new().nest_service("/mydir", ReverseProxyLayer::new(origin).strip_prefix().into_service())
+    };
+    type Make<'a> = (&'a str, Router, Router, &'a str, &'a str);
+    let makes: [Make<'_>; 3] = [
+        ("strip_prefix", stripped(&origin), stripped(&looking_glass), "/mydir", ""),
+        ("replace_prefix", replaced(&origin), replaced(&looking_glass), "/mydir", "/old"),
+        ("nest_service", nested(&origin), nested(&looking_glass), "/mydir", ""),
+    ];
+    for (kind, app, mirror, public, private) in makes {
+        let (addr, mirror) = (front(app).await, front(mirror).await);
+        for (target, arrives) in
+            [("/x%2Fy?z", "/x%2Fy?z"), ("//x", "//x"), ("/", "/"), ("", if private.is_empty() { "/" } else { "" })]
+        {
+            let mirrored = get(mirror, &format!("{public}{target}"), "").await.mirrored();
+            assert_eq!(mirrored.start_line(), format!("GET {private}{arrives} HTTP/1.1"), "{kind}");
+            assert_eq!(mirrored.field("x-forwarded-prefix"), Some(public), "{kind}");
+        }
+        for (reference, result) in [
+            (format!("{{origin}}{private}/y?z"), format!("{public}/y?z")),
+            (format!("http://front.example{private}/y"), format!("{public}/y")),
+            (format!("{private}/y"), format!("{public}/y")),
+            (format!("{private}/"), format!("{public}/")),
+            ("//evil.example/y".into(), "//evil.example/y".into()),
+            ("http://other.example/y".into(), "http://other.example/y".into()),
+            ("y".into(), "y".into()),
+        ] {
+            for name in ["Location", "Content-Location"] {
+                assert_eq!(answered(addr, &format!("{public}/x"), name, &reference).await, result, "{kind}");
+            }
+            let refreshed = answered(addr, &format!("{public}/x"), "Refresh", &format!("0; url={reference}")).await;
+            assert_eq!(refreshed, format!("0; url={result}"), "{kind}");
+        }
+        for (cookie, result) in [
+            (format!("a=1; Path={private}/; HttpOnly"), format!("a=1; Path={public}; HttpOnly")),
+            (format!("a=1; path={private}/sub"), format!("a=1; path={public}/sub")),
+            ("a=1".into(), "a=1".into()),
+            ("__Host-a=1; Path=/; Secure".into(), "__Host-a=1; Path=/; Secure".into()),
+        ] {
+            assert_eq!(answered(addr, &format!("{public}/x"), "Set-Cookie", &cookie).await, result, "{kind}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reference_outside_of_the_replaced_directory_stays() {
+    let addr = front(Router::new().layer(layer(&obliging().await).replace_prefix("/old"))).await;
+    for (reference, result) in [("{origin}/elsewhere", "/elsewhere"), ("/older/x", "/older/x"), ("/old", "/mydir")] {
+        assert_eq!(answered(addr, "/mydir/x", "Location", reference).await, result);
+    }
+    assert_eq!(answered(addr, "/mydir/x", "Set-Cookie", "a=1; Path=/").await, "a=1; Path=/");
+}
+
+#[tokio::test]
+async fn the_public_prefix_is_the_whole_of_all_nests() {
+    let nested = |origin: &str| {
+        let proxy = ReverseProxyLayer::new(origin).prefix("/sub").strip_prefix().into_service();
+        Router::new().nest("/a", Router::new().nest_service("/mydir", proxy))
+    };
+    let mirrored = get(front(nested(&mirror().await)).await, "/a/mydir/sub/x?y", "").await.mirrored();
+    assert_eq!(mirrored.start_line(), "GET /x?y HTTP/1.1");
+    assert_eq!(mirrored.field("x-forwarded-prefix"), Some("/a/mydir/sub"));
+    let addr = front(nested(&obliging().await)).await;
+    assert_eq!(answered(addr, "/a/mydir/sub/x", "Location", "{origin}/y").await, "/a/mydir/sub/y");
+    assert_eq!(answered(addr, "/a/mydir/sub/x", "Set-Cookie", "a=1; Path=/").await, "a=1; Path=/a/mydir/sub");
+}
+
+#[tokio::test]
+async fn a_layer_in_a_nested_router_stands_in_front_of_its_fallback() {
+    let inner = |origin: &str| Router::new().route("/own", any(|| async { "own" })).layer(layer(origin));
+    let origin = mirror().await;
+    let fallen_back = Router::new().fallback(|| async { "inner" }).layer(layer(&origin));
+    let addr = front(Router::new().nest("/a", fallen_back)).await;
+    assert_eq!(get(addr, "/a/mydir/x", "").await.mirrored().start_line(), "GET /a/mydir/x HTTP/1.1");
+    assert_eq!(get(addr, "/a/x", "").await.text(), "inner");
+    // axum drops the default fallback of a nested router, and with it what is layered around.
+    let addr = front(Router::new().nest("/a", inner(&origin))).await;
+    assert_eq!(get(addr, "/a/mydir/x", "").await.status(), 404);
+    assert_eq!(get(addr, "/a/own", "").await.text(), "own");
+}
+
+#[tokio::test]
+async fn under_a_nest_the_backend_sees_the_full_path() {
+    let addr = front(Router::new().nest_service("/mydir", ReverseProxy::new(mirror().await))).await;
+    for target in ["/mydir", "/mydir/", "/mydir?a", "/mydir/x%2F//y?z", "/mydir/mydir/x"] {
+        let mirrored = get(addr, target, "").await.mirrored();
+        assert_eq!(mirrored.start_line(), format!("GET {target} HTTP/1.1"));
+        assert_eq!(mirrored.field("x-forwarded-prefix"), None);
+    }
+    let addr = front(Router::new().nest_service("/mydir", ReverseProxy::new(obliging().await))).await;
+    assert_eq!(answered(addr, "/mydir/x", "Location", "{origin}/mydir/y").await, "/mydir/y");
+}
