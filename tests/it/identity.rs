@@ -11,7 +11,7 @@ use std::{
 
 use axum::{
     Extension, Router,
-    body::Body,
+    body::{Body, Bytes},
     extract::{ConnectInfo, Request, connect_info::Connected},
     http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode},
     middleware::map_request,
@@ -21,15 +21,15 @@ use axum::{
 };
 use axum_login::{AuthManagerLayerBuilder, AuthSession, AuthUser, AuthnBackend};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use http_body_util::Either;
+use http_body_util::{BodyExt, Either, channel::Channel};
 use proptest::prelude::*;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::mpsc::unbounded_channel};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_http::auth::AsyncRequireAuthorizationLayer;
 use tower_reverse_proxy::{BasicAuthLayer, RemoteUser, RemoteUserLayer, ReverseProxyLayer};
 use tower_sessions::{MemoryStore, SessionManagerLayer};
 
-use crate::support::{Message, ask, backend, client, front, get, mirror, recording};
+use crate::support::{Message, ask, backend, client, front, get, http2, mirror, recording};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -451,23 +451,37 @@ proptest! {
     }
 }
 
-#[tokio::test]
-async fn no_name_arrives_as_a_trailer_over_http2() {
-    use http_body_util::{BodyExt, channel::Channel};
-    let backend = Router::new().fallback(|request: Request| async move {
-        let trailers = request.into_body().collect().await.unwrap().trailers().cloned().unwrap_or_default();
-        format!("{trailers:?}")
+/// The trailers that a backend of HTTP/2 gets of a client of HTTP/2, which announces none.
+#[cfg(feature = "http2")]
+async fn trailers_over_http2(layer: RemoteUserLayer, names: &[&str]) -> Vec<String> {
+    let (seen, mut trailers) = unbounded_channel();
+    let backend = Router::new().fallback(async move |request: Request| {
+        let collected = request.into_body().collect().await.unwrap();
+        seen.send(collected.trailers().cloned().unwrap_or_default()).unwrap();
     });
     let origin = format!("http://{}", front(backend).await);
-    let layer = RemoteUserLayer::new().header(HeaderName::from_static("x-auth-name"));
     let proxy = ReverseProxyLayer::new(origin).http2(true).upstream_layer(layer);
-    let (mut sender, body) = Channel::<axum::body::Bytes>::new(1);
+    let (mut sender, body) = Channel::<Bytes>::new(1);
     let request = Request::post("http://front.example/x").body(Body::new(body)).unwrap();
-    let mut client = crate::support::http2(front(Router::new().layer(proxy)).await).await;
+    let mut client = http2(front(Router::new().layer(proxy)).await).await;
     let answer = client.send_request(request);
-    let trailers = HeaderMap::from_iter([(HeaderName::from_static("x-auth-name"), HeaderValue::from_static("admin"))]);
-    sender.send_trailers(trailers).await.unwrap();
+    let fields = names.iter().map(|name| (name.parse().unwrap(), HeaderValue::from_static("admin")));
+    sender.send_trailers(fields.collect()).await.unwrap();
     drop(sender);
-    let body = answer.await.unwrap().into_body().collect().await.unwrap().to_bytes();
-    assert_eq!(body, "{}");
+    assert_eq!(answer.await.unwrap().status(), 200);
+    trailers.recv().await.unwrap().keys().map(HeaderName::to_string).collect()
+}
+
+#[cfg(feature = "http2")]
+#[tokio::test]
+async fn no_reserved_name_arrives_as_a_trailer_over_http2() {
+    let names = ["remote-user", "x-ok", "remote_user", "remote.user", "authorization", "x-forwarded-for", "cookie"];
+    assert_eq!(trailers_over_http2(RemoteUserLayer::new(), &names).await, ["x-ok"]);
+}
+
+#[cfg(feature = "http2")]
+#[tokio::test]
+async fn no_configured_name_arrives_as_a_trailer_over_http2() {
+    let layer = RemoteUserLayer::new().header(HeaderName::from_static("x-auth-name"));
+    assert_eq!(trailers_over_http2(layer, &["x-auth-name", "x-ok"]).await, ["x-ok"]);
 }
