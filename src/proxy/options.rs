@@ -25,6 +25,10 @@ impl<U, P> ReverseProxyLayer<U, P> {
     /// nest, as routes are; such a router has to have a fallback of its own, or axum takes what it doesn't know past its
     /// layers.
     ///
+    /// axum's `nest` takes over a router's routes and the fallback that was set for it, layers included, but not the default
+    /// fallback. A router that is to be nested needs a `fallback` before this layer; or mount a
+    /// [`ReverseProxy`](crate::ReverseProxy) in it with `nest_service`.
+    ///
     /// # Panics
     ///
     /// If it isn't a plain path, with a message that says what to write instead. Parse a [`Prefix`] to get the error.
