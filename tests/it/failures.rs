@@ -324,7 +324,7 @@ async fn an_upload_that_the_backend_stalls_is_504() {
     // It reads nothing: the kernel's buffers fill up.
     let url = backend(|wire| async move {
         let _open = wire;
-        pending().await
+        pending::<()>().await;
     })
     .await;
     let addr = told_of(ReverseProxyLayer::new(url).body_idle_timeout(SHORT)).await;
