@@ -49,7 +49,7 @@ use tokio::net::TcpListener;
 use tower::{Service, util::option_layer};
 use tower_reverse_proxy::{
     Backend, BasicAuthLayer, ClientAddr, HostPolicy, Prefix, RemoteUser, RemoteUserLayer, ReverseProxyLayer,
-    TraceRedirectLayer,
+    TraceRedirectLayer, Tunnels,
 };
 
 #[derive(Deserialize)]
@@ -127,12 +127,13 @@ fn run() -> Result<(), Wrong> {
         runtime.worker_threads(threads);
     }
     let runtime = runtime.enable_all().build().map_err(|error| error.to_string())?;
-    let app = app(&config).map_err(|wrong| format!("{path}: {wrong}"))?;
-    runtime.block_on(serve(app, &config))
+    let tunnels = Tunnels::new();
+    let app = app(&config, &tunnels).map_err(|wrong| format!("{path}: {wrong}"))?;
+    runtime.block_on(serve(app, &config, &tunnels))
 }
 
 /// The gateway's own routes, with every mount in front of them.
-fn app(config: &Config) -> Result<Router, Wrong> {
+fn app(config: &Config, tunnels: &Tunnels) -> Result<Router, Wrong> {
     let mut app = Router::new()
         .route("/front/health", get(|| async { "front ok" }))
         .route("/front/whoami", get(whoami))
@@ -144,14 +145,14 @@ fn app(config: &Config) -> Result<Router, Wrong> {
         return Err(format!("mount {:?}: two mounts have this prefix: write each prefix once", pair[0].prefix));
     }
     for mount in mounts {
-        app = mounted(app, mount).map_err(|wrong| format!("mount {:?}: {wrong}", mount.prefix))?;
+        app = mounted(app, mount, tunnels).map_err(|wrong| format!("mount {:?}: {wrong}", mount.prefix))?;
     }
     // Outermost: who is signed in is known before a mount is asked.
     Ok(if config.test_sign_in { app.layer(from_fn(test_sign_in)) } else { app })
 }
 
 /// Puts one mount in front of the app.
-fn mounted(app: Router, mount: &Mount) -> Result<Router, Wrong> {
+fn mounted(app: Router, mount: &Mount, tunnels: &Tunnels) -> Result<Router, Wrong> {
     for (key, used) in [
         ("backends", mount.backends.is_some()),
         ("negotiate", mount.negotiate.is_some()),
@@ -168,6 +169,7 @@ fn mounted(app: Router, mount: &Mount) -> Result<Router, Wrong> {
         .map_err(|error| error.to_string())?
         .prefix(prefix)
         .http2(mount.http2)
+        .tunnels(tunnels.clone())
         // This server speaks plaintext only.
         .forwarded_proto(Scheme::HTTP)
         .x_forwarded(mount.forwarded.unwrap_or(true));
@@ -232,7 +234,7 @@ fn test_user(headers: &HeaderMap) -> Result<Option<String>, &'static str> {
 }
 
 /// Serves with what a front on the internet needs and `axum::serve` doesn't have: a timeout for request heads.
-async fn serve(app: Router, config: &Config) -> Result<(), Wrong> {
+async fn serve(app: Router, config: &Config, tunnels: &Tunnels) -> Result<(), Wrong> {
     let listener = TcpListener::bind(config.listen).await.map_err(|error| format!("{}: {error}", config.listen))?;
     let mut server = auto::Builder::new(TokioExecutor::new());
     server
@@ -274,8 +276,13 @@ async fn serve(app: Router, config: &Config) -> Result<(), Wrong> {
     }
 
     drop(listener);
-    // What is under way may end; what doesn't end is cut.
-    let _ = tokio::time::timeout(Duration::from_secs(10), open.shutdown()).await;
+    // What is under way may end; what doesn't end is cut. A WebSocket has no end of its own: it's told.
+    let draining = async {
+        open.shutdown().await;
+        tunnels.shut_down();
+        tunnels.wait().await;
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(10), draining).await;
     Ok(())
 }
 

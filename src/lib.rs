@@ -100,6 +100,7 @@ pub use self::{
     refuse::{RefusableBody, RefusableFuture},
     remote_user::RemoteUserLayer,
     trace_redirect::TraceRedirectLayer,
+    upgrade::Tunnels,
     upstream::{HostPolicy, Upstream, UpstreamFuture},
 };
 

@@ -1,6 +1,7 @@
 //! Bodies on their way: passed frame by frame as they come, watched for standstill.
 
 use std::{
+    future::Future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -14,6 +15,7 @@ use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use super::{
+    expect::Expectation,
     idle::Idle,
     upload::{Turn, Upload},
 };
@@ -32,6 +34,8 @@ pin_project! {
         idle: Idle,
         upload: Arc<Upload>,
         version: Version,
+        #[pin]
+        expectation: Option<Expectation>,
     }
 
     impl PinnedDrop for RequestBody {
@@ -43,9 +47,15 @@ pin_project! {
 }
 
 impl RequestBody {
-    /// `version` is the client's.
-    pub(super) fn new(inner: Body, version: Version, idle_timeout: Option<Duration>, upload: Arc<Upload>) -> Self {
-        Self { inner, idle: Idle::new(idle_timeout), upload, version }
+    /// `version` is the client's. With an `expectation`, nothing is asked of the client before that is met.
+    pub(super) fn new(
+        inner: Body,
+        version: Version,
+        expectation: Option<Expectation>,
+        idle_timeout: Option<Duration>,
+        upload: Arc<Upload>,
+    ) -> Self {
+        Self { inner, idle: Idle::new(idle_timeout), upload, version, expectation }
     }
 }
 
@@ -55,6 +65,10 @@ impl http_body::Body for RequestBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut this = self.project();
+        if let Some(expectation) = this.expectation.as_mut().as_pin_mut() {
+            ready!(expectation.poll(cx));
+            this.expectation.set(None);
+        }
         let frame = match this.inner.as_mut().poll_frame(cx) {
             Poll::Ready(frame) => {
                 frame.map(|frame| frame.map_err(|error| classify_request_body(error.into(), *this.version)))

@@ -18,6 +18,7 @@ use tower_service::Service;
 
 use super::{
     body::RequestBody,
+    expect::Expectation,
     failure,
     request::{self, Exchange, Refusal},
     response,
@@ -44,7 +45,9 @@ where
     if !request.body().is_end_stream() {
         let shared = Arc::new(Upload::new());
         upload = Some(shared.clone());
-        request = request.map(|body| Body::new(RequestBody::new(body, version, rules.body_idle_timeout, shared)));
+        let expectation = Expectation::of(&mut request, rules.continue_timeout);
+        request = request
+            .map(|body| Body::new(RequestBody::new(body, version, expectation, rules.body_idle_timeout, shared)));
     }
     let call = Oneshot::new(upstream, request);
     ForwardFuture { state: State::Calling { call, clock: None, upload, exchange, is_grpc, rules } }

@@ -4,6 +4,7 @@
 //! operator chose of them; [`body`] watches what flows; [`future`] drives one exchange from one half to the other.
 
 mod body;
+mod expect;
 mod failure;
 mod future;
 mod idle;

@@ -51,7 +51,7 @@ where
     }
 
     if let Some(switch) = switch {
-        switch.start(&mut response);
+        switch.start(&mut response, &rules.tunnels);
         return Ok(response.map(|_| Body::empty()));
     }
 

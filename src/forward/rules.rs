@@ -9,7 +9,7 @@ use crate::{
     error::Error,
     headers::{forwarded::ForwardedPolicy, via::Pseudonym},
     path::{PathPolicy, Prefix},
-    upgrade::Allowed,
+    upgrade::{Allowed, TunnelOptions},
 };
 
 /// The options of the client-facing half.
@@ -22,6 +22,8 @@ pub(crate) struct Rules {
     pub(crate) via: Option<Pseudonym>,
     pub(crate) keep_underscores: bool,
     pub(crate) upgrades: Allowed,
+    pub(crate) tunnels: TunnelOptions,
+    pub(crate) continue_timeout: Duration,
     pub(crate) header_timeout: Option<Duration>,
     pub(crate) body_idle_timeout: Option<Duration>,
     pub(crate) on_error: Option<OnError>,
@@ -38,6 +40,9 @@ impl Default for Rules {
             via: Some(Pseudonym::random()),
             keep_underscores: false,
             upgrades: Allowed::default(),
+            tunnels: TunnelOptions::default(),
+            // RFC 9110, section 10.1.1, names no time; curl waits as long.
+            continue_timeout: Duration::from_secs(1),
             header_timeout: Some(Duration::from_secs(60)),
             body_idle_timeout: Some(Duration::from_secs(5 * 60)),
             on_error: None,
@@ -54,6 +59,8 @@ impl fmt::Debug for Rules {
             .field("via", &self.via)
             .field("keep_underscores", &self.keep_underscores)
             .field("upgrades", &self.upgrades)
+            .field("tunnels", &self.tunnels)
+            .field("continue_timeout", &self.continue_timeout)
             .field("header_timeout", &self.header_timeout)
             .field("body_idle_timeout", &self.body_idle_timeout)
             .finish_non_exhaustive()

@@ -14,6 +14,7 @@ use crate::{
     forward::Rules,
     headers::via::Pseudonym,
     path::{InvalidPrefix, PathPolicy, Prefix},
+    upgrade::Tunnels,
     upstream::{HostPolicy, Upstream},
 };
 
@@ -22,8 +23,7 @@ impl<U, P> ReverseProxyLayer<U, P> {
     /// Sets the directory that is the backend's. Default: `/`, everything.
     ///
     /// `/mydir` stands for `/mydir`, `/mydir/` and all below, not for `/mydirx`. In a nested router it's relative to the
-    /// nest, as routes are; such a router has to have a fallback of its own, or axum takes what it doesn't know past its
-    /// layers.
+    /// nest, as routes are.
     ///
     /// axum's `nest` takes over a router's routes and the fallback that was set for it, layers included, but not the default
     /// fallback. A router that is to be nested needs a `fallback` before this layer; or mount a
@@ -141,6 +141,27 @@ impl<U, P> ReverseProxyLayer<U, P> {
             upgrades.unwrap_or_else(|| panic!("invalid upgrade {token:?}: write a protocol's token, not HTTP's"));
         self.rules(|rules| rules.upgrades = upgrades)
     }
+
+    /// Keeps account of the tunnels in `tunnels`, for an application that waits for them when it ends. Default: an account of
+    /// the proxy's own.
+    ///
+    /// At its end, each tunnel emits an event with the target `tower_reverse_proxy::tunnel`: bytes `up` and `down`, `age_ms`,
+    /// and what it was `ended_by`.
+    pub fn tunnels(self, tunnels: Tunnels) -> Self {
+        self.rules(|rules| rules.tunnels.tunnels = tunnels)
+    }
+
+    /// Sets how long a tunnel may carry nothing either way. Default: for ever, TCP keep-alive finds peers that are gone.
+    pub fn tunnel_idle_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
+        let timeout = bounded(timeout.into());
+        self.rules(|rules| rules.tunnels.idle_timeout = timeout)
+    }
+
+    /// Sets how long a tunnel may be open. Default: for ever.
+    pub fn tunnel_max_age(self, age: impl Into<Option<Duration>>) -> Self {
+        let age = bounded(age.into());
+        self.rules(|rules| rules.tunnels.max_age = age)
+    }
 }
 
 /// # Time and failure
@@ -150,6 +171,12 @@ impl<U, P> ReverseProxyLayer<U, P> {
     pub fn header_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         let timeout = bounded(timeout.into());
         self.rules(|rules| rules.header_timeout = timeout)
+    }
+
+    /// Sets how long a request's `Expect: 100-continue` waits for the backend's `100 Continue`, before the client is told to go
+    /// on all the same: not every backend knows it. Default: 1 second.
+    pub fn continue_timeout(self, timeout: Duration) -> Self {
+        self.rules(|rules| rules.continue_timeout = timeout)
     }
 
     /// Sets how long either body may stand still. Default: 5 minutes. `None`: for ever.

@@ -13,4 +13,5 @@ mod mounting;
 mod pool;
 mod request;
 mod response;
+mod upgrade;
 mod upstream_side;

@@ -1,5 +1,7 @@
 //! What arrives at the backend of what a client sends.
 
+use std::{net::SocketAddr, time::Duration};
+
 use axum::{
     Router,
     body::{Body, Bytes},
@@ -8,10 +10,14 @@ use axum::{
     middleware::map_request,
 };
 use http_body_util::{BodyExt, channel::Channel};
-use tokio::{net::TcpListener, sync::mpsc::unbounded_channel};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc::unbounded_channel,
+    time::timeout,
+};
 use tower_reverse_proxy::{BasicAuthLayer, RemoteUser, RemoteUserLayer, ReverseProxy, ReverseProxyLayer};
 
-use crate::support::{ask, backend, client, front, front_on, get, http2, http2_get, mirror, recording};
+use crate::support::{Wire, ask, backend, client, front, front_on, get, http2, http2_get, mirror, recording};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -563,6 +569,63 @@ async fn a_client_that_expects_100_is_told_to_go_on() {
     assert_eq!(wire.head().await.unwrap(), "HTTP/1.1 100 Continue\r\n\r\n");
     wire.send(b"hello").await;
     assert_eq!(wire.message().await.unwrap().mirrored().text(), "hello");
+}
+
+/// Sends the head of an upload that expects to be told to go on.
+async fn expecting(addr: SocketAddr) -> Wire<TcpStream> {
+    let mut wire = client(addr).await;
+    wire.send(b"POST /mydir/x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n").await;
+    wire
+}
+
+#[tokio::test]
+async fn a_client_is_told_to_go_on_when_the_backend_says_so() {
+    let (go, going) = tokio::sync::oneshot::channel();
+    let going = std::sync::Mutex::new(Some(going));
+    let origin = backend(move |mut wire| {
+        let going = going.lock().unwrap().take();
+        async move {
+            let head = wire.head().await.unwrap();
+            assert!(head.contains("\r\nexpect: 100-continue\r\n"), "{head}");
+            going.unwrap().await.unwrap();
+            wire.send(b"HTTP/1.1 100 Continue\r\n\r\n").await;
+            assert_eq!(wire.bytes(5).await, b"hello");
+            wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+        }
+    })
+    .await;
+    let proxy = ReverseProxyLayer::new(origin).continue_timeout(Duration::from_secs(3600));
+    let mut wire = expecting(front(Router::new().layer(proxy)).await).await;
+    // Silence, until the backend speaks.
+    assert!(timeout(Duration::from_millis(200), wire.head()).await.is_err());
+    go.send(()).unwrap();
+    assert_eq!(wire.head().await.unwrap(), "HTTP/1.1 100 Continue\r\n\r\n");
+    wire.send(b"hello").await;
+    assert_eq!(wire.message().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_backends_early_answer_comes_without_a_100() {
+    let origin = backend(|mut wire| async move {
+        wire.head().await;
+        wire.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig").await;
+        // Nothing of the body comes.
+        assert!(wire.closed().await);
+    })
+    .await;
+    let proxy = ReverseProxyLayer::new(origin).continue_timeout(Duration::from_secs(3600));
+    let mut wire = expecting(front(Router::new().layer(proxy)).await).await;
+    let head = wire.head().await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 413 "), "{head}");
+}
+
+#[tokio::test]
+async fn a_backend_that_knows_no_expectation_is_waited_for_shortly() {
+    let proxy = ReverseProxyLayer::new(mirror().await).continue_timeout(Duration::from_millis(50));
+    let mut wire = expecting(front(Router::new().layer(proxy)).await).await;
+    assert_eq!(wire.head().await.unwrap(), "HTTP/1.1 100 Continue\r\n\r\n");
+    wire.send(b"hello").await;
+    assert_eq!(wire.message().await.unwrap().mirrored().body, b"hello");
 }
 
 #[tokio::test]

@@ -3,6 +3,10 @@
 //!
 //! Nothing passes before the backend has switched to what it was offered.
 
+#[cfg(feature = "http2")]
+mod connect;
+mod tunnel;
+
 use std::sync::Arc;
 
 use http::{
@@ -10,11 +14,11 @@ use http::{
     header::{CONNECTION, CONTENT_LENGTH, UPGRADE},
 };
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
-use tokio::io::copy_bidirectional_with_sizes;
 
 #[cfg(feature = "http2")]
 use self::connect::Handshake;
+pub(crate) use self::tunnel::TunnelOptions;
+pub use self::tunnel::Tunnels;
 use crate::{error::ErrorKind, headers::members};
 
 /// The protocols that a client may switch to.
@@ -32,7 +36,8 @@ impl Default for Allowed {
 impl Allowed {
     /// Allows one more token; `None` for one that never is. `h2c` would be a tunnel around every rule that a proxy has.
     pub(crate) fn and(&self, token: &str) -> Option<Self> {
-        let is_token = HeaderName::from_bytes(token.as_bytes()).is_ok() || token.contains('/');
+        // A name, and a version if it needs one.
+        let is_token = token.splitn(2, '/').all(|part| HeaderName::from_bytes(part.as_bytes()).is_ok());
         let refused = token.to_ascii_lowercase().starts_with("h2c") || token.to_ascii_lowercase().starts_with("http/");
         (is_token && !refused).then(|| Self { tokens: self.tokens.iter().cloned().chain([token.to_owned()]).collect() })
     }
@@ -147,7 +152,7 @@ pub(crate) struct Switch {
 
 impl Switch {
     /// Makes the response the one that opens the client's side, and starts the tunnel. Hop-by-hop fields have to be gone.
-    pub(crate) fn start<B>(self, response: &mut Response<B>) {
+    pub(crate) fn start<B>(self, response: &mut Response<B>, options: &TunnelOptions) {
         response.headers_mut().remove(CONTENT_LENGTH);
         match self.chosen {
             Some(chosen) => {
@@ -156,7 +161,7 @@ impl Switch {
             }
             None => *response.status_mut() = StatusCode::OK,
         }
-        tokio::spawn(tunnel(self.client, self.backend));
+        options.tunnels.carry(self.client, self.backend, options);
     }
 }
 
@@ -167,100 +172,4 @@ fn asks_for_upgrade(headers: &HeaderMap) -> bool {
 
 fn tokens(headers: &HeaderMap, allowed: &Allowed) -> Vec<u8> {
     members(headers, UPGRADE).filter(|token| allowed.has(token)).collect::<Vec<_>>().join(&b", "[..])
-}
-
-/// Carries bytes both ways until both sides have ended, or one has failed. Each side's end is passed on as it comes.
-async fn tunnel(client: OnUpgrade, backend: OnUpgrade) {
-    // The client's side is ready when our answer has been written, or fails when its connection ends before.
-    let both = async { Ok::<_, hyper::Error>((client.await?, backend.await?)) };
-    let (mut client, mut backend) = match both.await {
-        Ok((client, backend)) => (TokioIo::new(client), TokioIo::new(backend)),
-        Err(error) => {
-            tracing::debug!(target: "tower_reverse_proxy", %error, "an upgrade wasn't completed");
-            return;
-        }
-    };
-    match copy_bidirectional_with_sizes(&mut client, &mut backend, BUFFER, BUFFER).await {
-        Ok((up, down)) => tracing::debug!(target: "tower_reverse_proxy", up, down, "a tunnel has ended"),
-        Err(error) => tracing::debug!(target: "tower_reverse_proxy", %error, "a tunnel broke off"),
-    }
-}
-
-const BUFFER: usize = 16 * 1024;
-
-/// Extended CONNECT (RFC 8441): how an HTTP/2 client opens a WebSocket.
-#[cfg(feature = "http2")]
-mod connect {
-    use std::hash::{BuildHasher, RandomState};
-
-    use base64::{Engine, prelude::BASE64_STANDARD};
-    use http::{
-        HeaderMap, HeaderValue, Method, Request,
-        header::{SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY},
-    };
-    use hyper::{ext::Protocol, upgrade::OnUpgrade};
-    use sha1::{Digest, Sha1};
-
-    use super::{Allowed, Offer};
-    use crate::error::ErrorKind;
-
-    /// What HTTP/1.1 has in its WebSocket handshake and HTTP/2 hasn't.
-    #[derive(Debug)]
-    pub(super) struct Handshake {
-        key: String,
-    }
-
-    pub(super) fn take<B>(
-        request: &mut Request<B>,
-        client: Option<OnUpgrade>,
-        allowed: &Allowed,
-    ) -> Result<Offer, ErrorKind> {
-        let protocol = request.extensions_mut().remove::<Protocol>().ok_or(ErrorKind::Method)?;
-        let client = client.ok_or(ErrorKind::Method)?;
-        // Only of WebSocket is it known what it becomes in HTTP/1.1.
-        if !protocol.as_str().eq_ignore_ascii_case("websocket") || !allowed.has(b"websocket") {
-            return Err(ErrorKind::Method);
-        }
-        Ok(Offer {
-            client,
-            tokens: HeaderValue::from_static("websocket"),
-            handshake: Some(Handshake { key: BASE64_STANDARD.encode(random()) }),
-        })
-    }
-
-    impl Handshake {
-        pub(super) fn make<B>(&self, request: &mut Request<B>) {
-            *request.method_mut() = Method::GET;
-            if let Ok(key) = HeaderValue::from_str(&self.key) {
-                request.headers_mut().insert(SEC_WEBSOCKET_KEY, key);
-            }
-        }
-
-        /// Checks that the backend has read the handshake (RFC 6455, section 4.1), and takes its answer out.
-        pub(super) fn finish(&self, headers: &mut HeaderMap) -> Result<(), ErrorKind> {
-            let accept = headers.remove(SEC_WEBSOCKET_ACCEPT).ok_or(ErrorKind::Upgrade)?;
-            if accept.as_bytes() == accept_of(&self.key).as_bytes() { Ok(()) } else { Err(ErrorKind::Upgrade) }
-        }
-    }
-
-    /// RFC 6455, section 4.2.2.
-    fn accept_of(key: &str) -> String {
-        let digest = Sha1::new().chain_update(key).chain_update("258EAFA5-E914-47DA-95CA-C5AB0DC85B11").finalize();
-        BASE64_STANDARD.encode(digest)
-    }
-
-    /// A nonce: it protects nothing, it only has to differ (RFC 6455, section 1.3).
-    fn random() -> [u8; 16] {
-        let state = RandomState::new();
-        (u128::from(state.hash_one(0)) << 64 | u128::from(state.hash_one(1))).to_be_bytes()
-    }
-
-    #[cfg(test)]
-    mod tests {
-        #[test]
-        fn the_example_of_the_rfc() {
-            assert_eq!(super::accept_of("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-            assert_ne!(super::random(), super::random());
-        }
-    }
 }

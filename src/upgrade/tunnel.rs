@@ -1,0 +1,231 @@
+//! The tunnel between both sides of an upgrade, and the account of all that are open.
+
+use std::{
+    fmt,
+    future::{Future, pending, poll_fn},
+    io,
+    pin::{Pin, pin},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes},
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// The account of the tunnels that a proxy has open: WebSockets and other upgrades.
+///
+/// A server doesn't wait for them when it shuts down gracefully, nor tell them of it. An application that gives one of these
+/// to its proxies ([`tunnels`](crate::ReverseProxyLayer::tunnels)) can do both. Clones are the same account.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_reverse_proxy::{ReverseProxyLayer, Tunnels};
+///
+/// # async fn run() {
+/// let tunnels = Tunnels::new();
+/// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").tunnels(tunnels.clone());
+/// // … when the server has stopped to accept:
+/// if tokio::time::timeout(Duration::from_secs(10), tunnels.wait()).await.is_err() {
+///     tunnels.shut_down();
+///     tunnels.wait().await;
+/// }
+/// # let _ = proxy;
+/// # }
+/// ```
+#[derive(Clone, Default)]
+pub struct Tunnels {
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Tunnels {
+    /// Opens an account.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Returns how many tunnels are open, those included that are about to.
+    pub fn count(&self) -> usize {
+        self.tracker.len()
+    }
+
+    /// Ends every tunnel at once, also those to come: both sides are closed.
+    pub fn shut_down(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits until no tunnel is open.
+    ///
+    /// # Cancel safety
+    ///
+    /// It can be dropped and called again.
+    pub async fn wait(&self) {
+        // It may go on with new ones all the same.
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+
+    /// Starts a tunnel between the two sides of an upgrade.
+    pub(super) fn carry(&self, client: OnUpgrade, backend: OnUpgrade, options: &TunnelOptions) {
+        self.tracker.spawn(tunnel(client, backend, options.clone()));
+    }
+}
+
+impl fmt::Debug for Tunnels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tunnels").field("count", &self.count()).finish_non_exhaustive()
+    }
+}
+
+/// What can be chosen of tunnels.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TunnelOptions {
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) max_age: Option<Duration>,
+    pub(crate) tunnels: Tunnels,
+}
+
+/// Carries bytes both ways until both sides have ended, or one has failed. Each side's end is passed on as it comes.
+async fn tunnel(client: OnUpgrade, backend: OnUpgrade, options: TunnelOptions) {
+    let TunnelOptions { idle_timeout, max_age, tunnels } = options;
+    // The client's side is ready when our answer has been written, or fails when its connection ends before.
+    let both = async { Ok::<_, hyper::Error>((client.await?, backend.await?)) };
+    let (client, backend) = match tunnels.stop.run_until_cancelled(both).await {
+        Some(Ok(both)) => both,
+        Some(Err(error)) => {
+            tracing::debug!(target: "tower_reverse_proxy::tunnel", %error, "an upgrade wasn't completed");
+            return;
+        }
+        None => return,
+    };
+    let account = Arc::new(Account::new());
+    let mut client = Side { name: "client", io: TokioIo::new(client), account: account.clone() };
+    let mut backend = Side { name: "backend", io: TokioIo::new(backend), account: account.clone() };
+    let mut carried = pin!(copy_bidirectional_with_sizes(&mut client, &mut backend, BUFFER, BUFFER));
+    let (mut idle, mut age) = (pin!(account.idle(idle_timeout)), pin!(after(max_age)));
+    let mut stop = pin!(tunnels.stop.cancelled());
+    let error = poll_fn(|cx| {
+        if let Poll::Ready(outcome) = carried.as_mut().poll(cx) {
+            return Poll::Ready(outcome.err().map(|error| error.to_string()));
+        }
+        for (over, why) in [
+            (idle.as_mut().poll(cx), "idle timeout"),
+            (age.as_mut().poll(cx), "maximum age"),
+            (stop.as_mut().poll(cx), "shutdown"),
+        ] {
+            if over.is_ready() {
+                account.ended_by(why);
+                return Poll::Ready(None);
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+    tracing::info!(
+        target: "tower_reverse_proxy::tunnel",
+        up = account.up.load(Ordering::Relaxed),
+        down = account.down.load(Ordering::Relaxed),
+        age_ms = u64::try_from(account.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+        ended_by = account.end.get().copied().unwrap_or_default(),
+        error,
+        "a tunnel has ended"
+    );
+}
+
+/// Of each direction, in bytes.
+const BUFFER: usize = 16 * 1024;
+
+async fn after(time: Option<Duration>) {
+    match time {
+        Some(time) => sleep(time).await,
+        None => pending().await,
+    }
+}
+
+/// What a tunnel has carried.
+#[derive(Debug)]
+struct Account {
+    start: Instant,
+    /// Milliseconds from the start to the last byte.
+    last: AtomicU64,
+    up: AtomicU64,
+    down: AtomicU64,
+    /// What came first: the end of a side, or of our patience.
+    end: OnceLock<&'static str>,
+}
+
+impl Account {
+    fn new() -> Self {
+        let zero = AtomicU64::default;
+        Self { start: Instant::now(), last: zero(), up: zero(), down: zero(), end: OnceLock::new() }
+    }
+
+    fn ended_by(&self, name: &'static str) {
+        let _ = self.end.set(name);
+    }
+
+    fn count(&self, counter: &AtomicU64, bytes: usize) {
+        counter.fetch_add(bytes as u64, Ordering::Relaxed);
+        let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(elapsed, Ordering::Relaxed);
+    }
+
+    /// Ready when nothing was carried for so long.
+    async fn idle(&self, timeout: Option<Duration>) {
+        let Some(timeout) = timeout else { return pending().await };
+        loop {
+            let due = self.start + Duration::from_millis(self.last.load(Ordering::Relaxed)) + timeout;
+            if due <= Instant::now() {
+                return;
+            }
+            sleep_until(due).await;
+        }
+    }
+}
+
+/// One side of a tunnel, watched.
+struct Side<T> {
+    name: &'static str,
+    io: T,
+    account: Arc<Account>,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Side<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let outcome = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
+        match buf.filled().len() - before {
+            0 => self.account.ended_by(self.name),
+            bytes if self.name == "client" => self.account.count(&self.account.up, bytes),
+            bytes => self.account.count(&self.account.down, bytes),
+        }
+        Poll::Ready(outcome)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Side<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let outcome = ready!(Pin::new(&mut self.io).poll_write(cx, buf));
+        if outcome.is_err() {
+            self.account.ended_by(self.name);
+        }
+        Poll::Ready(outcome)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,300 @@
+//! Upgrades and their tunnels.
+
+use std::{net::SocketAddr, time::Duration};
+
+use axum::{Router, body::Body, http::Request};
+use hyper::ext::Protocol;
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::mpsc::unbounded_channel,
+};
+use tower_reverse_proxy::{ReverseProxyLayer, Tunnels};
+
+use crate::support::{Wire, answering, ask, backend, client, front, http2, mirror};
+
+const OFFER: &str = "GET /chat?a=%2F HTTP/1.1\r\nHost: front.example\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+const ACCEPT: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+async fn proxied(origin: String) -> SocketAddr {
+    front(Router::new().layer(ReverseProxyLayer::new(origin))).await
+}
+
+/// A backend that switches, and then echoes until its peer ends, and ends itself.
+async fn echo() -> String {
+    backend(|mut wire| async move {
+        if wire.head().await.is_none() {
+            return;
+        }
+        wire.send(ACCEPT.as_bytes()).await;
+        loop {
+            match wire.bytes(1).await {
+                byte if byte.is_empty() => break,
+                byte => wire.send(&byte).await,
+            }
+        }
+        wire.send(b"bye").await;
+    })
+    .await
+}
+
+async fn opened(addr: SocketAddr) -> Wire<TcpStream> {
+    let mut wire = client(addr).await;
+    wire.send(OFFER.as_bytes()).await;
+    let head = wire.head().await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    wire
+}
+
+#[tokio::test]
+async fn a_websocket_passes_as_it_was_offered_and_accepted() {
+    let (seen, mut heads) = unbounded_channel();
+    let origin = backend(move |mut wire| {
+        let seen = seen.clone();
+        async move {
+            seen.send(wire.head().await.unwrap()).unwrap();
+            // The first frame comes in the same packet.
+            wire.send(&[ACCEPT.as_bytes(), b"hello"].concat()).await;
+            assert_eq!(wire.bytes(5).await, b"early");
+            wire.send(b"heard").await;
+        }
+    })
+    .await;
+    let mut wire = client(proxied(origin).await).await;
+    // Not before the 101: what comes early is kept for the tunnel.
+    wire.send(&[OFFER.as_bytes(), b"early"].concat()).await;
+    let answer = wire.message().await.unwrap();
+    assert_eq!(answer.start_line(), "HTTP/1.1 101 Switching Protocols");
+    assert_eq!((answer.field("connection"), answer.field("upgrade")), (Some("upgrade"), Some("websocket")));
+    assert_eq!(answer.field("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+    assert_eq!(wire.bytes(10).await, b"helloheard");
+    assert!(wire.closed().await);
+    let head = heads.recv().await.unwrap().to_ascii_lowercase();
+    for line in ["get /chat?a=%2f http/1.1", "connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13"] {
+        assert!(head.contains(&format!("{line}\r\n")), "{line} in {head}");
+    }
+}
+
+#[tokio::test]
+async fn an_end_is_carried_over_and_the_other_way_stays_open() {
+    let mut wire = opened(proxied(echo().await).await).await;
+    wire.send(b"x").await;
+    assert_eq!(wire.bytes(1).await, b"x");
+    wire.stream.shutdown().await.unwrap();
+    assert_eq!(wire.bytes(3).await, b"bye");
+    assert!(wire.closed().await);
+}
+
+#[tokio::test]
+async fn a_switch_to_what_was_not_offered_is_502() {
+    for (name, response) in [
+        ("another token", ACCEPT.replace("websocket\r\n", "foo\r\n")),
+        ("two tokens", ACCEPT.replace("websocket\r\n", "websocket, foo\r\n")),
+        ("no token", ACCEPT.replace("Upgrade: websocket\r\n", "")),
+        ("no option", ACCEPT.replace("Connection: Upgrade\r\n", "")),
+    ] {
+        let mut wire = client(proxied(answering(response).await).await).await;
+        wire.send(OFFER.as_bytes()).await;
+        assert_eq!(wire.message().await.unwrap().status(), 502, "{name}");
+    }
+    // Nobody asked.
+    let addr = proxied(answering(ACCEPT).await).await;
+    assert_eq!(ask(addr, "GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await.status(), 502);
+}
+
+#[tokio::test]
+async fn what_is_no_offer_goes_on_without_it() {
+    let addr = proxied(mirror().await).await;
+    for (name, fields) in [
+        ("no option", "Upgrade: websocket\r\n"),
+        ("h2c", "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"),
+        ("not allowed", "Connection: Upgrade\r\nUpgrade: foo\r\n"),
+    ] {
+        let answer = ask(addr, format!("GET /x HTTP/1.1\r\nHost: front.example\r\n{fields}\r\n")).await.mirrored();
+        for field in ["connection", "upgrade", "http2-settings"] {
+            assert_eq!(answer.field(field), None, "{name}");
+        }
+    }
+    let answer = ask(addr, OFFER.replace("HTTP/1.1", "HTTP/1.0")).await.mirrored();
+    assert_eq!(answer.field("upgrade"), None);
+    // Of several, those that are allowed.
+    let answer = ask(addr, OFFER.replace("websocket\r\n", "h2c, websocket\r\n")).await.mirrored();
+    assert_eq!(answer.field("upgrade"), Some("websocket"));
+}
+
+#[tokio::test]
+async fn an_offer_with_a_body_is_refused() {
+    let addr = proxied(mirror().await).await;
+    let offer = OFFER.replace("\r\n\r\n", "\r\nContent-Length: 5\r\n\r\nhello");
+    assert_eq!(ask(addr, offer).await.status(), 400);
+}
+
+#[tokio::test]
+async fn a_refused_handshake_passes_and_the_connection_goes_on() {
+    let origin = answering("HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\n\r\nnope").await;
+    let mut wire = client(proxied(origin).await).await;
+    for _ in 0..2 {
+        wire.send(OFFER.as_bytes()).await;
+        let answer = wire.message().await.unwrap();
+        assert_eq!((answer.status(), &*answer.text()), (403, "nope"));
+    }
+}
+
+#[tokio::test]
+async fn other_protocols_are_an_option_and_h2c_never_is() {
+    let origin = answering(ACCEPT.replace("websocket", "foo/2")).await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(origin).allow_upgrade("foo/2"))).await;
+    let mut wire = client(addr).await;
+    wire.send(OFFER.replace("websocket", "foo/2").as_bytes()).await;
+    assert_eq!(wire.message().await.unwrap().field("upgrade"), Some("foo/2"));
+    for token in ["h2c", "H2C", "HTTP/2.0", "", "a b", "a,b", "a/b c", "/"] {
+        let allowing = || drop(ReverseProxyLayer::new("http://127.0.0.1:1").allow_upgrade(token));
+        assert!(std::panic::catch_unwind(allowing).is_err(), "{token:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_death_of_one_side_is_the_end_of_the_other() {
+    // The backend's.
+    let origin = backend(|mut wire| async move {
+        wire.head().await;
+        wire.send(ACCEPT.as_bytes()).await;
+        wire.bytes(1).await;
+        wire.stream.set_zero_linger().unwrap();
+    })
+    .await;
+    let mut wire = opened(proxied(origin).await).await;
+    wire.send(b"x").await;
+    assert!(wire.closed().await);
+    // The client's.
+    let (ended, mut ends) = unbounded_channel();
+    let origin = backend(move |mut wire| {
+        let ended = ended.clone();
+        async move {
+            wire.head().await;
+            wire.send(ACCEPT.as_bytes()).await;
+            ended.send(wire.closed().await).unwrap();
+        }
+    })
+    .await;
+    let wire = opened(proxied(origin).await).await;
+    wire.stream.set_zero_linger().unwrap();
+    drop(wire);
+    assert_eq!(ends.recv().await, Some(true));
+}
+
+#[tokio::test]
+async fn tunnels_are_accounted_for_and_end_when_told() {
+    let tunnels = Tunnels::new();
+    let layer = ReverseProxyLayer::new(echo().await).tunnels(tunnels.clone());
+    let addr = front(Router::new().layer(layer)).await;
+    let mut open = Vec::new();
+    for count in 1..=3 {
+        open.push(opened(addr).await);
+        assert_eq!(tunnels.count(), count);
+    }
+    drop(open.pop());
+    while tunnels.count() > 2 {
+        tokio::task::yield_now().await;
+    }
+    tunnels.shut_down();
+    for wire in &mut open {
+        assert!(wire.closed().await);
+    }
+    tunnels.wait().await;
+    assert_eq!(tunnels.count(), 0);
+    // One that comes too late is closed as soon as it opens.
+    assert!(opened(addr).await.closed().await);
+    tunnels.wait().await;
+}
+
+#[tokio::test]
+async fn a_tunnel_ends_when_it_is_idle_or_old() {
+    let short = Duration::from_millis(100);
+    for layer in [
+        ReverseProxyLayer::new(echo().await).tunnel_idle_timeout(short),
+        ReverseProxyLayer::new(echo().await).tunnel_max_age(short),
+    ] {
+        assert!(opened(front(Router::new().layer(layer)).await).await.closed().await);
+    }
+}
+
+#[tokio::test]
+async fn an_offer_that_nobody_completes_leaves_nothing() {
+    let tunnels = Tunnels::new();
+    let layer = ReverseProxyLayer::new(echo().await).tunnels(tunnels.clone());
+    let addr = front(Router::new().layer(layer)).await;
+    for _ in 0..20 {
+        let mut wire = client(addr).await;
+        wire.send(OFFER.as_bytes()).await;
+        wire.stream.set_zero_linger().unwrap();
+    }
+    tunnels.wait().await;
+}
+
+/// A backend of HTTP/1.1 that accepts a WebSocket with the accept that belongs to its key, or another one, and echoes.
+async fn accepting(right: bool) -> String {
+    backend(move |mut wire| async move {
+        let Some(head) = wire.head().await else { return };
+        let key = head.lines().find_map(|line| line.strip_prefix("sec-websocket-key: ")).expect("a key").to_owned();
+        assert!(head.starts_with("GET /chat HTTP/1.1\r\n"), "{head}");
+        let accept = accept_of(&key);
+        let accept = if right { accept } else { "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".into() };
+        wire.send(ACCEPT.replace("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", &accept).as_bytes()).await;
+        loop {
+            match wire.bytes(1).await {
+                byte if byte.is_empty() => return,
+                byte => wire.send(&byte).await,
+            }
+        }
+    })
+    .await
+}
+
+fn accept_of(key: &str) -> String {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    use sha1::{Digest, Sha1};
+    BASE64_STANDARD.encode(Sha1::digest(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11")))
+}
+
+fn connect(target: &str) -> Request<Body> {
+    let mut request = Request::connect(format!("http://front.example{target}")).body(Body::empty()).unwrap();
+    request.extensions_mut().insert(Protocol::from_static("websocket"));
+    request.headers_mut().insert("sec-websocket-version", "13".parse().unwrap());
+    request
+}
+
+#[tokio::test]
+async fn a_client_of_http2_opens_a_websocket_by_extended_connect() {
+    let mut client = http2(proxied(accepting(true).await).await).await;
+    let response = client.send_request(connect("/chat")).await.unwrap();
+    assert_eq!(response.status(), 200);
+    for field in ["upgrade", "connection", "sec-websocket-accept", "content-length"] {
+        assert!(!response.headers().contains_key(field), "{field}");
+    }
+    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    stream.write_all(b"hello").await.unwrap();
+    let mut echoed = [0; 5];
+    stream.read_exact(&mut echoed).await.unwrap();
+    assert_eq!(&echoed, b"hello");
+}
+
+#[tokio::test]
+async fn over_http2_no_tunnel_opens_without_a_handshake() {
+    for (origin, status) in [
+        (accepting(false).await, 502),
+        // A page, not a tunnel: to an extended CONNECT, any 200 would be one.
+        (answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await, 502),
+        (answering("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno").await, 403),
+    ] {
+        let mut client = http2(proxied(origin).await).await;
+        assert_eq!(client.send_request(connect("/chat")).await.unwrap().status(), status);
+    }
+    let mut client = http2(proxied(mirror().await).await).await;
+    let mut request = connect("/chat");
+    request.extensions_mut().insert(Protocol::from_static("connect-udp"));
+    assert_eq!(client.send_request(request).await.unwrap().status(), 501);
+}
