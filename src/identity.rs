@@ -6,8 +6,6 @@ use std::{
     sync::Arc,
 };
 
-use http::HeaderName;
-
 /// The name of the signed-in user, as a request extension.
 ///
 /// An application that knows its user inserts it; [`RemoteUserLayer`](crate::RemoteUserLayer) and
@@ -102,8 +100,11 @@ impl From<SocketAddr> for ClientAddr {
 }
 
 /// A field that the upstream side says, as a request extension: none of the client's trailers may say it.
+///
+/// HTTP/2 sends trailers whether they were announced or not. HTTP/1.1 doesn't: there, `Trailer` is enough.
+#[cfg(feature = "http2")]
 #[derive(Clone, Debug)]
-pub(crate) struct NotATrailer(pub(crate) HeaderName);
+pub(crate) struct NotATrailer(pub(crate) http::HeaderName);
 
 #[cfg(test)]
 mod tests {

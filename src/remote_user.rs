@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use crate::{
     headers::identity::remove_every_spelling,
-    identity::{NotATrailer, RemoteUser},
+    identity::RemoteUser,
     refuse::{RefusableBody, RefusableFuture},
 };
 
@@ -150,8 +150,9 @@ where
 impl Rules {
     fn apply<B>(&self, request: &mut Request<B>) -> Result<(), StatusCode> {
         remove_every_spelling(request.headers_mut(), &self.header);
+        #[cfg(feature = "http2")]
         if self.header != "remote-user" {
-            request.extensions_mut().insert(NotATrailer(self.header.clone()));
+            request.extensions_mut().insert(crate::identity::NotATrailer(self.header.clone()));
         }
         if let Some(read) = &self.user {
             // What follows has to speak of the same user, or of nobody.

@@ -196,7 +196,6 @@ async fn http2(shared: Arc<Shared>, mut request: Request<Body>) -> Result<Respon
         *request.uri_mut() = Uri::from_parts(parts).map_err(|_| ErrorKind::Host)?;
     }
     if let Some(NotATrailer(name)) = request.extensions_mut().remove() {
-        // HTTP/2 sends trailers whether they were announced or not.
         request = request.map(|body| {
             Body::new(body.map_frame(move |mut frame| {
                 if let Some(trailers) = frame.trailers_mut() {

@@ -72,13 +72,25 @@ impl Connection {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Self { driver, gate, waker, over, .. } = self;
+        let mut frame = move || Pin::new(&mut *body).poll_frame(&mut Context::from_waker(Waker::noop()));
         gate.poll(waker, cx, |cx| {
+            // The driver reads on when a frame has been asked for: asked first, it's driven once for each.
+            let waiting = frame();
+            if waiting.is_ready() {
+                return waiting;
+            }
             drive(driver, over, cx);
-            Pin::new(&mut *body).poll_frame(&mut Context::from_waker(Waker::noop()))
+            frame()
         })
     }
 
-    /// Whether the last exchange is over in both directions and the backend has neither closed nor said anything since.
+    /// Whether the last exchange is over in both directions, and nothing stray is left of it.
+    pub(super) fn is_idle(&mut self) -> bool {
+        // The driver says so when it has come to the end of a message and found nothing behind it.
+        (!self.over && self.sender.is_ready()) || self.is_reusable()
+    }
+
+    /// Whether the connection is idle and the backend has neither closed it nor said anything since.
     ///
     /// It costs no system call while nothing has come. What was woken by this connection before isn't any more.
     pub(super) fn is_reusable(&mut self) -> bool {

@@ -49,7 +49,7 @@ impl Pool {
 
     /// Puts a connection back, if its exchange has ended cleanly in both directions; closes it otherwise.
     pub(super) fn put(self: &Arc<Self>, mut connection: Box<Connection>) {
-        if self.max_idle == 0 || !connection.is_reusable() {
+        if self.max_idle == 0 || !connection.is_idle() {
             return;
         }
         let mut state = self.lock();

@@ -133,8 +133,25 @@ fn append_member(headers: &mut HeaderMap, name: HeaderName, member: &str) {
     }
 }
 
+/// An address as a field. By hand for IPv4, for each request has one: `fmt` costs ten times as much.
 fn ip_value(ip: IpAddr) -> HeaderValue {
-    HeaderValue::try_from(ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"))
+    let mut text = Vec::with_capacity(15);
+    match ip {
+        IpAddr::V4(ip) => {
+            for (index, octet) in ip.octets().into_iter().enumerate() {
+                if index > 0 {
+                    text.push(b'.');
+                }
+                for (above, divisor) in [(100, 100), (10, 10), (0, 1)] {
+                    if octet >= above {
+                        text.push(b'0' + octet / divisor % 10);
+                    }
+                }
+            }
+        }
+        IpAddr::V6(ip) => text.extend_from_slice(ip.to_string().as_bytes()),
+    }
+    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("unknown"))
 }
 
 fn scheme_value(scheme: &Scheme) -> HeaderValue {
@@ -233,6 +250,11 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn an_address_is_written_as_ever(ip: IpAddr) {
+            prop_assert_eq!(ip_value(ip), ip.to_string());
+        }
+
         #[test]
         fn forwarded_is_always_one_element(host in "[a-z0-9.-]{1,20}(:[0-9]{1,4})?", ip: IpAddr) {
             let policy = ForwardedPolicy { forwarded: true, ..ForwardedPolicy::default() };

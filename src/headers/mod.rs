@@ -28,6 +28,10 @@ pub(crate) fn members(headers: &HeaderMap, name: impl AsHeaderName) -> impl Iter
 
 /// Replaces each value of a field for which `map` has another, in place and in order.
 pub(crate) fn map_values(headers: &mut HeaderMap, name: HeaderName, mut map: impl FnMut(&[u8]) -> Option<Vec<u8>>) {
+    // `entry` makes room for one more, which mostly isn't needed.
+    if !headers.contains_key(&name) {
+        return;
+    }
     let Entry::Occupied(mut lines) = headers.entry(name) else { return };
     for line in lines.iter_mut() {
         if let Some(value) = map(line.as_bytes()).and_then(|mapped| HeaderValue::try_from(mapped).ok()) {
