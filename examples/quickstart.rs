@@ -182,7 +182,7 @@ async fn request(uri: Uri, headers: HeaderMap) -> Html<String> {
     let table = format!("<table>{}</table>", rows.concat());
     legacy_page(
         "The request",
-        "This is your request as it arrived at the backend; sign in at the front, and more of it is there.",
+        "This is your request as it arrived at the backend. Signed in, it has your name in it.",
         &table,
     )
 }
@@ -215,7 +215,7 @@ async fn stream() -> Html<Body> {
     let Html(page) = legacy_page(
         "A stream",
         "The backend writes a line every half a second; a proxy that held the answer back would show all ten at once.",
-        "<ol><!-- lines --></ol>",
+        "<ul><!-- lines --></ul>",
     );
     let (mut lines, body) = Channel::<Bytes>::new(1);
     tokio::spawn(async move {
