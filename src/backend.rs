@@ -142,7 +142,7 @@ impl fmt::Display for Backend {
 /// The error of a backend that isn't an origin, or that can't be reached with the features that are on.
 ///
 /// Its text names the value and says what to write instead. A password in the value isn't repeated.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct InvalidBackend {
     given: String,
     reason: Reason,
@@ -193,6 +193,13 @@ impl fmt::Display for InvalidBackend {
                  client that has TLS",
             ),
         }
+    }
+}
+
+/// The same text: it's what an error that a `main` returns shows.
+impl fmt::Debug for InvalidBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -7,11 +7,12 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use http::{HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
+use http::{HeaderValue, Request, Response, header::AUTHORIZATION};
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
+    error::ErrorKind,
     headers::identity::remove_every_spelling,
     identity::RemoteUser,
     refuse::{RefusableBody, RefusableFuture},
@@ -128,13 +129,13 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         match self.layer.credentials.apply(&mut request) {
             Ok(()) => RefusableFuture::calling(self.inner.call(request)),
-            Err(status) => RefusableFuture::refused(status),
+            Err(kind) => RefusableFuture::refused(kind),
         }
     }
 }
 
 impl Credentials {
-    fn apply<B>(&self, request: &mut Request<B>) -> Result<(), StatusCode> {
+    fn apply<B>(&self, request: &mut Request<B>) -> Result<(), ErrorKind> {
         remove_every_spelling(request.headers_mut(), &AUTHORIZATION);
         let value = match self {
             Self::Fixed(value) => value.clone(),
@@ -146,7 +147,7 @@ impl Credentials {
                         user = ?user.as_str(),
                         "a user name that can't be said in Basic credentials: the request is refused"
                     );
-                    StatusCode::FORBIDDEN
+                    ErrorKind::UserName
                 })?
             }
         };

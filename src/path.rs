@@ -89,7 +89,7 @@ impl fmt::Display for Prefix {
 }
 
 /// The error of a prefix that isn't a plain path; its text says what to write instead.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct InvalidPrefix {
     given: String,
 }
@@ -111,6 +111,13 @@ impl fmt::Display for InvalidPrefix {
              segments, and without a slash at its end; write {plain:?}",
             self.given
         )
+    }
+}
+
+/// The same text: it's what an error that a `main` returns shows.
+impl fmt::Debug for InvalidPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -7,9 +7,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::Response;
 use http_body_util::{Either, Empty};
 use pin_project_lite::pin_project;
+
+use crate::error::{Error, ErrorKind};
 
 /// The body of the inner service's response, or none. It asks nothing of the inner body, so it fits around any client.
 pub type RefusableBody<B> = Either<B, Empty<Bytes>>;
@@ -29,7 +31,7 @@ pin_project! {
     #[project = StateProj]
     enum State<F> {
         Calling { #[pin] future: F },
-        Refused { status: StatusCode },
+        Refused { error: Error },
     }
 }
 
@@ -38,8 +40,8 @@ impl<F> RefusableFuture<F> {
         Self { state: State::Calling { future } }
     }
 
-    pub(crate) fn refused(status: StatusCode) -> Self {
-        Self { state: State::Refused { status } }
+    pub(crate) fn refused(kind: ErrorKind) -> Self {
+        Self { state: State::Refused { error: kind.into() } }
     }
 }
 
@@ -52,9 +54,11 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Ready(Ok(match self.project().state.project() {
             StateProj::Calling { future } => ready!(future.poll(cx))?.map(Either::Left),
-            StateProj::Refused { status } => {
+            StateProj::Refused { error } => {
                 let mut response = Response::new(Either::Right(Empty::new()));
-                *response.status_mut() = *status;
+                *response.status_mut() = error.status();
+                // The proxy makes the response of it that all its failures have.
+                response.extensions_mut().insert(error.clone());
                 response
             }
         }))

@@ -6,11 +6,12 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Extensions, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::{Extensions, HeaderName, HeaderValue, Request, Response};
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
+    error::ErrorKind,
     headers::identity::remove_every_spelling,
     identity::RemoteUser,
     refuse::{RefusableBody, RefusableFuture},
@@ -142,13 +143,13 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         match self.layer.rules.apply(&mut request) {
             Ok(()) => RefusableFuture::calling(self.inner.call(request)),
-            Err(status) => RefusableFuture::refused(status),
+            Err(kind) => RefusableFuture::refused(kind),
         }
     }
 }
 
 impl Rules {
-    fn apply<B>(&self, request: &mut Request<B>) -> Result<(), StatusCode> {
+    fn apply<B>(&self, request: &mut Request<B>) -> Result<(), ErrorKind> {
         remove_every_spelling(request.headers_mut(), &self.header);
         #[cfg(feature = "http2")]
         if self.header != "remote-user" {
@@ -162,7 +163,7 @@ impl Rules {
             }
         }
         let Some(user) = request.extensions().get::<RemoteUser>() else {
-            return if self.required { Err(StatusCode::UNAUTHORIZED) } else { Ok(()) };
+            return if self.required { Err(ErrorKind::SignInRequired) } else { Ok(()) };
         };
         match HeaderValue::from_bytes(user.as_str().as_bytes()) {
             Ok(value) if user.is_sayable() => {
@@ -176,7 +177,7 @@ impl Rules {
                     header = %self.header,
                     "a user name that can't be said in a header field: the request is refused"
                 );
-                Err(StatusCode::FORBIDDEN)
+                Err(ErrorKind::UserName)
             }
         }
     }

@@ -46,6 +46,10 @@ pub enum ErrorKind {
     UpgradeBody,
     /// The request has come through this proxy before: 508.
     Loop,
+    /// Nobody is signed in, and the upstream side wants somebody: 401.
+    SignInRequired,
+    /// The signed-in user's name can't be said to the backend: 403.
+    UserName,
     /// The request's body is malformed: 400.
     RequestBody,
     /// The request's body is larger than what an outer layer allows: 413.
@@ -105,7 +109,9 @@ impl ErrorKind {
             | Self::TransferCoding
             | Self::Method
             | Self::UpgradeBody
-            | Self::Loop => Phase::Request,
+            | Self::Loop
+            | Self::SignInRequired
+            | Self::UserName => Phase::Request,
             Self::RequestBody
             | Self::RequestBodyTooLarge
             | Self::RequestBodyTimeout
@@ -130,6 +136,8 @@ impl ErrorKind {
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::TransferCoding | Self::Method => StatusCode::NOT_IMPLEMENTED,
             Self::Loop => StatusCode::LOOP_DETECTED,
+            Self::SignInRequired => StatusCode::UNAUTHORIZED,
+            Self::UserName => StatusCode::FORBIDDEN,
             Self::RequestBodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RequestBodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
@@ -155,6 +163,8 @@ impl ErrorKind {
             Self::Method => "the method isn't forwarded",
             Self::UpgradeBody => "the request offers to switch protocols and has a body",
             Self::Loop => "the request has come through this proxy before",
+            Self::SignInRequired => "nobody is signed in",
+            Self::UserName => "the user's name can't be said to the backend",
             Self::RequestBody => "the request's body is malformed",
             Self::RequestBodyTooLarge => "the request's body is too large",
             Self::RequestBodyTimeout => "the client sent nothing of the request's body within the idle timeout",

@@ -64,6 +64,8 @@ fn grpc_response(error: &Error) -> Response<Body> {
         StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => "4", // DEADLINE_EXCEEDED
         StatusCode::PAYLOAD_TOO_LARGE | StatusCode::URI_TOO_LONG => "8",  // RESOURCE_EXHAUSTED
         StatusCode::NOT_IMPLEMENTED => "12",                              // UNIMPLEMENTED
+        StatusCode::UNAUTHORIZED => "16",                                 // UNAUTHENTICATED
+        StatusCode::FORBIDDEN => "7",                                     // PERMISSION_DENIED
         StatusCode::LOOP_DETECTED => "9",                                 // FAILED_PRECONDITION
         _ => "14",                                                        // UNAVAILABLE
     };

@@ -25,7 +25,7 @@ use super::{
     rules::Rules,
     upload::{Turn, Upload},
 };
-use crate::error::{ErrorKind, classify};
+use crate::error::{Error, ErrorKind, classify};
 
 /// Forwards a request to an upstream service, which becomes ready inside of the future.
 pub(crate) fn forward<U>(rules: Arc<Rules>, upstream: U, request: Request<Body>) -> ForwardFuture<U>
@@ -101,7 +101,11 @@ where
             }
             StateProj::Calling { call, clock, upload, exchange, is_grpc, rules } => {
                 let finished = match call.poll(cx) {
-                    Poll::Ready(Ok(response)) => response::finish(rules, exchange, response, upload.take()),
+                    Poll::Ready(Ok(mut response)) => match response.extensions_mut().remove::<Error>() {
+                        // A layer of the upstream side has refused the request.
+                        Some(refusal) => Err(refusal),
+                        None => response::finish(rules, exchange, response, upload.take()),
+                    },
                     Poll::Ready(Err(error)) => {
                         let error = classify(error.into(), ErrorKind::Upstream);
                         Err(upload.as_ref().map_or(error.clone(), |upload| upload.cause_of(error)))

@@ -146,7 +146,7 @@ async fn without_a_required_user_the_backend_is_not_asked() {
     let anonymous = front(anonymous).await;
     for fields in ["", SPOOFED, "Authorization: Basic YTpi\r\n"] {
         let answer = get(anonymous, "/mydir/x", fields).await;
-        assert_eq!((answer.status(), &*answer.text()), (401, ""));
+        assert_eq!((answer.status(), &*answer.text()), (401, "Unauthorized"));
     }
     assert!(requests.try_recv().is_err(), "nothing is forwarded");
     assert_eq!(get(front(alice).await, "/mydir/x", "").await.status(), 200);
@@ -484,4 +484,24 @@ async fn no_reserved_name_arrives_as_a_trailer_over_http2() {
 async fn no_configured_name_arrives_as_a_trailer_over_http2() {
     let layer = RemoteUserLayer::new().header(HeaderName::from_static("x-auth-name"));
     assert_eq!(trailers_over_http2(layer, &["x-auth-name", "x-ok"]).await, ["x-ok"]);
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_upstream_side_is_a_failure_like_others() {
+    let (origin, mut seen) = recording(OK).await;
+    let app = |user: Option<&'static str>| {
+        let layer = ReverseProxyLayer::new(origin.clone())
+            .on_error(|error| (error.status(), format!("page of {:?}", error.kind())))
+            .upstream_layer(RemoteUserLayer::new().required());
+        let router = Router::new().layer(layer);
+        match user {
+            Some(user) => router.layer(axum::Extension(RemoteUser::from(user))),
+            None => router,
+        }
+    };
+    for (user, status, page) in [(None, 401, "page of SignInRequired"), (Some("alice "), 403, "page of UserName")] {
+        let answer = get(front(app(user)).await, "/x", "").await;
+        assert_eq!((answer.status(), &*answer.text()), (status, page));
+    }
+    assert!(seen.try_recv().is_err());
 }
