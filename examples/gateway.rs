@@ -11,8 +11,9 @@
 //!
 //! [[mount]]
 //! prefix = "/mydir"                 # a directory; "/" takes everything
-//! backend = "http://127.0.0.1:8000" # http://, or unix:/run/app.sock
-//! http2 = true                      # HTTP/2 with prior knowledge to the backend; default: false
+//! backend = "http://127.0.0.1:8000" # http://, https://, or unix:/run/app.sock
+//! ca_file = "ca.pem"                # trust this CA, and no other, for an https backend; absent: the platform's
+//! http2 = true                      # HTTP/2 to the backend: prior knowledge on http, ALPN on https; default: false
 //! strip_prefix = true               # default: false
 //! host = "backend"                  # or "preserve"; absent: the crate's default
 //! forwarded = true                  # X-Forwarded-For/-Host/-Proto; default: true
@@ -48,7 +49,7 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tower::{Service, util::option_layer};
 use tower_reverse_proxy::{
-    Backend, BasicAuthLayer, ClientAddr, HostPolicy, Prefix, RemoteUser, RemoteUserLayer, ReverseProxyLayer,
+    Backend, BasicAuthLayer, ClientAddr, HostPolicy, Prefix, RemoteUser, RemoteUserLayer, ReverseProxyLayer, Tls,
     TraceRedirectLayer, Tunnels,
 };
 
@@ -83,10 +84,10 @@ struct Mount {
     connect_timeout_ms: Option<u64>,
     header_timeout_ms: Option<u64>,
     body_idle_timeout_ms: Option<u64>,
+    ca_file: Option<String>,
     // Known, but not supported yet.
     backends: Option<Vec<String>>,
     negotiate: Option<String>,
-    ca_file: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -153,11 +154,7 @@ fn app(config: &Config, tunnels: &Tunnels) -> Result<Router, Wrong> {
 
 /// Puts one mount in front of the app.
 fn mounted(app: Router, mount: &Mount, tunnels: &Tunnels) -> Result<Router, Wrong> {
-    for (key, used) in [
-        ("backends", mount.backends.is_some()),
-        ("negotiate", mount.negotiate.is_some()),
-        ("ca_file", mount.ca_file.is_some()),
-    ] {
+    for (key, used) in [("backends", mount.backends.is_some()), ("negotiate", mount.negotiate.is_some())] {
         if used {
             return Err(format!("`{key}` is not supported yet: leave it out"));
         }
@@ -165,6 +162,7 @@ fn mounted(app: Router, mount: &Mount, tunnels: &Tunnels) -> Result<Router, Wron
     let Some(backend) = &mount.backend else { return Err("no backend: write backend = \"http://…\"".into()) };
     let backend = Backend::try_from(backend).map_err(|error| error.to_string())?;
     let prefix = Prefix::try_from(&mount.prefix).map_err(|error| error.to_string())?;
+    let tls = tls(mount, &backend)?;
     let mut proxy = ReverseProxyLayer::try_new(backend)
         .map_err(|error| error.to_string())?
         .prefix(prefix)
@@ -181,6 +179,9 @@ fn mounted(app: Router, mount: &Mount, tunnels: &Tunnels) -> Result<Router, Wron
         Some(Host::Preserve) => proxy.host(HostPolicy::Preserve),
         None => proxy,
     };
+    if let Some(tls) = tls {
+        proxy = proxy.tls(tls);
+    }
     if let Some(ms) = mount.connect_timeout_ms {
         proxy = proxy.connect_timeout(Duration::from_millis(ms));
     }
@@ -205,6 +206,19 @@ fn mounted(app: Router, mount: &Mount, tunnels: &Tunnels) -> Result<Router, Wron
         (false, Some(basic)) => app.layer(proxy.upstream_layer(basic).upstream_layer(trace)),
         (true, Some(basic)) => app.layer(proxy.upstream_layer(remote_user).upstream_layer(basic).upstream_layer(trace)),
     })
+}
+
+/// Whom an `https` backend's certificate has to come from; `None` for a backend without TLS.
+fn tls(mount: &Mount, backend: &Backend) -> Result<Option<Tls>, Wrong> {
+    match (&mount.ca_file, *backend.scheme() == Scheme::HTTPS) {
+        (None, false) => Ok(None),
+        (None, true) => Tls::new().map(Some).map_err(|error| error.to_string()),
+        (Some(_), false) => Err(format!("ca_file: {backend} is spoken to without TLS: write an https:// backend")),
+        (Some(path), true) => {
+            let pem = fs::read(path).map_err(|error| format!("ca_file {path:?}: {error}"))?;
+            Tls::with_ca(pem).map(Some).map_err(|error| format!("ca_file {path:?}: {error}"))
+        }
+    }
 }
 
 async fn whoami(user: Option<Extension<RemoteUser>>) -> String {

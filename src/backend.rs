@@ -189,8 +189,8 @@ impl fmt::Display for InvalidBackend {
             }
             Reason::UnixHere => f.write_str("this platform has no Unix sockets; write an `http://` origin"),
             Reason::Tls => f.write_str(
-                "this version has no TLS of its own; write an `http://` or `unix:` backend, or use `with_upstream` with a \
-                 client that has TLS",
+                "TLS isn't built in; turn on the feature `tls-ring` or `tls-aws-lc-rs`, write an `http://` or `unix:` backend, \
+                 or use `with_upstream` with a client of your own",
             ),
         }
     }

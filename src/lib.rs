@@ -45,7 +45,7 @@
 //! upstream side
 //!  9  Upstream: origin, Host policy
 //! 10  upstream layers: Remote-User, Basic credentials, redirect traces, yours
-//! 11  Client: pool, connect → backend
+//! 11  Client: pool, connect, TLS → backend
 //! response half
 //! 12  101? only to what was offered, then a tunnel.  Else remove hop-by-hop fields
 //! 13  one framing, HTTP/1.1, Via
@@ -63,6 +63,9 @@
 //!
 //! - `axum` (default): reads axum's `OriginalUri` and `ConnectInfo`. Without it, the crate needs axum-core only.
 //! - `http2` (default): HTTP/2 to backends. HTTP/2 clients need no feature of this crate.
+//! - `tls`: TLS to `https` backends, on rustls, with a provider of cryptography of the application's own; see [`Tls`]. Without
+//!   it, an `https` backend is an error.
+//! - `tls-ring`, `tls-aws-lc-rs`: `tls` with that provider.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
@@ -89,6 +92,9 @@ pub mod proxy;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 
+#[cfg(feature = "tls")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+pub use self::client::{InvalidTls, Tls};
 pub use self::{
     backend::{Backend, InvalidBackend},
     basic_auth::BasicAuthLayer,
@@ -103,6 +109,11 @@ pub use self::{
     upgrade::Tunnels,
     upstream::{HostPolicy, Upstream, UpstreamFuture},
 };
+/// The version of rustls that [`Tls::with_config`] takes a configuration of.
+#[cfg(feature = "tls")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+#[doc(no_inline)]
+pub use tokio_rustls::rustls;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -10,10 +10,14 @@ use std::{
 };
 
 use axum_core::body::Body;
+#[cfg(feature = "http2")]
+use http::header::UPGRADE;
 use http::{Method, Request, Response, StatusCode, Uri, Version, uri::PathAndQuery};
 use http_body::Body as _;
 use hyper::client::conn::TrySendError;
 
+#[cfg(feature = "http2")]
+use super::http2::Taken;
 use super::{
     Shared,
     body::{ClientBody, Lease},
@@ -51,8 +55,16 @@ enum State {
     /// A switch of protocols: the connection is about to hand itself over.
     Switching(Box<Connection>, Response<ClientBody>),
     #[cfg(feature = "http2")]
-    Http2(Connecting<Response<ClientBody>>),
+    Http2(Connecting<Http2>),
     Over,
+}
+
+/// What becomes of a request that HTTP/2 is meant for.
+#[cfg(feature = "http2")]
+enum Http2 {
+    Answered(Response<ClientBody>),
+    /// The backend has chosen HTTP/1.1.
+    Http1(Box<Connection>, Request<Body>),
 }
 
 impl ClientFuture {
@@ -87,7 +99,10 @@ impl Future for ClientFuture {
                     return Poll::Ready(Ok(response));
                 }
                 #[cfg(feature = "http2")]
-                State::Http2(response) => return response.as_mut().poll(cx),
+                State::Http2(outcome) => match ready!(outcome.as_mut().poll(cx))? {
+                    Http2::Answered(response) => return Poll::Ready(Ok(response)),
+                    Http2::Http1(connection, request) => this.state = exchange(connection, request, false),
+                },
                 State::Over => panic!("polled after completion"),
             }
         }
@@ -99,8 +114,13 @@ impl ClientFuture {
     fn start(&mut self) {
         let State::Start(request) = mem::replace(&mut self.state, State::Over) else { return };
         #[cfg(feature = "http2")]
-        if self.shared.http2 {
-            self.state = State::Http2(Box::pin(http2(self.shared.clone(), request)));
+        if self.shared.is_for_http2(&request) {
+            // What the backend chose before is used up first.
+            let idle = if self.shared.connections.are_http1() { self.shared.pool.take() } else { None };
+            self.state = match idle {
+                Some(connection) => exchange(connection, request, true),
+                None => State::Http2(Box::pin(http2(self.shared.clone(), request))),
+            };
             return;
         }
         self.state = match self.shared.pool.take() {
@@ -178,11 +198,51 @@ fn is_closed(error: &TrySendError<Request<Body>>) -> bool {
     let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
     error.is_incomplete_message()
         || error.is_canceled()
-        || cause.is_some_and(|cause| matches!(cause.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe))
+        || cause.is_some_and(|cause| {
+            use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+            // The last one is an end of TCP without TLS's own.
+            matches!(cause.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+        })
 }
 
 #[cfg(feature = "http2")]
-async fn http2(shared: Arc<Shared>, mut request: Request<Body>) -> Result<Response<ClientBody>, Error> {
+impl Shared {
+    /// Whether HTTP/2 is to be spoken for a request. An upgrade is HTTP/1.1's: over TLS, a connection without the choice is
+    /// made for it.
+    fn is_for_http2(&self, request: &Request<Body>) -> bool {
+        self.http2 && !(self.connector.negotiates() && request.headers().contains_key(UPGRADE))
+    }
+}
+
+#[cfg(feature = "http2")]
+async fn http2(shared: Arc<Shared>, mut request: Request<Body>) -> Result<Http2, Error> {
+    let mut stream = match shared.take_http2().await? {
+        Taken::Http2(stream) => stream,
+        Taken::Http1(connection) => return Ok(Http2::Http1(connection, request)),
+    };
+    request = as_http2(request)?;
+    // What isn't sent may be sent again: a connection that was going away, a stream that was refused.
+    for attempt in 0..2 {
+        match stream.sender.try_send_request(request).await {
+            Ok(response) => return Ok(Http2::Answered(response.map(|body| ClientBody::shared(body, stream)))),
+            Err(mut error) => match error.take_message() {
+                Some(unsent) => request = unsent,
+                None => return Err(classify(error.into_error().into(), ErrorKind::Closed)),
+            },
+        }
+        if attempt == 0 {
+            stream = match shared.take_http2().await? {
+                Taken::Http2(stream) => stream,
+                // A backend that has changed its mind since a moment ago.
+                Taken::Http1(_) => break,
+            };
+        }
+    }
+    Err(ErrorKind::Closed.into())
+}
+
+#[cfg(feature = "http2")]
+fn as_http2(mut request: Request<Body>) -> Result<Request<Body>, Error> {
     use http_body_util::BodyExt;
 
     *request.version_mut() = Version::HTTP_2;
@@ -195,28 +255,16 @@ async fn http2(shared: Arc<Shared>, mut request: Request<Body>) -> Result<Respon
         parts.scheme.get_or_insert(http::uri::Scheme::HTTP);
         *request.uri_mut() = Uri::from_parts(parts).map_err(|_| ErrorKind::Host)?;
     }
-    if let Some(NotATrailer(name)) = request.extensions_mut().remove() {
-        request = request.map(|body| {
-            Body::new(body.map_frame(move |mut frame| {
-                if let Some(trailers) = frame.trailers_mut() {
-                    remove_spellings(trailers, &name);
-                }
-                frame
-            }))
-        });
-    }
-    // What isn't sent may be sent again: a connection that was going away, a stream that was refused.
-    for _ in 0..2 {
-        let mut stream = shared.take_http2().await?;
-        match stream.sender.try_send_request(request).await {
-            Ok(response) => return Ok(response.map(|body| ClientBody::shared(body, stream))),
-            Err(mut error) => match error.take_message() {
-                Some(unsent) => request = unsent,
-                None => return Err(classify(error.into_error().into(), ErrorKind::Closed)),
-            },
-        }
-    }
-    Err(ErrorKind::Closed.into())
+    let Some(NotATrailer(name)) = request.extensions_mut().remove() else { return Ok(request) };
+    // HTTP/2 sends trailers whether they were announced or not.
+    Ok(request.map(|body| {
+        Body::new(body.map_frame(move |mut frame| {
+            if let Some(trailers) = frame.trailers_mut() {
+                remove_spellings(trailers, &name);
+            }
+            frame
+        }))
+    }))
 }
 
 impl fmt::Debug for ClientFuture {

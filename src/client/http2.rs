@@ -5,7 +5,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -13,7 +13,7 @@ use axum_core::body::Body;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
-use super::connect::Stream as Io;
+use super::{connect::Stream as Io, http1::Connection};
 
 /// The HTTP/2 connections to one backend.
 #[derive(Debug, Default)]
@@ -21,6 +21,15 @@ pub(super) struct Connections {
     open: Mutex<Vec<Shared>>,
     /// Held while a connection is made: a burst waits for one, and then sees whether it needs another.
     pub(super) connecting: tokio::sync::Mutex<()>,
+    /// Whether the backend chose HTTP/1.1 the last time that it could choose.
+    http1: AtomicBool,
+}
+
+/// What a backend that may choose has chosen.
+#[derive(Debug)]
+pub(super) enum Taken {
+    Http2(Stream),
+    Http1(Box<Connection>),
 }
 
 /// A connection, and how full it is.
@@ -54,6 +63,14 @@ impl Connections {
         let mut open = self.lock();
         open.retain(|shared| !shared.sender.is_closed());
         open.iter().find_map(Shared::take)
+    }
+
+    pub(super) fn are_http1(&self) -> bool {
+        self.http1.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_http1(&self, http1: bool) {
+        self.http1.store(http1, Ordering::Relaxed);
     }
 
     /// Makes a connection of a stream, and takes a place on it.

@@ -11,6 +11,8 @@ mod http1;
 #[cfg(feature = "http2")]
 mod http2;
 mod pool;
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::{
     fmt,
@@ -23,8 +25,14 @@ use axum_core::body::Body;
 use http::{HeaderMap, Request, Response, header::AUTHORIZATION, uri::Scheme};
 use tower_service::Service;
 
+#[cfg(feature = "tls")]
+pub use self::tls::{InvalidTls, Tls};
 pub use self::{body::ClientBody, future::ClientFuture};
-use self::{connect::Connector, http1::Connection, pool::Pool};
+use self::{
+    connect::{Connector, Offer},
+    http1::Connection,
+    pool::Pool,
+};
 use crate::{
     backend::{Backend, InvalidBackend},
     error::Error,
@@ -55,10 +63,15 @@ pub(crate) struct ClientOptions {
     pub(crate) preserve_header_case: bool,
     #[cfg(feature = "http2")]
     pub(crate) http2: bool,
+    /// Made once, not with every option that is set: it reads the platform's roots. An error shows when it connects: by then
+    /// it may have been replaced.
+    #[cfg(feature = "tls")]
+    pub(crate) tls: Option<Result<Tls, InvalidTls>>,
 }
 
-impl Default for ClientOptions {
-    fn default() -> Self {
+impl ClientOptions {
+    /// The defaults for a backend.
+    pub(crate) fn new(backend: &Backend) -> Self {
         Self {
             connect_timeout: Some(Duration::from_secs(5)),
             // Below the keep-alive times that most servers have.
@@ -67,6 +80,8 @@ impl Default for ClientOptions {
             preserve_header_case: false,
             #[cfg(feature = "http2")]
             http2: false,
+            #[cfg(feature = "tls")]
+            tls: (*backend.scheme() == Scheme::HTTPS).then(Tls::new),
         }
     }
 }
@@ -88,7 +103,11 @@ struct Shared {
 ///
 /// `https` without TLS: it's never answered with plaintext.
 pub(crate) fn check(backend: &Backend) -> Result<(), InvalidBackend> {
-    if *backend.scheme() == Scheme::HTTP { Ok(()) } else { Err(InvalidBackend::no_tls(backend)) }
+    check_with(backend, cfg!(feature = "tls"))
+}
+
+fn check_with(backend: &Backend, has_tls: bool) -> Result<(), InvalidBackend> {
+    if has_tls || *backend.scheme() == Scheme::HTTP { Ok(()) } else { Err(InvalidBackend::no_tls(backend)) }
 }
 
 impl Client {
@@ -96,7 +115,7 @@ impl Client {
     pub(crate) fn new(backend: &Backend, options: &ClientOptions) -> Self {
         Self {
             shared: Arc::new(Shared {
-                connector: Connector::new(backend, options.connect_timeout),
+                connector: Connector::new(backend, options),
                 pool: Pool::new(options.pool_idle_timeout, options.pool_max_idle),
                 preserve_header_case: options.preserve_header_case,
                 #[cfg(feature = "http2")]
@@ -110,20 +129,32 @@ impl Client {
 
 impl Shared {
     async fn connect_http1(&self) -> Result<Connection, Error> {
-        self.connector.connect(|stream| Connection::handshake(stream, self.preserve_header_case)).await
+        self.connector.connect(Offer::Http1, |stream| Connection::handshake(stream, self.preserve_header_case)).await
     }
 
     /// Takes a place on an HTTP/2 connection, on a new one if the streams of those that are open have run out.
     #[cfg(feature = "http2")]
-    async fn take_http2(&self) -> Result<http2::Stream, Error> {
+    async fn take_http2(&self) -> Result<http2::Taken, Error> {
         if let Some(stream) = self.connections.take() {
-            return Ok(stream);
+            return Ok(http2::Taken::Http2(stream));
         }
-        let _connecting = self.connections.connecting.lock().await;
+        let connecting = self.connections.connecting.lock().await;
         if let Some(stream) = self.connections.take() {
-            return Ok(stream);
+            return Ok(http2::Taken::Http2(stream));
         }
-        self.connector.connect(|stream| self.connections.open(stream)).await
+        // Nobody waits for a connection that it can't share.
+        let _connecting = (!self.connections.are_http1()).then_some(connecting);
+        self.connector
+            .connect(Offer::Http2, async |stream| {
+                let chose_http1 = stream.has_chosen_http1();
+                self.connections.set_http1(chose_http1);
+                if chose_http1 {
+                    let connection = Connection::handshake(stream, self.preserve_header_case).await?;
+                    return Ok(http2::Taken::Http1(Box::new(connection)));
+                }
+                Ok(http2::Taken::Http2(self.connections.open(stream).await?))
+            })
+            .await
     }
 }
 
@@ -181,7 +212,8 @@ mod tests {
     #[test]
     fn https_is_an_error_before_anything_is_sent() {
         let backend = "https://backend.example".parse().unwrap();
-        let error = check(&backend).unwrap_err();
-        assert!(error.to_string().contains("no TLS"), "{error}");
+        let error = check_with(&backend, false).unwrap_err();
+        assert!(error.to_string().contains("feature `tls-ring`"), "{error}");
+        assert_eq!(check(&backend).is_ok(), cfg!(feature = "tls"));
     }
 }

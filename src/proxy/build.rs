@@ -22,7 +22,8 @@ pub struct ToBackend<L = Identity> {
 
 impl ToBackend {
     pub(super) fn new(backend: Backend) -> Self {
-        Self { to: To::new(backend), client: ClientOptions::default(), layers: Identity::new() }
+        let client = ClientOptions::new(&backend);
+        Self { to: To::new(backend), client, layers: Identity::new() }
     }
 }
 

@@ -8,6 +8,8 @@ use ipnet::IpNet;
 use tower_layer::Layer;
 
 use super::{build::ToBackend, layer::ReverseProxyLayer};
+#[cfg(feature = "tls")]
+use crate::client::Tls;
 use crate::{
     client::Client,
     error::Error,
@@ -258,11 +260,28 @@ impl<C, L: Layer<Client, Service = C>> ReverseProxyLayer<Upstream<C>, ToBackend<
         self.rebuild(|parts| parts.client.pool_max_idle = connections)
     }
 
-    /// Speaks HTTP/2 to the backend, with prior knowledge. Default: `false`, HTTP/1.1.
+    /// Speaks HTTP/2 to the backend. Default: `false`, HTTP/1.1.
+    ///
+    /// An `http` or Unix-socket backend is known to have it; an `https` backend is offered it, and HTTP/1.1 (ALPN), and is
+    /// spoken to in what it chooses. WebSockets go to `https` backends over connections of their own, in HTTP/1.1.
     #[cfg(feature = "http2")]
     #[cfg_attr(docsrs, doc(cfg(feature = "http2")))]
     pub fn http2(self, http2: bool) -> Self {
         self.rebuild(|parts| parts.client.http2 = http2)
+    }
+
+    /// Sets how TLS is spoken to an `https` backend. Default: [`Tls::new`], with the platform's roots.
+    ///
+    /// # Panics
+    ///
+    /// If the backend isn't `https`: it would be spoken to in plaintext.
+    #[cfg(feature = "tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+    #[track_caller]
+    pub fn tls(self, tls: Tls) -> Self {
+        let backend = &self.parts.to.backend;
+        assert!(*backend.scheme() == Scheme::HTTPS, "TLS for the backend \"{backend}\": write an `https://` origin");
+        self.rebuild(|parts| parts.client.tls = Some(Ok(tls)))
     }
 
     /// Keeps the case of the backend's field names, if the server in front does so too (hyper's

@@ -1,0 +1,352 @@
+//! TLS to an `https` backend: whom it trusts, who it is itself, and the handshake.
+
+use std::{error, fmt, io, sync::Arc};
+
+use tokio::net::TcpStream;
+use tokio_rustls::{
+    TlsConnector,
+    client::TlsStream,
+    rustls::{
+        self, ClientConfig, RootCertStore,
+        crypto::CryptoProvider,
+        pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+        sign::{CertifiedKey, SingleCertAndKey},
+    },
+};
+
+use super::connect::Offer;
+use crate::backend::Backend;
+
+/// How TLS is spoken to an `https` backend: which roots are trusted, which certificate is shown, which name is asked for.
+///
+/// A backend's certificate is always verified: that a trusted root vouches for it, that it's in its time, and that it is for
+/// the backend's name or address. There's no switch for that.
+///
+/// ```
+/// # fn main() -> Result<(), tower_reverse_proxy::InvalidTls> {
+/// # #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))] {
+/// use tower_reverse_proxy::{ReverseProxyLayer, Tls};
+/// # let (ca, chain, key) = certificates();
+///
+/// // PEM, as it's read from a file.
+/// let tls = Tls::with_ca(&ca)?.client_certificate(&chain, &key)?.server_name("internal.example")?;
+/// let proxy = ReverseProxyLayer::new("https://10.0.0.7").tls(tls);
+/// # let _ = proxy;
+/// # }
+/// # Ok(())
+/// # }
+/// # fn certificates() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
+/// #     let made = rcgen::generate_simple_self_signed(["internal.example".to_owned()]).unwrap();
+/// #     let (pem, key) = (made.cert.pem().into_bytes(), made.signing_key.serialize_pem().into_bytes());
+/// #     (pem.clone(), pem, key)
+/// # }
+/// ```
+///
+/// # The provider
+///
+/// The cryptography is the process's own provider, if the application has installed one by then
+/// ([`CryptoProvider::install_default`]), else that of the feature: `tls-aws-lc-rs`, or `tls-ring`.
+/// [`with_config`](Self::with_config) takes any other.
+#[derive(Clone)]
+#[must_use]
+pub struct Tls {
+    config: Arc<ClientConfig>,
+    server_name: Option<ServerName<'static>>,
+}
+
+impl Tls {
+    /// Trusts the platform's roots. It's what a proxy to an `https` backend does by itself.
+    ///
+    /// They are read here, from the system's store or from where `SSL_CERT_FILE` and `SSL_CERT_DIR` say.
+    ///
+    /// # Errors
+    ///
+    /// If there are none, or no provider. A proxy that isn't given its `Tls` says so only when it connects.
+    pub fn new() -> Result<Self, InvalidTls> {
+        let found = rustls_native_certs::load_native_certs();
+        let mut roots = RootCertStore::empty();
+        // Of the many that a platform has, some are always too odd to be read.
+        let (added, _) = roots.add_parsable_certificates(found.certs);
+        if added == 0 {
+            let why = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
+            return Err(InvalidTls::new(format!(
+                "the platform has no root certificates{why}; install its package of CA certificates, or name the backend's \
+                 CA with `Tls::with_ca`"
+            )));
+        }
+        Self::with_roots(roots)
+    }
+
+    /// Trusts a CA of one's own, and no other: one or more certificates in PEM.
+    ///
+    /// # Errors
+    ///
+    /// If there's no certificate in it, or one that can't be read, or no provider.
+    pub fn with_ca(pem: impl AsRef<[u8]>) -> Result<Self, InvalidTls> {
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates(pem.as_ref(), "the CA")? {
+            roots.add(certificate).map_err(|error| {
+                InvalidTls::new(format!("the CA has a certificate that can't be read ({error}); write X.509 in PEM"))
+            })?;
+        }
+        Self::with_roots(roots)
+    }
+
+    /// Takes everything from a configuration of rustls: another provider, other versions, a verifier of one's own.
+    ///
+    /// Its ALPN protocols are set by the proxy.
+    pub fn with_config(config: impl Into<Arc<ClientConfig>>) -> Self {
+        Self { config: config.into(), server_name: None }
+    }
+
+    fn with_roots(roots: RootCertStore) -> Result<Self, InvalidTls> {
+        let config = ClientConfig::builder_with_provider(provider()?)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| InvalidTls::new(format!("the provider can't be used: {error}")))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self::with_config(config))
+    }
+
+    /// Shows a certificate to a backend that asks for one: the chain, the client's own certificate first, and its private
+    /// key, both in PEM (PKCS #8, PKCS #1 or SEC1, not encrypted). Default: none.
+    ///
+    /// # Errors
+    ///
+    /// If either can't be read, or the key isn't the certificate's. The error doesn't repeat the key.
+    pub fn client_certificate(mut self, chain: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Result<Self, InvalidTls> {
+        let chain = certificates(chain.as_ref(), "the client's chain")?;
+        // What can't be read of a key isn't said: it may be the key.
+        let key = PrivateKeyDer::from_pem_slice(key.as_ref()).map_err(|_| {
+            InvalidTls::new("the client's key has no private key in it; write one in PEM, not encrypted: `-----BEGIN PRIVATE KEY-----`")
+        })?;
+        let certified = CertifiedKey::from_der(chain, key, self.config.crypto_provider()).map_err(|error| {
+            InvalidTls::new(format!(
+                "the client's certificate and key can't be used ({error}); write those that belong together"
+            ))
+        })?;
+        Arc::make_mut(&mut self.config).client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certified));
+        Ok(self)
+    }
+
+    /// Sets the name that the backend is asked for (SNI, RFC 6066, section 3) and that its certificate has to be for: a DNS
+    /// name, or an address, which SNI doesn't say. Default: the backend's host.
+    ///
+    /// # Errors
+    ///
+    /// If it's neither. A port isn't part of a name.
+    pub fn server_name(mut self, name: &str) -> Result<Self, InvalidTls> {
+        self.server_name = Some(parse_name(name)?);
+        Ok(self)
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("server_name", &self.server_name).finish_non_exhaustive()
+    }
+}
+
+/// The error of what TLS can't be made of. Its text says what is wrong and what to write instead, and repeats no key.
+#[derive(Clone, Debug)]
+pub struct InvalidTls {
+    message: Arc<str>,
+}
+
+impl InvalidTls {
+    fn new(message: impl Into<Arc<str>>) -> Self {
+        Self { message: message.into() }
+    }
+}
+
+impl fmt::Display for InvalidTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "invalid TLS: {}", self.message)
+    }
+}
+
+impl error::Error for InvalidTls {}
+
+/// Makes the handshakes with one backend.
+pub(super) struct Handshaker {
+    name: ServerName<'static>,
+    http1: TlsConnector,
+    #[cfg(feature = "http2")]
+    http2: TlsConnector,
+}
+
+impl Handshaker {
+    pub(super) fn new(tls: &Tls, backend: &Backend) -> Result<Self, InvalidTls> {
+        let name = match &tls.server_name {
+            Some(name) => name.clone(),
+            None => parse_name(backend.authority().host().trim_start_matches('[').trim_end_matches(']'))?,
+        };
+        let offering = |protocols: &[&[u8]]| {
+            let mut config = ClientConfig::clone(&tls.config);
+            config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+            TlsConnector::from(Arc::new(config))
+        };
+        Ok(Self {
+            name,
+            http1: offering(&[b"http/1.1"]),
+            #[cfg(feature = "http2")]
+            http2: offering(&[b"h2", b"http/1.1"]),
+        })
+    }
+
+    /// Makes a handshake, in which the backend chooses what is spoken (ALPN, RFC 7301).
+    pub(super) async fn handshake(
+        &self,
+        tcp: TcpStream,
+        offer: Offer,
+    ) -> Result<Box<TlsStream<TcpStream>>, HandshakeError> {
+        let connector = match offer {
+            Offer::Http1 => &self.http1,
+            #[cfg(feature = "http2")]
+            Offer::Http2 => &self.http2,
+        };
+        match connector.connect(self.name.clone(), tcp).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(error) => Err(HandshakeError { name: self.name.clone(), cause: Cause::from(error) }),
+        }
+    }
+}
+
+impl fmt::Debug for Handshaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handshaker").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// A handshake that failed, and as whom the backend was asked. The cause says what failed, such as the verification.
+#[derive(Debug)]
+pub(super) struct HandshakeError {
+    name: ServerName<'static>,
+    cause: Cause,
+}
+
+#[derive(Debug)]
+enum Cause {
+    Tls(rustls::Error),
+    Io(io::Error),
+}
+
+impl From<io::Error> for Cause {
+    /// What rustls says comes wrapped in an I/O error, which would hide it from who looks for it.
+    fn from(error: io::Error) -> Self {
+        match error.downcast::<rustls::Error>() {
+            Ok(error) => Self::Tls(error),
+            Err(error) => Self::Io(error),
+        }
+    }
+}
+
+impl fmt::Display for HandshakeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the TLS handshake with {:?} failed", self.name.to_str())
+    }
+}
+
+impl error::Error for HandshakeError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match &self.cause {
+            Cause::Tls(error) => Some(error),
+            Cause::Io(error) => Some(error),
+        }
+    }
+}
+
+fn provider() -> Result<Arc<CryptoProvider>, InvalidTls> {
+    if let Some(installed) = CryptoProvider::get_default() {
+        return Ok(installed.clone());
+    }
+    #[cfg(feature = "tls-aws-lc-rs")]
+    return Ok(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    #[cfg(all(feature = "tls-ring", not(feature = "tls-aws-lc-rs")))]
+    return Ok(Arc::new(rustls::crypto::ring::default_provider()));
+    #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs")))]
+    Err(InvalidTls::new(
+        "no provider of cryptography; turn on the feature `tls-ring` or `tls-aws-lc-rs`, install one for the process, or \
+         use `Tls::with_config`",
+    ))
+}
+
+fn parse_name(name: &str) -> Result<ServerName<'static>, InvalidTls> {
+    ServerName::try_from(name.to_owned()).map_err(|_| {
+        InvalidTls::new(format!(
+            "{name:?} is no name that a certificate can be for; write for example \"backend.example\""
+        ))
+    })
+}
+
+fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, InvalidTls> {
+    const WRITE: &str = "write X.509 in PEM: `-----BEGIN CERTIFICATE-----`";
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let all = all.map_err(|error| InvalidTls::new(format!("{what} isn't valid PEM ({error}); {WRITE}")))?;
+    if all.is_empty() {
+        return Err(InvalidTls::new(format!("{what} has no certificate in it; {WRITE}")));
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+#[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
+mod tests {
+    use super::*;
+
+    fn made() -> (String, String) {
+        let made = rcgen::generate_simple_self_signed(["backend.example".to_owned()]).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    }
+
+    #[test]
+    fn what_cant_be_used_says_what_to_write() {
+        let (pem, key) = made();
+        let (_, other) = made();
+        let tls = || Tls::with_ca(&pem).unwrap();
+        let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        for (error, hint) in [
+            (Tls::with_ca("").unwrap_err(), "no certificate in it; write X.509 in PEM"),
+            (Tls::with_ca(&key).unwrap_err(), "no certificate in it; write X.509 in PEM"),
+            (Tls::with_ca("-----BEGIN CERTIFICATE-----\nAAAA\n").unwrap_err(), "isn't valid PEM"),
+            (Tls::with_ca(garbage).unwrap_err(), "can't be read"),
+            (tls().client_certificate("", &key).unwrap_err(), "the client's chain has no certificate"),
+            (tls().client_certificate(&pem, &pem).unwrap_err(), "BEGIN PRIVATE KEY"),
+            (tls().client_certificate(&pem, &other).unwrap_err(), "belong together"),
+            (tls().server_name("backend.example:443").unwrap_err(), "write for example"),
+            (tls().server_name("").unwrap_err(), "write for example"),
+        ] {
+            assert!(error.to_string().contains(hint), "{error}");
+        }
+        for good in ["backend.example", "127.0.0.1", "::1"] {
+            assert!(tls().server_name(good).is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_not_shown() {
+        let (pem, key) = made();
+        let body = key.lines().nth(1).unwrap();
+        let tls = Tls::with_ca(&pem).unwrap().client_certificate(&pem, &key).unwrap();
+        assert!(!format!("{tls:?}").contains(body));
+        // A key that is cut short.
+        let error = Tls::with_ca(&pem).unwrap().client_certificate(&pem, &key[..key.len() - 30]).unwrap_err();
+        assert!(!format!("{error} {error:?}").contains(body), "{error:?}");
+    }
+
+    #[test]
+    fn the_name_is_the_backends() {
+        let (pem, _) = made();
+        let tls = Tls::with_ca(pem).unwrap();
+        for (backend, name) in [
+            ("https://backend.example:8443", "backend.example"),
+            ("https://127.0.0.1", "127.0.0.1"),
+            ("https://[::1]:8443", "::1"),
+        ] {
+            let handshaker = Handshaker::new(&tls, &backend.parse().unwrap()).unwrap();
+            assert_eq!(handshaker.name.to_str(), name);
+        }
+        let error = Handshaker::new(&tls, &"https://a%20b".parse().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("a%20b"), "{error}");
+    }
+}
