@@ -16,13 +16,13 @@ use http::{Method, Request, Response, StatusCode, Uri, Version, uri::PathAndQuer
 use http_body::Body as _;
 use hyper::client::conn::TrySendError;
 
-#[cfg(feature = "http2")]
-use super::http2::Taken;
 use super::{
     Shared,
     body::{ClientBody, Lease},
     http1::Connection,
 };
+#[cfg(feature = "http2")]
+use super::{http2::Taken, websocket};
 use crate::error::{Error, ErrorKind, classify};
 #[cfg(feature = "http2")]
 use crate::{headers::identity::remove_spellings, identity::NotATrailer};
@@ -220,11 +220,25 @@ async fn http2(shared: Arc<Shared>, mut request: Request<Body>) -> Result<Http2,
         Taken::Http2(stream) => stream,
         Taken::Http1(connection) => return Ok(Http2::Http1(connection, request)),
     };
+    let mut accept = None;
+    if request.headers().contains_key(UPGRADE) {
+        if !websocket::is_asked_for(&request) || !stream.can_connect().await {
+            // What carries it then is HTTP/1.1, if the backend has that too.
+            return Ok(Http2::Http1(Box::new(shared.connect_http1().await?), request));
+        }
+        accept = Some(websocket::as_connect(&mut request));
+    }
     request = as_http2(request)?;
     // What isn't sent may be sent again: a connection that was going away, a stream that was refused.
     for attempt in 0..2 {
         match stream.sender.try_send_request(request).await {
-            Ok(response) => return Ok(Http2::Answered(response.map(|body| ClientBody::shared(body, stream)))),
+            Ok(response) => {
+                let response = response.map(|body| ClientBody::shared(body, stream));
+                return Ok(Http2::Answered(match accept {
+                    Some(accept) => websocket::as_switch(response, accept),
+                    None => response,
+                }));
+            }
             Err(mut error) => match error.take_message() {
                 Some(unsent) => request = unsent,
                 None => return Err(classify(error.into_error().into(), ErrorKind::Closed)),

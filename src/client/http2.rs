@@ -7,11 +7,13 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use axum_core::body::Body;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{sync::Notify, time::timeout};
 
 use super::{connect::Stream as Io, http1::Connection};
 
@@ -45,6 +47,10 @@ struct Load {
     streams: AtomicUsize,
     /// How many the backend allows, as far as it has said.
     most: AtomicUsize,
+    /// Whether the backend offers extended CONNECT, as far as it has said.
+    connect: AtomicBool,
+    /// That it has said so.
+    said: Notify,
 }
 
 /// A place on a connection, until it's dropped.
@@ -56,6 +62,9 @@ pub(super) struct Stream {
 
 /// How many streams a backend is thought to allow before it says so: what hyper opens at the most until then.
 const ASSUMED: usize = 100;
+
+/// How long a backend may take to introduce itself.
+const FIRST_FRAME: Duration = Duration::from_secs(1);
 
 impl Connections {
     /// Takes a place on the first connection that has one.
@@ -80,7 +89,12 @@ impl Connections {
             .adaptive_window(true)
             .handshake(TokioIo::new(io))
             .await?;
-        let load = Arc::new(Load { streams: AtomicUsize::new(1), most: AtomicUsize::new(ASSUMED) });
+        let load = Arc::new(Load {
+            streams: AtomicUsize::new(1),
+            most: AtomicUsize::new(ASSUMED),
+            connect: AtomicBool::new(false),
+            said: Notify::new(),
+        });
         self.lock().push(Shared { sender: sender.clone(), load: load.clone() });
         let told = load.clone();
         tokio::spawn(async move {
@@ -88,6 +102,9 @@ impl Connections {
             let over = poll_fn(|cx| {
                 let over = driver.as_mut().poll(cx);
                 told.most.store(driver.current_max_send_streams(), Ordering::Relaxed);
+                if driver.is_extended_connect_protocol_enabled() && !told.connect.swap(true, Ordering::Relaxed) {
+                    told.said.notify_waiters();
+                }
                 over
             });
             if let Err(error) = over.await {
@@ -110,6 +127,17 @@ impl Shared {
         }
         self.load.streams.fetch_add(1, Ordering::Relaxed);
         Some(Stream { sender: self.sender.clone(), load: self.load.clone() })
+    }
+}
+
+impl Stream {
+    /// Whether the connection can carry a WebSocket.
+    ///
+    /// A backend says so in its first frame, which may not have come yet. It never says that it doesn't.
+    pub(super) async fn can_connect(&self) -> bool {
+        let mut said = pin!(self.load.said.notified());
+        said.as_mut().enable();
+        self.load.connect.load(Ordering::Relaxed) || timeout(FIRST_FRAME, said).await.is_ok()
     }
 }
 

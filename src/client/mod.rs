@@ -13,6 +13,8 @@ mod http2;
 mod pool;
 #[cfg(feature = "tls")]
 mod tls;
+#[cfg(feature = "http2")]
+mod websocket;
 
 use std::{
     fmt,

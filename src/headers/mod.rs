@@ -8,6 +8,8 @@ pub(crate) mod host;
 pub(crate) mod identity;
 pub(crate) mod location;
 pub(crate) mod via;
+#[cfg(feature = "http2")]
+pub(crate) mod websocket;
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,

@@ -298,3 +298,89 @@ async fn over_http2_no_tunnel_opens_without_a_handshake() {
     request.extensions_mut().insert(Protocol::from_static("connect-udp"));
     assert_eq!(client.send_request(request).await.unwrap().status(), 501);
 }
+
+/// A backend of HTTP/2 with extended CONNECT, or without, that accepts a WebSocket and echoes.
+async fn http2_backend(has_connect: bool) -> String {
+    use std::convert::Infallible;
+
+    use axum::{body::Bytes, http::Response};
+    use http_body_util::Empty;
+    use hyper_util::rt::TokioExecutor;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            if has_connect {
+                server.enable_connect_protocol();
+            }
+            let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| async move {
+                assert_eq!(request.method(), "CONNECT");
+                assert_eq!(request.extensions().get::<Protocol>().unwrap().as_str(), "websocket");
+                assert_eq!(
+                    (request.uri().path(), request.headers()["sec-websocket-version"].as_bytes()),
+                    ("/chat", &b"13"[..])
+                );
+                assert!(!request.headers().contains_key("sec-websocket-key"));
+                tokio::spawn(async move {
+                    let mut stream = TokioIo::new(hyper::upgrade::on(request).await.unwrap());
+                    let (mut read, mut write) = tokio::io::split(&mut stream);
+                    tokio::io::copy(&mut read, &mut write).await.unwrap();
+                    write.shutdown().await.unwrap();
+                });
+                Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+            });
+            tokio::spawn(server.serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    origin
+}
+
+async fn proxied_to_http2(origin: String) -> SocketAddr {
+    front(Router::new().layer(ReverseProxyLayer::new(origin).http2(true))).await
+}
+
+#[tokio::test]
+async fn a_backend_of_http2_gets_a_websocket_by_extended_connect() {
+    let addr = proxied_to_http2(http2_backend(true).await).await;
+    // Of a client of HTTP/1.1: it's answered as it asked.
+    let mut wire = client(addr).await;
+    wire.send(OFFER.replace("/chat?a=%2F", "/chat").as_bytes()).await;
+    let answer = wire.message().await.unwrap();
+    assert_eq!((answer.status(), answer.field("upgrade")), (101, Some("websocket")));
+    assert_eq!(answer.field("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+    wire.send(b"hello").await;
+    assert_eq!(wire.bytes(5).await, b"hello");
+    wire.stream.shutdown().await.unwrap();
+    assert!(wire.closed().await);
+    // Of a client of HTTP/2.
+    let mut client = http2(addr).await;
+    let response = client.send_request(connect("/chat")).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    stream.write_all(b"hello").await.unwrap();
+    let mut echoed = [0; 5];
+    stream.read_exact(&mut echoed).await.unwrap();
+    assert_eq!(&echoed, b"hello");
+}
+
+#[tokio::test]
+async fn a_backend_of_http2_that_cannot_carry_it_is_asked_in_http1() {
+    // This one has both, and extended CONNECT in neither.
+    let app = Router::new().fallback(|| async { (axum::http::StatusCode::UPGRADE_REQUIRED, "in HTTP/1.1") });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = hyper_util::service::TowerToHyperService::new(app.clone());
+            tokio::spawn(async move {
+                let server = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
+                let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    let answer = ask(proxied_to_http2(origin).await, OFFER).await;
+    assert_eq!((answer.status(), &*answer.text()), (426, "in HTTP/1.1"));
+    // And this one has HTTP/2 alone.
+    assert_eq!(ask(proxied_to_http2(http2_backend(false).await).await, OFFER).await.status(), 502);
+}
