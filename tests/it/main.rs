@@ -13,4 +13,6 @@ mod mounting;
 mod pool;
 mod request;
 mod response;
+#[cfg(feature = "tls-ring")]
+mod tls;
 mod upstream_side;
