@@ -13,5 +13,7 @@ mod mounting;
 mod pool;
 mod request;
 mod response;
+#[cfg(feature = "tls-ring")]
+mod tls;
 mod upgrade;
 mod upstream_side;

@@ -1,0 +1,483 @@
+//! TLS to the backend: whom the proxy believes, what it shows, what is spoken then, and what it says when it fails.
+
+use std::{
+    error::Error as _,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{Router, extract::Request, response::IntoResponse};
+use hyper::service::service_fn;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Barrier,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tower_reverse_proxy::{
+    Error, ErrorKind, ReverseProxyLayer, Tls,
+    rustls::{
+        self, ClientConfig, ProtocolVersion, RootCertStore, ServerConfig,
+        crypto::{CryptoProvider, ring},
+        server::WebPkiClientVerifier,
+    },
+};
+
+use crate::support::{Message, PATIENCE, Wire, ask, backend, client, front, get};
+
+type Accepted = TlsStream<TcpStream>;
+
+#[cfg(feature = "http2")]
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// A CA, and what it signs.
+struct Ca(CertifiedIssuer<'static, KeyPair>);
+
+struct Signed {
+    certificate: rcgen::Certificate,
+    key: KeyPair,
+}
+
+impl Ca {
+    fn new() -> Self {
+        // By their names they're told apart.
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let mut params = CertificateParams::default();
+        let name = format!("CA {}", COUNT.fetch_add(1, Ordering::Relaxed));
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn sign(&self, name: &str) -> Signed {
+        self.sign_with(name, |_| {})
+    }
+
+    fn sign_with(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Signed {
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        Signed { certificate: params.signed_by(&key, &self.0).unwrap(), key }
+    }
+
+    fn tls(&self) -> Tls {
+        Tls::with_ca(self.0.pem()).unwrap()
+    }
+
+    fn roots(&self) -> Arc<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).unwrap();
+        Arc::new(roots)
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+/// A server with this certificate, that chooses from these protocols.
+fn server(signed: &Signed, protocols: &[&str]) -> ServerConfig {
+    let config = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
+    let chain = vec![signed.certificate.der().clone()];
+    let mut config =
+        config.with_no_client_auth().with_single_cert(chain, signed.key.serialize_der().try_into().unwrap()).unwrap();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+    config
+}
+
+/// Accepts TLS, and hands out each connection with its number. Returns the origin to proxy to.
+async fn tls_backend<F>(config: ServerConfig, talk: impl Fn(usize, Accepted) -> F + Send + Sync + 'static) -> String
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let (count, talk) = (AtomicUsize::new(0), Arc::new(talk));
+    let origin = backend(move |wire| {
+        let number = count.fetch_add(1, Ordering::Relaxed);
+        let (acceptor, talk) = (acceptor.clone(), talk.clone());
+        async move {
+            if let Ok(stream) = acceptor.accept(wire.stream).await {
+                talk(number, stream).await;
+            }
+        }
+    })
+    .await;
+    origin.replace("http:", "https:")
+}
+
+/// A backend that answers each request with what its TLS says of the connection, and the connection's number.
+async fn telling(config: ServerConfig, tell: fn(&rustls::ServerConnection) -> String) -> String {
+    tls_backend(config, move |number, stream| async move {
+        let told = format!("{} {number}", tell(stream.get_ref().1));
+        let mut wire = Wire::new(stream);
+        while wire.message().await.is_some() {
+            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{told}", told.len()).as_bytes()).await;
+        }
+    })
+    .await
+}
+
+fn nothing(_: &rustls::ServerConnection) -> String {
+    "over TLS".into()
+}
+
+/// A front whose failures say their kind and the whole chain of causes, as the log has it.
+async fn proxied(proxy: ReverseProxyLayer) -> SocketAddr {
+    front(Router::new().layer(proxy.on_error(|error: &Error| {
+        let chain = std::iter::successors(error.source(), |&cause| cause.source());
+        let chain: Vec<String> = chain.map(ToString::to_string).collect();
+        (error.status(), format!("{:?}: {}", error.kind(), chain.join(": ")))
+    })))
+    .await
+}
+
+#[track_caller]
+fn assert_refused(answer: &Message, why: &[&str]) {
+    let text = answer.text();
+    assert_eq!(answer.status(), 502, "{text}");
+    assert!(text.starts_with("Connect: the TLS handshake with \""), "{text}");
+    for why in why {
+        assert!(text.contains(why), "no {why:?} in {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_backend_of_the_own_ca() {
+    let ca = Ca::new();
+    // An address: the certificate is for it.
+    let url = telling(server(&ca.sign("127.0.0.1"), &[]), nothing).await;
+    let addr = proxied(ReverseProxyLayer::new(url).tls(ca.tls())).await;
+    assert_eq!(get(addr, "/x", "").await.text(), "over TLS 0");
+    // And the connection is used again.
+    assert_eq!(get(addr, "/x", "").await.text(), "over TLS 0");
+}
+
+#[tokio::test]
+async fn a_backend_of_another_ca_is_refused() {
+    let ca = Ca::new();
+    let url = telling(server(&ca.sign("127.0.0.1"), &[]), nothing).await;
+    let addr = proxied(ReverseProxyLayer::new(&url).tls(Ca::new().tls())).await;
+    assert_refused(&get(addr, "/x", "").await, &["127.0.0.1", "invalid peer certificate: UnknownIssuer"]);
+    // By the platform's roots, or for lack of any.
+    let addr = proxied(ReverseProxyLayer::new(&url)).await;
+    let answer = get(addr, "/x", "").await;
+    assert_eq!(answer.status(), 502);
+    assert!(answer.text().starts_with("Connect: "), "{answer:?}");
+}
+
+#[tokio::test]
+async fn what_failed_is_found_in_the_chain_of_causes() {
+    let url = telling(server(&Ca::new().sign("127.0.0.1"), &[]), nothing).await;
+    let proxy = ReverseProxyLayer::new(url).tls(Ca::new().tls()).into_service();
+    let request = Request::get("/x").header("host", "front.example").body(axum::body::Body::empty()).unwrap();
+    let response = tower::ServiceExt::oneshot(proxy, request).await.unwrap();
+    let error = response.extensions().get::<Error>().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Connect);
+    let mut chain = std::iter::successors(error.source(), |&cause| cause.source());
+    let found = chain.find_map(|cause| cause.downcast_ref::<rustls::Error>());
+    assert_eq!(found, Some(&rustls::CertificateError::UnknownIssuer.into()));
+}
+
+#[tokio::test]
+async fn the_name_has_to_be_right() {
+    let ca = Ca::new();
+    fn sni(tls: &rustls::ServerConnection) -> String {
+        tls.server_name().unwrap_or("no SNI").to_owned()
+    }
+    let url = telling(server(&ca.sign("backend.example"), &[]), sni).await;
+    let addr = proxied(ReverseProxyLayer::new(&url).tls(ca.tls())).await;
+    assert_refused(&get(addr, "/x", "").await, &["127.0.0.1", "not valid for name", "backend.example"]);
+    let named = ca.tls().server_name("backend.example").unwrap();
+    let addr = proxied(ReverseProxyLayer::new(&url).tls(named)).await;
+    assert_eq!(get(addr, "/x", "").await.text(), "backend.example 1");
+    // The URL's own name is asked for, and verified.
+    let url = url.replace("127.0.0.1", "localhost");
+    let addr = proxied(ReverseProxyLayer::new(&url).tls(ca.tls())).await;
+    assert_refused(&get(addr, "/x", "").await, &["localhost", "backend.example"]);
+    // An address isn't said in SNI.
+    let url = telling(server(&ca.sign("127.0.0.1"), &[]), sni).await;
+    let addr = proxied(ReverseProxyLayer::new(&url).tls(ca.tls())).await;
+    assert_eq!(get(addr, "/x", "").await.text(), "no SNI 0");
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_refused() {
+    let ca = Ca::new();
+    let expired = ca.sign_with("127.0.0.1", |params| {
+        params.not_before = date_time_ymd(2001, 1, 1);
+        params.not_after = date_time_ymd(2002, 1, 1);
+    });
+    let url = telling(server(&expired, &[]), nothing).await;
+    let addr = proxied(ReverseProxyLayer::new(url).tls(ca.tls())).await;
+    assert_refused(&get(addr, "/x", "").await, &["certificate expired"]);
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_to_who_asks() {
+    let ca = Ca::new();
+    let own = ca.sign("127.0.0.1");
+    let verifier = WebPkiClientVerifier::builder_with_provider(ca.roots(), provider()).build().unwrap();
+    let config = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
+    let config = config
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![own.certificate.der().clone()], own.key.serialize_der().try_into().unwrap())
+        .unwrap();
+    let url = tls_backend(config, |_, stream| async move {
+        let shown = stream.get_ref().1.peer_certificates().unwrap()[0].to_vec();
+        let mut wire = Wire::new(stream);
+        while wire.message().await.is_some() {
+            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", shown.len()).as_bytes()).await;
+            wire.send(&shown).await;
+        }
+    })
+    .await;
+    let me = ca.sign("front.example");
+    let tls = ca.tls().client_certificate(me.certificate.pem(), me.key.serialize_pem()).unwrap();
+    let addr = proxied(ReverseProxyLayer::new(&url).tls(tls)).await;
+    let answer = get(addr, "/x", "").await;
+    assert_eq!((answer.status(), &answer.body[..]), (200, &me.certificate.der()[..]));
+    // TLS 1.3 has the handshake over when the backend misses it.
+    let addr = proxied(ReverseProxyLayer::new(&url).tls(ca.tls())).await;
+    let answer = get(addr, "/x", "").await;
+    assert_eq!(answer.status(), 502);
+    assert!(answer.text().contains("CertificateRequired"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_server_without_tls_is_no_backend() {
+    let url = backend(|mut wire| async move {
+        // What a server says to a ClientHello that it takes for HTTP.
+        wire.bytes(1).await;
+        wire.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+        while !wire.bytes(1).await.is_empty() {}
+    })
+    .await
+    .replace("http:", "https:");
+    let addr = proxied(ReverseProxyLayer::new(url).tls(Ca::new().tls())).await;
+    assert_refused(&get(addr, "/x", "").await, &["InvalidContentType"]);
+    // Nor one that hangs up.
+    let url = backend(|wire| async move { drop(wire) }).await.replace("http:", "https:");
+    let addr = proxied(ReverseProxyLayer::new(url).tls(Ca::new().tls())).await;
+    assert_refused(&get(addr, "/x", "").await, &[]);
+}
+
+#[tokio::test]
+async fn the_connect_timeout_is_over_the_handshake_too() {
+    let url = backend(|mut wire| async move {
+        // It reads, and never says a word.
+        while !wire.bytes(1).await.is_empty() {}
+    })
+    .await
+    .replace("http:", "https:");
+    let proxy = ReverseProxyLayer::new(url).tls(Ca::new().tls()).header_timeout(None);
+    let addr = proxied(proxy.connect_timeout(Duration::from_millis(150))).await;
+    let answer = get(addr, "/x", "").await;
+    assert_eq!((answer.status(), &*answer.text()), (504, "ConnectTimeout: "));
+}
+
+#[test]
+#[should_panic(expected = "write an `https://` origin")]
+fn tls_for_a_plaintext_backend_is_a_mistake() {
+    let _ = ReverseProxyLayer::new("http://127.0.0.1:8000").tls(Ca::new().tls());
+}
+
+#[tokio::test]
+async fn a_configuration_of_rustls_is_taken() {
+    let ca = Ca::new();
+    fn version(tls: &rustls::ServerConnection) -> String {
+        format!("{:?} {}", tls.protocol_version(), String::from_utf8_lossy(tls.alpn_protocol().unwrap_or_default()))
+    }
+    let url = telling(server(&ca.sign("127.0.0.1"), &["http/1.1"]), version).await;
+    let addr = proxied(ReverseProxyLayer::new(&url).tls(ca.tls())).await;
+    assert_eq!(get(addr, "/x", "").await.text(), format!("{:?} http/1.1 0", Some(ProtocolVersion::TLSv1_3)));
+    let config =
+        ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS12]).unwrap();
+    let config = config.with_root_certificates(ca.roots()).with_no_client_auth();
+    let addr = proxied(ReverseProxyLayer::new(&url).tls(Tls::with_config(config))).await;
+    assert_eq!(get(addr, "/x", "").await.text(), format!("{:?} http/1.1 1", Some(ProtocolVersion::TLSv1_2)));
+}
+
+#[tokio::test]
+async fn no_protocol_in_common_is_no_connection() {
+    let ca = Ca::new();
+    let url = telling(server(&ca.sign("127.0.0.1"), &["h2"]), nothing).await;
+    let addr = proxied(ReverseProxyLayer::new(url).tls(ca.tls())).await;
+    assert_refused(&get(addr, "/x", "").await, &["NoApplicationProtocol"]);
+}
+
+/// A backend that cuts its connections without saying so in TLS, after the first answer or in the midst of a body.
+async fn cutting(ca: &Ca) -> String {
+    tls_backend(server(&ca.sign("127.0.0.1"), &[]), |number, stream| async move {
+        let mut wire = Wire::new(stream);
+        let Some(request) = wire.message().await else { return };
+        if request.start_line().contains("/endless") {
+            wire.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhalf of it").await;
+            if request.start_line().contains("/endless/proper") {
+                let _ = tokio::io::AsyncWriteExt::shutdown(&mut wire.stream).await;
+            }
+            return;
+        }
+        wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{number}").as_bytes()).await;
+        wire.message().await;
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_idle_connection_that_was_cut_is_replaced() {
+    let ca = Ca::new();
+    let addr = proxied(ReverseProxyLayer::new(cutting(&ca).await).tls(ca.tls())).await;
+    // The second request dies with the connection of the first one, and goes again over another.
+    assert_eq!(get(addr, "/x", "").await.text(), "0");
+    assert_eq!(get(addr, "/x", "").await.text(), "1");
+    // Never twice a POST.
+    let answer = ask(addr, "POST /x HTTP/1.1\r\nHost: front.example\r\nContent-Length: 2\r\n\r\nhi").await;
+    assert_eq!(answer.status(), 502);
+    assert!(answer.text().starts_with("Closed: "), "{answer:?}");
+}
+
+#[tokio::test]
+async fn an_end_without_tlss_own_is_a_cut_body() {
+    let ca = Ca::new();
+    let addr = proxied(ReverseProxyLayer::new(cutting(&ca).await).tls(ca.tls())).await;
+    let mut wire = client(addr).await;
+    wire.send(b"GET /endless HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+    // At the latest in the body.
+    let answer = wire.message().await;
+    assert!(answer.as_ref().is_none_or(|answer| !answer.complete), "{answer:?}");
+    let answer = get(addr, "/endless/proper", "").await;
+    assert_eq!((&*answer.text(), answer.complete), ("half of it", true), "{answer:?}");
+}
+
+#[cfg(feature = "http2")]
+mod http2 {
+    use super::*;
+
+    /// A backend that answers with the version and the number of the connection, and in HTTP/1.1 opens a tunnel that
+    /// says everything twice.
+    async fn speaking(ca: &Ca, protocols: &[&str]) -> String {
+        tls_backend(server(&ca.sign("127.0.0.1"), protocols), |number, stream| async move {
+            if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| async move {
+                    let (version, uri) = (request.version(), request.uri());
+                    Ok::<_, std::convert::Infallible>(format!("{version:?} {uri} {number}").into_response())
+                });
+                let connection = auto::Builder::new(TokioExecutor::new());
+                let _ = connection.serve_connection(TokioIo::new(stream), service).await;
+                return;
+            }
+            let mut wire = Wire::new(stream);
+            while let Some(request) = wire.message().await {
+                if request.field("upgrade").is_some() {
+                    let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+                    wire.send(head.as_bytes()).await;
+                    let bytes = wire.bytes(5).await;
+                    wire.send(&[&bytes[..], &bytes].concat()).await;
+                    return;
+                }
+                let told = format!("HTTP/1.1 {number}");
+                wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{told}", told.len()).as_bytes()).await;
+            }
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn what_the_backend_chooses_is_spoken() {
+        let ca = Ca::new();
+        for (offered, protocols, expected) in [
+            (true, &["h2", "http/1.1"][..], "HTTP/2.0 URL/x 0"),
+            (true, &["h2"], "HTTP/2.0 URL/x 0"),
+            (true, &["http/1.1"], "HTTP/1.1 0"),
+            // Who knows no ALPN speaks HTTP/1.1.
+            (true, &[], "HTTP/1.1 0"),
+            (false, &["h2", "http/1.1"], "HTTP/1.1 0"),
+        ] {
+            let url = speaking(&ca, protocols).await;
+            let addr = proxied(ReverseProxyLayer::new(&url).http2(offered).tls(ca.tls())).await;
+            // And each time again, over the same connection.
+            for _ in 0..3 {
+                let answer = get(addr, "/x", "").await;
+                assert_eq!(answer.text(), expected.replace("URL", &url), "{offered} {protocols:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_at_once_to_a_backend_without_http2() {
+        let ca = Ca::new();
+        // Each request waits for the others: they need a connection each, and none may wait for another's.
+        let all = Arc::new(Barrier::new(3));
+        let url = tls_backend(server(&ca.sign("127.0.0.1"), &["http/1.1"]), move |_, stream| {
+            let all = all.clone();
+            async move {
+                let mut wire = Wire::new(stream);
+                while wire.message().await.is_some() {
+                    all.wait().await;
+                    wire.send(OK).await;
+                }
+            }
+        })
+        .await;
+        let addr = proxied(ReverseProxyLayer::new(url).http2(true).tls(ca.tls())).await;
+        for _ in 0..2 {
+            let asked: Vec<_> =
+                (0..3).map(|_| tokio::spawn(async move { get(addr, "/x", "").await.status() })).collect();
+            for status in asked {
+                let status = tokio::time::timeout(PATIENCE, status).await.expect("none waits for another's connection");
+                assert_eq!(status.unwrap(), 200);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_websocket_goes_over_http1_beside_http2() {
+        let ca = Ca::new();
+        let url = speaking(&ca, &["h2", "http/1.1"]).await;
+        let addr = proxied(ReverseProxyLayer::new(&url).http2(true).tls(ca.tls())).await;
+        assert_eq!(get(addr, "/x", "").await.text(), format!("HTTP/2.0 {url}/x 0"));
+        let mut wire = client(addr).await;
+        wire.send(b"GET /ws HTTP/1.1\r\nHost: front.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+            .await;
+        let answer = wire.message().await.unwrap();
+        assert_eq!((answer.status(), answer.field("upgrade")), (101, Some("websocket")));
+        wire.send(b"hello").await;
+        assert_eq!(wire.bytes(10).await, b"hellohello");
+        assert!(wire.closed().await);
+        assert_eq!(get(addr, "/x", "").await.text(), format!("HTTP/2.0 {url}/x 0"));
+    }
+
+    #[tokio::test]
+    async fn http2_is_found_again_after_http1() {
+        let ca = Ca::new();
+        // What a rolling update looks like: the first connections don't know HTTP/2 yet.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let signed = ca.sign("127.0.0.1");
+        tokio::spawn(async move {
+            for protocols in [&["http/1.1"][..], &["h2"]] {
+                let (stream, _) = listener.accept().await.unwrap();
+                let acceptor = TlsAcceptor::from(Arc::new(server(&signed, protocols)));
+                let stream = acceptor.accept(stream).await.unwrap();
+                let service = service_fn(async |request: hyper::Request<hyper::body::Incoming>| {
+                    let mut response = format!("{:?}", request.version()).into_response();
+                    response.headers_mut().insert("connection", http::HeaderValue::from_static("close"));
+                    Ok::<_, std::convert::Infallible>(response)
+                });
+                let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+            }
+        });
+        let addr = proxied(ReverseProxyLayer::new(url).http2(true).tls(ca.tls())).await;
+        for expected in ["HTTP/1.1", "HTTP/2.0", "HTTP/2.0"] {
+            assert_eq!(get(addr, "/x", "").await.text(), expected);
+        }
+    }
+}
