@@ -13,7 +13,7 @@ use std::{
 use axum_core::body::Body;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::{sync::Notify, time::timeout};
+use tokio::{sync::Notify, time::sleep};
 
 use super::{connect::Stream as Io, http1::Connection};
 
@@ -49,8 +49,8 @@ struct Load {
     most: AtomicUsize,
     /// Whether the backend offers extended CONNECT, as far as it has said.
     connect: AtomicBool,
-    /// That it has said so.
-    said: Notify,
+    /// Asks the driver to look: it isn't told when the backend's first frame has come.
+    asked: Notify,
 }
 
 /// A place on a connection, until it's dropped.
@@ -65,6 +65,9 @@ const ASSUMED: usize = 100;
 
 /// How long a backend may take to introduce itself.
 const FIRST_FRAME: Duration = Duration::from_secs(1);
+
+/// How often it's looked whether it has.
+const LOOKS: u32 = 100;
 
 impl Connections {
     /// Takes a place on the first connection that has one.
@@ -93,18 +96,19 @@ impl Connections {
             streams: AtomicUsize::new(1),
             most: AtomicUsize::new(ASSUMED),
             connect: AtomicBool::new(false),
-            said: Notify::new(),
+            asked: Notify::new(),
         });
         self.lock().push(Shared { sender: sender.clone(), load: load.clone() });
         let told = load.clone();
         tokio::spawn(async move {
-            let mut driver = pin!(driver);
+            let (mut driver, mut asked) = (pin!(driver), pin!(told.asked.notified()));
             let over = poll_fn(|cx| {
+                while asked.as_mut().poll(cx).is_ready() {
+                    asked.set(told.asked.notified());
+                }
                 let over = driver.as_mut().poll(cx);
                 told.most.store(driver.current_max_send_streams(), Ordering::Relaxed);
-                if driver.is_extended_connect_protocol_enabled() && !told.connect.swap(true, Ordering::Relaxed) {
-                    told.said.notify_waiters();
-                }
+                told.connect.store(driver.is_extended_connect_protocol_enabled(), Ordering::Relaxed);
                 over
             });
             if let Err(error) = over.await {
@@ -135,9 +139,14 @@ impl Stream {
     ///
     /// A backend says so in its first frame, which may not have come yet. It never says that it doesn't.
     pub(super) async fn can_connect(&self) -> bool {
-        let mut said = pin!(self.load.said.notified());
-        said.as_mut().enable();
-        self.load.connect.load(Ordering::Relaxed) || timeout(FIRST_FRAME, said).await.is_ok()
+        for _ in 0..LOOKS {
+            if self.load.connect.load(Ordering::Relaxed) {
+                return true;
+            }
+            self.load.asked.notify_one();
+            sleep(FIRST_FRAME / LOOKS).await;
+        }
+        false
     }
 }
 
