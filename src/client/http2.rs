@@ -25,6 +25,8 @@ pub(super) struct Connections {
     pub(super) connecting: tokio::sync::Mutex<()>,
     /// Whether the backend chose HTTP/1.1 the last time that it could choose.
     http1: AtomicBool,
+    /// How often an open connection is pinged.
+    keep_alive: Option<Duration>,
 }
 
 /// What a backend that may choose has chosen.
@@ -77,6 +79,10 @@ impl Connections {
         open.iter().find_map(Shared::take)
     }
 
+    pub(super) fn new(keep_alive: Option<Duration>) -> Self {
+        Self { keep_alive, ..Self::default() }
+    }
+
     pub(super) fn are_http1(&self) -> bool {
         self.http1.load(Ordering::Relaxed)
     }
@@ -90,6 +96,8 @@ impl Connections {
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .adaptive_window(true)
+            .keep_alive_interval(self.keep_alive)
+            .keep_alive_while_idle(true)
             .handshake(TokioIo::new(io))
             .await?;
         let load = Arc::new(Load {

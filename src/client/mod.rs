@@ -65,6 +65,8 @@ pub(crate) struct ClientOptions {
     pub(crate) preserve_header_case: bool,
     #[cfg(feature = "http2")]
     pub(crate) http2: bool,
+    #[cfg(feature = "http2")]
+    pub(crate) http2_keep_alive: Option<Duration>,
     /// Made once, not with every option that is set: it reads the platform's roots. An error shows when it connects: by then
     /// it may have been replaced.
     #[cfg(feature = "tls")]
@@ -82,6 +84,8 @@ impl ClientOptions {
             preserve_header_case: false,
             #[cfg(feature = "http2")]
             http2: false,
+            #[cfg(feature = "http2")]
+            http2_keep_alive: None,
             #[cfg(feature = "tls")]
             tls: (*backend.scheme() == Scheme::HTTPS).then(Tls::new),
         }
@@ -123,7 +127,7 @@ impl Client {
                 #[cfg(feature = "http2")]
                 http2: options.http2,
                 #[cfg(feature = "http2")]
-                connections: http2::Connections::default(),
+                connections: http2::Connections::new(options.http2_keep_alive),
             }),
         }
     }

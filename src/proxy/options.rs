@@ -284,6 +284,15 @@ impl<C, L: Layer<Client, Service = C>> ReverseProxyLayer<Upstream<C>, ToBackend<
         self.rebuild(|parts| parts.client.tls = Some(Ok(tls)))
     }
 
+    /// Pings HTTP/2 connections in this interval, also unused ones, and closes one whose ping isn't answered within 20 seconds.
+    /// Default: `None`, no pings.
+    #[cfg(feature = "http2")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "http2")))]
+    pub fn http2_keep_alive(self, interval: impl Into<Option<Duration>>) -> Self {
+        let interval = bounded(interval.into());
+        self.rebuild(|parts| parts.client.http2_keep_alive = interval)
+    }
+
     /// Keeps the case of the backend's field names, if the server in front does so too (hyper's
     /// `preserve_header_case`). Default: `false`, names are lower case.
     pub fn preserve_header_case(self, preserve: bool) -> Self {

@@ -17,3 +17,4 @@ mod response;
 mod tls;
 mod upgrade;
 mod upstream_side;
+mod websocket;
