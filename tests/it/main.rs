@@ -13,4 +13,5 @@ mod mounting;
 mod pool;
 mod request;
 mod response;
+mod stress;
 mod upstream_side;
