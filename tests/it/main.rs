@@ -13,6 +13,7 @@ mod mounting;
 mod pool;
 mod request;
 mod response;
+mod stress;
 #[cfg(feature = "tls-ring")]
 mod tls;
 mod upgrade;
