@@ -10,22 +10,18 @@ use std::{
 };
 
 use axum_core::body::Body;
-#[cfg(feature = "http2")]
-use http::header::UPGRADE;
 use http::{Method, Request, Response, StatusCode, Uri, Version, uri::PathAndQuery};
-use http_body::Body as _;
 use hyper::client::conn::TrySendError;
 
+#[cfg(feature = "http2")]
+use super::http2::Outcome;
 use super::{
     Shared,
     body::{ClientBody, Lease},
+    copy,
     http1::Connection,
 };
-#[cfg(feature = "http2")]
-use super::{http2::Taken, websocket};
 use crate::error::{Error, ErrorKind, classify};
-#[cfg(feature = "http2")]
-use crate::{headers::identity::remove_spellings, identity::NotATrailer};
 
 /// The future of a [`Client`](super::Client)'s response.
 ///
@@ -55,16 +51,8 @@ enum State {
     /// A switch of protocols: the connection is about to hand itself over.
     Switching(Box<Connection>, Response<ClientBody>),
     #[cfg(feature = "http2")]
-    Http2(Connecting<Http2>),
+    Http2(Connecting<Outcome>),
     Over,
-}
-
-/// What becomes of a request that HTTP/2 is meant for.
-#[cfg(feature = "http2")]
-enum Http2 {
-    Answered(Response<ClientBody>),
-    /// The backend has chosen HTTP/1.1.
-    Http1(Box<Connection>, Request<Body>),
 }
 
 impl ClientFuture {
@@ -100,8 +88,8 @@ impl Future for ClientFuture {
                 }
                 #[cfg(feature = "http2")]
                 State::Http2(outcome) => match ready!(outcome.as_mut().poll(cx))? {
-                    Http2::Answered(response) => return Poll::Ready(Ok(response)),
-                    Http2::Http1(connection, request) => this.state = exchange(connection, request, false),
+                    Outcome::Answered(response) => return Poll::Ready(Ok(response)),
+                    Outcome::Http1(connection, request) => this.state = exchange(connection, request, false),
                 },
                 State::Over => panic!("polled after completion"),
             }
@@ -119,7 +107,7 @@ impl ClientFuture {
             let idle = if self.shared.connections.are_http1() { self.shared.pool.take() } else { None };
             self.state = match idle {
                 Some(connection) => exchange(connection, request, true),
-                None => State::Http2(Box::pin(http2(self.shared.clone(), request))),
+                None => State::Http2(Box::pin(super::http2::exchange(self.shared.clone(), request))),
             };
             return;
         }
@@ -172,24 +160,15 @@ fn exchange(mut connection: Box<Connection>, mut request: Request<Body>, reused:
     let target = mem::take(request.uri_mut()).into_parts().path_and_query;
     *request.uri_mut() = Uri::from(target.unwrap_or(PathAndQuery::from_static("/")));
     *request.version_mut() = Version::HTTP_11;
-    let again = if reused { copy(&request) } else { None };
+    let again = if reused && is_idempotent(&request) { copy(&request) } else { None };
     let poolable = !super::authenticates_connection(request.headers());
     connection.send(request);
     State::Exchanging { connection, again, reused, poolable }
 }
 
-/// A request that may be sent twice (RFC 9110, section 9.2.2): idempotent, and with no body that would be gone.
-fn copy(request: &Request<Body>) -> Option<Request<Body>> {
-    let idempotent =
-        matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE);
-    if !idempotent || !request.body().is_end_stream() {
-        return None;
-    }
-    let mut copy = Request::new(Body::empty());
-    copy.method_mut().clone_from(request.method());
-    copy.uri_mut().clone_from(request.uri());
-    copy.headers_mut().clone_from(request.headers());
-    Some(copy)
+/// Whether sending the request twice is as good as once (RFC 9110, section 9.2.2).
+fn is_idempotent(request: &Request<Body>) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
 }
 
 /// Whether the backend closed the connection before it had said anything whole.
@@ -203,82 +182,6 @@ fn is_closed(error: &TrySendError<Request<Body>>) -> bool {
             // The last one is an end of TCP without TLS's own.
             matches!(cause.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
         })
-}
-
-#[cfg(feature = "http2")]
-impl Shared {
-    /// Whether HTTP/2 is to be spoken for a request. An upgrade is HTTP/1.1's: over TLS, a connection without the choice is
-    /// made for it.
-    fn is_for_http2(&self, request: &Request<Body>) -> bool {
-        self.http2 && !(self.connector.negotiates() && request.headers().contains_key(UPGRADE))
-    }
-}
-
-#[cfg(feature = "http2")]
-async fn http2(shared: Arc<Shared>, mut request: Request<Body>) -> Result<Http2, Error> {
-    let mut stream = match shared.take_http2().await? {
-        Taken::Http2(stream) => stream,
-        Taken::Http1(connection) => return Ok(Http2::Http1(connection, request)),
-    };
-    let mut accept = None;
-    if request.headers().contains_key(UPGRADE) {
-        if !websocket::is_asked_for(&request) || !stream.can_connect().await {
-            // What carries it then is HTTP/1.1, if the backend has that too.
-            return Ok(Http2::Http1(Box::new(shared.connect_http1().await?), request));
-        }
-        accept = Some(websocket::as_connect(&mut request));
-    }
-    request = as_http2(request)?;
-    // What isn't sent may be sent again: a connection that was going away, a stream that was refused.
-    for attempt in 0..2 {
-        match stream.sender.try_send_request(request).await {
-            Ok(response) => {
-                let response = response.map(|body| ClientBody::shared(body, stream));
-                return Ok(Http2::Answered(match accept {
-                    Some(accept) => websocket::as_switch(response, accept),
-                    None => response,
-                }));
-            }
-            Err(mut error) => match error.take_message() {
-                Some(unsent) => request = unsent,
-                None => return Err(classify(error.into_error().into(), ErrorKind::Closed)),
-            },
-        }
-        if attempt == 0 {
-            stream = match shared.take_http2().await? {
-                Taken::Http2(stream) => stream,
-                // A backend that has changed its mind since a moment ago.
-                Taken::Http1(_) => break,
-            };
-        }
-    }
-    Err(ErrorKind::Closed.into())
-}
-
-#[cfg(feature = "http2")]
-fn as_http2(mut request: Request<Body>) -> Result<Request<Body>, Error> {
-    use http_body_util::BodyExt;
-
-    *request.version_mut() = Version::HTTP_2;
-    // Of another protocol's framing.
-    request.headers_mut().remove(http::header::TRANSFER_ENCODING);
-    // `Host` is said as `:authority` (RFC 9113, section 8.3.1).
-    if let Some(host) = request.headers_mut().remove(http::header::HOST) {
-        let mut parts = mem::take(request.uri_mut()).into_parts();
-        parts.authority = http::uri::Authority::try_from(host.as_bytes()).ok();
-        parts.scheme.get_or_insert(http::uri::Scheme::HTTP);
-        *request.uri_mut() = Uri::from_parts(parts).map_err(|_| ErrorKind::Host)?;
-    }
-    let Some(NotATrailer(name)) = request.extensions_mut().remove() else { return Ok(request) };
-    // HTTP/2 sends trailers whether they were announced or not.
-    Ok(request.map(|body| {
-        Body::new(body.map_frame(move |mut frame| {
-            if let Some(trailers) = frame.trailers_mut() {
-                remove_spellings(trailers, &name);
-            }
-            frame
-        }))
-    }))
 }
 
 impl fmt::Debug for ClientFuture {

@@ -13,8 +13,6 @@ mod http2;
 mod pool;
 #[cfg(feature = "tls")]
 mod tls;
-#[cfg(feature = "http2")]
-mod websocket;
 
 use std::{
     fmt,
@@ -25,6 +23,7 @@ use std::{
 
 use axum_core::body::Body;
 use http::{HeaderMap, Request, Response, header::AUTHORIZATION, uri::Scheme};
+use http_body::Body as _;
 use tower_service::Service;
 
 #[cfg(feature = "tls")]
@@ -184,6 +183,19 @@ impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client").finish_non_exhaustive()
     }
+}
+
+/// The request once more, to be sent a second time. `None`: it has a body, and nothing of that would be left.
+fn copy(request: &Request<Body>) -> Option<Request<Body>> {
+    if !request.body().is_end_stream() {
+        return None;
+    }
+    let mut copy = Request::new(Body::empty());
+    copy.method_mut().clone_from(request.method());
+    copy.uri_mut().clone_from(request.uri());
+    copy.headers_mut().clone_from(request.headers());
+    *copy.version_mut() = request.version();
+    Some(copy)
 }
 
 /// Whether the credentials sign in the connection, not the request (NTLM; Negotiate, RFC 4559, section 6).

@@ -141,7 +141,8 @@ async fn tunnel(client: OnUpgrade, backend: OnUpgrade, options: TunnelOptions) {
     );
 }
 
-/// Of each direction, in bytes.
+/// Of each direction, in bytes. Of 8, 16, 32 and 64 KiB, bulk costs 1.0, 0.8, 0.5 and 0.5 seconds of CPU per GiB; but most
+/// tunnels are silent most of the time, and hold both.
 const BUFFER: usize = 16 * 1024;
 
 async fn after(time: Option<Duration>) {

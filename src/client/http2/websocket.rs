@@ -9,7 +9,7 @@ use http::{
 };
 use hyper::ext::Protocol;
 
-use super::body::ClientBody;
+use super::super::body::ClientBody;
 use crate::headers::websocket;
 
 /// Whether the request opens a WebSocket. Of other upgrades nobody has said what they are in HTTP/2.

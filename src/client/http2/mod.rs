@@ -1,5 +1,8 @@
 //! HTTP/2 connections to one backend: shared by all requests, each driven by a task of its own, as many as streams need.
 
+mod exchange;
+mod websocket;
+
 use std::{
     future::{Future, poll_fn},
     pin::pin,
@@ -15,6 +18,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{sync::Notify, time::sleep};
 
+pub(super) use self::exchange::{Outcome, exchange};
 use super::{connect::Stream as Io, http1::Connection};
 
 /// The HTTP/2 connections to one backend.

@@ -1,0 +1,121 @@
+//! One exchange over HTTP/2: a place on a connection, and the response on its stream.
+
+use std::{error::Error as _, mem, sync::Arc};
+
+use axum_core::body::Body;
+use h2::Reason;
+use http::{
+    Request, Response, Uri, Version,
+    header::{HOST, TRANSFER_ENCODING, UPGRADE},
+    uri::{Authority, Scheme},
+};
+use http_body_util::BodyExt;
+use hyper::client::conn::TrySendError;
+
+use super::{
+    super::{Shared, body::ClientBody, copy, http1::Connection},
+    Stream, Taken, websocket,
+};
+use crate::{
+    error::{Error, ErrorKind, classify},
+    headers::identity::remove_spellings,
+    identity::NotATrailer,
+};
+
+/// What becomes of a request that HTTP/2 is meant for.
+pub(in super::super) enum Outcome {
+    Answered(Response<ClientBody>),
+    /// The backend has chosen HTTP/1.1, or nothing else carries it.
+    Http1(Box<Connection>, Request<Body>),
+}
+
+impl Shared {
+    /// Whether HTTP/2 is to be spoken for a request. An upgrade is HTTP/1.1's: over TLS, a connection without the choice is
+    /// made for it.
+    pub(in super::super) fn is_for_http2(&self, request: &Request<Body>) -> bool {
+        self.http2 && !(self.connector.negotiates() && request.headers().contains_key(UPGRADE))
+    }
+}
+
+/// Sends a request, a second time if nobody can have read the first.
+pub(in super::super) async fn exchange(shared: Arc<Shared>, mut request: Request<Body>) -> Result<Outcome, Error> {
+    let mut stream = match shared.take_http2().await? {
+        Taken::Http2(stream) => stream,
+        Taken::Http1(connection) => return Ok(Outcome::Http1(connection, request)),
+    };
+    if request.headers().contains_key(UPGRADE) {
+        if !websocket::is_asked_for(&request) || !stream.can_connect().await {
+            // What carries it then is HTTP/1.1, if the backend has that too.
+            return Ok(Outcome::Http1(Box::new(shared.connect_http1().await?), request));
+        }
+        let accept = websocket::as_connect(&mut request);
+        let response = send(&mut stream, as_http2(request)?).await.map_err(|(error, _)| error)?;
+        return Ok(Outcome::Answered(websocket::as_switch(answered(response, stream), accept)));
+    }
+    request = as_http2(request)?;
+    let unread = match send(&mut stream, request).await {
+        Ok(response) => return Ok(Outcome::Answered(answered(response, stream))),
+        Err((_, Some(unread))) => unread,
+        Err((error, None)) => return Err(error),
+    };
+    drop(stream);
+    match shared.take_http2().await? {
+        Taken::Http2(mut stream) => match send(&mut stream, unread).await {
+            Ok(response) => Ok(Outcome::Answered(answered(response, stream))),
+            Err((error, _)) => Err(error),
+        },
+        // A backend that has changed its mind since a moment ago.
+        Taken::Http1(_) => Err(ErrorKind::Closed.into()),
+    }
+}
+
+fn answered(response: Response<hyper::body::Incoming>, stream: Stream) -> Response<ClientBody> {
+    response.map(|body| ClientBody::shared(body, stream))
+}
+
+/// Sends a request on a stream. With the error comes the request, if the backend can't have processed it.
+async fn send(
+    stream: &mut Stream,
+    request: Request<Body>,
+) -> Result<Response<hyper::body::Incoming>, (Error, Option<Request<Body>>)> {
+    let again = copy(&request);
+    stream.sender.try_send_request(request).await.map_err(|mut error| {
+        let unread = error.take_message().or_else(|| again.filter(|_| is_refused(&error)));
+        (classify(error.into_error().into(), ErrorKind::Closed), unread)
+    })
+}
+
+/// Whether the backend says that it hasn't processed the request: it refused the stream, or it is going away and has taken
+/// no stream after an earlier one (RFC 9113, sections 6.8 and 8.7).
+fn is_refused(error: &TrySendError<Request<Body>>) -> bool {
+    let cause = error.error().source().and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| match cause.reason() {
+        Some(Reason::REFUSED_STREAM) => cause.is_remote(),
+        Some(Reason::NO_ERROR) => cause.is_go_away() && cause.is_remote(),
+        _ => false,
+    })
+}
+
+/// Says in HTTP/2's way what was HTTP/1.1's.
+fn as_http2(mut request: Request<Body>) -> Result<Request<Body>, Error> {
+    *request.version_mut() = Version::HTTP_2;
+    // Of another protocol's framing.
+    request.headers_mut().remove(TRANSFER_ENCODING);
+    // `Host` is said as `:authority` (RFC 9113, section 8.3.1).
+    if let Some(host) = request.headers_mut().remove(HOST) {
+        let mut parts = mem::take(request.uri_mut()).into_parts();
+        parts.authority = Authority::try_from(host.as_bytes()).ok();
+        parts.scheme.get_or_insert(Scheme::HTTP);
+        *request.uri_mut() = Uri::from_parts(parts).map_err(|_| ErrorKind::Host)?;
+    }
+    let Some(NotATrailer(name)) = request.extensions_mut().remove() else { return Ok(request) };
+    // HTTP/2 sends trailers whether they were announced or not.
+    Ok(request.map(|body| {
+        Body::new(body.map_frame(move |mut frame| {
+            if let Some(trailers) = frame.trailers_mut() {
+                remove_spellings(trailers, &name);
+            }
+            frame
+        }))
+    }))
+}
