@@ -75,6 +75,8 @@ pub(crate) struct ClientOptions {
 impl ClientOptions {
     /// The defaults for a backend.
     pub(crate) fn new(backend: &Backend) -> Self {
+        #[cfg(not(feature = "tls"))]
+        let _ = backend;
         Self {
             connect_timeout: Some(Duration::from_secs(5)),
             // Below the keep-alive times that most servers have.

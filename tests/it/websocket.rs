@@ -142,12 +142,19 @@ async fn websockets_work_over_a_unix_socket() {
 async fn websockets_work_over_tls() {
     use std::sync::Arc;
 
-    use tower_reverse_proxy::{Tls, rustls::ServerConfig};
+    use tower_reverse_proxy::{
+        Tls,
+        rustls::{ServerConfig, crypto::ring},
+    };
 
     let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let key = made.signing_key.serialize_der().try_into().unwrap();
-    let mut config =
-        ServerConfig::builder().with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
     // It would rather speak HTTP/2.
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
