@@ -4,6 +4,7 @@
 mod support;
 
 mod cancel;
+mod client;
 mod failures;
 mod forwarded;
 mod identity;

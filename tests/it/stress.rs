@@ -12,14 +12,14 @@ use std::{
 
 use axum::{Router, body::Body, extract::Request};
 use bytes::Bytes;
-use http_body::Body as _;
+use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, Channel};
 use hyper::client::conn::http2::SendRequest;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     sync::Notify,
-    task::{JoinSet, yield_now},
+    task::{JoinSet, unconstrained, yield_now},
     time::{sleep, timeout},
 };
 use tower::ServiceExt;
@@ -335,4 +335,41 @@ async fn who_waits_last_is_woken() {
         (frame, body, go) = timeout(PATIENCE, waits).await.expect("the body's task is woken").unwrap();
         assert_eq!(frame, expected);
     }
+}
+
+/// A body of so many frames, one byte each, that never lets anyone wait.
+struct Ready(usize);
+
+impl http_body::Body for Ready {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Ready(self.0.checked_sub(1).map(|left| {
+            self.0 = left;
+            Ok(Frame::data(Bytes::from_static(b"x")))
+        }))
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_is_always_ready_goes_on() {
+    const FRAMES: usize = 20_000;
+    let url = backend(|mut wire| async move {
+        while let Some(request) = wire.message().await {
+            let length = request.body.len().to_string();
+            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{length}", length.len()).as_bytes()).await;
+        }
+    })
+    .await;
+    let proxy = ReverseProxy::new(url);
+    let exchange = || async {
+        let body = Body::new(Ready(FRAMES));
+        let request = Request::post("/x").header("host", "front.example").body(body).unwrap();
+        let Ok(response) = proxy.clone().oneshot(request).await;
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), FRAMES.to_string());
+    };
+    // It pauses by itself to let others run: in time as tokio's task, or when it has gone round often enough.
+    timeout(PATIENCE, exchange()).await.expect("it goes on");
+    timeout(PATIENCE, unconstrained(exchange())).await.expect("it goes on");
 }
