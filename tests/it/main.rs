@@ -7,6 +7,8 @@ mod cancel;
 mod client;
 mod failures;
 mod forwarded;
+#[cfg(feature = "http2")]
+mod http2_backend;
 mod identity;
 mod layering;
 mod mapping;
