@@ -62,7 +62,7 @@
 //! # Features
 //!
 //! - `axum` (default): reads axum's `OriginalUri` and `ConnectInfo`. Without it, the crate needs axum-core only.
-//! - `http2` (default): HTTP/2 to backends. HTTP/2 clients need no feature of this crate.
+//! - `http2` (default): HTTP/2 to backends, and WebSockets of HTTP/2 clients. Their other requests need no feature.
 //! - `tls`: TLS to `https` backends, on rustls, with a provider of cryptography of the application's own; see [`Tls`]. Without
 //!   it, an `https` backend is an error.
 //! - `tls-ring`, `tls-aws-lc-rs`: `tls` with that provider.

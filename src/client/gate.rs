@@ -152,6 +152,35 @@ mod tests {
     }
 
     #[test]
+    fn gates_within_each_other_are_told_apart() {
+        let counts = [(); 2].map(|()| Arc::new(Count::default()));
+        let ([outer, inner], [outer_task, inner_task]) =
+            ([(); 2].map(|()| Gate::new()), counts.clone().map(Waker::from));
+        let (waker, inner_waker) = (Waker::from(outer.clone()), Waker::from(inner.clone()));
+        let mut rounds = 0;
+        let outcome = outer.poll(&waker, &mut Context::from_waker(&outer_task), |cx| {
+            rounds += 1;
+            let within = inner.poll(&inner_waker, &mut Context::from_waker(&inner_task), |_| {
+                if rounds == 1 {
+                    // Of the other one: whoever holds it may be another task.
+                    waker.wake_by_ref();
+                }
+                Poll::<()>::Pending
+            });
+            assert!(within.is_pending());
+            inner_waker.wake_by_ref();
+            if rounds == 1 {
+                // Back in it.
+                cx.waker().wake_by_ref();
+            }
+            Poll::<()>::Pending
+        });
+        assert!(outcome.is_pending());
+        assert_eq!(rounds, 2);
+        assert_eq!(counts.map(|count| count.0.load(Ordering::SeqCst)), [1, 2]);
+    }
+
+    #[test]
     fn what_never_rests_lets_others_run() {
         let count = Arc::new(Count::default());
         let (gate, task) = (Gate::new(), Waker::from(count.clone()));

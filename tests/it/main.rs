@@ -4,6 +4,7 @@
 mod support;
 
 mod cancel;
+mod client;
 mod failures;
 mod forwarded;
 mod identity;
@@ -13,6 +14,7 @@ mod mounting;
 mod pool;
 mod request;
 mod response;
+mod stress;
 #[cfg(feature = "tls-ring")]
 mod tls;
 mod upgrade;

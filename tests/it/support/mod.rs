@@ -228,6 +228,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
+    /// Reads the next chunk of a body; the empty one is the last. `None` if the peer breaks off.
+    pub(crate) async fn chunk(&mut self) -> Option<Vec<u8>> {
+        let size = usize::from_str_radix(&self.line().await?, 16).ok()?;
+        let mut chunk = self.bytes(size + 2).await;
+        chunk.ends_with(b"\r\n").then(|| chunk.truncate(size))?;
+        Some(chunk)
+    }
+
     async fn line(&mut self) -> Option<String> {
         loop {
             if let Some(end) = find(&self.read, b"\r\n") {

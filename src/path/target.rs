@@ -1,133 +1,14 @@
-//! Prefixes and request targets: which requests are the backend's, and what it is asked for.
-//!
-//! Everything here works on the raw path. Nothing is decoded, normalised or encoded again: whatever reads a path after
-//! us would have to agree with our reading, and none does (RFC 3986, section 6, allows many).
+//! What the backend is asked for.
 
-use std::{borrow::Cow, error, fmt, str::FromStr, sync::Arc};
+use std::borrow::Cow;
 
 use http::{Uri, uri::PathAndQuery};
 
+use super::{
+    dots::{has_dots, leaves},
+    prefix::Prefix,
+};
 use crate::error::ErrorKind;
-
-/// A directory of the application that is the backend's: `/mydir` stands for `/mydir`, `/mydir/` and all below.
-///
-/// It ends at a segment: `/mydirx` is not in it. It's compared with the raw path, byte for byte: `/%6dydir` is another
-/// path, as it is for axum's own routes. `/` stands for everything.
-///
-/// ```
-/// use tower_reverse_proxy::Prefix;
-///
-/// let prefix: Prefix = "/mydir".parse()?;
-/// let error = "mydir/".parse::<Prefix>().unwrap_err();
-/// assert!(error.to_string().contains("write \"/mydir\""));
-/// # Ok::<_, tower_reverse_proxy::InvalidPrefix>(())
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Prefix(Arc<str>);
-
-impl Prefix {
-    /// The prefix of everything.
-    pub(crate) fn root() -> Self {
-        Self(Arc::from(""))
-    }
-
-    /// Returns the prefix without a slash at its end: empty for `/`.
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Returns what follows the prefix in `path`: empty, or a path. `None`: the path isn't below the prefix.
-    pub(crate) fn rest<'a>(&self, path: &'a str) -> Option<&'a str> {
-        let rest = path.strip_prefix(&*self.0)?;
-        (rest.starts_with('/') || (rest.is_empty() && !self.0.is_empty())).then_some(rest)
-    }
-}
-
-impl FromStr for Prefix {
-    type Err = InvalidPrefix;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "/" {
-            return Ok(Self::root());
-        }
-        let is_path = text.starts_with('/')
-            && text[1..].split('/').all(|segment| !segment.is_empty() && !has_dots(segment))
-            && PathAndQuery::try_from(text).is_ok_and(|parsed| parsed.as_str() == text && parsed.query().is_none())
-            && !text.contains(['{', '}', '*', '\\', '#']);
-        if is_path { Ok(Self(text.into())) } else { Err(InvalidPrefix { given: text.into() }) }
-    }
-}
-
-impl TryFrom<&str> for Prefix {
-    type Error = InvalidPrefix;
-
-    fn try_from(text: &str) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl TryFrom<String> for Prefix {
-    type Error = InvalidPrefix;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl TryFrom<&String> for Prefix {
-    type Error = InvalidPrefix;
-
-    fn try_from(text: &String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_empty() { "/" } else { &self.0 })
-    }
-}
-
-/// The error of a prefix that isn't a plain path; its text says what to write instead.
-#[derive(Clone)]
-pub struct InvalidPrefix {
-    given: String,
-}
-
-impl fmt::Display for InvalidPrefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plain: Vec<&str> = self
-            .given
-            .split(['?', '#'])
-            .next()
-            .unwrap_or_default()
-            .split('/')
-            .filter(|segment| !segment.is_empty() && !has_dots(segment) && !segment.contains(['{', '*', '\\']))
-            .collect();
-        let plain = if plain.is_empty() { "/mydir".to_owned() } else { format!("/{}", plain.join("/")) };
-        write!(
-            f,
-            "invalid prefix {:?}: a prefix is the literal path of a directory, without captures, query, empty or dot \
-             segments, and without a slash at its end; write {plain:?}",
-            self.given
-        )
-    }
-}
-
-/// The same text: it's what an error that a `main` returns shows.
-impl fmt::Debug for InvalidPrefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl error::Error for InvalidPrefix {}
-
-impl From<std::convert::Infallible> for InvalidPrefix {
-    fn from(never: std::convert::Infallible) -> Self {
-        match never {}
-    }
-}
 
 /// What becomes of the public prefix on the way to the backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -233,64 +114,6 @@ fn end_of(path: &str, segments: usize) -> usize {
     // The slash that begins the next one.
     path.match_indices('/').nth(segments).map_or(path.len(), |(slash, _)| slash)
 }
-
-/// Whether dot segments lead out of the directory that `rest` is relative to, in any way that a server behind us might read
-/// it.
-///
-/// `%2e` is a dot, `..;x` is `..` with a parameter (Tomcat), and each of `\`, `%2f` and `%5c` may separate segments or not. So
-/// a segment between slashes that has dots in it, however separated, counts for the way up alone; empty ones count for
-/// nothing, as servers merge slashes.
-fn leaves(rest: &str) -> bool {
-    let mut depth = 0_usize;
-    for segment in rest.split('/') {
-        let ups = pieces(segment).filter(|piece| dots(piece) == Some(2)).count();
-        match depth.checked_sub(ups) {
-            None => return true,
-            Some(left) if ups > 0 => depth = left,
-            Some(_) if segment.is_empty() || pieces(segment).all(|piece| piece.is_empty() || dots(piece).is_some()) => {
-            }
-            Some(_) => depth += 1,
-        }
-    }
-    false
-}
-
-/// Whether any piece of the segment is `.` or `..`.
-fn has_dots(segment: &str) -> bool {
-    pieces(segment).any(|piece| dots(piece).is_some())
-}
-
-/// What a segment falls into, for servers that decode it before they split, without parameters.
-fn pieces(segment: &str) -> impl Iterator<Item = &[u8]> {
-    let mut rest = Some(segment.as_bytes());
-    std::iter::from_fn(move || {
-        let bytes = rest?;
-        let separator = (0..bytes.len()).find_map(|at| match &bytes[at..] {
-            [b'\\', ..] => Some((at, at + 1)),
-            [b'%', b'2', b'f' | b'F', ..] | [b'%', b'5', b'c' | b'C', ..] => Some((at, at + 3)),
-            _ => None,
-        });
-        let (end, next) = separator.unwrap_or((bytes.len(), bytes.len()));
-        rest = separator.map(|_| &bytes[next..]);
-        let piece = &bytes[..end];
-        Some(&piece[..piece.iter().position(|&b| b == b';').unwrap_or(end)])
-    })
-}
-
-/// How many dots this is, raw or encoded, if it's one or two and nothing else.
-fn dots(piece: &[u8]) -> Option<usize> {
-    let mut rest = piece;
-    let mut count = 0;
-    while !rest.is_empty() {
-        rest = match rest {
-            [b'.', rest @ ..] | [b'%', b'2', b'e' | b'E', rest @ ..] => rest,
-            _ => return None,
-        };
-        count += 1;
-    }
-    matches!(count, 1 | 2).then_some(count)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -299,50 +122,6 @@ mod tests {
 
     fn prefix(text: &str) -> Prefix {
         text.parse().unwrap()
-    }
-
-    #[test]
-    fn a_prefix_ends_at_a_segment() {
-        let mydir = prefix("/mydir");
-        for (path, rest) in [
-            ("/mydir", Some("")),
-            ("/mydir/", Some("/")),
-            ("/mydir/x", Some("/x")),
-            ("/mydir//x", Some("//x")),
-            ("/mydirx", None),
-            ("/mydi", None),
-            ("/", None),
-            ("//mydir/x", None),
-            ("/%6dydir/x", None),
-            ("/MYDIR", None),
-            ("*", None),
-            ("", None),
-        ] {
-            assert_eq!(mydir.rest(path), rest, "{path}");
-        }
-        for (path, rest) in [("/", Some("/")), ("/x", Some("/x")), ("*", None), ("", None)] {
-            assert_eq!(Prefix::root().rest(path), rest, "{path}");
-        }
-    }
-
-    #[test]
-    fn prefixes_that_are_none_say_what_to_write() {
-        for (text, write) in [
-            ("mydir", "\"/mydir\""),
-            ("/mydir/", "\"/mydir\""),
-            ("", "\"/mydir\""),
-            ("/a//b", "\"/a/b\""),
-            ("/a/../b", "\"/a/b\""),
-            ("/a/%2E%2e/b", "\"/a/b\""),
-            ("/a?x", "\"/a\""),
-            ("/a#x", "\"/a\""),
-            ("/a/{id}", "\"/a\""),
-            ("/a/*rest", "\"/a\""),
-            ("/a b", "invalid prefix"),
-        ] {
-            let error = text.parse::<Prefix>().unwrap_err().to_string();
-            assert!(error.contains(write), "{text}: {error}");
-        }
     }
 
     /// `nest` is the original URI, and how many of its segments a router has stripped.
@@ -482,16 +261,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn what_is_joined_comes_apart_again(dir in "(/[a-z0-9._~-]{1,8}){1,3}", rest in "(/[!-.0-9:;=@-~]{0,8}){0,4}") {
-            prop_assume!(dir.parse::<Prefix>().is_ok());
-            let prefix = prefix(&dir);
-            let joined = format!("{dir}{rest}");
-            prop_assert_eq!(prefix.rest(&joined), Some(&*rest));
-            let longer = format!("{dir}x{rest}");
-            prop_assert_eq!(prefix.rest(&longer), None);
-        }
-
         #[test]
         fn no_target_panics_or_leaves(path in "/mydir/[./%2eEfF5cC;\\\\a]{0,24}") {
             let Ok(uri) = path.parse::<Uri>() else { return Ok(()) };

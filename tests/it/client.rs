@@ -1,0 +1,407 @@
+//! The client's promises: what is cancelled is closed, what may have been processed isn't sent twice, and no exchange sees
+//! anything of another.
+
+use std::{
+    convert::Infallible,
+    future::{Future, poll_fn},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::Request,
+    response::Response,
+};
+use http_body_util::{BodyExt, Channel};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::mpsc,
+    task::{JoinSet, yield_now},
+    time::{sleep, timeout},
+};
+use tower::ServiceExt;
+use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
+
+use crate::support::{PATIENCE, Wire, backend, client, front, get};
+
+fn request(method: &str, target: &str, body: impl Into<Body>) -> Request {
+    Request::builder().method(method).uri(target).header("host", "front.example").body(body.into()).unwrap()
+}
+
+async fn call(proxy: &ReverseProxy, request: Request) -> Response {
+    let Ok(response): Result<_, Infallible> = proxy.clone().oneshot(request).await;
+    response
+}
+
+async fn text(response: Response) -> String {
+    String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().into()).unwrap()
+}
+
+/// Polls a future so many times at the most. `None`: when it would have gone on, it was dropped.
+async fn polled<F: Future>(mut times: usize, future: F) -> Option<F::Output> {
+    let mut future = Box::pin(future);
+    poll_fn(|cx| {
+        if times == 0 {
+            return Poll::Ready(None);
+        }
+        times -= 1;
+        future.as_mut().poll(cx).map(Some)
+    })
+    .await
+}
+
+/// A body that comes in three parts, each after a moment.
+fn upload() -> Body {
+    let (mut sender, body) = Channel::<Bytes>::new(1);
+    tokio::spawn(async move {
+        for part in ["one", "two", "three"] {
+            sleep(Duration::from_millis(1)).await;
+            // Whoever reads may be gone.
+            let _ = sender.send_data(part.into()).await;
+        }
+    });
+    Body::new(body)
+}
+
+#[tokio::test]
+async fn an_exchange_can_be_dropped_at_every_point() {
+    const ANSWER: [&[u8]; 7] = [
+        b"HTTP/1.1 100 Cont",
+        b"inue\r\n\r\nHTTP/1.1 200 O",
+        b"K\r\nTransfer-Enc",
+        b"oding: chunked\r\n\r\n3\r\na",
+        b"bc\r\n3\r\ndef\r\n",
+        b"0\r\nX-Sum: 1\r\n",
+        b"\r\n",
+    ];
+    let opened = Arc::new(AtomicUsize::new(0));
+    let (tell, mut ended) = mpsc::unbounded_channel();
+    let counted = opened.clone();
+    let url = backend(move |mut wire| {
+        let tell = tell.clone();
+        counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            'exchanges: while let Some(head) = wire.head().await {
+                if head.starts_with("GET /probe") {
+                    wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nprobe").await;
+                    continue;
+                }
+                for part in 0..=3 {
+                    let Some(chunk) = wire.chunk().await else { break 'exchanges };
+                    assert_eq!(chunk.is_empty(), part == 3);
+                    wire.send(ANSWER[part]).await;
+                }
+                for part in &ANSWER[4..] {
+                    sleep(Duration::from_millis(1)).await;
+                    wire.send(part).await;
+                }
+            }
+            drop(wire);
+            let _ = tell.send(());
+        }
+    })
+    .await;
+    let proxy = ReverseProxy::new(url);
+    let (mut polls, mut closed) = (0, 0);
+    loop {
+        let exchange = async { text(call(&proxy, request("POST", "/x", upload())).await).await };
+        let outcome = timeout(PATIENCE, polled(polls, exchange)).await.unwrap();
+        // What comes after it is right, and nothing of it stays open: one connection is idle.
+        assert_eq!(text(call(&proxy, request("GET", "/probe", "")).await).await, "probe", "dropped at {polls}");
+        while opened.load(Ordering::SeqCst) - closed > 1 {
+            timeout(PATIENCE, ended.recv()).await.expect("it's closed").unwrap();
+            closed += 1;
+        }
+        if let Some(text) = outcome {
+            assert_eq!(text, "abcdef");
+            break;
+        }
+        polls += 1;
+    }
+    assert!(polls > 5, "it had more points than {polls}");
+}
+
+/// Counts what happens to connections.
+#[derive(Clone, Default)]
+struct Counts {
+    opened: Arc<AtomicUsize>,
+    closed: Arc<AtomicUsize>,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_closes_at_any_moment_fails_no_get_and_gets_no_post_twice() {
+    async fn sequence(of: usize) {
+        let counts = Counts::default();
+        let (seen, mut posts) = mpsc::unbounded_channel();
+        let at_backend = counts.clone();
+        let url = backend(move |mut wire| {
+            let (counts, seen) = (at_backend.clone(), seen.clone());
+            async move {
+                let connection = counts.opened.fetch_add(1, Ordering::SeqCst);
+                let request = wire.message().await.unwrap();
+                if request.head.starts_with("POST") {
+                    assert_eq!(request.text(), "hi");
+                    seen.send(request.head.split(' ').nth(1).unwrap().to_owned()).unwrap();
+                }
+                wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+                // From at once, with or without others in between, to 20 ms.
+                match (connection * 7 + of) % 30 {
+                    0..5 => {}
+                    5..10 => yield_now().await,
+                    delay => sleep(Duration::from_millis(delay as u64 - 9)).await,
+                }
+                drop(wire);
+                counts.closed.fetch_add(1, Ordering::SeqCst);
+            }
+        })
+        .await;
+        let proxy = ReverseProxy::new(url);
+        let mut sent = Vec::new();
+        for round in 0..60 {
+            match (round * 11 + of) % 25 {
+                0..5 => {}
+                5..10 => yield_now().await,
+                delay => sleep(Duration::from_millis(delay as u64 - 9)).await,
+            }
+            let target = format!("/{of}/{round}");
+            if round % 3 == 0 {
+                let response = call(&proxy, request("GET", &target, "")).await;
+                assert_eq!(response.status(), 200, "GET {target}: {:?}", response.extensions().get::<Error>());
+                assert_eq!(text(response).await, "ok");
+                continue;
+            }
+            if round % 3 == 1 {
+                // Until the last connection is closed, and the end has come.
+                while counts.opened.load(Ordering::SeqCst) > counts.closed.load(Ordering::SeqCst) {
+                    sleep(Duration::from_millis(1)).await;
+                }
+                sleep(Duration::from_millis(2)).await;
+            }
+            let response = call(&proxy, request("POST", &target, "hi")).await;
+            if response.status() == 200 {
+                sent.push(target);
+                assert_eq!(text(response).await, "ok");
+            } else {
+                assert_eq!(response.extensions().get::<Error>().unwrap().kind(), ErrorKind::Closed);
+                assert_ne!(round % 3, 1, "POST {target}: the close had come before");
+            }
+        }
+        drop(proxy);
+        let mut seen = Vec::new();
+        while let Ok(target) = posts.try_recv() {
+            assert!(!seen.contains(&target), "{target} came twice");
+            seen.push(target);
+        }
+        // Nothing that was read went unanswered here, so what failed was never read.
+        assert_eq!(seen, sent);
+    }
+
+    let mut sequences = JoinSet::new();
+    (0..8).for_each(|of| drop(sequences.spawn(sequence(of))));
+    while let Some(outcome) = sequences.join_next().await {
+        outcome.unwrap();
+    }
+}
+
+/// How a backend breaks off instead of answering.
+#[derive(Clone, Copy, Debug)]
+enum Death {
+    /// The request was read.
+    Close,
+    /// The request lies unread: it's a reset.
+    Reset,
+}
+
+/// A backend that answers `/warm`, and breaks off on anything else, on all connections or the first alone. It tells the
+/// number of the connection and the start line of each request.
+async fn dying(death: Death, always: bool) -> (String, mpsc::UnboundedReceiver<(usize, String)>) {
+    let (tell, told) = mpsc::unbounded_channel();
+    let connections = AtomicUsize::new(0);
+    let url = backend(move |mut wire: Wire<TcpStream>| {
+        let (connection, tell) = (connections.fetch_add(1, Ordering::SeqCst), tell.clone());
+        async move {
+            loop {
+                let mut peeked = [0; 1024];
+                let Ok(count @ 1..) = wire.stream.peek(&mut peeked).await else { break };
+                let start_line = peeked[..count].split(|&b| b == b'\r').next().unwrap().escape_ascii().to_string();
+                let dies = !start_line.contains("/warm") && (always || connection == 0);
+                if !start_line.contains("/warm") {
+                    tell.send((connection, start_line)).unwrap();
+                }
+                if !dies || matches!(death, Death::Close) {
+                    wire.message().await;
+                }
+                if dies {
+                    break;
+                }
+                wire.send(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+            }
+        }
+    })
+    .await;
+    (url, told)
+}
+
+#[tokio::test]
+async fn a_request_is_repeated_once_if_that_is_harmless() {
+    for death in [Death::Close, Death::Reset] {
+        for (method, body, repeated) in [
+            ("GET", "", true),
+            ("HEAD", "", true),
+            ("OPTIONS", "", true),
+            ("PUT", "", true),
+            ("DELETE", "", true),
+            ("POST", "", false),
+            ("PATCH", "", false),
+            ("get", "", false),
+            ("UNKNOWN", "", false),
+            ("GET", "body", false),
+            ("PUT", "body", false),
+            ("POST", "body", false),
+        ] {
+            let case = format!("{method} {body:?} {death:?}");
+            let start_line = format!("{method} /x?y HTTP/1.1");
+            // On a reused connection: on a fresh one it goes well.
+            let (url, mut told) = dying(death, false).await;
+            let proxy = ReverseProxy::new(url);
+            assert_eq!(call(&proxy, request("GET", "/warm", "")).await.status(), 204);
+            let status = call(&proxy, request(method, "/x?y", body)).await.status();
+            assert_eq!(told.recv().await.unwrap(), (0, start_line.clone()), "{case}");
+            if repeated {
+                assert_eq!(status, 204, "{case}");
+                assert_eq!(told.recv().await.unwrap(), (1, start_line.clone()), "{case}");
+            } else {
+                assert_eq!(status, 502, "{case}");
+            }
+            assert!(told.try_recv().is_err(), "{case}");
+
+            // Once, whatever becomes of it.
+            let (url, mut told) = dying(death, true).await;
+            let proxy = ReverseProxy::new(url);
+            assert_eq!(call(&proxy, request("GET", "/warm", "")).await.status(), 204);
+            assert_eq!(call(&proxy, request(method, "/x?y", body)).await.status(), 502, "{case}");
+            for connection in 0..if repeated { 2 } else { 1 } {
+                assert_eq!(told.recv().await.unwrap(), (connection, start_line.clone()), "{case}");
+            }
+            assert!(told.try_recv().is_err(), "{case}");
+
+            // What a fresh connection came to may be the request's doing.
+            let (url, mut told) = dying(death, true).await;
+            let response = call(&ReverseProxy::new(url), request(method, "/x?y", body)).await;
+            assert_eq!(response.extensions().get::<Error>().unwrap().kind(), ErrorKind::Closed, "{case}");
+            assert_eq!(told.recv().await.unwrap(), (0, start_line), "{case}");
+            assert!(told.try_recv().is_err(), "{case}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_with_an_answer_before_its_time_serves_nobody_else() {
+    // What is sent of the upload after the answer reads like a request: whoever takes it for one answers it.
+    const LATER: &str = "GET /smuggled HTTP/1.1\r\nHost: evil.example\r\n\r\n";
+    let later = format!("{:x}\r\n{LATER}\r\n0\r\n\r\n", LATER.len());
+    let sized = format!("Content-Length: {}", 4 + LATER.len());
+    for answer in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nearly\r\n0\r\n\r\n",
+        "HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 5\r\n\r\nearly",
+    ] {
+        for (framing, first, rest) in
+            [("Transfer-Encoding: chunked", "4\r\nabcd\r\n", &*later), (&*sized, "abcd", LATER)]
+        {
+            let (tell, mut told) = mpsc::unbounded_channel();
+            let connections = AtomicUsize::new(0);
+            let url = backend(move |mut wire| {
+                let (connection, tell) = (connections.fetch_add(1, Ordering::SeqCst), tell.clone());
+                async move {
+                    while let Some(head) = wire.head().await {
+                        tell.send(format!("{connection} {}", head.lines().next().unwrap())).unwrap();
+                        if head.starts_with("POST") {
+                            wire.send(answer.as_bytes()).await;
+                            // What comes of the upload, until the end.
+                            wire.bytes(usize::MAX).await;
+                            tell.send(format!("{connection} end")).unwrap();
+                            return;
+                        }
+                        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother").await;
+                    }
+                }
+            })
+            .await;
+            let addr = front(Router::new().layer(ReverseProxyLayer::new(url))).await;
+            let mut wire = client(addr).await;
+            let head = format!("POST /x HTTP/1.1\r\nHost: front.example\r\n{framing}\r\n\r\n{first}");
+            wire.send(head.as_bytes()).await;
+            let early = wire.message().await.unwrap();
+            assert_eq!((&*early.text(), early.complete), ("early", true), "{answer} {framing}");
+            assert_eq!(told.recv().await.unwrap(), "0 POST /x HTTP/1.1");
+            // The client goes on as if nothing had happened, and asks for more.
+            wire.send(rest.as_bytes()).await;
+            wire.send(b"GET /same HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+            let other = get(addr, "/other", "").await;
+            assert_eq!((other.status(), &*other.text()), (200, "other"), "{answer} {framing}");
+            if let Some(same) = wire.message().await {
+                assert_eq!((same.status(), &*same.text()), (200, "other"), "{answer} {framing}");
+            }
+            let mut seen = Vec::new();
+            while !(seen.contains(&"0 end".to_owned()) && seen.iter().any(|seen| seen.contains("/other"))) {
+                seen.push(timeout(PATIENCE, told.recv()).await.unwrap().unwrap());
+            }
+            let foreign =
+                |seen: &&String| !seen.ends_with("GET /other HTTP/1.1") && !seen.ends_with("GET /same HTTP/1.1");
+            assert_eq!(seen.iter().filter(foreign).collect::<Vec<_>>(), ["0 end"], "{answer} {framing}");
+            assert!(!seen.iter().any(|seen| seen.starts_with("0 GET")), "{seen:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_stops_the_backend() {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = sent.clone();
+    let url = backend(move |mut wire| {
+        let sent = counted.clone();
+        async move {
+            wire.head().await;
+            wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+            let chunk = [b"10000\r\n", &[b'x'; 0x10000][..], b"\r\n"].concat();
+            while wire.stream.write_all(&chunk).await.is_ok() {
+                sent.fetch_add(0x10000, Ordering::SeqCst);
+            }
+        }
+    })
+    .await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(url))).await;
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await.unwrap();
+    // It stands still, at what fits into the kernel's buffers.
+    let stopped = settled(&sent).await;
+    assert!(stopped < 64 << 20, "{stopped}");
+    // And goes on.
+    let mut read = vec![0; 1 << 20];
+    for _ in 0..2 * (stopped >> 20) + 8 {
+        timeout(PATIENCE, stream.read_exact(&mut read)).await.unwrap().unwrap();
+    }
+    assert!(sent.load(Ordering::SeqCst) > stopped);
+}
+
+/// Waits until a count, which has begun, rises no more.
+pub(crate) async fn settled(count: &AtomicUsize) -> usize {
+    let mut before = 0;
+    loop {
+        sleep(Duration::from_millis(200)).await;
+        let now = count.load(Ordering::SeqCst);
+        // An endless one fails by its size.
+        if (now == before && now > 0) || now > 256 << 20 {
+            return now;
+        }
+        before = now;
+    }
+}
