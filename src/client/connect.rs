@@ -86,14 +86,15 @@ impl Connector {
         handshake: impl AsyncFnOnce(Stream) -> hyper::Result<T>,
     ) -> Result<T, Error> {
         let connecting = async { Ok(handshake(self.dial(offer).await?).await?) };
-        let connected: Result<Result<T, BoxError>, _> = match self.timeout {
-            Some(timeout) => tokio::time::timeout(timeout, connecting).await,
-            None => Ok(connecting.await),
-        };
-        match connected {
-            Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(error)) => Err(Error::with_source(ErrorKind::Connect, error)),
-            Err(_) => Err(ErrorKind::ConnectTimeout.into()),
+        let connected: Result<T, BoxError> = self.in_time(connecting).await?;
+        connected.map_err(|error| Error::with_source(ErrorKind::Connect, error))
+    }
+
+    /// Waits for what belongs to connecting, no longer than that may take.
+    pub(super) async fn in_time<T>(&self, waiting: impl Future<Output = T>) -> Result<T, Error> {
+        match self.timeout {
+            Some(timeout) => tokio::time::timeout(timeout, waiting).await.map_err(|_| ErrorKind::ConnectTimeout.into()),
+            None => Ok(waiting.await),
         }
     }
 

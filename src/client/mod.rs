@@ -145,7 +145,7 @@ impl Shared {
         if let Some(stream) = self.connections.take() {
             return Ok(http2::Taken::Http2(stream));
         }
-        let connecting = self.connections.connecting.lock().await;
+        let connecting = self.connector.in_time(self.connections.connecting.lock()).await?;
         if let Some(stream) = self.connections.take() {
             return Ok(http2::Taken::Http2(stream));
         }

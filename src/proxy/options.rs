@@ -263,7 +263,8 @@ impl<C, L: Layer<Client, Service = C>> ReverseProxyLayer<Upstream<C>, ToBackend<
     /// Speaks HTTP/2 to the backend. Default: `false`, HTTP/1.1.
     ///
     /// An `http` or Unix-socket backend is known to have it; an `https` backend is offered it, and HTTP/1.1 (ALPN), and is
-    /// spoken to in what it chooses. WebSockets go to `https` backends over connections of their own, in HTTP/1.1.
+    /// spoken to in what it chooses. WebSockets, and NTLM and Negotiate credentials, go to `https` backends over connections
+    /// of their own, in HTTP/1.1.
     #[cfg(feature = "http2")]
     #[cfg_attr(docsrs, doc(cfg(feature = "http2")))]
     pub fn http2(self, http2: bool) -> Self {

@@ -31,7 +31,7 @@ use tower_reverse_proxy::{
     },
 };
 
-use crate::support::{Message, PATIENCE, Wire, ask, backend, client, front, get};
+use crate::support::{Message, Wire, ask, backend, client, front, get};
 
 type Accepted = TlsStream<TcpStream>;
 
@@ -414,27 +414,63 @@ mod http2 {
     #[tokio::test]
     async fn requests_at_once_to_a_backend_without_http2() {
         let ca = Ca::new();
-        // Each request waits for the others: they need a connection each, and none may wait for another's.
-        let all = Arc::new(Barrier::new(3));
-        let url = tls_backend(server(&ca.sign("127.0.0.1"), &["http/1.1"]), move |_, stream| {
-            let all = all.clone();
+        let acceptor = TlsAcceptor::from(Arc::new(server(&ca.sign("127.0.0.1"), &["http/1.1"])));
+        let count = AtomicUsize::new(0);
+        // Handshakes wait for each other, but for the first one, and so do the requests that aren't alone.
+        let (two, three) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(3)));
+        let url = backend(move |wire| {
+            let is_first = count.fetch_add(1, Ordering::Relaxed) == 0;
+            let (acceptor, two, three) = (acceptor.clone(), two.clone(), three.clone());
             async move {
-                let mut wire = Wire::new(stream);
-                while wire.message().await.is_some() {
-                    all.wait().await;
+                if !is_first {
+                    two.wait().await;
+                }
+                let mut wire = Wire::new(acceptor.accept(wire.stream).await.unwrap());
+                while let Some(request) = wire.message().await {
+                    if !request.start_line().contains("/alone") {
+                        three.wait().await;
+                    }
                     wire.send(OK).await;
                 }
             }
         })
         .await;
-        let addr = proxied(ReverseProxyLayer::new(url).http2(true).tls(ca.tls())).await;
+        let proxy = ReverseProxyLayer::new(url.replace("http:", "https:")).http2(true).tls(ca.tls());
+        let addr = proxied(proxy).await;
+        assert_eq!(get(addr, "/alone", "").await.status(), 200);
         for _ in 0..2 {
             let asked: Vec<_> =
                 (0..3).map(|_| tokio::spawn(async move { get(addr, "/x", "").await.status() })).collect();
             for status in asked {
-                let status = tokio::time::timeout(PATIENCE, status).await.expect("none waits for another's connection");
-                assert_eq!(status.unwrap(), 200);
+                assert_eq!(status.await.unwrap(), 200);
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_at_once_wait_for_one_connect_timeout() {
+        let url = backend(|mut wire| async move { while !wire.bytes(1).await.is_empty() {} }).await;
+        let proxy = ReverseProxyLayer::new(url.replace("http:", "https:")).http2(true).tls(Ca::new().tls());
+        let addr = proxied(proxy.connect_timeout(Duration::from_millis(150))).await;
+        // One after the other, they would try the test's patience.
+        let asked: Vec<_> = (0..200).map(|_| tokio::spawn(async move { get(addr, "/x", "").await.status() })).collect();
+        for status in asked {
+            assert_eq!(status.await.unwrap(), 504);
+        }
+    }
+
+    #[tokio::test]
+    async fn credentials_of_a_connection_go_over_one_of_their_own() {
+        let ca = Ca::new();
+        let url = speaking(&ca, &["h2", "http/1.1"]).await;
+        let addr = proxied(ReverseProxyLayer::new(&url).http2(true).tls(ca.tls())).await;
+        for (fields, expected) in [
+            ("", format!("HTTP/2.0 {url}/x 0")),
+            ("Authorization: Negotiate YII=\r\n", "HTTP/1.1 1".into()),
+            ("Authorization: NTLM TlRM\r\n", "HTTP/1.1 2".into()),
+            ("Authorization: Basic YTpi\r\n", format!("HTTP/2.0 {url}/x 0")),
+        ] {
+            assert_eq!(get(addr, "/x", fields).await.text(), expected);
         }
     }
 

@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use hyper::client::conn::TrySendError;
 
 use super::{
-    super::{Shared, body::ClientBody, copy, http1::Connection},
+    super::{Shared, authenticates_connection, body::ClientBody, copy, http1::Connection},
     Stream, Taken, websocket,
 };
 use crate::{
@@ -30,10 +30,13 @@ pub(in super::super) enum Outcome {
 }
 
 impl Shared {
-    /// Whether HTTP/2 is to be spoken for a request. An upgrade is HTTP/1.1's: over TLS, a connection without the choice is
-    /// made for it.
+    /// Whether HTTP/2 is to be spoken for a request. An upgrade is HTTP/1.1's, and so are credentials that sign in a
+    /// connection (RFC 4559, section 6), which nobody else's requests may share: over TLS, a connection without the choice is
+    /// made for them.
     pub(in super::super) fn is_for_http2(&self, request: &Request<Body>) -> bool {
-        self.http2 && !(self.connector.negotiates() && request.headers().contains_key(UPGRADE))
+        let headers = request.headers();
+        let is_http1s = headers.contains_key(UPGRADE) || authenticates_connection(headers);
+        self.http2 && !(is_http1s && self.connector.negotiates())
     }
 }
 
