@@ -8,7 +8,7 @@ mod client;
 mod failures;
 mod forwarded;
 #[cfg(feature = "http2")]
-mod http2_backend;
+mod http2_frames;
 mod identity;
 mod layering;
 mod mapping;
