@@ -1,12 +1,18 @@
 //! Which connections to the backend are kept, and what is never done with them.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use axum::Router;
-use tokio::{net::UnixListener, sync::mpsc};
+use axum::{Router, body::Body, extract::Request};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpStream, UnixListener},
+    sync::{Notify, mpsc},
+    time::timeout,
+};
+use tower::ServiceExt;
 use tower_reverse_proxy::{Backend, HostPolicy, ReverseProxy, ReverseProxyLayer};
 
-use crate::support::{Message, Wire, ask, backend, client, front, get};
+use crate::support::{Message, PATIENCE, Wire, ask, backend, client, elsewhere, front, get, tasks_left};
 
 /// What a backend with numbered connections heard.
 #[derive(Debug, PartialEq)]
@@ -185,6 +191,141 @@ async fn stray_bytes_behind_an_answer_reach_nobody() {
             assert_eq!((answer.status(), answer.body.len()), (200, 1), "{round} {target}: {answer:?}");
         }
     }
+}
+
+/// A backend that sends its answers, the number of the connection, when it's told to, connection by connection.
+async fn holding<const CONNECTIONS: usize>() -> (String, [Arc<Notify>; CONNECTIONS], mpsc::UnboundedReceiver<usize>) {
+    let go: [Arc<Notify>; CONNECTIONS] = std::array::from_fn(|_| Arc::default());
+    let (tell, ended) = mpsc::unbounded_channel();
+    let (connections, told) = (std::sync::atomic::AtomicUsize::new(0), go.clone());
+    let url = backend(move |mut wire| {
+        let connection = connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let (go, tell) = (told[connection].clone(), tell.clone());
+        async move {
+            while wire.message().await.is_some() {
+                wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n").await;
+                go.notified().await;
+                wire.send(connection.to_string().as_bytes()).await;
+            }
+            let _ = tell.send(connection);
+        }
+    })
+    .await;
+    (url, go, ended)
+}
+
+/// Begins an exchange. Its answer has begun when this returns.
+async fn begun(addr: SocketAddr) -> Wire<TcpStream> {
+    let mut wire = client(addr).await;
+    wire.send(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+    assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 200"));
+    wire
+}
+
+#[tokio::test]
+async fn the_last_connection_in_is_the_first_one_out() {
+    let (url, go, _ended) = holding::<3>().await;
+    let addr = proxied(url).await;
+    let mut wires = [begun(addr).await, begun(addr).await, begun(addr).await];
+    for connection in [1, 0, 2] {
+        go[connection].notify_one();
+        assert_eq!(wires[connection].bytes(1).await, connection.to_string().as_bytes());
+    }
+    for _ in 0..3 {
+        let mut wire = begun(addr).await;
+        go[2].notify_one();
+        assert_eq!(wire.bytes(1).await, b"2");
+    }
+    wires = [begun(addr).await, begun(addr).await, begun(addr).await];
+    for (wire, connection) in wires.iter_mut().zip([2, 0, 1]) {
+        go[connection].notify_one();
+        assert_eq!(wire.bytes(1).await, connection.to_string().as_bytes());
+    }
+}
+
+#[tokio::test]
+async fn of_more_idle_connections_than_may_be_the_oldest_go() {
+    let (url, go, mut ended) = holding::<4>().await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(url).pool_max_idle(2))).await;
+    let mut wires = Vec::new();
+    for _ in 0..4 {
+        wires.push(begun(addr).await);
+    }
+    for (connection, gone) in [(1, None), (3, None), (0, Some(1)), (2, Some(3))] {
+        go[connection].notify_one();
+        assert_eq!(wires[connection].bytes(1).await, connection.to_string().as_bytes());
+        match gone {
+            Some(gone) => assert_eq!(ended.recv().await, Some(gone)),
+            None => assert!(ended.try_recv().is_err()),
+        }
+    }
+    let mut wires = [begun(addr).await, begun(addr).await];
+    for (wire, connection) in wires.iter_mut().zip([2, 0]) {
+        go[connection].notify_one();
+        assert_eq!(wire.bytes(1).await, connection.to_string().as_bytes());
+    }
+}
+
+#[tokio::test]
+async fn what_a_backend_has_given_up_is_not_kept() {
+    // It closes its half, with or without a word, and waits for ours.
+    for last in ["", "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"] {
+        let (tell, mut ended) = mpsc::unbounded_channel();
+        let url = backend(move |mut wire| {
+            let tell = tell.clone();
+            async move {
+                wire.message().await;
+                wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+                // Some time after its answer.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                wire.send(last.as_bytes()).await;
+                wire.stream.shutdown().await.unwrap();
+                tell.send(wire.closed().await).unwrap();
+            }
+        })
+        .await;
+        let addr = proxied(url).await;
+        assert_eq!(get(addr, "/x", "").await.status(), 200);
+        // Without another request.
+        assert!(timeout(PATIENCE, ended.recv()).await.expect("it's closed").unwrap());
+        assert_eq!(post(addr, "/x").await.status(), 200);
+    }
+}
+
+#[tokio::test]
+async fn a_pool_that_is_empty_or_gone_leaves_no_task() {
+    let (url, mut heard) = elsewhere(numbered(|_| After::KeepOpen));
+    let ask = |proxy: &ReverseProxy| {
+        let request = Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
+        let exchange = proxy.clone().oneshot(request);
+        async move {
+            let Ok(response) = exchange.await;
+            axum::body::to_bytes(response.into_body(), 10).await.unwrap()
+        }
+    };
+    // Emptied by time, and in use again.
+    let proxy = ReverseProxyLayer::new(&url).pool_idle_timeout(Duration::from_millis(50)).into_service();
+    for connection in 0..2 {
+        tasks_left(0).await;
+        assert_eq!(ask(&proxy).await, connection.to_string());
+        assert!(matches!(heard.recv().await, Some(Heard::Request { .. })));
+        assert_eq!(heard.recv().await, Some(Heard::End { connection }));
+    }
+    tasks_left(0).await;
+
+    // Dropped, with all of its clones.
+    let proxy = ReverseProxy::new(&url);
+    let clone = proxy.clone();
+    for _ in 0..3 {
+        assert_eq!(ask(&proxy).await, "2");
+        assert!(matches!(heard.recv().await, Some(Heard::Request { connection: 2, .. })));
+    }
+    drop(proxy);
+    assert_eq!(ask(&clone).await, "2");
+    assert!(matches!(heard.recv().await, Some(Heard::Request { connection: 2, .. })));
+    drop(clone);
+    assert_eq!(heard.recv().await, Some(Heard::End { connection: 2 }));
+    tasks_left(0).await;
 }
 
 #[cfg(unix)]

@@ -10,7 +10,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-pub(crate) use self::peers::{front_on, http2, http2_get, recording};
+pub(crate) use self::peers::{elsewhere, front_on, http2, http2_get, recording, tasks_left};
 
 /// How long anything here may take before the test fails: much longer than it ever does.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,6 +1,6 @@
 //! Peers beyond the raw ones: a front where one is wanted, a client of HTTP/2, a backend that tells.
 
-use std::net::SocketAddr;
+use std::{future::Future, net::SocketAddr, thread};
 
 use axum::{
     Router,
@@ -53,4 +53,29 @@ pub(crate) async fn http2_get(addr: SocketAddr, target: &str) -> Response<Collec
     let request = Request::get(format!("http://front.example{target}")).body(Body::empty()).unwrap();
     let (head, body) = http2(addr).await.send_request(request).await.unwrap().into_parts();
     Response::from_parts(head, body.collect().await.unwrap())
+}
+
+/// Makes a peer in a runtime of its own, so that the test's has no tasks but those of the proxy.
+pub(crate) fn elsewhere<T: Send + 'static>(make: impl Future<Output = T> + Send + 'static) -> T {
+    let (tell, made) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            tell.send(make.await).unwrap();
+            std::future::pending::<()>().await;
+        });
+    });
+    made.recv().unwrap()
+}
+
+/// Waits until the test's runtime has no more tasks than so many.
+pub(crate) async fn tasks_left(count: usize) {
+    let metrics = tokio::runtime::Handle::current().metrics();
+    let fewer = async {
+        while metrics.num_alive_tasks() > count {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(super::PATIENCE, fewer).await.expect("the tasks end");
+    assert_eq!(metrics.num_alive_tasks(), count);
 }
