@@ -160,15 +160,15 @@ fn exchange(mut connection: Box<Connection>, mut request: Request<Body>, reused:
     let target = mem::take(request.uri_mut()).into_parts().path_and_query;
     *request.uri_mut() = Uri::from(target.unwrap_or(PathAndQuery::from_static("/")));
     *request.version_mut() = Version::HTTP_11;
-    let again = if reused && is_idempotent(&request) { copy(&request) } else { None };
+    let again = if reused && is_idempotent(request.method()) { copy(&request) } else { None };
     let poolable = !super::authenticates_connection(request.headers());
     connection.send(request);
     State::Exchanging { connection, again, reused, poolable }
 }
 
 /// Whether sending the request twice is as good as once (RFC 9110, section 9.2.2).
-fn is_idempotent(request: &Request<Body>) -> bool {
-    matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
+pub(super) fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
 }
 
 /// Whether the backend closed the connection before it had said anything whole.

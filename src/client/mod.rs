@@ -45,7 +45,8 @@ use crate::{
 /// from the environment and adds no field but those that HTTP obliges to. Clones share one pool.
 ///
 /// A request is sent a second time only if nothing of the first was written, or if it is idempotent, has no body, and went
-/// over a reused connection that the backend closed instead of an answer. Never else.
+/// over a reused connection that the backend closed instead of an answer. Over HTTP/2, also if it has no body and the backend
+/// refused its stream unprocessed. Never else.
 ///
 /// # Cancel safety
 ///
@@ -146,8 +147,14 @@ impl Shared {
             return Ok(http2::Taken::Http2(stream));
         }
         let connecting = self.connector.in_time(self.connections.connecting.lock()).await?;
-        if let Some(stream) = self.connections.take() {
-            return Ok(http2::Taken::Http2(stream));
+        loop {
+            if let Some(stream) = self.connections.take() {
+                return Ok(http2::Taken::Http2(stream));
+            }
+            // A connection that was just made may have room for more.
+            if !self.connector.in_time(self.connections.settled()).await? {
+                break;
+            }
         }
         // Nobody waits for a connection that it can't share.
         let _connecting = (!self.connections.are_http1()).then_some(connecting);

@@ -5,15 +5,14 @@ use std::{error::Error as _, mem, sync::Arc};
 use axum_core::body::Body;
 use h2::Reason;
 use http::{
-    Request, Response, Uri, Version,
+    Method, Request, Response, Uri, Version,
     header::{HOST, TRANSFER_ENCODING, UPGRADE},
     uri::{Authority, Scheme},
 };
 use http_body_util::BodyExt;
-use hyper::client::conn::TrySendError;
 
 use super::{
-    super::{Shared, authenticates_connection, body::ClientBody, copy, http1::Connection},
+    super::{Shared, authenticates_connection, body::ClientBody, copy, future::is_idempotent, http1::Connection},
     Stream, Taken, websocket,
 };
 use crate::{
@@ -83,19 +82,22 @@ async fn send(
 ) -> Result<Response<hyper::body::Incoming>, (Error, Option<Request<Body>>)> {
     let again = copy(&request);
     stream.sender.try_send_request(request).await.map_err(|mut error| {
-        let unread = error.take_message().or_else(|| again.filter(|_| is_refused(&error)));
+        let unread =
+            error.take_message().or_else(|| again.filter(|again| is_unprocessed(error.error(), again.method())));
         (classify(error.into_error().into(), ErrorKind::Closed), unread)
     })
 }
 
-/// Whether the backend says that it hasn't processed the request: it refused the stream, or it is going away and has taken
-/// no stream after an earlier one (RFC 9113, sections 6.8 and 8.7).
-fn is_refused(error: &TrySendError<Request<Body>>) -> bool {
-    let cause = error.error().source().and_then(|cause| cause.downcast_ref::<h2::Error>());
-    cause.is_some_and(|cause| match cause.reason() {
-        Some(Reason::REFUSED_STREAM) => cause.is_remote(),
-        Some(Reason::NO_ERROR) => cause.is_go_away() && cause.is_remote(),
-        _ => false,
+/// Whether the backend says that it has done nothing for a stream (RFC 9113, section 8.7).
+///
+/// hyper doesn't tell a stream that is beyond the last one of a GOAWAY from one that was under way as the connection went
+/// after it: of these, only what may be sent twice is sent again.
+fn is_unprocessed(error: &hyper::Error, method: &Method) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| {
+        cause.is_remote()
+            && (cause.is_reset() && cause.reason() == Some(Reason::REFUSED_STREAM)
+                || cause.is_go_away() && is_idempotent(method))
     })
 }
 

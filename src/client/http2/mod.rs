@@ -51,12 +51,27 @@ struct Shared {
 struct Load {
     /// How many streams of ours are on the connection.
     streams: AtomicUsize,
-    /// How many the backend allows, as far as it has said.
+    /// How many the backend allows; none before it has said.
     most: AtomicUsize,
+    /// That it has said so, or that the one who waited for it is gone.
+    changed: Notify,
     /// Whether the backend offers extended CONNECT, as far as it has said.
     connect: AtomicBool,
     /// Asks the driver to look: it isn't told when the backend's first frame has come.
     asked: Notify,
+}
+
+impl Load {
+    /// Until the backend has said how many, one stream waits for it: hyper looks at what it has said for a stream's sake.
+    fn has_room(&self) -> bool {
+        self.streams.load(Ordering::Relaxed) < self.most.load(Ordering::Relaxed).max(1)
+    }
+
+    fn allow(&self, most: usize) {
+        if self.most.swap(most, Ordering::Relaxed) == 0 && most > 0 {
+            self.changed.notify_waiters();
+        }
+    }
 }
 
 /// A place on a connection, until it's dropped.
@@ -65,9 +80,6 @@ pub(super) struct Stream {
     pub(super) sender: SendRequest<Body>,
     load: Arc<Load>,
 }
-
-/// How many streams a backend is thought to allow before it says so: what hyper opens at the most until then.
-const ASSUMED: usize = 100;
 
 /// How long a backend may take to introduce itself.
 const FIRST_FRAME: Duration = Duration::from_secs(1);
@@ -95,35 +107,55 @@ impl Connections {
         self.http1.store(http1, Ordering::Relaxed);
     }
 
+    /// Waits for what the backend says of a new connection that it hasn't said yet. `false`: there is none such.
+    pub(super) async fn settled(&self) -> bool {
+        let unsettled = self.lock().iter().find(|shared| shared.load.most.load(Ordering::Relaxed) == 0).cloned();
+        let Some(Shared { load, .. }) = unsettled else { return false };
+        let mut changed = pin!(load.changed.notified());
+        changed.as_mut().enable();
+        if load.most.load(Ordering::Relaxed) == 0 && !load.has_room() {
+            changed.await;
+        }
+        true
+    }
+
     /// Makes a connection of a stream, and takes a place on it.
     pub(super) async fn open(&self, io: Io) -> hyper::Result<Stream> {
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .adaptive_window(true)
+            // The backend's SETTINGS are the first that it sends (RFC 9113, section 3.4): how many, it says at once.
+            .initial_max_send_streams(0)
             .keep_alive_interval(self.keep_alive)
             .keep_alive_while_idle(true)
             .handshake(TokioIo::new(io))
             .await?;
         let load = Arc::new(Load {
             streams: AtomicUsize::new(1),
-            most: AtomicUsize::new(ASSUMED),
+            most: AtomicUsize::new(0),
+            changed: Notify::new(),
             connect: AtomicBool::new(false),
             asked: Notify::new(),
         });
         self.lock().push(Shared { sender: sender.clone(), load: load.clone() });
         let told = load.clone();
         tokio::spawn(async move {
-            let (mut driver, mut asked) = (pin!(driver), pin!(told.asked.notified()));
-            let over = poll_fn(|cx| {
-                while asked.as_mut().poll(cx).is_ready() {
-                    asked.set(told.asked.notified());
-                }
-                let over = driver.as_mut().poll(cx);
-                told.most.store(driver.current_max_send_streams(), Ordering::Relaxed);
-                told.connect.store(driver.is_extended_connect_protocol_enabled(), Ordering::Relaxed);
-                over
-            });
-            if let Err(error) = over.await {
+            let over = {
+                let (mut driver, mut asked) = (pin!(driver), pin!(told.asked.notified()));
+                let over = poll_fn(|cx| {
+                    while asked.as_mut().poll(cx).is_ready() {
+                        asked.set(told.asked.notified());
+                    }
+                    let over = driver.as_mut().poll(cx);
+                    told.allow(driver.current_max_send_streams());
+                    told.connect.store(driver.is_extended_connect_protocol_enabled(), Ordering::Relaxed);
+                    over
+                });
+                over.await
+            };
+            // It's closed by now: nobody waits for what it would have said.
+            told.allow(usize::MAX);
+            if let Err(error) = over {
                 tracing::debug!(target: "tower_reverse_proxy", %error, "an HTTP/2 connection broke off");
             }
         });
@@ -138,7 +170,7 @@ impl Connections {
 impl Shared {
     fn take(&self) -> Option<Stream> {
         // Only ever raised under the lock of the list.
-        if self.load.streams.load(Ordering::Relaxed) >= self.load.most.load(Ordering::Relaxed) {
+        if !self.load.has_room() {
             return None;
         }
         self.load.streams.fetch_add(1, Ordering::Relaxed);
@@ -165,5 +197,8 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.load.streams.fetch_sub(1, Ordering::Relaxed);
+        if self.load.most.load(Ordering::Relaxed) == 0 {
+            self.load.changed.notify_waiters();
+        }
     }
 }

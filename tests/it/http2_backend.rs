@@ -1,0 +1,378 @@
+//! A backend that speaks HTTP/2: as many connections as its streams need, and the same promises as with HTTP/1.1.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{DefaultBodyLimit, Request},
+    response::Response,
+};
+use http_body_util::{BodyExt, Channel};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::{Barrier, Notify, mpsc},
+    task::JoinSet,
+    time::timeout,
+};
+use tower::ServiceExt;
+use tower_http::limit::RequestBodyLimitLayer;
+use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
+
+use crate::{
+    client::settled,
+    support::{PATIENCE, ask, backend, client, elsewhere, front, tasks_left},
+};
+
+/// A backend of hyper's. It counts its connections, ends them gracefully when it's told to, and tells when one is over.
+#[derive(Clone)]
+struct Http2 {
+    connections: Arc<AtomicUsize>,
+    leave: Arc<Notify>,
+    over: mpsc::UnboundedSender<()>,
+}
+
+impl Http2 {
+    async fn serve<F>(
+        streams: u32,
+        answer: impl Fn(hyper::Request<Incoming>) -> F + Clone + Send + 'static,
+    ) -> (String, Self, mpsc::UnboundedReceiver<()>)
+    where
+        F: Future<Output = Response> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (over, ended) = mpsc::unbounded_channel();
+        let this = Self { connections: Arc::default(), leave: Arc::default(), over };
+        let backend = this.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                backend.connections.fetch_add(1, Ordering::SeqCst);
+                let (answer, backend) = (answer.clone(), backend.clone());
+                tokio::spawn(async move {
+                    let service = service_fn(move |request| {
+                        let answer = answer(request);
+                        async move { Ok::<_, Infallible>(answer.await) }
+                    });
+                    let mut connection = std::pin::pin!(
+                        http2::Builder::new(TokioExecutor::new())
+                            .timer(TokioTimer::new())
+                            .max_concurrent_streams(streams)
+                            .serve_connection(TokioIo::new(stream), service)
+                    );
+                    tokio::select! {
+                        _ = &mut connection => {}
+                        () = backend.leave.notified() => {
+                            connection.as_mut().graceful_shutdown();
+                            let _ = connection.await;
+                        }
+                    }
+                    let _ = backend.over.send(());
+                });
+            }
+        });
+        (url, this, ended)
+    }
+}
+
+fn proxy(url: &str) -> ReverseProxy {
+    ReverseProxyLayer::new(url).http2(true).into_service()
+}
+
+fn request(method: &str, body: impl Into<Body>) -> Request {
+    Request::builder().method(method).uri("/x").header("host", "front.example").body(body.into()).unwrap()
+}
+
+async fn call(proxy: &ReverseProxy, request: Request) -> Response {
+    let Ok(response): Result<_, Infallible> = proxy.clone().oneshot(request).await;
+    response
+}
+
+async fn ok(_: hyper::Request<Incoming>) -> Response {
+    Response::new(Body::from("ok"))
+}
+
+#[tokio::test]
+async fn when_streams_run_out_another_connection_is_made() {
+    const REQUESTS: usize = 6;
+    let together = Arc::new(Barrier::new(REQUESTS));
+    let (url, backend, _ended) = Http2::serve(2, move |request| {
+        let together = together.clone();
+        async move {
+            // Nobody is answered before all are there.
+            if request.method() == "POST" {
+                together.wait().await;
+            }
+            Response::new(Body::from("ok"))
+        }
+    })
+    .await;
+    // The first of them, and one that has been in use.
+    for warm in [false, true] {
+        backend.connections.store(0, Ordering::SeqCst);
+        let proxy = proxy(&url);
+        if warm {
+            assert_eq!(call(&proxy, request("GET", "")).await.status(), 200);
+        }
+        for _ in 0..3 {
+            all_at_once(&proxy, REQUESTS).await;
+            assert_eq!(backend.connections.load(Ordering::SeqCst), REQUESTS / 2, "{warm}");
+        }
+    }
+}
+
+/// Makes calls that are answered when all are there.
+async fn all_at_once(proxy: &ReverseProxy, count: usize) {
+    let mut calls = JoinSet::new();
+    for _ in 0..count {
+        let proxy = proxy.clone();
+        calls.spawn(async move { call(&proxy, request("POST", "")).await.status() });
+    }
+    while let Some(status) = timeout(PATIENCE, calls.join_next()).await.expect("none waits for another") {
+        assert_eq!(status.unwrap(), 200);
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_says_goodbye_fails_nobody() {
+    let (url, backend, mut ended) = Http2::serve(100, ok).await;
+    let proxy = proxy(&url);
+    for round in 0..30 {
+        let response = call(&proxy, request(if round % 2 == 0 { "GET" } else { "POST" }, "")).await;
+        assert_eq!(response.status(), 200, "{round}: {:?}", response.extensions().get::<Error>());
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
+        backend.leave.notify_waiters();
+        // The next one comes after its end, or into the midst of it.
+        if round % 3 > 0 {
+            timeout(PATIENCE, ended.recv()).await.unwrap().unwrap();
+        }
+        for _ in 0..round % 5 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_a_proxy_there_are_no_connections_and_no_tasks() {
+    let (url, _backend, mut ended) = elsewhere(Http2::serve(100, ok));
+    let proxy = proxy(&url);
+    let response = call(&proxy, request("GET", "")).await;
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
+    drop(proxy);
+    timeout(PATIENCE, ended.recv()).await.unwrap().unwrap();
+    tasks_left(0).await;
+}
+
+#[tokio::test]
+async fn a_dropped_call_resets_its_stream_alone() {
+    /// Tells when it's dropped.
+    struct Gone(mpsc::UnboundedSender<()>);
+    impl Drop for Gone {
+        fn drop(&mut self) {
+            let _ = self.0.send(());
+        }
+    }
+
+    let (tell, mut gone) = mpsc::unbounded_channel();
+    let come = Arc::new(Notify::new());
+    let comes = come.clone();
+    let (url, backend, _ended) = Http2::serve(100, move |request| {
+        let (tell, come) = (tell.clone(), comes.clone());
+        async move {
+            if request.method() == "POST" {
+                let _gone = Gone(tell);
+                come.notify_one();
+                std::future::pending::<()>().await;
+            }
+            Response::new(Body::from("ok"))
+        }
+    })
+    .await;
+    let proxy = proxy(&url);
+    for _ in 0..3 {
+        let (_sender, body) = Channel::<Bytes>::new(1);
+        let dropped = tokio::spawn({
+            let proxy = proxy.clone();
+            async move { call(&proxy, request("POST", Body::new(body))).await }
+        });
+        come.notified().await;
+        dropped.abort();
+        timeout(PATIENCE, gone.recv()).await.expect("its stream is reset").unwrap();
+        assert_eq!(call(&proxy, request("GET", "")).await.status(), 200);
+    }
+    assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
+}
+
+/// A frame (RFC 9113, section 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
+/// `:status 200` (RFC 7541, appendix A).
+const STATUS_200: &[u8] = &[0x88];
+
+/// A backend that answers the head of each request with frames. It's called with the number of the request, counted over
+/// all connections, and its stream.
+async fn framing(answer: impl Fn(usize, u32) -> Vec<u8> + Send + Sync + 'static) -> String {
+    let (answer, requests) = (Arc::new(answer), Arc::new(AtomicUsize::new(0)));
+    backend(move |wire| {
+        let (mut stream, answer, requests) = (wire.stream, answer.clone(), requests.clone());
+        async move {
+            let mut preface = [0; 24];
+            stream.read_exact(&mut preface).await.unwrap();
+            stream.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+            let mut head = [0; 9];
+            while stream.read_exact(&mut head).await.is_ok() {
+                let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+                stream.read_exact(&mut payload).await.unwrap();
+                let reply = match (head[3], head[4] & 1) {
+                    (HEADERS, _) => answer(
+                        requests.fetch_add(1, Ordering::SeqCst),
+                        u32::from_be_bytes(head[5..].try_into().unwrap()),
+                    ),
+                    // SETTINGS and PING are acknowledged.
+                    (4, 0) => frame(4, 1, 0, &[]),
+                    (6, 0) => frame(6, 1, 0, &payload),
+                    _ => continue,
+                };
+                stream.write_all(&reply).await.unwrap();
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_stream_that_was_refused_is_asked_for_again() {
+    const REFUSED_STREAM: &[u8] = &[0, 0, 0, 7];
+    // It has done nothing, whatever the method is (RFC 9113, section 8.7).
+    for method in ["GET", "POST"] {
+        let url = framing(|request, stream| match request {
+            0 => frame(RST_STREAM, 0, stream, REFUSED_STREAM),
+            _ => frame(HEADERS, 5, stream, STATUS_200),
+        })
+        .await;
+        let response = call(&proxy(&url), request(method, "")).await;
+        assert_eq!(response.status(), 200, "{method}: {:?}", response.extensions().get::<Error>());
+    }
+    // A body that is gone isn't sent again, and a refusal without end has one.
+    let url = framing(|_, stream| frame(RST_STREAM, 0, stream, REFUSED_STREAM)).await;
+    for body in ["", "body"] {
+        assert_eq!(timeout(PATIENCE, call(&proxy(&url), request("POST", body))).await.unwrap().status(), 502);
+    }
+}
+
+#[tokio::test]
+async fn a_reset_is_never_the_clean_end_of_an_answer() {
+    for reason in [0, 2, 5, 8] {
+        let url = framing(move |_, stream| {
+            let data = frame(0, 0, stream, b"half");
+            [frame(HEADERS, 4, stream, STATUS_200), data, frame(RST_STREAM, 0, stream, &[0, 0, 0, reason])].concat()
+        })
+        .await;
+        let response = call(&proxy(&url), request("GET", "")).await;
+        assert_eq!(response.status(), 200);
+        let error = response.into_body().collect().await.expect_err("a cut");
+        let error = error.into_inner().downcast::<Error>().unwrap();
+        assert_eq!(error.kind(), ErrorKind::ResponseBody, "{reason}");
+        // Nor over the wire.
+        let addr = front(Router::new().fallback_service(proxy(&url))).await;
+        let mut wire = client(addr).await;
+        wire.send(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+        if let Some(answer) = wire.message().await {
+            assert!(!answer.complete, "{reason}: {answer:?}");
+        }
+        assert!(wire.closed().await);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_beyond_the_last_one_of_a_goaway_is_asked_for_again() {
+    // The connection goes, and stream 1 was not looked at.
+    let url = framing(|request, stream| match request {
+        0 => frame(GOAWAY, 0, 0, &[0; 8]),
+        _ => frame(HEADERS, 5, stream, STATUS_200),
+    })
+    .await;
+    let response = call(&proxy(&url), request("GET", "")).await;
+    assert_eq!(response.status(), 200, "{:?}", response.extensions().get::<Error>());
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_stops_the_backend() {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = sent.clone();
+    let (url, _backend, _ended) = Http2::serve(100, move |_| {
+        let sent = counted.clone();
+        let (mut sender, body) = Channel::<Bytes>::new(1);
+        tokio::spawn(async move {
+            while sender.send_data(vec![b'x'; 0x10000].into()).await.is_ok() {
+                sent.fetch_add(0x10000, Ordering::SeqCst);
+            }
+        });
+        async { Response::new(Body::new(body)) }
+    })
+    .await;
+    let addr = front(Router::new().fallback_service(proxy(&url))).await;
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await.unwrap();
+    let stopped = settled(&sent).await;
+    assert!(stopped < 64 << 20, "{stopped}");
+    // Others on the same connection go on meanwhile.
+    assert!(ask(addr, "HEAD /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await.start_line().ends_with("200 OK"));
+    let mut read = vec![0; 1 << 20];
+    for _ in 0..2 * (stopped >> 20) + 8 {
+        timeout(PATIENCE, stream.read_exact(&mut read)).await.unwrap().unwrap();
+    }
+    assert!(sent.load(Ordering::SeqCst) > stopped);
+}
+
+/// Status and kind of what an upload comes to.
+async fn outcome(layer: ReverseProxyLayer, limit: usize, upload: &str) -> (u16, Option<ErrorKind>) {
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let layer = layer.on_error(move |error| {
+        tell.send(error.kind()).unwrap();
+        error.status()
+    });
+    let app = Router::new().layer(layer).layer(DefaultBodyLimit::disable()).layer(RequestBodyLimitLayer::new(limit));
+    let addr: SocketAddr = front(app).await;
+    let head = "POST /x HTTP/1.1\r\nHost: front.example\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let answer = ask(addr, format!("{head}{upload}")).await;
+    (answer.status(), told.try_recv().ok())
+}
+
+#[tokio::test]
+async fn an_upload_that_fails_is_the_clients_fault() {
+    let (url, _backend, _ended) = Http2::serve(100, async |request: hyper::Request<Incoming>| {
+        // What breaks off has no answer that counts.
+        let body = request.into_body().collect().await.map(|body| body.to_bytes());
+        Response::new(Body::from(body.unwrap_or_default()))
+    })
+    .await;
+    let layer = || ReverseProxyLayer::new(&url).http2(true);
+    let short = Duration::from_millis(150);
+    for (case, layer, limit, upload, expected) in [
+        ("whole", layer(), 100, "4\r\nabcd\r\n0\r\n\r\n", (200, None)),
+        ("malformed", layer(), 100, "4\r\nabcd\r\nzz\r\n", (400, Some(ErrorKind::RequestBody))),
+        ("slow", layer().body_idle_timeout(short), 100, "4\r\nabcd\r\n", (408, Some(ErrorKind::RequestBodyTimeout))),
+        ("large", layer(), 5, "4\r\nabcd\r\n4\r\nefgh\r\n0\r\n\r\n", (413, Some(ErrorKind::RequestBodyTooLarge))),
+    ] {
+        assert_eq!(outcome(layer, limit, upload).await, expected, "{case}");
+    }
+}
