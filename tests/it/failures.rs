@@ -27,10 +27,16 @@ use tokio::{
     sync::mpsc,
     time::{sleep, timeout},
 };
-use tower::{ServiceExt, limit::ConcurrencyLimitLayer, load_shed::LoadShedLayer, service_fn, timeout::TimeoutLayer};
+use tower::{
+    ServiceExt, limit::ConcurrencyLimitLayer, load_shed::LoadShedLayer, service_fn, timeout::TimeoutLayer,
+    util::MapRequestLayer,
+};
 use tower_reverse_proxy::{Error, ErrorKind, Phase, ReverseProxy, ReverseProxyLayer};
 
-use crate::support::{Message, PATIENCE, Wire, answering, ask, backend, client, front, get as ask_get, mirror};
+use crate::{
+    support::{Message, PATIENCE, Wire, answering, ask, backend, client, front, get as ask_get, http2, mirror},
+    upstream_side::listen,
+};
 
 const SHORT: Duration = Duration::from_millis(150);
 
@@ -286,6 +292,75 @@ async fn the_header_timeout_runs_from_the_end_of_the_upload() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_header_timeout_is_not_late_for_the_sake_of_a_longer_one() {
+    const UPLOAD: Duration = Duration::from_millis(3300);
+    const HEADER: Duration = Duration::from_secs(1);
+    let upstream = service_fn(async |request: Request| {
+        request.into_body().collect().await.unwrap();
+        pending().await
+    });
+    let proxy = ReverseProxyLayer::with_upstream(upstream).header_timeout(HEADER).into_service();
+    let (mut sender, response) = uploading(proxy);
+    let upload = tokio::spawn(async move {
+        sender.send_data(Bytes::from_static(b"x")).await.unwrap();
+        sleep(UPLOAD).await;
+    });
+    let begun = tokio::time::Instant::now();
+    let response = response.await;
+    assert_eq!(response.extensions().get::<Error>().unwrap().kind(), ErrorKind::HeaderTimeout);
+    // The clock is paused: it shows what was waited for, and nothing else.
+    let late = begun.elapsed() - UPLOAD - HEADER;
+    assert!(late < Duration::from_millis(20), "{late:?}");
+    upload.await.unwrap();
+}
+
+#[tokio::test]
+async fn an_upload_that_an_outer_layer_made_a_stream_of_has_an_end() {
+    // Its length stands in the field alone: who sends it stops there, and doesn't ask whether it was the end.
+    fn rebuild(request: Request) -> Request {
+        request.map(|body| Body::from_stream(body.into_data_stream()))
+    }
+
+    let proxy = ReverseProxyLayer::new(silent().await).header_timeout(SHORT).body_idle_timeout(SHORT * 6);
+    let addr = told(Router::new().layer(proxy).layer(MapRequestLayer::new(rebuild))).await;
+    let answer = ask(addr, "POST /x HTTP/1.1\r\nHost: front.example\r\nContent-Length: 5\r\n\r\nhello").await;
+    assert_eq!(failure(&answer), "504 ResponseHead HeaderTimeout");
+}
+
+#[tokio::test]
+async fn the_longest_timeout_is_none() {
+    let url = backend(|mut wire| async move {
+        while let Some(head) = wire.head().await {
+            assert!(head.starts_with("POST"));
+            wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+            while let Some(chunk) = wire.chunk().await {
+                wire.send(format!("{:x}\r\n{}\r\n", chunk.len(), chunk.escape_ascii()).as_bytes()).await;
+                if chunk.is_empty() {
+                    break;
+                }
+            }
+        }
+    })
+    .await;
+    let proxy = ReverseProxyLayer::new(&url)
+        .header_timeout(Duration::MAX)
+        .body_idle_timeout(Duration::MAX)
+        .connect_timeout(Duration::MAX)
+        .pool_idle_timeout(Duration::MAX);
+    let mut wire = client(told_of(proxy).await).await;
+    for _ in 0..2 {
+        wire.send(b"POST /x HTTP/1.1\r\nHost: front.example\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 200"));
+        // Each frame is waited for anew, both ways.
+        for chunk in ["one", "two", "three", ""] {
+            sleep(Duration::from_millis(5)).await;
+            wire.send(format!("{:x}\r\n{chunk}\r\n", chunk.len()).as_bytes()).await;
+            assert_eq!(wire.chunk().await.unwrap(), chunk.as_bytes());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_backend_that_takes_no_more_of_an_upload_is_a_send_timeout() {
     let upstream = service_fn(async |request: Request| {
         let mut body = request.into_body();
@@ -391,6 +466,47 @@ async fn a_client_that_leaves_an_upload_is_not_the_backends_fault() {
         drop(gone);
         assert_eq!(saw.recv().await.unwrap(), part.as_bytes(), "{framing}");
     }
+}
+
+#[tokio::test]
+async fn an_http2_client_that_resets_its_upload_has_left() {
+    let (seen, mut saw) = mpsc::unbounded_channel();
+    let url = backend(move |mut wire| {
+        let seen = seen.clone();
+        async move {
+            wire.head().await.unwrap();
+            seen.send(()).unwrap();
+            wire.closed().await;
+        }
+    })
+    .await;
+    let (tell, mut kinds) = mpsc::unbounded_channel();
+    let proxy = ReverseProxyLayer::new(url).on_error(move |error| {
+        tell.send((error.kind(), error.is_client())).unwrap();
+        error.status()
+    });
+    let mut sender = http2(front(Router::new().layer(proxy)).await).await;
+    for _ in 0..3 {
+        let (upload, body) = Channel::<Bytes, BoxError>::new(1);
+        let request = Request::post("http://front.example/x").body(Body::new(body)).unwrap();
+        let response = tokio::spawn(sender.send_request(request));
+        saw.recv().await.unwrap();
+        upload.abort("the client's own reasons".into());
+        assert_eq!(timeout(PATIENCE, kinds.recv()).await.unwrap(), Some((ErrorKind::ClientGone, true)));
+        assert!(response.await.unwrap().is_err());
+    }
+}
+
+#[tokio::test]
+async fn the_event_of_a_failure_tells_the_whole_chain_of_causes() {
+    let (_guard, events) = listen();
+    let answer = ask_get(told_of(ReverseProxyLayer::new(refusing().await)).await, "/x", "").await;
+    assert_eq!(answer.status(), 502);
+    let events = events.taken();
+    let [event] = &events[..] else { panic!("one event: {events:?}") };
+    assert_eq!((&*event["level"], &*event["kind"], &*event["phase"]), ("WARN", "Connect", "Connect"));
+    assert_eq!(event["message"], "the backend can't be reached");
+    assert!(event["cause"].contains("refused"), "{event:?}");
 }
 
 /// Answers that break off, or break their framing, after the head.

@@ -191,6 +191,46 @@ async fn where_the_layouts_differ_both_ways_are_mapped() {
 }
 
 #[tokio::test]
+async fn what_has_the_public_prefix_already_gets_no_second_one() {
+    let addr = front(Router::new().layer(layer(&obliging().await).strip_prefix())).await;
+    for (reference, result) in [
+        ("/mydir", "/mydir"),
+        ("/mydir/", "/mydir/"),
+        ("/mydir/y?z", "/mydir/y?z"),
+        ("{origin}/mydir/y", "/mydir/y"),
+        ("http://front.example/mydir/y", "/mydir/y"),
+        // Another directory of the backend's.
+        ("/mydirs/y", "/mydir/mydirs/y"),
+    ] {
+        for name in ["Location", "Content-Location"] {
+            assert_eq!(answered(addr, "/mydir/x", name, reference).await, result, "{name}: {reference}");
+        }
+    }
+    for (cookie, result) in [
+        ("a=1; Path=/mydir", "a=1; Path=/mydir"),
+        ("a=1; Path=/mydir/y", "a=1; Path=/mydir/y"),
+        ("a=1; Path=/mydirs", "a=1; Path=/mydir/mydirs"),
+    ] {
+        assert_eq!(answered(addr, "/mydir/x", "Set-Cookie", cookie).await, result);
+    }
+}
+
+#[tokio::test]
+async fn a_cookie_for_the_name_that_the_backend_is_told_becomes_the_fronts_own() {
+    let told = HostPolicy::Fixed(Authority::from_static("app.example:8000"));
+    let addr = front(Router::new().layer(layer(&obliging().await).host(told))).await;
+    for (cookie, result) in [
+        ("a=1; Domain=app.example; Path=/mydir", "a=1; Path=/mydir"),
+        ("a=1; Domain=.App.Example", "a=1"),
+        ("a=1; Domain=127.0.0.1", "a=1"),
+        ("a=1; Domain=example", "a=1; Domain=example"),
+        ("a=1; Domain=other.example", "a=1; Domain=other.example"),
+    ] {
+        assert_eq!(answered(addr, "/mydir/x", "Set-Cookie", cookie).await, result);
+    }
+}
+
+#[tokio::test]
 async fn a_reference_outside_of_the_replaced_directory_stays() {
     let addr = front(Router::new().layer(layer(&obliging().await).replace_prefix("/old"))).await;
     for (reference, result) in [("{origin}/elsewhere", "/elsewhere"), ("/older/x", "/older/x"), ("/old", "/mydir")] {

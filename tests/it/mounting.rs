@@ -29,7 +29,7 @@ use hyper_util::{
 use tokio::{net::TcpListener, sync::mpsc};
 use tower::{
     Layer, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer, load_shed::LoadShedLayer, service_fn,
-    timeout::TimeoutLayer,
+    timeout::TimeoutLayer, util::MapRequestLayer,
 };
 use tower_http::{
     catch_panic::CatchPanicLayer, limit::RequestBodyLimitLayer, request_id::MakeRequestUuid,
@@ -162,6 +162,49 @@ async fn a_nested_proxy_tells_the_bare_prefix_from_its_directory() {
 }
 
 /// A router in between leaves `/mydir/` to the outer one: axum's `nest` doesn't match it.
+#[tokio::test]
+async fn what_a_nest_captures_is_no_way_out() {
+    let nested = Router::new().nest_service("/apps/{tenant}", ReverseProxy::new(mirror().await));
+    let refused = "400 Bad Request";
+    expect(
+        nested,
+        &[
+            ("/apps/one/x", "/apps/one/x"),
+            ("/apps/one/a/../x", "/apps/one/a/../x"),
+            ("/apps/../admin", refused),
+            ("/apps/%2e%2e/admin", refused),
+            ("/apps/.%2E/admin", refused),
+            ("/apps/x%2f..%2f../admin", refused),
+            ("/apps/..;a/admin", refused),
+            ("/apps/./admin", refused),
+            ("/apps/one/../../admin", refused),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_path_that_the_application_rewrites_in_a_nest_is_what_the_backend_sees() {
+    fn rewrite(mut request: Request) -> Request {
+        let target = request.uri().to_string().replacen("/old/", "/new/", 1).replacen("?a", "?b", 1);
+        *request.uri_mut() = target.parse().unwrap();
+        request
+    }
+
+    let inner = Router::new().fallback_service(ReverseProxy::new(mirror().await)).layer(MapRequestLayer::new(rewrite));
+    expect(
+        Router::new().nest("/mydir", inner),
+        &[
+            ("/mydir/old/x", "/mydir/new/x"),
+            ("/mydir/old/x?a=1", "/mydir/new/x?b=1"),
+            ("/mydir/x?a=1", "/mydir/x?b=1"),
+            ("/mydir/x", "/mydir/x"),
+            ("/mydir", "/mydir"),
+        ],
+    )
+    .await;
+}
+
 #[tokio::test]
 async fn as_the_fallback_of_a_nested_router_it_sees_the_whole_path() {
     let nested = Router::new().fallback_service(ReverseProxy::new(mirror().await));

@@ -483,6 +483,31 @@ async fn reserved_fields_of_the_client_never_arrive() {
 }
 
 #[tokio::test]
+async fn no_other_target_and_no_other_spelling_of_a_claim_arrives() {
+    let fields = [
+        // Rewriting servers and frameworks take these for the target.
+        "X-Original-URL: /admin",
+        "X-Rewrite-URL: /admin",
+        "x_original_url: /admin",
+        // CGI makes one variable of all of these.
+        "X~Forwarded~For: 10.0.0.1",
+        "X.Forwarded.Host: evil.example",
+        "Remote~User: admin",
+        "Remote!User: admin",
+        "REMOTE.USER: admin",
+    ];
+    let origin = mirror().await;
+    for layer in [layer(&origin), layer(&origin).keep_underscores()] {
+        let addr = front(Router::new().layer(layer)).await;
+        let plain = get(addr, "/mydir/x", "").await.mirrored();
+        for field in fields {
+            let mirrored = get(addr, "/mydir/x", &format!("{field}\r\n")).await.mirrored();
+            assert_eq!(lines(&mirrored.head), lines(&plain.head), "{field}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn end_to_end_fields_arrive_unchanged_and_in_order() {
     let addr = front(app(&mirror().await)).await;
     let request = b"GET /mydir/x HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\nX-Empty:\r\nAccept: */*\r\n\

@@ -143,6 +143,7 @@ async fn a_response_has_one_framing() {
         ("Transfer-Encoding: chunked\r\nContent-Length: 500", "5\r\nhello\r\n0\r\n\r\n", ("", "chunked")),
         ("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\n", ("", "chunked")),
         ("Content-Length: 5\r\nContent-Length: 5", "hello", ("5", "")),
+        ("Content-Length: 5, 5", "hello", ("5", "")),
         ("Content-Length: 5", "hello", ("5", "")),
     ] {
         let origin = answering(format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n{body}")).await;
@@ -153,6 +154,17 @@ async fn a_response_has_one_framing() {
             assert_eq!(lengths(&answer), (framing.0.to_owned(), framing.1.to_owned()), "{fields}");
             assert!(answer.complete && answer.text() == "hello", "{fields}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_coding_that_the_client_would_not_know_of_is_no_answer() {
+    for coding in ["gzip, chunked", "chunked, chunked", "identity, chunked"] {
+        let origin =
+            answering(format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: {coding}\r\n\r\n5\r\nhello\r\n0\r\n\r\n")).await;
+        let answer = get(front(app(&origin)).await, "/mydir/x", "").await;
+        assert_eq!((answer.status(), answer.field("transfer-encoding")), (502, None), "{coding}");
+        assert!(!answer.text().contains("hello"), "{coding}");
     }
 }
 

@@ -184,10 +184,10 @@ fn no_debug_shows_a_secret() {
 
 /// Events of this crate, each as its fields.
 #[derive(Clone, Default)]
-struct Events(Arc<Mutex<Vec<BTreeMap<&'static str, String>>>>);
+pub(crate) struct Events(Arc<Mutex<Vec<BTreeMap<&'static str, String>>>>);
 
 impl Events {
-    fn taken(&self) -> Vec<BTreeMap<&'static str, String>> {
+    pub(crate) fn taken(&self) -> Vec<BTreeMap<&'static str, String>> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 }
@@ -213,7 +213,7 @@ impl<S: Subscriber> tracing_subscriber::Layer<S> for Events {
 }
 
 /// Hears the events of this thread, which is where a test's whole runtime lives.
-fn listen() -> (DefaultGuard, Events) {
+pub(crate) fn listen() -> (DefaultGuard, Events) {
     let events = Events::default();
     (tracing_subscriber::registry().with(events.clone().boxed()).set_default(), events)
 }
