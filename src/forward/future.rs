@@ -41,11 +41,11 @@ where
             return ForwardFuture { state: State::Refused { response: Some(response) } };
         }
     };
+    let expectation = Expectation::of(&mut request, rules.continue_timeout);
     let mut upload = None;
     if !request.body().is_end_stream() {
         let shared = Arc::new(Upload::new());
         upload = Some(shared.clone());
-        let expectation = Expectation::of(&mut request, rules.continue_timeout);
         request = request
             .map(|body| Body::new(RequestBody::new(body, version, expectation, rules.body_idle_timeout, shared)));
     }
