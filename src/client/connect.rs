@@ -1,46 +1,59 @@
-//! Connecting to one backend, over TCP, with or without TLS, or a Unix socket, within one timeout over name, address and
-//! handshakes.
+//! Connecting to one backend, over TCP, with or without TLS, a Unix socket, or what the operator has instead, within one
+//! timeout over name, address and handshakes.
 
 use std::{
-    io,
+    fmt, io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use axum_core::BoxError;
-#[cfg(any(feature = "http2", feature = "tls"))]
-use http::uri::Scheme;
 use http::{Uri, uri::PathAndQuery};
-use hyper_util::client::legacy::connect::HttpConnector;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::{
+    client::legacy::connect::{Connection, HttpConnector},
+    rt::TokioIo,
 };
+use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_service::Service;
 
-use super::ClientOptions;
 #[cfg(feature = "tls")]
-use super::tls::{Handshaker, InvalidTls, Tls};
+use super::tls::{Handshaker, Tls};
+use super::{ClientOptions, http1, pool::Slot};
 use crate::{
     backend::Backend,
     error::{Error, ErrorKind},
 };
 
 /// Connects to the backend that it was made for.
-#[derive(Debug)]
 pub(super) struct Connector {
-    backend: Backend,
-    /// Names, and every address that a name has (RFC 8305).
-    tcp: HttpConnector,
-    timeout: Option<Duration>,
-    /// `None`: the backend is spoken to without TLS. An error is what every connection fails with.
+    /// The backend's origin.
+    uri: Uri,
+    dial: Dial,
+    /// Where the backend may choose HTTP/2 or HTTP/1.1, the one that insists on HTTP/1.1.
     #[cfg(feature = "tls")]
-    tls: Option<Result<Handshaker, InvalidTls>>,
+    dial_http1: Option<Dial>,
+    timeout: Option<Duration>,
+    preserve_header_case: bool,
 }
 
-/// What the backend may choose from, where there's a TLS handshake to choose in.
-#[derive(Clone, Copy, Debug)]
+/// TCP, Unix, TLS and the operator's own: a service from the backend's origin to a connection with it.
+pub(crate) type Dial = BoxCloneSyncService<Uri, Dialed, BoxError>;
+
+/// A connection, and whether HTTP/2 was negotiated on it.
+pub(crate) struct Dialed {
+    io: Box<dyn Io>,
+    is_http2: bool,
+}
+
+trait Io: Read + Write + Send + Unpin {}
+
+impl<T: Read + Write + Send + Unpin> Io for T {}
+
+/// What the backend may choose from, where it has a choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Offer {
     Http1,
     /// HTTP/2, and HTTP/1.1 for a backend that hasn't got it.
@@ -50,29 +63,46 @@ pub(super) enum Offer {
 
 impl Connector {
     pub(super) fn new(backend: &Backend, options: &ClientOptions) -> Self {
-        let mut tcp = HttpConnector::new();
-        // `https` is also TCP; what makes it TLS comes on top.
-        tcp.enforce_http(false);
-        // Small requests and answers wait for nobody's acknowledgement.
-        tcp.set_nodelay(true);
-        // A tunnel may be silent for long, and its peer gone.
-        tcp.set_keepalive(Some(Duration::from_secs(60)));
-        Self {
-            backend: backend.clone(),
-            tcp,
-            timeout: options.connect_timeout,
+        let uri = Uri::builder()
+            .scheme(backend.scheme().clone())
+            .authority(backend.authority().clone())
+            .path_and_query(PathAndQuery::from_static("/"))
+            .build();
+        #[cfg(feature = "tls")]
+        let is_ours = options.connector.is_none() && *backend.scheme() == http::uri::Scheme::HTTPS;
+        let dial = |_offers_http2: bool| match &options.connector {
+            Some(own) => own.clone(),
             #[cfg(feature = "tls")]
-            tls: (*backend.scheme() == Scheme::HTTPS).then(|| {
-                let tls = options.tls.clone().unwrap_or_else(Tls::new)?;
-                Handshaker::new(&tls, backend)
-            }),
+            None if is_ours => tls(backend, options, _offers_http2),
+            None => plain(backend, options.connect_timeout),
+        };
+        Self {
+            // Of parts that were valid, with all three there, it can't fail.
+            uri: uri.unwrap_or_default(),
+            #[cfg(feature = "http2")]
+            dial: dial(options.http2),
+            #[cfg(not(feature = "http2"))]
+            dial: dial(false),
+            #[cfg(feature = "tls")]
+            dial_http1: is_ours.then(|| dial(false)),
+            timeout: options.connect_timeout,
+            preserve_header_case: options.preserve_header_case,
         }
     }
 
-    /// Whether the backend chooses between HTTP/1.1 and HTTP/2 in a handshake.
+    /// Whether the backend chooses between HTTP/1.1 and HTTP/2.
     #[cfg(feature = "http2")]
     pub(super) fn negotiates(&self) -> bool {
-        *self.backend.scheme() == Scheme::HTTPS
+        self.uri.scheme() == Some(&http::uri::Scheme::HTTPS)
+    }
+
+    /// Whether HTTP/1.1 can be had of a backend that would choose HTTP/2.
+    #[cfg(feature = "http2")]
+    pub(super) fn can_insist_on_http1(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.dial_http1.is_some();
+        #[cfg(not(feature = "tls"))]
+        false
     }
 
     /// Connects, and makes of it what `handshake` does, all within the one timeout: a stuck handshake is a stuck connect.
@@ -83,11 +113,21 @@ impl Connector {
     pub(super) async fn connect<T>(
         &self,
         offer: Offer,
+        slot: Slot,
         handshake: impl AsyncFnOnce(Stream) -> hyper::Result<T>,
     ) -> Result<T, Error> {
-        let connecting = async { Ok(handshake(self.dial(offer).await?).await?) };
+        let connecting = async { Ok(handshake(self.dial(offer, slot).await?).await?) };
         let connected: Result<T, BoxError> = self.in_time(connecting).await?;
         connected.map_err(|error| Error::with_source(ErrorKind::Connect, error))
+    }
+
+    /// Makes an HTTP/1.1 connection.
+    pub(super) async fn connect_http1(&self, slot: Slot) -> Result<Box<http1::Connection>, Error> {
+        self.connect(Offer::Http1, slot, async |stream| self.handshake_http1(stream).await).await
+    }
+
+    pub(super) async fn handshake_http1(&self, stream: Stream) -> hyper::Result<Box<http1::Connection>> {
+        http1::Connection::handshake(stream, self.preserve_header_case).await.map(Box::new)
     }
 
     /// Waits for what belongs to connecting, no longer than that may take.
@@ -98,91 +138,122 @@ impl Connector {
         }
     }
 
-    async fn dial(&self, offer: Offer) -> Result<Stream, BoxError> {
-        #[cfg(unix)]
-        if let Some(path) = self.backend.socket() {
-            return Ok(Stream::Unix(tokio::net::UnixStream::connect(path).await?));
+    async fn dial(&self, offer: Offer, slot: Slot) -> Result<Stream, BoxError> {
+        let dial = match offer {
+            #[cfg(feature = "tls")]
+            Offer::Http1 => self.dial_http1.as_ref().unwrap_or(&self.dial),
+            #[cfg(any(not(feature = "tls"), feature = "http2"))]
+            _ => &self.dial,
+        };
+        let Dialed { io, is_http2 } = dial.clone().oneshot(self.uri.clone()).await?;
+        if is_http2 && offer == Offer::Http1 {
+            return Err("the connector has negotiated HTTP/2, and HTTP/1.1 is wanted".into());
         }
-        let uri = Uri::builder()
-            .scheme(self.backend.scheme().clone())
-            .authority(self.backend.authority().clone())
-            .path_and_query(PathAndQuery::from_static("/"))
-            .build()?;
-        let tcp = self.tcp.clone().call(uri).await?.into_inner();
-        #[cfg(feature = "tls")]
-        if let Some(tls) = &self.tls {
-            let tls = tls.as_ref().map_err(Clone::clone)?;
-            return Ok(Stream::Tls(tls.handshake(tcp, offer).await?));
-        }
-        #[cfg(not(feature = "tls"))]
-        let _ = offer;
-        Ok(Stream::Tcp(tcp))
+        Ok(Stream { io, is_http2, _slot: slot })
     }
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector").field("uri", &self.uri).finish_non_exhaustive()
+    }
+}
+
+/// Makes a [`Dial`] of a connector of hyper-util's kind.
+pub(crate) fn boxed<C>(connector: C) -> Dial
+where
+    C: Service<Uri, Error: Into<BoxError>, Future: Send> + Clone + Send + Sync + 'static,
+    C::Response: Connection + Read + Write + Send + Unpin + 'static,
+{
+    let dialed = |io: C::Response| Dialed { is_http2: io.connected().is_negotiated_h2(), io: Box::new(io) };
+    BoxCloneSyncService::new(connector.map_response(dialed).map_err(Into::into))
+}
+
+/// Connects without TLS.
+fn plain(backend: &Backend, timeout: Option<Duration>) -> Dial {
+    #[cfg(unix)]
+    if let Some(path) = backend.socket() {
+        let path = Arc::<std::path::Path>::from(path);
+        return boxed(service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
+        }));
+    }
+    boxed(tcp(timeout))
+}
+
+/// Names, asked for anew with each connection, and every address that a name has (RFC 8305).
+fn tcp(timeout: Option<Duration>) -> HttpConnector {
+    let mut tcp = HttpConnector::new();
+    // `https` is also TCP; what makes it TLS comes on top.
+    tcp.enforce_http(false);
+    // Shared by the addresses: one that is dead leaves time for the others.
+    tcp.set_connect_timeout(timeout);
+    // Small requests and answers wait for nobody's acknowledgement.
+    tcp.set_nodelay(true);
+    // A tunnel may be silent for long, and its peer gone.
+    tcp.set_keepalive(Some(Duration::from_secs(60)));
+    tcp
+}
+
+#[cfg(feature = "tls")]
+fn tls(backend: &Backend, options: &ClientOptions, offers_http2: bool) -> Dial {
+    let tls = options.tls.clone().unwrap_or_else(Tls::new);
+    // An error is what every connection fails with.
+    let handshaker = tls.and_then(|tls| Handshaker::new(&tls, backend, offers_http2)).map(Arc::new);
+    let tcp = tcp(options.connect_timeout);
+    BoxCloneSyncService::new(service_fn(move |uri| {
+        let (mut tcp, handshaker) = (tcp.clone(), handshaker.clone());
+        async move {
+            let stream = handshaker?.handshake(tcp.call(uri).await?.into_inner()).await?;
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            Ok(Dialed { io: Box::new(TokioIo::new(stream)), is_http2 })
+        }
+    }))
 }
 
 /// A connection to a backend.
-#[derive(Debug)]
-pub(super) enum Stream {
-    Tcp(TcpStream),
-    #[cfg(unix)]
-    Unix(tokio::net::UnixStream),
-    #[cfg(feature = "tls")]
-    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+pub(super) struct Stream {
+    io: Box<dyn Io>,
+    #[cfg_attr(not(feature = "http2"), expect(dead_code, reason = "nobody offers HTTP/2"))]
+    pub(super) is_http2: bool,
+    _slot: Slot,
 }
 
-impl Stream {
-    /// Whether the backend could have chosen HTTP/2, and hasn't. Without TLS it isn't asked.
-    #[cfg(feature = "http2")]
-    pub(super) fn has_chosen_http1(&self) -> bool {
-        match self {
-            #[cfg(feature = "tls")]
-            Self::Tls(stream) => stream.get_ref().1.alpn_protocol() != Some(b"h2"),
-            _ => false,
-        }
+impl Read for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.io).poll_read(cx, buf)
     }
 }
 
-/// Calls the same method of whichever stream it is.
-macro_rules! on_stream {
-    ($stream:expr, $io:ident => $call:expr) => {
-        match $stream {
-            Stream::Tcp($io) => $call,
-            #[cfg(unix)]
-            Stream::Unix($io) => $call,
-            #[cfg(feature = "tls")]
-            Stream::Tls($io) => $call,
-        }
-    };
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        on_stream!(self.get_mut(), io => Pin::new(io).poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        on_stream!(self.get_mut(), io => Pin::new(io).poll_write(cx, buf))
+impl Write for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.io).poll_write(cx, buf)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on_stream!(self.get_mut(), io => Pin::new(io).poll_flush(cx))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.io).poll_flush(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on_stream!(self.get_mut(), io => Pin::new(io).poll_shutdown(cx))
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.io).poll_shutdown(cx)
     }
 
     fn is_write_vectored(&self) -> bool {
-        on_stream!(self, io => io.is_write_vectored())
+        self.io.is_write_vectored()
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        on_stream!(self.get_mut(), io => Pin::new(io).poll_write_vectored(cx, bufs))
+        Pin::new(&mut *self.io).poll_write_vectored(cx, bufs)
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").finish_non_exhaustive()
     }
 }

@@ -16,10 +16,10 @@ use hyper::client::conn::TrySendError;
 #[cfg(feature = "http2")]
 use super::http2::Outcome;
 use super::{
-    Shared,
     body::{ClientBody, Lease},
     copy,
     http1::Connection,
+    pool::{Found, Pool, Waiting},
 };
 use crate::error::{Error, ErrorKind, classify};
 
@@ -27,20 +27,17 @@ use crate::error::{Error, ErrorKind, classify};
 ///
 /// # Cancel safety
 ///
-/// Dropping it closes the connection that the request was on, or resets its stream. Before that, it gives up the connection
-/// that is being made.
+/// Dropping it closes the connection that the request was on, or resets its stream. Before that, it leaves the queue for a
+/// connection: one that is being made goes to another request, or is kept.
 #[must_use = "futures do nothing unless polled"]
 pub struct ClientFuture {
-    shared: Arc<Shared>,
+    pool: Arc<Pool>,
     state: State,
 }
 
-/// Once per connection, not per request.
-type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
-
 enum State {
     Start(Request<Body>),
-    Connecting(Connecting<Box<Connection>>, Request<Body>),
+    Waiting(Waiting, Request<Body>),
     Exchanging {
         connection: Box<Connection>,
         /// For a reused connection: the request once more, if sending it twice is as good as once.
@@ -51,13 +48,13 @@ enum State {
     /// A switch of protocols: the connection is about to hand itself over.
     Switching(Box<Connection>, Response<ClientBody>),
     #[cfg(feature = "http2")]
-    Http2(Connecting<Outcome>),
+    Http2(Pin<Box<dyn Future<Output = Result<Outcome, Error>> + Send>>),
     Over,
 }
 
 impl ClientFuture {
-    pub(super) fn new(shared: Arc<Shared>, request: Request<Body>) -> Self {
-        Self { shared, state: State::Start(request) }
+    pub(super) fn new(pool: Arc<Pool>, request: Request<Body>) -> Self {
+        Self { pool, state: State::Start(request) }
     }
 }
 
@@ -69,10 +66,15 @@ impl Future for ClientFuture {
         loop {
             match &mut this.state {
                 State::Start(_) => this.start(),
-                State::Connecting(connecting, _) => {
-                    let connected = ready!(connecting.as_mut().poll(cx));
-                    let State::Connecting(_, request) = mem::replace(&mut this.state, State::Over) else { continue };
-                    this.state = exchange(connected?, request, false);
+                State::Waiting(waiting, _) => {
+                    let found = ready!(Pin::new(waiting).poll(cx));
+                    let State::Waiting(_, request) = mem::replace(&mut this.state, State::Over) else { continue };
+                    let mut found = found?;
+                    this.state = if found.reused && !found.connection.is_reusable() {
+                        State::Waiting(this.pool.wait(false), request)
+                    } else {
+                        exchange(found, request)
+                    };
                 }
                 State::Exchanging { connection, .. } => {
                     let sent = ready!(connection.poll_response(cx));
@@ -89,7 +91,7 @@ impl Future for ClientFuture {
                 #[cfg(feature = "http2")]
                 State::Http2(outcome) => match ready!(outcome.as_mut().poll(cx))? {
                     Outcome::Answered(response) => return Poll::Ready(Ok(response)),
-                    Outcome::Http1(connection, request) => this.state = exchange(connection, request, false),
+                    Outcome::Http1(found, request) => this.state = exchange(found, request),
                 },
                 State::Over => panic!("polled after completion"),
             }
@@ -98,28 +100,23 @@ impl Future for ClientFuture {
 }
 
 impl ClientFuture {
-    /// Takes a connection from the pool, or begins to make one.
+    /// Takes a connection from the pool, or begins to wait for one.
     fn start(&mut self) {
         let State::Start(request) = mem::replace(&mut self.state, State::Over) else { return };
         #[cfg(feature = "http2")]
-        if self.shared.is_for_http2(&request) {
+        if self.pool.is_for_http2(&request) {
             // What the backend chose before is used up first.
-            let idle = if self.shared.connections.are_http1() { self.shared.pool.take() } else { None };
+            let idle = if self.pool.http2.are_http1() { self.pool.take() } else { None };
             self.state = match idle {
-                Some(connection) => exchange(connection, request, true),
-                None => State::Http2(Box::pin(super::http2::exchange(self.shared.clone(), request))),
+                Some(found) => exchange(found, request),
+                None => State::Http2(Box::pin(super::http2::exchange(self.pool.clone(), request))),
             };
             return;
         }
-        self.state = match self.shared.pool.take() {
-            Some(connection) => exchange(connection, request, true),
-            None => self.connect(request),
+        self.state = match self.pool.take() {
+            Some(found) => exchange(found, request),
+            None => State::Waiting(self.pool.wait(false), request),
         };
-    }
-
-    fn connect(&self, request: Request<Body>) -> State {
-        let shared = self.shared.clone();
-        State::Connecting(Box::pin(async move { shared.connect_http1().await.map(Box::new) }), request)
     }
 
     /// The outcome of an exchange; `None`: it goes on in another state.
@@ -135,7 +132,7 @@ impl ClientFuture {
                 None
             }
             Ok(response) => {
-                let pool = poolable.then(|| self.shared.pool.clone());
+                let pool = poolable.then(|| self.pool.clone());
                 let lease = Lease { connection, pool };
                 Some(Ok(response.map(|body| ClientBody::leased(body, lease, cx))))
             }
@@ -144,7 +141,7 @@ impl ClientFuture {
                 // An idle connection that the backend closed as we took it (hyper issue 2136).
                 match unsent.or_else(|| again.filter(|_| is_closed(&error))) {
                     Some(request) => {
-                        self.state = self.connect(request);
+                        self.state = State::Waiting(self.pool.wait(true), request);
                         None
                     }
                     None => Some(Err(classify(error.into_error().into(), ErrorKind::Closed))),
@@ -155,7 +152,7 @@ impl ClientFuture {
 }
 
 /// Sends the request over a connection.
-fn exchange(mut connection: Box<Connection>, mut request: Request<Body>, reused: bool) -> State {
+fn exchange(Found { mut connection, reused }: Found, mut request: Request<Body>) -> State {
     // Origin-form: the connection leads to the backend.
     let target = mem::take(request.uri_mut()).into_parts().path_and_query;
     *request.uri_mut() = Uri::from(target.unwrap_or(PathAndQuery::from_static("/")));

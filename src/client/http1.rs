@@ -16,7 +16,6 @@ use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http1},
 };
-use hyper_util::rt::TokioIo;
 use tokio_util::sync::ReusableBoxFuture;
 
 use super::{connect::Stream, gate::Gate};
@@ -40,7 +39,7 @@ pub(super) type Sent = Result<Response<Incoming>, TrySendError<Request<Body>>>;
 impl Connection {
     pub(super) async fn handshake(stream: Stream, preserve_header_case: bool) -> hyper::Result<Self> {
         let (sender, driver) =
-            http1::Builder::new().preserve_header_case(preserve_header_case).handshake(TokioIo::new(stream)).await?;
+            http1::Builder::new().preserve_header_case(preserve_header_case).handshake(stream).await?;
         let gate = Gate::new();
         Ok(Self {
             sender,

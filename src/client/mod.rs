@@ -26,14 +26,11 @@ use http::{HeaderMap, Request, Response, header::AUTHORIZATION, uri::Scheme};
 use http_body::Body as _;
 use tower_service::Service;
 
+pub(crate) use self::connect::boxed;
 #[cfg(feature = "tls")]
 pub use self::tls::{InvalidTls, Tls};
 pub use self::{body::ClientBody, future::ClientFuture};
-use self::{
-    connect::{Connector, Offer},
-    http1::Connection,
-    pool::Pool,
-};
+use self::{connect::Dial, pool::Pool};
 use crate::{
     backend::{Backend, InvalidBackend},
     error::Error,
@@ -53,7 +50,7 @@ use crate::{
 /// Dropping the future, or the response's body, before its end closes the connection that it was on, or resets the stream.
 #[derive(Clone)]
 pub struct Client {
-    shared: Arc<Shared>,
+    pool: Arc<Pool>,
 }
 
 /// What can be chosen of a [`Client`].
@@ -62,6 +59,10 @@ pub(crate) struct ClientOptions {
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) pool_idle_timeout: Option<Duration>,
     pub(crate) pool_max_idle: usize,
+    pub(crate) max_connections: Option<usize>,
+    pub(crate) queue_timeout: Option<Duration>,
+    /// In place of TCP, Unix sockets and TLS.
+    pub(crate) connector: Option<Dial>,
     pub(crate) preserve_header_case: bool,
     #[cfg(feature = "http2")]
     pub(crate) http2: bool,
@@ -83,6 +84,9 @@ impl ClientOptions {
             // Below the keep-alive times that most servers have.
             pool_idle_timeout: Some(Duration::from_secs(30)),
             pool_max_idle: 64,
+            max_connections: None,
+            queue_timeout: Some(Duration::from_secs(5)),
+            connector: None,
             preserve_header_case: false,
             #[cfg(feature = "http2")]
             http2: false,
@@ -92,17 +96,6 @@ impl ClientOptions {
             tls: (*backend.scheme() == Scheme::HTTPS).then(Tls::new),
         }
     }
-}
-
-/// What the clones of a client share.
-struct Shared {
-    connector: Connector,
-    pool: Arc<Pool>,
-    preserve_header_case: bool,
-    #[cfg(feature = "http2")]
-    http2: bool,
-    #[cfg(feature = "http2")]
-    connections: http2::Connections,
 }
 
 /// Whether the client can speak to a backend.
@@ -121,54 +114,7 @@ fn check_with(backend: &Backend, has_tls: bool) -> Result<(), InvalidBackend> {
 impl Client {
     /// Makes a client of a backend that passed the [`check`].
     pub(crate) fn new(backend: &Backend, options: &ClientOptions) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                connector: Connector::new(backend, options),
-                pool: Pool::new(options.pool_idle_timeout, options.pool_max_idle),
-                preserve_header_case: options.preserve_header_case,
-                #[cfg(feature = "http2")]
-                http2: options.http2,
-                #[cfg(feature = "http2")]
-                connections: http2::Connections::new(options.http2_keep_alive),
-            }),
-        }
-    }
-}
-
-impl Shared {
-    async fn connect_http1(&self) -> Result<Connection, Error> {
-        self.connector.connect(Offer::Http1, |stream| Connection::handshake(stream, self.preserve_header_case)).await
-    }
-
-    /// Takes a place on an HTTP/2 connection, on a new one if the streams of those that are open have run out.
-    #[cfg(feature = "http2")]
-    async fn take_http2(&self) -> Result<http2::Taken, Error> {
-        if let Some(stream) = self.connections.take() {
-            return Ok(http2::Taken::Http2(stream));
-        }
-        let connecting = self.connector.in_time(self.connections.connecting.lock()).await?;
-        loop {
-            if let Some(stream) = self.connections.take() {
-                return Ok(http2::Taken::Http2(stream));
-            }
-            // A connection that was just made may have room for more.
-            if !self.connector.in_time(self.connections.settled()).await? {
-                break;
-            }
-        }
-        // Nobody waits for a connection that it can't share.
-        let _connecting = (!self.connections.are_http1()).then_some(connecting);
-        self.connector
-            .connect(Offer::Http2, async |stream| {
-                let chose_http1 = stream.has_chosen_http1();
-                self.connections.set_http1(chose_http1);
-                if chose_http1 {
-                    let connection = Connection::handshake(stream, self.preserve_header_case).await?;
-                    return Ok(http2::Taken::Http1(Box::new(connection)));
-                }
-                Ok(http2::Taken::Http2(self.connections.open(stream).await?))
-            })
-            .await
+        Self { pool: Pool::new(backend, options) }
     }
 }
 
@@ -182,7 +128,7 @@ impl Service<Request<Body>> for Client {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        ClientFuture::new(self.shared.clone(), request)
+        ClientFuture::new(self.pool.clone(), request)
     }
 }
 

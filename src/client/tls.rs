@@ -14,7 +14,6 @@ use tokio_rustls::{
     },
 };
 
-use super::connect::Offer;
 use crate::backend::Backend;
 
 /// How TLS is spoken to an `https` backend: which roots are trusted, which certificate is shown, which name is asked for.
@@ -170,45 +169,25 @@ impl error::Error for InvalidTls {}
 /// Makes the handshakes with one backend.
 pub(super) struct Handshaker {
     name: ServerName<'static>,
-    http1: TlsConnector,
-    #[cfg(feature = "http2")]
-    http2: TlsConnector,
+    connector: TlsConnector,
 }
 
 impl Handshaker {
-    pub(super) fn new(tls: &Tls, backend: &Backend) -> Result<Self, InvalidTls> {
+    /// The backend may choose HTTP/1.1, and HTTP/2 if that's offered (ALPN, RFC 7301).
+    pub(super) fn new(tls: &Tls, backend: &Backend, offers_http2: bool) -> Result<Self, InvalidTls> {
         let name = match &tls.server_name {
             Some(name) => name.clone(),
             None => parse_name(backend.authority().host().trim_start_matches('[').trim_end_matches(']'))?,
         };
-        let offering = |protocols: &[&[u8]]| {
-            let mut config = ClientConfig::clone(&tls.config);
-            config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-            TlsConnector::from(Arc::new(config))
-        };
-        Ok(Self {
-            name,
-            http1: offering(&[b"http/1.1"]),
-            #[cfg(feature = "http2")]
-            http2: offering(&[b"h2", b"http/1.1"]),
-        })
+        let protocols: &[&[u8]] = if offers_http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
+        let mut config = ClientConfig::clone(&tls.config);
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        Ok(Self { name, connector: TlsConnector::from(Arc::new(config)) })
     }
 
-    /// Makes a handshake, in which the backend chooses what is spoken (ALPN, RFC 7301).
-    pub(super) async fn handshake(
-        &self,
-        tcp: TcpStream,
-        offer: Offer,
-    ) -> Result<Box<TlsStream<TcpStream>>, HandshakeError> {
-        let connector = match offer {
-            Offer::Http1 => &self.http1,
-            #[cfg(feature = "http2")]
-            Offer::Http2 => &self.http2,
-        };
-        match connector.connect(self.name.clone(), tcp).await {
-            Ok(stream) => Ok(Box::new(stream)),
-            Err(error) => Err(HandshakeError { name: self.name.clone(), cause: Cause::from(error) }),
-        }
+    pub(super) async fn handshake(&self, tcp: TcpStream) -> Result<TlsStream<TcpStream>, HandshakeError> {
+        let handshake = self.connector.connect(self.name.clone(), tcp).await;
+        handshake.map_err(|error| HandshakeError { name: self.name.clone(), cause: Cause::from(error) })
     }
 }
 
@@ -343,10 +322,10 @@ mod tests {
             ("https://127.0.0.1", "127.0.0.1"),
             ("https://[::1]:8443", "::1"),
         ] {
-            let handshaker = Handshaker::new(&tls, &backend.parse().unwrap()).unwrap();
+            let handshaker = Handshaker::new(&tls, &backend.parse().unwrap(), false).unwrap();
             assert_eq!(handshaker.name.to_str(), name);
         }
-        let error = Handshaker::new(&tls, &"https://a..b".parse().unwrap()).unwrap_err();
+        let error = Handshaker::new(&tls, &"https://a..b".parse().unwrap(), false).unwrap_err();
         assert!(error.to_string().contains("a..b"), "{error}");
     }
 }

@@ -2,16 +2,20 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum_core::response::IntoResponse;
+use axum_core::{BoxError, response::IntoResponse};
+use http::Uri;
 use http::uri::Scheme;
+use hyper::rt::{Read, Write};
+use hyper_util::client::legacy::connect::Connection;
 use ipnet::IpNet;
 use tower_layer::Layer;
+use tower_service::Service;
 
 use super::{build::ToBackend, layer::ReverseProxyLayer};
 #[cfg(feature = "tls")]
 use crate::client::Tls;
 use crate::{
-    client::Client,
+    client::{Client, boxed},
     error::Error,
     forward::Rules,
     headers::via::Pseudonym,
@@ -258,6 +262,54 @@ impl<C, L: Layer<Client, Service = C>> ReverseProxyLayer<Upstream<C>, ToBackend<
     /// Sets how many unused connections are kept at the most. Default: 64.
     pub fn pool_max_idle(self, connections: usize) -> Self {
         self.rebuild(|parts| parts.client.pool_max_idle = connections)
+    }
+
+    /// Sets how many connections there may be to the backend, those of tunnels and HTTP/2 included. Default: `None`, as many as
+    /// are needed.
+    ///
+    /// A request that finds none waits for one, first come, first served, no longer than the
+    /// [`queue_timeout`](Self::queue_timeout).
+    ///
+    /// # Panics
+    ///
+    /// If it's 0.
+    #[track_caller]
+    pub fn max_connections(self, connections: impl Into<Option<usize>>) -> Self {
+        let connections = connections.into();
+        assert!(connections != Some(0), "invalid maximum of 0 connections: write `None` for as many as are needed");
+        self.rebuild(|parts| parts.client.max_connections = connections)
+    }
+
+    /// Sets how long a request may wait for a connection while there are as many as there
+    /// [may be](Self::max_connections). Default: 5 seconds. `None`: for ever. Then: 503.
+    pub fn queue_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
+        let timeout = bounded(timeout.into());
+        self.rebuild(|parts| parts.client.queue_timeout = timeout)
+    }
+
+    /// Connects to the backend by another way than TCP, Unix sockets and the crate's own TLS: a proxy, a network of the
+    /// application's own, memory. Default: what the backend's origin says.
+    ///
+    /// It's a connector of hyper-util's kind: a service from the backend's origin to a connection, that knows whether HTTP/2 was
+    /// negotiated on it. It makes all of the connection: for an `https` backend, TLS too. It's called once per connection,
+    /// within the [`connect_timeout`](Self::connect_timeout).
+    ///
+    /// ```
+    /// use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// // From one of several addresses of this machine.
+    /// let mut connector = HttpConnector::new();
+    /// connector.set_local_address(Some([127, 0, 0, 1].into()));
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").connector(connector);
+    /// # let _ = proxy;
+    /// ```
+    pub fn connector<T>(self, connector: T) -> Self
+    where
+        T: Service<Uri, Error: Into<BoxError>, Future: Send> + Clone + Send + Sync + 'static,
+        T::Response: Connection + Read + Write + Send + Unpin + 'static,
+    {
+        self.rebuild(|parts| parts.client.connector = Some(boxed(connector)))
     }
 
     /// Speaks HTTP/2 to the backend. Default: `false`, HTTP/1.1.

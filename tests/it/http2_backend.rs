@@ -25,7 +25,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Barrier, Notify, mpsc},
     task::JoinSet,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tower::ServiceExt;
 use tower_http::limit::RequestBodyLimitLayer;
@@ -375,4 +375,43 @@ async fn an_upload_that_fails_is_the_clients_fault() {
     ] {
         assert_eq!(outcome(layer, limit, upload).await, expected, "{case}");
     }
+}
+
+#[tokio::test]
+async fn streams_are_waited_for_where_there_are_as_many_connections_as_there_may_be() {
+    let (pair, hold) = (Arc::new(Barrier::new(2)), Arc::new(Notify::new()));
+    let (url, backend, _ended) = Http2::serve(2, {
+        let hold = hold.clone();
+        move |request| {
+            let (pair, hold) = (pair.clone(), hold.clone());
+            async move {
+                if request.method() == "POST" {
+                    pair.wait().await;
+                } else {
+                    hold.notified().await;
+                }
+                Response::new(Body::from("ok"))
+            }
+        }
+    })
+    .await;
+    let layer = ReverseProxyLayer::new(&*url).http2(true).max_connections(1);
+    all_at_once(&layer.clone().into_service(), 10).await;
+    assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
+
+    let proxy = layer.queue_timeout(Duration::from_millis(50)).into_service();
+    let mut held = JoinSet::new();
+    for _ in 0..2 {
+        let proxy = proxy.clone();
+        held.spawn(async move { call(&proxy, request("GET", "")).await.status() });
+    }
+    sleep(Duration::from_millis(20)).await;
+    assert_eq!(call(&proxy, request("GET", "")).await.status(), 503);
+    for _ in 0..2 {
+        hold.notify_one();
+    }
+    while let Some(status) = timeout(PATIENCE, held.join_next()).await.unwrap() {
+        assert_eq!(status.unwrap(), 200);
+    }
+    assert_eq!(backend.connections.load(Ordering::SeqCst), 2);
 }

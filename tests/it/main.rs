@@ -16,6 +16,7 @@ mod layering;
 mod mapping;
 mod mounting;
 mod pool;
+mod queue;
 mod request;
 mod response;
 mod stress;

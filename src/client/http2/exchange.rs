@@ -12,7 +12,13 @@ use http::{
 use http_body_util::BodyExt;
 
 use super::{
-    super::{Shared, authenticates_connection, body::ClientBody, copy, future::is_idempotent, http1::Connection},
+    super::{
+        authenticates_connection,
+        body::ClientBody,
+        copy,
+        future::is_idempotent,
+        pool::{Found, Pool},
+    },
     Stream, Taken, websocket,
 };
 use crate::{
@@ -25,30 +31,30 @@ use crate::{
 pub(in super::super) enum Outcome {
     Answered(Response<ClientBody>),
     /// The backend has chosen HTTP/1.1, or nothing else carries it.
-    Http1(Box<Connection>, Request<Body>),
+    Http1(Found, Request<Body>),
 }
 
-impl Shared {
+impl Pool {
     /// Whether HTTP/2 is to be spoken for a request. An upgrade is HTTP/1.1's, and so are credentials that sign in a
     /// connection (RFC 4559, section 6), which nobody else's requests may share: over TLS, a connection without the choice is
     /// made for them.
     pub(in super::super) fn is_for_http2(&self, request: &Request<Body>) -> bool {
         let headers = request.headers();
         let is_http1s = headers.contains_key(UPGRADE) || authenticates_connection(headers);
-        self.http2 && !(is_http1s && self.connector.negotiates())
+        self.http2.enabled && !(is_http1s && self.connector.can_insist_on_http1())
     }
 }
 
 /// Sends a request, a second time if nobody can have read the first.
-pub(in super::super) async fn exchange(shared: Arc<Shared>, mut request: Request<Body>) -> Result<Outcome, Error> {
-    let mut stream = match shared.take_http2().await? {
+pub(in super::super) async fn exchange(pool: Arc<Pool>, mut request: Request<Body>) -> Result<Outcome, Error> {
+    let mut stream = match pool.take_http2().await? {
         Taken::Http2(stream) => stream,
-        Taken::Http1(connection) => return Ok(Outcome::Http1(connection, request)),
+        Taken::Http1(found) => return Ok(Outcome::Http1(found, request)),
     };
     if request.headers().contains_key(UPGRADE) {
         if !websocket::is_asked_for(&request) || !stream.can_connect().await {
             // What carries it then is HTTP/1.1, if the backend has that too.
-            return Ok(Outcome::Http1(Box::new(shared.connect_http1().await?), request));
+            return Ok(Outcome::Http1(pool.wait(false).await?, request));
         }
         let accept = websocket::as_connect(&mut request);
         let response = send(&mut stream, as_http2(request)?).await.map_err(|(error, _)| error)?;
@@ -61,7 +67,7 @@ pub(in super::super) async fn exchange(shared: Arc<Shared>, mut request: Request
         Err((error, None)) => return Err(error),
     };
     drop(stream);
-    match shared.take_http2().await? {
+    match pool.take_http2().await? {
         Taken::Http2(mut stream) => match send(&mut stream, unread).await {
             Ok(response) => Ok(Outcome::Answered(answered(response, stream))),
             Err((error, _)) => Err(error),

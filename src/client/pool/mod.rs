@@ -1,0 +1,212 @@
+//! The connections to one backend: those that are idle, those who wait for one, and how many there may be.
+//!
+//! The last one in is the first one out, and none is older than it may be. Who finds none waits in a [`queue`] for whatever
+//! comes first: a connection that another request is through with, or a new one. As many are being made as are waited for,
+//! never more: what comes too late for the one goes to the next, and then to the idle.
+
+mod queue;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio::{runtime::Handle, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use self::queue::Queue;
+pub(super) use self::queue::Waiting;
+#[cfg(feature = "http2")]
+use super::http2::Connections;
+use super::{ClientOptions, connect::Connector, http1::Connection};
+use crate::backend::Backend;
+#[cfg(feature = "http2")]
+use crate::error::Error;
+
+/// The connections to one backend. No key, no hashing: a backend has a pool of its own.
+pub(super) struct Pool {
+    pub(super) connector: Arc<Connector>,
+    #[cfg(feature = "http2")]
+    pub(super) http2: Connections,
+    state: Mutex<State>,
+    idle_timeout: Option<Duration>,
+    max_idle: usize,
+    max_connections: Option<usize>,
+    queue_timeout: Option<Duration>,
+    /// Ends what is being connected when the pool does.
+    gone: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The oldest first.
+    idle: Vec<Idle>,
+    queue: Queue,
+    /// How many connections are being made for the queue.
+    connecting: usize,
+    /// How many there are, these included.
+    open: usize,
+    /// Whether the sweeper runs.
+    swept: bool,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: Box<Connection>,
+    since: Instant,
+}
+
+/// A connection for a request.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) connection: Box<Connection>,
+    /// Whether it has been idle: the backend may be closing it.
+    pub(super) reused: bool,
+}
+
+impl Pool {
+    pub(super) fn new(backend: &Backend, options: &ClientOptions) -> Arc<Self> {
+        Arc::new(Self {
+            connector: Arc::new(Connector::new(backend, options)),
+            #[cfg(feature = "http2")]
+            http2: Connections::new(options),
+            state: Mutex::default(),
+            idle_timeout: options.pool_idle_timeout,
+            max_idle: options.pool_max_idle,
+            max_connections: options.max_connections,
+            queue_timeout: options.queue_timeout,
+            gone: CancellationToken::new(),
+        })
+    }
+
+    /// Takes an idle connection that is fit for a request.
+    pub(super) fn take(&self) -> Option<Found> {
+        loop {
+            // Not checked under the lock: that reads from the socket.
+            let Idle { mut connection, since } = self.lock().idle.pop()?;
+            if !self.is_expired(since) && connection.is_reusable() {
+                return Some(Found { connection, reused: true });
+            }
+        }
+    }
+
+    /// Takes a connection back, if its exchange has ended cleanly in both directions; closes it otherwise.
+    pub(super) fn put(self: &Arc<Self>, mut connection: Box<Connection>) {
+        if connection.is_idle() {
+            self.give(Found { connection, reused: true });
+        }
+    }
+
+    /// Keeps a connection that nobody waits for. Returns what has to be closed for it, not under the lock.
+    fn keep(self: &Arc<Self>, state: &mut State, connection: Box<Connection>) -> Option<Box<Connection>> {
+        // Without a runtime there's nobody to sweep.
+        let (1.., Ok(runtime)) = (self.max_idle, Handle::try_current()) else { return Some(connection) };
+        let surplus = (state.idle.len() >= self.max_idle).then(|| state.idle.remove(0).connection);
+        state.idle.push(Idle { connection, since: Instant::now() });
+        if !std::mem::replace(&mut state.swept, true) {
+            runtime.spawn(sweep(Arc::downgrade(self), self.sweep_interval()));
+        }
+        surplus
+    }
+
+    /// Takes the right to one more connection. `None`: there are as many as there may be, and none is idle.
+    #[cfg(feature = "http2")]
+    pub(super) fn slot(self: &Arc<Self>) -> Option<Slot> {
+        let mut state = self.lock();
+        if !self.is_full(&state) {
+            return Some(self.reserve(&mut state));
+        }
+        // An idle one is in the way of one that is needed.
+        let oldest = (!state.idle.is_empty()).then(|| state.idle.remove(0))?;
+        let slot = self.reserve(&mut state);
+        drop(state);
+        drop(oldest);
+        Some(slot)
+    }
+
+    fn reserve(self: &Arc<Self>, state: &mut State) -> Slot {
+        state.open += 1;
+        Slot { pool: Arc::downgrade(self) }
+    }
+
+    /// Waits for what others have, no longer than a request may.
+    #[cfg(feature = "http2")]
+    pub(super) async fn in_time<T>(&self, waiting: impl Future<Output = T>) -> Result<T, Error> {
+        match (self.max_connections, self.queue_timeout) {
+            (None, _) => self.connector.in_time(waiting).await,
+            (Some(_), Some(timeout)) => tokio::time::timeout(timeout, waiting).await.map_err(|_| queue::overloaded()),
+            (Some(_), None) => Ok(waiting.await),
+        }
+    }
+
+    fn is_full(&self, state: &State) -> bool {
+        self.max_connections.is_some_and(|most| state.open >= most)
+    }
+
+    fn is_expired(&self, since: Instant) -> bool {
+        self.idle_timeout.is_some_and(|timeout| since.elapsed() >= timeout)
+    }
+
+    /// Often enough to close what the backend has closed long before descriptors run out.
+    fn sweep_interval(&self) -> Duration {
+        let most = Duration::from_secs(1);
+        self.idle_timeout.map_or(most, |timeout| (timeout / 2).clamp(Duration::from_millis(10), most))
+    }
+
+    /// Closes what is too old, or was closed by the backend. Returns whether any are left.
+    fn sweep(&self) -> bool {
+        let mut idle = std::mem::take(&mut self.lock().idle);
+        idle.retain_mut(|idle| !self.is_expired(idle.since) && idle.connection.is_reusable());
+        let mut state = self.lock();
+        // What came back meanwhile is younger.
+        idle.append(&mut state.idle);
+        state.idle = idle;
+        state.swept = !state.idle.is_empty();
+        state.swept
+    }
+
+    /// No connection may be dropped under the lock: its [`Slot`] takes it.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.gone.cancel();
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+/// Sweeps for as long as there is a pool with something in it.
+async fn sweep(pool: Weak<Pool>, interval: Duration) {
+    loop {
+        tokio::time::sleep(interval).await;
+        if !pool.upgrade().is_some_and(|pool| pool.sweep()) {
+            return;
+        }
+    }
+}
+
+/// The right to be one of the connections. It's where the socket is: a tunnel has it too.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pool: Weak<Pool>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.upgrade() {
+            pool.lock().open -= 1;
+            pool.connect_if_awaited();
+            #[cfg(feature = "http2")]
+            pool.http2.tell_freed();
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Waiting for a connection: who gets what in which order, how many there are, and a connector of the application's own.
+
+use std::{
+    convert::Infallible,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{body::Body, extract::Request, http::Uri, response::Response};
+use http_body_util::BodyExt;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::{
+    client::legacy::connect::{Connected, Connection},
+    rt::TokioIo,
+};
+use tokio::{
+    io::{AsyncWriteExt, DuplexStream, duplex},
+    sync::Semaphore,
+    task::{JoinHandle, yield_now},
+    time::{sleep, timeout},
+};
+use tower::{ServiceExt, service_fn};
+use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer, Tunnels};
+
+use crate::support::{PATIENCE, Wire};
+
+/// A backend in memory. Connections are made, and requests to `/held` answered, as they are let.
+#[derive(Clone)]
+struct Memory {
+    asked: Arc<AtomicUsize>,
+    open: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+    connects: Arc<Semaphore>,
+    answers: Arc<Semaphore>,
+}
+
+impl Memory {
+    /// So many connections are made at once; more, as permits are added.
+    fn new(connects: usize) -> Self {
+        let count = Arc::<AtomicUsize>::default;
+        let semaphore = |permits| Arc::new(Semaphore::new(permits));
+        Self { asked: count(), open: count(), most: count(), connects: semaphore(connects), answers: semaphore(0) }
+    }
+
+    fn layer(&self) -> ReverseProxyLayer {
+        let this = self.clone();
+        ReverseProxyLayer::new("http://backend.example").connector(service_fn(move |uri: Uri| {
+            assert_eq!(uri, "http://backend.example/");
+            let this = this.clone();
+            async move { this.connect().await }
+        }))
+    }
+
+    async fn connect(self) -> io::Result<Pipe> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        // What's closed refuses.
+        self.connects.acquire().await.map_err(io::Error::other)?.forget();
+        let (ours, theirs) = duplex(64 * 1024);
+        tokio::spawn(self.talk(Wire::new(theirs)));
+        Ok(Pipe(TokioIo::new(ours)))
+    }
+
+    /// Answers with the number of the connection.
+    async fn talk(self, mut wire: Wire<DuplexStream>) {
+        let connection = self.asked.load(Ordering::SeqCst);
+        self.most.fetch_max(self.open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        while let Some(request) = wire.message().await {
+            if request.start_line().starts_with("GET /upgrade") {
+                wire.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+                    .await;
+                let _ = wire.closed().await;
+                break;
+            }
+            if request.start_line().starts_with("GET /held") {
+                self.answers.acquire().await.unwrap().forget();
+            }
+            let text = connection.to_string();
+            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len()).as_bytes()).await;
+            if request.start_line().starts_with("GET /last") {
+                break;
+            }
+        }
+        self.open.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+/// A connection of a connector that isn't ours.
+struct Pipe(TokioIo<DuplexStream>);
+
+impl Connection for Pipe {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl Read for Pipe {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl Write for Pipe {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// The status of the answer, its text, and what failed.
+type Outcome = (u16, String, Option<ErrorKind>);
+
+async fn get(proxy: ReverseProxy, target: &'static str) -> Outcome {
+    let request = Request::builder().uri(target).header("host", "front.example").body(Body::empty()).unwrap();
+    let call = timeout(PATIENCE, proxy.oneshot(request));
+    let Ok(response): Result<Response, Infallible> = call.await.expect("an answer");
+    let (status, kind) = (response.status().as_u16(), response.extensions().get::<Error>().map(Error::kind));
+    (status, String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().into()).unwrap(), kind)
+}
+
+/// Begins an exchange, and lets it go as far as it can.
+async fn begin(proxy: &ReverseProxy, target: &'static str) -> JoinHandle<Outcome> {
+    let exchange = tokio::spawn(get(proxy.clone(), target));
+    rest().await;
+    exchange
+}
+
+/// Lets all others run until they wait for something.
+async fn rest() {
+    for _ in 0..100 {
+        yield_now().await;
+    }
+}
+
+fn ok(text: &str) -> Outcome {
+    (200, text.to_owned(), None)
+}
+
+#[tokio::test]
+async fn a_connector_of_the_applications_own() {
+    let memory = Memory::new(9);
+    let proxy = memory.layer().into_service();
+    for _ in 0..2 {
+        assert_eq!(get(proxy.clone(), "/x").await, ok("1"));
+    }
+    memory.connects.close();
+    let held = begin(&proxy, "/held").await;
+    let (status, _, kind) = get(proxy, "/x").await;
+    assert_eq!((status, kind), (502, Some(ErrorKind::Connect)));
+    memory.answers.add_permits(1);
+    assert_eq!(held.await.unwrap(), ok("1"));
+}
+
+#[tokio::test]
+async fn what_comes_back_is_as_good_as_what_is_new() {
+    let memory = Memory::new(1);
+    let proxy = memory.layer().into_service();
+    let held = begin(&proxy, "/held").await;
+    // Two connections that won't be made.
+    let (second, third) = (begin(&proxy, "/held").await, begin(&proxy, "/x").await);
+    assert_eq!(memory.asked(), 3);
+    memory.answers.add_permits(2);
+    for exchange in [held, second, third] {
+        assert_eq!(timeout(PATIENCE, exchange).await.expect("it waits for no connect").unwrap().0, 200);
+    }
+    assert_eq!(memory.open.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_burst_makes_no_more_connections_than_it_needs() {
+    let memory = Memory::new(1);
+    let proxy = memory.layer().into_service();
+    let mut held = begin(&proxy, "/held").await;
+    for round in 0..10 {
+        // Each waits, and gets what the one before it leaves. What is being made for it is the next one's.
+        let next = begin(&proxy, "/held").await;
+        memory.answers.add_permits(1);
+        assert_eq!(timeout(PATIENCE, held).await.unwrap().unwrap(), ok("1"), "{round}");
+        rest().await;
+        held = next;
+    }
+    assert_eq!(memory.asked(), 2);
+    // When it's there at last, it's kept.
+    memory.connects.add_permits(1);
+    rest().await;
+    assert_eq!(get(proxy, "/x").await.0, 200);
+    assert_eq!((memory.asked(), memory.open.load(Ordering::SeqCst)), (2, 2));
+}
+
+#[tokio::test]
+async fn there_are_no_more_connections_than_there_may_be() {
+    let memory = Memory::new(99);
+    let proxy = memory.layer().max_connections(2).into_service();
+    let mut exchanges = Vec::new();
+    for _ in 0..10 {
+        exchanges.push(begin(&proxy, "/held").await);
+    }
+    // First come, first served.
+    for exchange in exchanges {
+        assert_eq!(memory.open.load(Ordering::SeqCst), 2);
+        memory.answers.add_permits(1);
+        assert_eq!(timeout(PATIENCE, exchange).await.expect("it's this one's turn").unwrap().0, 200);
+        rest().await;
+    }
+    assert_eq!((memory.asked(), memory.most.load(Ordering::SeqCst)), (2, 2));
+}
+
+#[tokio::test]
+async fn who_has_waited_too_long_gets_503() {
+    let memory = Memory::new(99);
+    let proxy = memory.layer().max_connections(1).queue_timeout(Duration::from_millis(50)).into_service();
+    let held = begin(&proxy, "/held").await;
+    let (status, text, kind) = get(proxy.clone(), "/x").await;
+    assert_eq!((status, &*text, kind), (503, "Service Unavailable", Some(ErrorKind::Overloaded)));
+    memory.answers.add_permits(1);
+    assert_eq!(held.await.unwrap(), ok("1"));
+    // It has left the queue.
+    assert_eq!(get(proxy, "/x").await, ok("1"));
+    assert_eq!(memory.asked(), 1);
+}
+
+#[tokio::test]
+async fn who_leaves_the_queue_takes_nothing_along() {
+    let memory = Memory::new(0);
+    let proxy = memory.layer().max_connections(1).into_service();
+    // Before the connection is there, and as it comes.
+    for round in 0..3 {
+        let (first, second) = (begin(&proxy, "/x").await, begin(&proxy, "/x").await);
+        if round < 2 {
+            first.abort();
+        }
+        if round == 0 {
+            rest().await;
+        }
+        if memory.open.load(Ordering::SeqCst) == 0 {
+            memory.connects.add_permits(1);
+        }
+        if round > 0 {
+            let _ = first.await;
+        }
+        assert_eq!(timeout(PATIENCE, second).await.expect("it's this one's turn").unwrap(), ok("1"), "{round}");
+    }
+    assert_eq!(memory.asked(), 1);
+}
+
+#[tokio::test]
+async fn a_connection_that_was_closed_makes_room_for_a_new_one() {
+    let memory = Memory::new(99);
+    let proxy = memory.layer().max_connections(1).into_service();
+    for round in 0..5 {
+        // The backend closes behind its answer: whether that's seen before the next request or in its midst.
+        assert_eq!(get(proxy.clone(), "/last").await.0, 200, "{round}");
+        let (first, second) = (begin(&proxy, "/x").await, begin(&proxy, "/last").await);
+        for exchange in [first, second] {
+            assert_eq!(timeout(PATIENCE, exchange).await.expect("there's room").unwrap().0, 200, "{round}");
+        }
+    }
+    assert_eq!(memory.most.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn connects_that_fail_fail_each_its_own_request() {
+    let memory = Memory::new(1);
+    let proxy = memory.layer().max_connections(2).into_service();
+    let held = begin(&proxy, "/held").await;
+    let waiting = [begin(&proxy, "/x").await, begin(&proxy, "/x").await, begin(&proxy, "/x").await];
+    // One is being made. As that fails, the next is tried.
+    memory.connects.close();
+    for exchange in waiting {
+        let (status, _, kind) = timeout(PATIENCE, exchange).await.expect("it has failed").unwrap();
+        assert_eq!((status, kind), (502, Some(ErrorKind::Connect)));
+    }
+    assert_eq!(memory.asked(), 4);
+    memory.answers.add_permits(1);
+    assert_eq!(held.await.unwrap(), ok("1"));
+}
+
+#[tokio::test]
+async fn a_tunnel_is_one_of_the_connections() {
+    use tokio::net::TcpStream;
+
+    let (memory, tunnels) = (Memory::new(99), Tunnels::new());
+    let layer = memory.layer().max_connections(1).queue_timeout(Duration::from_millis(50)).tunnels(tunnels.clone());
+    let proxy = layer.into_service();
+    let addr = crate::support::front(axum::Router::new().fallback_service(proxy.clone())).await;
+    let mut client = TcpStream::connect(addr).await.unwrap();
+    let offer = "GET /upgrade HTTP/1.1\r\nHost: front.example\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    client.write_all(offer.as_bytes()).await.unwrap();
+    let mut client = Wire::new(client);
+    assert_eq!(client.message().await.unwrap().status(), 101);
+    assert_eq!(get(proxy.clone(), "/x").await.2, Some(ErrorKind::Overloaded));
+    drop(client);
+    timeout(PATIENCE, tunnels.wait()).await.unwrap();
+    assert_eq!(get(proxy, "/x").await, ok("2"));
+}
+
+#[tokio::test]
+async fn a_pool_that_is_gone_connects_to_nobody() {
+    let memory = Memory::new(0);
+    let proxy = memory.layer().connect_timeout(None).into_service();
+    let exchange = begin(&proxy, "/x").await;
+    exchange.abort();
+    drop(proxy);
+    let waits = async {
+        // The future of the connect holds one.
+        while Arc::strong_count(&memory.connects) > 1 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(PATIENCE, waits).await.expect("it's given up");
+}
+
+#[test]
+#[should_panic(expected = "write `None`")]
+fn no_connections_at_all_are_a_mistake() {
+    let _ = ReverseProxyLayer::new("http://backend.example").max_connections(0);
+}
