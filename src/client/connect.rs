@@ -2,7 +2,7 @@
 //! timeout over name, address and handshakes.
 
 use std::{
-    fmt, io,
+    error, fmt, io, iter,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -118,7 +118,10 @@ impl Connector {
     ) -> Result<T, Error> {
         let connecting = async { Ok(handshake(self.dial(offer, slot).await?).await?) };
         let connected: Result<T, BoxError> = self.in_time(connecting).await?;
-        connected.map_err(|error| Error::with_source(ErrorKind::Connect, error))
+        connected.map_err(|error| {
+            let kind = if timed_out(&*error) { ErrorKind::ConnectTimeout } else { ErrorKind::Connect };
+            Error::with_source(kind, error)
+        })
     }
 
     /// Makes an HTTP/1.1 connection.
@@ -157,6 +160,12 @@ impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connector").field("uri", &self.uri).finish_non_exhaustive()
     }
+}
+
+/// Whether an address didn't answer in its share of the time, or in the operating system's.
+fn timed_out(error: &(dyn error::Error + 'static)) -> bool {
+    iter::successors(Some(error), |error| error.source())
+        .any(|error| error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut))
 }
 
 /// Makes a [`Dial`] of a connector of hyper-util's kind.

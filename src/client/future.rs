@@ -10,14 +10,13 @@ use std::{
 };
 
 use axum_core::body::Body;
-use http::{Method, Request, Response, StatusCode, Uri, Version, uri::PathAndQuery};
+use http::{Request, Response, StatusCode, Uri, Version, uri::PathAndQuery};
 use hyper::client::conn::TrySendError;
 
 #[cfg(feature = "http2")]
 use super::http2::Outcome;
 use super::{
     body::{ClientBody, Lease},
-    copy,
     http1::Connection,
     pool::{Found, Pool, Waiting},
 };
@@ -40,8 +39,6 @@ enum State {
     Waiting(Waiting, Request<Body>),
     Exchanging {
         connection: Box<Connection>,
-        /// For a reused connection: the request once more, if sending it twice is as good as once.
-        again: Option<Request<Body>>,
         reused: bool,
         poolable: bool,
     },
@@ -69,12 +66,7 @@ impl Future for ClientFuture {
                 State::Waiting(waiting, _) => {
                     let found = ready!(Pin::new(waiting).poll(cx));
                     let State::Waiting(_, request) = mem::replace(&mut this.state, State::Over) else { continue };
-                    let mut found = found?;
-                    this.state = if found.reused && !found.connection.is_reusable() {
-                        State::Waiting(this.pool.wait(false), request)
-                    } else {
-                        exchange(found, request)
-                    };
+                    this.state = exchange(found?, request);
                 }
                 State::Exchanging { connection, .. } => {
                     let sent = ready!(connection.poll_response(cx));
@@ -121,8 +113,7 @@ impl ClientFuture {
 
     /// The outcome of an exchange; `None`: it goes on in another state.
     fn sent(&mut self, sent: super::http1::Sent, cx: &mut Context<'_>) -> Option<Result<Response<ClientBody>, Error>> {
-        let State::Exchanging { connection, again, reused, poolable } = mem::replace(&mut self.state, State::Over)
-        else {
+        let State::Exchanging { mut connection, reused, poolable } = mem::replace(&mut self.state, State::Over) else {
             return None;
         };
         match sent {
@@ -132,6 +123,7 @@ impl ClientFuture {
                 None
             }
             Ok(response) => {
+                connection.repeat.forget();
                 let pool = poolable.then(|| self.pool.clone());
                 let lease = Lease { connection, pool };
                 Some(Ok(response.map(|body| ClientBody::leased(body, lease, cx))))
@@ -139,7 +131,7 @@ impl ClientFuture {
             Err(mut error) => {
                 let unsent = error.take_message().filter(|_| reused);
                 // An idle connection that the backend closed as we took it (hyper issue 2136).
-                match unsent.or_else(|| again.filter(|_| is_closed(&error))) {
+                match unsent.or_else(|| connection.repeat.take().filter(|_| is_closed(&error))) {
                     Some(request) => {
                         self.state = State::Waiting(self.pool.wait(true), request);
                         None
@@ -157,15 +149,12 @@ fn exchange(Found { mut connection, reused }: Found, mut request: Request<Body>)
     let target = mem::take(request.uri_mut()).into_parts().path_and_query;
     *request.uri_mut() = Uri::from(target.unwrap_or(PathAndQuery::from_static("/")));
     *request.version_mut() = Version::HTTP_11;
-    let again = if reused && is_idempotent(request.method()) { copy(&request) } else { None };
+    if reused {
+        connection.repeat.keep(&request);
+    }
     let poolable = !super::authenticates_connection(request.headers());
     connection.send(request);
-    State::Exchanging { connection, again, reused, poolable }
-}
-
-/// Whether sending the request twice is as good as once (RFC 9110, section 9.2.2).
-pub(super) fn is_idempotent(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
+    State::Exchanging { connection, reused, poolable }
 }
 
 /// Whether the backend closed the connection before it had said anything whole.

@@ -70,6 +70,14 @@ impl Gate {
     }
 }
 
+impl Gate {
+    /// Keeps back the wakes that `act` makes.
+    pub(super) fn hush(self: &Arc<Self>, act: impl FnOnce()) {
+        let _inside = Inside::enter(self);
+        act();
+    }
+}
+
 impl Wake for Gate {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();

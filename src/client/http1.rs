@@ -18,20 +18,23 @@ use hyper::{
 };
 use tokio_util::sync::ReusableBoxFuture;
 
-use super::{connect::Stream, gate::Gate};
+use super::{connect::Stream, gate::Gate, repeat::Repeat};
 
 /// A connection, idle or in one exchange. Dropping it closes it.
 pub(super) struct Connection {
     sender: http1::SendRequest<Body>,
-    driver: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>,
+    /// `None` when it has come to its end: what it still held is given up with it.
+    driver: Option<Driver>,
     /// The future of the response under way. hyper's type can't be named; its box is made once per connection.
     response: ReusableBoxFuture<'static, Sent>,
     gate: Arc<Gate>,
     /// The gate's, made once.
     waker: Waker,
-    /// Whether the driver has come to its end.
-    over: bool,
+    /// The request under way, if it may be sent again.
+    pub(super) repeat: Repeat,
 }
+
+type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 
 /// What sending a request led to. The error holds the request, if nothing of it was written.
 pub(super) type Sent = Result<Response<Incoming>, TrySendError<Request<Body>>>;
@@ -43,23 +46,24 @@ impl Connection {
         let gate = Gate::new();
         Ok(Self {
             sender,
-            driver: Box::pin(driver.with_upgrades()),
+            driver: Some(Box::pin(driver.with_upgrades())),
             response: ReusableBoxFuture::new(std::future::pending()),
             waker: Waker::from(gate.clone()),
             gate,
-            over: false,
+            repeat: Repeat::default(),
         })
     }
 
     /// Begins an exchange; [`poll_response`](Self::poll_response) carries it on.
     pub(super) fn send(&mut self, request: Request<Body>) {
-        self.response.set(self.sender.try_send_request(request));
+        // It wakes the driver, which is polled next in any case, and would wake the last one who polled it.
+        self.gate.hush(|| self.response.set(self.sender.try_send_request(request)));
     }
 
     pub(super) fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Sent> {
-        let Self { driver, response, gate, waker, over, .. } = self;
+        let Self { driver, response, gate, waker, .. } = self;
         gate.poll(waker, cx, |cx| {
-            drive(driver, over, cx);
+            drive(driver, cx);
             // Nothing but the driver can make it ready.
             response.poll(&mut Context::from_waker(Waker::noop()))
         })
@@ -70,7 +74,7 @@ impl Connection {
         body: &mut Incoming,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Self { driver, gate, waker, over, .. } = self;
+        let Self { driver, gate, waker, .. } = self;
         let mut frame = move || Pin::new(&mut *body).poll_frame(&mut Context::from_waker(Waker::noop()));
         gate.poll(waker, cx, |cx| {
             // The driver reads on when a frame has been asked for: asked first, it's driven once for each.
@@ -78,7 +82,7 @@ impl Connection {
             if waiting.is_ready() {
                 return waiting;
             }
-            drive(driver, over, cx);
+            drive(driver, cx);
             frame()
         })
     }
@@ -86,40 +90,41 @@ impl Connection {
     /// Whether the last exchange is over in both directions, and nothing stray is left of it.
     pub(super) fn is_idle(&mut self) -> bool {
         // The driver says so when it has come to the end of a message and found nothing behind it.
-        (!self.over && self.sender.is_ready()) || self.is_reusable()
+        (self.driver.is_some() && self.sender.is_ready()) || self.is_reusable()
     }
 
     /// Whether the connection is idle and the backend has neither closed it nor said anything since.
     ///
-    /// It costs no system call while nothing has come. What was woken by this connection before isn't any more.
+    /// It costs no system call while nothing has come. What was woken by this connection before isn't any more. Nobody has to
+    /// ask before a [`send`](Self::send): the driver looks for itself before it writes.
     pub(super) fn is_reusable(&mut self) -> bool {
-        let Self { driver, gate, waker, over, .. } = self;
+        let Self { driver, gate, waker, .. } = self;
         let _ = gate.poll(waker, &mut Context::from_waker(Waker::noop()), |cx| {
-            drive(driver, over, cx);
+            drive(driver, cx);
             Poll::<()>::Pending
         });
-        !self.over && self.sender.is_ready()
+        self.driver.is_some() && self.sender.is_ready()
     }
 
     /// Lets the driver finish what it does at its end: it hands over an upgraded connection.
     pub(super) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { driver, gate, waker, over, .. } = self;
+        let Self { driver, gate, waker, .. } = self;
         gate.poll(waker, cx, |cx| {
-            drive(driver, over, cx);
-            if *over { Poll::Ready(()) } else { Poll::Pending }
+            drive(driver, cx);
+            if driver.is_none() { Poll::Ready(()) } else { Poll::Pending }
         })
     }
 }
 
 /// Polls the driver, unless it's over. Its error reaches the response, or the body, by itself.
-fn drive(driver: &mut Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>, over: &mut bool, cx: &mut Context<'_>) {
-    if !*over {
-        *over = driver.as_mut().poll(cx).is_ready();
+fn drive(driver: &mut Option<Driver>, cx: &mut Context<'_>) {
+    if driver.as_mut().is_some_and(|driver| driver.as_mut().poll(cx).is_ready()) {
+        *driver = None;
     }
 }
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("over", &self.over).finish_non_exhaustive()
+        f.debug_struct("Connection").field("over", &self.driver.is_none()).finish_non_exhaustive()
     }
 }

@@ -11,6 +11,7 @@ mod http1;
 #[cfg(feature = "http2")]
 mod http2;
 mod pool;
+mod repeat;
 #[cfg(feature = "tls")]
 mod tls;
 
@@ -23,7 +24,6 @@ use std::{
 
 use axum_core::body::Body;
 use http::{HeaderMap, Request, Response, header::AUTHORIZATION, uri::Scheme};
-use http_body::Body as _;
 use tower_service::Service;
 
 pub(crate) use self::connect::boxed;
@@ -136,19 +136,6 @@ impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client").finish_non_exhaustive()
     }
-}
-
-/// The request once more, to be sent a second time. `None`: it has a body, and nothing of that would be left.
-fn copy(request: &Request<Body>) -> Option<Request<Body>> {
-    if !request.body().is_end_stream() {
-        return None;
-    }
-    let mut copy = Request::new(Body::empty());
-    copy.method_mut().clone_from(request.method());
-    copy.uri_mut().clone_from(request.uri());
-    copy.headers_mut().clone_from(request.headers());
-    *copy.version_mut() = request.version();
-    Some(copy)
 }
 
 /// Whether the credentials sign in the connection, not the request (NTLM; Negotiate, RFC 4559, section 6).

@@ -32,7 +32,7 @@ pub(crate) fn forward<U>(rules: Arc<Rules>, upstream: U, request: Request<Body>)
 where
     U: Service<Request<Body>>,
 {
-    let is_grpc = request::is_grpc(request.headers());
+    let is_grpc = request::is_grpc(&request);
     let version = request.version();
     let (mut request, exchange) = match request::prepare(&rules, request) {
         Ok(prepared) => prepared,

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use axum_core::body::Body;
 use http::{
-    Extensions, HeaderMap, Method, Request, Uri, Version,
+    Extensions, Method, Request, Uri, Version,
     header::{CONTENT_TYPE, HOST},
     uri::PathAndQuery,
 };
@@ -107,8 +107,8 @@ fn target(rules: &Rules, request: &Request<Body>) -> Result<(PathAndQuery, Optio
 }
 
 /// Whether failures have to be said in gRPC's way.
-pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|value| {
+pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
+    request.headers().get(CONTENT_TYPE).is_some_and(|value| {
         value.as_bytes().strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))
     })
 }

@@ -19,11 +19,11 @@ pub(crate) fn join_crumbs(headers: &mut HeaderMap) {
 }
 
 /// Drops a `Domain` that names the backend: the browser would refuse it from the front. The cookie becomes the front's own.
-pub(crate) fn drop_domain(headers: &mut HeaderMap, host: &str) {
+pub(crate) fn drop_domain<'a>(headers: &mut HeaderMap, host: impl Fn() -> &'a str) {
     map_values(headers, SET_COOKIE, |cookie| {
         map_attribute(cookie, b"domain", |domain| {
             let domain = domain.strip_prefix(b".").unwrap_or(domain);
-            domain.eq_ignore_ascii_case(host.as_bytes()).then_some(Attribute::Drop)
+            domain.eq_ignore_ascii_case(host().as_bytes()).then_some(Attribute::Drop)
         })
     });
 }
@@ -97,7 +97,7 @@ mod tests {
             ("a=domain=backend; Secure", "a=domain=backend; Secure"),
         ] {
             let mut headers = set(cookie);
-            drop_domain(&mut headers, "backend");
+            drop_domain(&mut headers, || "backend");
             assert_eq!(headers[SET_COOKIE], result);
         }
     }

@@ -6,7 +6,7 @@ use std::{fmt::Write as _, net::IpAddr};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{FORWARDED, HOST},
+    header::{Entry, FORWARDED, HOST},
     uri::Scheme,
 };
 use ipnet::IpNet;
@@ -64,9 +64,9 @@ impl ForwardedPolicy {
 
     fn apply_x_forwarded(&self, headers: &mut HeaderMap, peer: Option<IpAddr>, prefix: Option<&str>) {
         if let Some(peer) = peer {
-            match headers.contains_key(X_FORWARDED_FOR) {
-                true => append_member(headers, X_FORWARDED_FOR, &peer.to_string()),
-                false => drop(headers.insert(X_FORWARDED_FOR, ip_value(peer))),
+            match headers.entry(X_FORWARDED_FOR) {
+                Entry::Vacant(entry) => drop(entry.insert(ip_value(peer))),
+                Entry::Occupied(_) => append_member(headers, X_FORWARDED_FOR, &peer.to_string()),
             }
         }
         if let Some(host) = headers.get(HOST).cloned() {

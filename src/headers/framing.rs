@@ -6,7 +6,7 @@ use http::{
 };
 use http_body::SizeHint;
 
-use super::{forwarded, identity, members, retain_members};
+use super::{forwarded, identity, members, members_of, retain_members};
 use crate::error::ErrorKind;
 
 /// Refuses a request whose `Transfer-Encoding` isn't exactly one `chunked`.
@@ -32,7 +32,7 @@ pub(crate) fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), ErrorKi
 pub(crate) fn reconcile_request(headers: &mut HeaderMap, body: &SizeHint) {
     match body.exact() {
         Some(length) => {
-            if headers.contains_key(CONTENT_LENGTH) && content_length(headers) != Some(length) {
+            if content_length(headers).is_some_and(|said| said.length != Some(length)) {
                 headers.insert(CONTENT_LENGTH, length.into());
             }
         }
@@ -55,21 +55,34 @@ pub(crate) fn reconcile_response(headers: &mut HeaderMap, length: Option<u64>) -
     if headers.contains_key(TRANSFER_ENCODING) {
         check_transfer_encoding(headers).map_err(|_| ErrorKind::InvalidResponse)?;
         headers.remove(CONTENT_LENGTH);
-    } else if headers.contains_key(CONTENT_LENGTH) {
-        let said = content_length(headers);
-        let length = length.or(said).ok_or(ErrorKind::InvalidResponse)?;
-        if said != Some(length) || members(headers, CONTENT_LENGTH).nth(1).is_some() {
+    } else if let Some(said) = content_length(headers) {
+        let length = length.or(said.length).ok_or(ErrorKind::InvalidResponse)?;
+        if said.length != Some(length) || said.repeated {
             headers.insert(CONTENT_LENGTH, length.into());
         }
     }
     Ok(())
 }
 
-/// What `Content-Length` says, if all that it says is the same.
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    let mut said = members(headers, CONTENT_LENGTH).map(|member| str::from_utf8(member).ok()?.parse().ok());
-    let first = said.next()?;
-    if said.all(|other| other == first) { first } else { None }
+/// What `Content-Length` says.
+struct Said {
+    /// `None`: nothing that is a length, or more than one.
+    length: Option<u64>,
+    repeated: bool,
+}
+
+fn content_length(headers: &HeaderMap) -> Option<Said> {
+    let lines = headers.get_all(CONTENT_LENGTH);
+    let mut lines = lines.iter().peekable();
+    lines.peek()?;
+    let mut said = members_of(lines).map(|member| str::from_utf8(member).ok()?.parse().ok());
+    let mut length = said.next().flatten();
+    let mut repeated = false;
+    for other in said {
+        repeated = true;
+        length = length.filter(|_| other == length);
+    }
+    Some(Said { length, repeated })
 }
 
 /// Takes out of `Trailer` what may not come as a request's trailer.

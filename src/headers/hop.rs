@@ -5,14 +5,18 @@ use http::{
     header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER},
 };
 
-use super::{members, remove_where};
+use super::members;
 
 /// Removes the hop-by-hop fields, and the fields for which `also` says yes, of a request.
 ///
 /// `TE: trailers` stays: what follows it are the trailers that we pass on.
 pub(crate) fn remove_from_request(headers: &mut HeaderMap, also: impl Fn(&HeaderName) -> bool) {
+    let unwanted = unwanted(headers, also);
+    if unwanted.is_empty() {
+        return;
+    }
     let trailers = members(headers, TE).any(accepts_trailers);
-    remove(headers, also);
+    remove(headers, unwanted);
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -20,15 +24,22 @@ pub(crate) fn remove_from_request(headers: &mut HeaderMap, also: impl Fn(&Header
 
 /// Removes the hop-by-hop fields of a response.
 pub(crate) fn remove_from_response(headers: &mut HeaderMap) {
-    remove(headers, |_| false);
+    let unwanted = unwanted(headers, |_| false);
+    if !unwanted.is_empty() {
+        remove(headers, unwanted);
+    }
 }
 
-fn remove(headers: &mut HeaderMap, also: impl Fn(&HeaderName) -> bool) {
-    // The nominations first: `Connection` is one of the fields that go.
-    for name in nominated(headers) {
+/// The fields that go by their names. Mostly there are none: then there's no `Connection` either, and no `TE`.
+fn unwanted(headers: &HeaderMap, also: impl Fn(&HeaderName) -> bool) -> Vec<HeaderName> {
+    headers.keys().filter(|name| is_hop_by_hop(name) || also(name)).cloned().collect()
+}
+
+/// Removes these fields, and those that a `Connection` among them names.
+fn remove(headers: &mut HeaderMap, unwanted: Vec<HeaderName>) {
+    for name in nominated(headers).into_iter().chain(unwanted) {
         headers.remove(name);
     }
-    remove_where(headers, |name| is_hop_by_hop(name) || also(name));
 }
 
 /// The fields that any `Connection` line names.

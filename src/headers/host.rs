@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderValue, Uri, Version, header::HOST};
 
 use crate::{backend::is_authority, error::ErrorKind};
 
-/// Returns the authority that the request is for; `None` if an HTTP/1.0 client named none.
+/// Returns what the field has to become; `None`: it stays as it is. Only an HTTP/1.0 client needn't name anyone.
 ///
 /// The target's own authority (absolute-form, `:authority`) wins over the field (RFC 9112, section 3.2.2; RFC 9113,
 /// section 8.3.1).
@@ -18,13 +18,13 @@ pub(crate) fn authority(uri: &Uri, version: Version, headers: &HeaderMap) -> Res
     if lines.next().is_some() {
         return Err(ErrorKind::Host);
     }
-    let authority = match (uri.authority(), field) {
-        (Some(authority), _) => HeaderValue::from_str(authority.as_str()).map_err(|_| ErrorKind::Host)?,
-        (None, Some(field)) => field.clone(),
+    let (authority, host) = match (uri.authority(), field) {
+        (Some(authority), _) => (authority.as_str().as_bytes(), HeaderValue::from_str(authority.as_str()).ok()),
+        (None, Some(field)) => (field.as_bytes(), None),
         (None, None) if version <= Version::HTTP_10 => return Ok(None),
         (None, None) => return Err(ErrorKind::Host),
     };
-    if is_authority(authority.as_bytes()) { Ok(Some(authority)) } else { Err(ErrorKind::Host) }
+    if is_authority(authority) { Ok(host) } else { Err(ErrorKind::Host) }
 }
 
 #[cfg(test)]
@@ -41,7 +41,7 @@ mod tests {
     fn one_host_and_the_targets_own_wins() {
         use Version as V;
         for (uri, version, hosts, result) in [
-            ("/x", V::HTTP_11, &["a.example:80"][..], Ok(Some("a.example:80"))),
+            ("/x", V::HTTP_11, &["a.example:80"][..], Ok(None)),
             ("http://a.example/x", V::HTTP_11, &["evil.example"], Ok(Some("a.example"))),
             ("http://a.example/x", V::HTTP_2, &[], Ok(Some("a.example"))),
             ("/x", V::HTTP_10, &[], Ok(None)),

@@ -15,7 +15,7 @@ pub(crate) fn is_reserved(name: &HeaderName) -> bool {
 /// Whether a WSGI or CGI server reads the name as if it had hyphens: `Remote_User` is `HTTP_REMOTE_USER` as well, and
 /// `SCRIPT_NAME` is a variable of the server's own.
 pub(crate) fn is_underscored(name: &HeaderName) -> bool {
-    name.as_str().contains('_')
+    name.as_str().bytes().any(|b| b == b'_')
 }
 
 /// Removes a field in every spelling that a server folds into the same variable, and from the trailers announced.

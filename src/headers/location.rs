@@ -13,6 +13,10 @@ use super::map_values;
 
 /// Maps every reference for which `map` has another.
 pub(crate) fn map_references(headers: &mut HeaderMap, map: impl Fn(&[u8]) -> Option<Vec<u8>>) {
+    // One look at a few names costs less than three look-ups, and mostly there's none.
+    if !headers.keys().any(|name| [LOCATION, CONTENT_LOCATION, REFRESH].contains(name)) {
+        return;
+    }
     map_values(headers, LOCATION, &map);
     map_values(headers, CONTENT_LOCATION, &map);
     map_values(headers, REFRESH, |value| map_refresh(value, &map));

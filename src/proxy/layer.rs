@@ -55,7 +55,8 @@ use crate::{
 #[must_use]
 pub struct ReverseProxyLayer<U = Upstream<Client>, P = ToBackend> {
     pub(super) proxy: ReverseProxy<U>,
-    pub(super) parts: P,
+    /// Shared: axum clones the layer of a fallback with every request.
+    pub(super) parts: Arc<P>,
 }
 
 impl ReverseProxyLayer {
@@ -78,7 +79,10 @@ impl ReverseProxyLayer {
         let backend = backend.try_into().map_err(Into::into)?;
         client::check(&backend)?;
         let parts = ToBackend::new(backend);
-        Ok(Self { proxy: ReverseProxy { upstream: parts.build(), rules: Arc::new(Rules::default()) }, parts })
+        Ok(Self {
+            proxy: ReverseProxy { upstream: parts.build(), rules: Arc::new(Rules::default()) },
+            parts: Arc::new(parts),
+        })
     }
 }
 
@@ -89,11 +93,11 @@ impl<U: Clone> ReverseProxyLayer<U, ToService<U>> {
     /// The service gets requests in origin-form, with the client's `Host`. [`Upstream`] addresses them to a backend.
     pub fn with_upstream(upstream: U) -> Self {
         let parts = ToService { service: upstream.clone(), layers: Identity::new() };
-        Self { proxy: ReverseProxy { upstream, rules: Arc::new(Rules::default()) }, parts }
+        Self { proxy: ReverseProxy { upstream, rules: Arc::new(Rules::default()) }, parts: Arc::new(parts) }
     }
 }
 
-impl<U, L> ReverseProxyLayer<U, ToBackend<L>> {
+impl<U, L: Clone> ReverseProxyLayer<U, ToBackend<L>> {
     /// Adds a layer on the upstream side, between the proxy and the backend.
     ///
     /// It sees each request as the backend will get it, and the backend's answer as it came. The layer that is added first
@@ -106,13 +110,14 @@ impl<U, L> ReverseProxyLayer<U, ToBackend<L>> {
     where
         Stack<N, L>: Layer<Client>,
     {
-        let ToBackend { to, client, layers } = self.parts;
+        let ToBackend { to, client, layers } = Arc::unwrap_or_clone(self.parts);
         let parts = ToBackend { to, client, layers: Stack::new(layer, layers) };
-        ReverseProxyLayer { proxy: ReverseProxy { upstream: parts.build(), rules: self.proxy.rules }, parts }
+        let proxy = ReverseProxy { upstream: parts.build(), rules: self.proxy.rules };
+        ReverseProxyLayer { proxy, parts: Arc::new(parts) }
     }
 }
 
-impl<U, S: Clone, L> ReverseProxyLayer<U, ToService<S, L>> {
+impl<U, S: Clone, L: Clone> ReverseProxyLayer<U, ToService<S, L>> {
     /// Adds a layer around the upstream service.
     ///
     /// It sees each request as the service will get it. The layer that is added first sees the request first. It's applied
@@ -125,9 +130,10 @@ impl<U, S: Clone, L> ReverseProxyLayer<U, ToService<S, L>> {
     where
         Stack<N, L>: Layer<S>,
     {
-        let ToService { service, layers } = self.parts;
+        let ToService { service, layers } = Arc::unwrap_or_clone(self.parts);
         let parts = ToService { service, layers: Stack::new(layer, layers) };
-        ReverseProxyLayer { proxy: ReverseProxy { upstream: parts.build(), rules: self.proxy.rules }, parts }
+        let proxy = ReverseProxy { upstream: parts.build(), rules: self.proxy.rules };
+        ReverseProxyLayer { proxy, parts: Arc::new(parts) }
     }
 }
 

@@ -224,7 +224,7 @@ impl<U, P> ReverseProxyLayer<U, P> {
 /// # The backend
 ///
 /// The upstream layers are around the client: an option that is set after a layer was added applies that layer anew.
-impl<C, L: Layer<Client, Service = C>> ReverseProxyLayer<Upstream<C>, ToBackend<L>> {
+impl<C, L: Layer<Client, Service = C> + Clone> ReverseProxyLayer<Upstream<C>, ToBackend<L>> {
     /// Sets which `Host` the backend gets. Default: the client's for `http` and Unix-socket backends, the backend's
     /// authority for `https` backends.
     ///
@@ -353,7 +353,7 @@ impl<C, L: Layer<Client, Service = C>> ReverseProxyLayer<Upstream<C>, ToBackend<
     }
 
     fn rebuild(mut self, change: impl FnOnce(&mut ToBackend<L>)) -> Self {
-        change(&mut self.parts);
+        change(Arc::make_mut(&mut self.parts));
         self.proxy.upstream = self.parts.build();
         self
     }

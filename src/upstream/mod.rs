@@ -150,7 +150,10 @@ impl To {
         *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
         let own = || self.backend.host();
         let host = match &self.host {
-            HostPolicy::Preserve => request.headers().get(HOST).cloned().unwrap_or_else(own),
+            HostPolicy::Preserve => match request.headers().get(HOST) {
+                Some(host) => return host.clone(),
+                None => own(),
+            },
             HostPolicy::Backend => own(),
             HostPolicy::Fixed(name) => HeaderValue::from_str(name.as_str()).unwrap_or_else(|_| own()),
         };
@@ -165,9 +168,9 @@ impl To {
         location::map_references(response.headers_mut(), |url| {
             location::without_origin(url, own).or_else(|| location::without_origin(url, sent))
         });
-        cookie::drop_domain(response.headers_mut(), self.backend.authority().host());
+        cookie::drop_domain(response.headers_mut(), || self.backend.authority().host());
         if let HostPolicy::Fixed(name) = &self.host {
-            cookie::drop_domain(response.headers_mut(), name.host());
+            cookie::drop_domain(response.headers_mut(), || name.host());
         }
     }
 }

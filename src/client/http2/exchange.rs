@@ -9,15 +9,15 @@ use http::{
     header::{HOST, TRANSFER_ENCODING, UPGRADE},
     uri::{Authority, Scheme},
 };
+use http_body::Body as _;
 use http_body_util::BodyExt;
 
 use super::{
     super::{
         authenticates_connection,
         body::ClientBody,
-        copy,
-        future::is_idempotent,
         pool::{Found, Pool},
+        repeat::is_idempotent,
     },
     Stream, Taken, websocket,
 };
@@ -40,8 +40,8 @@ impl Pool {
     /// made for them.
     pub(in super::super) fn is_for_http2(&self, request: &Request<Body>) -> bool {
         let headers = request.headers();
-        let is_http1s = headers.contains_key(UPGRADE) || authenticates_connection(headers);
-        self.http2.enabled && !(is_http1s && self.connector.can_insist_on_http1())
+        let is_http1s = || headers.contains_key(UPGRADE) || authenticates_connection(headers);
+        self.http2.enabled && !(self.connector.can_insist_on_http1() && is_http1s())
     }
 }
 
@@ -92,6 +92,19 @@ async fn send(
             error.take_message().or_else(|| again.filter(|again| is_unprocessed(error.error(), again.method())));
         (classify(error.into_error().into(), ErrorKind::Closed), unread)
     })
+}
+
+/// The request once more, to be sent a second time. `None`: it has a body, and nothing of that would be left.
+fn copy(request: &Request<Body>) -> Option<Request<Body>> {
+    if !request.body().is_end_stream() {
+        return None;
+    }
+    let mut copy = Request::new(Body::empty());
+    copy.method_mut().clone_from(request.method());
+    copy.uri_mut().clone_from(request.uri());
+    copy.headers_mut().clone_from(request.headers());
+    *copy.version_mut() = request.version();
+    Some(copy)
 }
 
 /// Whether the backend says that it has done nothing for a stream (RFC 9113, section 8.7).

@@ -80,12 +80,11 @@ impl Pool {
         })
     }
 
-    /// Takes an idle connection that is fit for a request.
+    /// Takes an idle connection. Whether the backend has closed it shows when a request is sent: it comes back unsent.
     pub(super) fn take(&self) -> Option<Found> {
         loop {
-            // Not checked under the lock: that reads from the socket.
-            let Idle { mut connection, since } = self.lock().idle.pop()?;
-            if !self.is_expired(since) && connection.is_reusable() {
+            let Idle { connection, since } = self.lock().idle.pop()?;
+            if !self.is_expired(since) {
                 return Some(Found { connection, reused: true });
             }
         }
