@@ -8,22 +8,37 @@ use http_body::Body as _;
 #[derive(Default)]
 pub(super) struct Repeat {
     line: Option<(Method, Uri)>,
-    fields: Vec<(HeaderName, HeaderValue)>,
+    /// Name, value and whether it's sensitive, field by field: bytes, for nearly every one is thrown away unread.
+    fields: Vec<u8>,
 }
+
+/// What the longest of usual requests take, in bytes. A longer one doesn't leave its room behind.
+const USUAL: usize = 4096;
 
 impl Repeat {
     /// Keeps a request. One with a body isn't kept: nothing of that would be left.
     pub(super) fn keep(&mut self, request: &Request<Body>) {
-        if is_idempotent(request.method()) && request.body().is_end_stream() {
-            self.line = Some((request.method().clone(), request.uri().clone()));
-            self.fields.extend(request.headers().iter().map(|(name, value)| (name.clone(), value.clone())));
+        if !is_idempotent(request.method()) || !request.body().is_end_stream() {
+            return;
         }
+        self.line = Some((request.method().clone(), request.uri().clone()));
+        for (name, value) in request.headers() {
+            self.push(name.as_str().as_bytes());
+            self.push(value.as_bytes());
+            self.fields.push(value.is_sensitive().into());
+        }
+    }
+
+    fn push(&mut self, part: &[u8]) {
+        self.fields.extend_from_slice(&part.len().to_le_bytes());
+        self.fields.extend_from_slice(part);
     }
 
     /// Forgets the request: it has been answered.
     pub(super) fn forget(&mut self) {
         self.line = None;
         self.fields.clear();
+        self.fields.shrink_to(USUAL);
     }
 
     /// Takes the request, to be sent once more.
@@ -31,11 +46,22 @@ impl Repeat {
         let (method, uri) = self.line.take()?;
         let mut request = Request::new(Body::empty());
         (*request.method_mut(), *request.uri_mut()) = (method, uri);
-        for (name, value) in self.fields.drain(..) {
+        let mut fields = &*self.fields;
+        while !fields.is_empty() {
+            let name = HeaderName::from_bytes(part(&mut fields)?).ok()?;
+            let mut value = HeaderValue::from_bytes(part(&mut fields)?).ok()?;
+            value.set_sensitive(*fields.split_off_first()? == 1);
             request.headers_mut().append(name, value);
         }
+        self.forget();
         Some(request)
     }
+}
+
+fn part<'a>(fields: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (length, rest) = fields.split_first_chunk()?;
+    *fields = rest;
+    fields.split_off(..usize::from_le_bytes(*length))
 }
 
 /// Whether sending the request twice is as good as once (RFC 9110, section 9.2.2).
@@ -48,8 +74,11 @@ mod tests {
     use super::*;
 
     fn request(method: Method, body: impl Into<Body>) -> Request<Body> {
-        let builder = Request::builder().method(method).uri("/x?y").header("a", "1").header("b", "2").header("a", "3");
-        builder.body(body.into()).unwrap()
+        let builder =
+            Request::builder().method(method).uri("/x?y").header("a", "1").header("b", "2").header("a", "\u{e9}");
+        let mut request = builder.body(body.into()).unwrap();
+        request.headers_mut().get_mut("b").unwrap().set_sensitive(true);
+        request
     }
 
     #[test]
@@ -61,6 +90,7 @@ mod tests {
             let again = repeat.take().unwrap();
             assert_eq!((again.method(), again.uri()), (request.method(), request.uri()));
             assert_eq!(again.headers(), request.headers());
+            assert!(again.headers()["b"].is_sensitive() && !again.headers()["a"].is_sensitive());
             assert!(repeat.take().is_none());
         }
     }
