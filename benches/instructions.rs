@@ -1,0 +1,298 @@
+//! Instructions per request, counted by callgrind: a figure that doesn't depend on what else the machine does.
+//!
+//! ```sh
+//! cargo bench --bench instructions
+//! cargo bench --bench instructions -- --check
+//! cargo bench --bench instructions -- --by-function small-get [--inclusive]
+//! ```
+//!
+//! This process is the client and the backend. The proxy is a child of it under valgrind, and all that is counted. It runs
+//! twice for each scenario, with few requests and with many: the difference is the requests', without the start.
+#![allow(clippy::print_stdout)]
+
+use std::{
+    collections::HashMap,
+    env,
+    error::Error,
+    fs,
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Command, ExitCode, Stdio, exit},
+    thread,
+    time::Duration,
+};
+
+use axum::{Router, routing::get};
+use tower_reverse_proxy::ReverseProxyLayer;
+
+/// What is asked of the proxy.
+struct Scenario {
+    name: &'static str,
+    request: &'static str,
+    body: usize,
+    /// Without it: the same app and no proxy.
+    layer: bool,
+}
+
+const SCENARIOS: [Scenario; 5] = [
+    Scenario { name: "axum-alone", request: "GET /own", body: 0, layer: false },
+    Scenario { name: "pass-through", request: "GET /own", body: 0, layer: true },
+    Scenario { name: "small-get", request: "GET /mydir/small", body: 0, layer: true },
+    Scenario { name: "chunked-get", request: "GET /mydir/chunked", body: 0, layer: true },
+    Scenario { name: "post", request: "POST /mydir/echo", body: 1024, layer: true },
+];
+
+const FEW: usize = 500;
+const MANY: usize = 2500;
+/// Kept alive and used in turn: one request at a time is the same work in each run.
+const CONNECTIONS: usize = 8;
+/// The body of a small answer.
+const SMALL: [u8; 128] = [b'x'; 128];
+/// By how much a row may differ from what is written down, in percent.
+const TOLERANCE: f64 = 3.0;
+/// How many functions are listed.
+const FUNCTIONS: usize = 60;
+/// How long an answer may take: much longer than it ever does.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const USAGE: &str = "write --check, or --by-function SCENARIO [--inclusive], or nothing";
+
+type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    // What `cargo bench` adds, and `cargo test --benches` doesn't.
+    let is_bench = arguments.contains(&"--bench");
+    arguments.retain(|&argument| argument != "--bench");
+    let outcome = match arguments[..] {
+        ["--proxy", backend] => proxy(Some(backend)),
+        ["--proxy"] => proxy(None),
+        _ if !is_bench => Ok(()),
+        [] => table(false),
+        ["--check"] => table(true),
+        ["--by-function", name] => by_function(name, false),
+        ["--by-function", name, "--inclusive"] => by_function(name, true),
+        _ => Err(USAGE.into()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("instructions: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+// ---- What is reported ----
+
+/// Prints what a request costs in each scenario; with `check`, holds it against the README's table.
+fn table(check: bool) -> Outcome {
+    let written = if check { written_down()? } else { HashMap::new() };
+    let counts = SCENARIOS.iter().map(|scenario| {
+        let (few, many) = (total(&run(scenario, FEW)?)?, total(&run(scenario, MANY)?)?);
+        Ok(many.saturating_sub(few) / (MANY - FEW) as u64)
+    });
+    let counts = counts.collect::<Outcome<Vec<u64>>>()?;
+    let (mut above, mut below) = (false, false);
+    println!("| scenario | instructions per request |{}", if check { " written down | change |" } else { "" });
+    println!("|---|---:|{}", if check { "---:|---:|" } else { "" });
+    for (Scenario { name, .. }, count) in SCENARIOS.iter().zip(counts) {
+        print!("| {name} | {} |", grouped(count));
+        if check {
+            let written = *written.get(name).ok_or(format!("benches/README.md has no row {name}"))?;
+            let change = (count as f64 / written as f64 - 1.0) * 100.0;
+            above |= change > TOLERANCE;
+            below |= change < -TOLERANCE;
+            print!(" {} | {change:+.1} % |", grouped(written));
+        }
+        println!();
+    }
+    if below {
+        eprintln!("instructions: less than is written down: update the table in benches/README.md");
+    }
+    if above { Err(format!("more than {TOLERANCE} % above what benches/README.md says").into()) } else { Ok(()) }
+}
+
+/// The rows of the table in the README.
+fn written_down() -> Outcome<HashMap<&'static str, u64>> {
+    let rows = include_str!("README.md").lines().filter_map(|line| {
+        let mut cells = line.split('|').skip(1).map(str::trim);
+        let (name, count) = (cells.next()?, cells.next()?);
+        SCENARIOS.iter().any(|scenario| scenario.name == name).then_some((name, count))
+    });
+    rows.map(|(name, count)| Ok((name, count.replace(',', "").parse()?))).collect()
+}
+
+/// Prints the functions that a request of one scenario costs most in.
+fn by_function(name: &str, inclusive: bool) -> Outcome {
+    let names = SCENARIOS.map(|scenario| scenario.name).join(", ");
+    let scenario =
+        SCENARIOS.iter().find(|scenario| scenario.name == name).ok_or(format!("{name:?} is none of {names}"))?;
+    let before = functions(&run(scenario, FEW)?, inclusive)?;
+    let mut rows: Vec<_> = functions(&run(scenario, MANY)?, inclusive)?
+        .into_iter()
+        .map(|(function, count)| (count.saturating_sub(*before.get(&function).unwrap_or(&0)), function))
+        .collect();
+    rows.sort_unstable_by(|one, other| other.cmp(one));
+    println!("| instructions per request | function |\n|---:|---|");
+    for (count, function) in rows.into_iter().take(FUNCTIONS) {
+        println!("| {} | `{function}` |", grouped(count / (MANY - FEW) as u64));
+    }
+    Ok(())
+}
+
+/// What `callgrind_annotate` lists: `1,234 (5.6%)  file:function [object]`.
+fn functions(counts: &PathBuf, inclusive: bool) -> Outcome<HashMap<String, u64>> {
+    let how = ["--auto=no", "--threshold=100", if inclusive { "--inclusive=yes" } else { "--inclusive=no" }];
+    let output = Command::new("callgrind_annotate").args(how).arg(counts).output()?;
+    let mut functions = HashMap::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let Some((count, place)) = line.trim_start().split_once(' ') else { continue };
+        let (Ok(count), Some((_, place))) = (count.replace(',', "").parse::<u64>(), place.split_once("  ")) else {
+            continue;
+        };
+        let place = place.rsplit_once(" [").map_or(place, |(place, _)| place);
+        let function = place.split_once(':').map_or(place, |(_, function)| function);
+        let sum: &mut u64 = functions.entry(function.to_owned()).or_default();
+        // A function has a line for each file that code was inlined from, and the whole in one of them when it's inclusive.
+        *sum = if inclusive { count.max(*sum) } else { count + *sum };
+    }
+    Ok(functions)
+}
+
+fn grouped(count: u64) -> String {
+    if count < 1000 { count.to_string() } else { format!("{},{:03}", grouped(count / 1000), count % 1000) }
+}
+
+// ---- The client and the backend ----
+
+/// Sends so many requests through a proxy under valgrind; returns the file with what it counted.
+fn run(scenario: &Scenario, requests: usize) -> Outcome<PathBuf> {
+    let counts = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("callgrind.{}.{requests}", scenario.name));
+    let mut command = Command::new("valgrind");
+    command.args(["--quiet", "--tool=callgrind"]).arg(format!("--callgrind-out-file={}", counts.display()));
+    command.arg(env::current_exe()?).arg("--proxy");
+    if scenario.layer {
+        command.arg(backend()?);
+    }
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => "valgrind isn't installed, and nothing counts without it".to_owned(),
+            _ => format!("valgrind: {error}"),
+        })?;
+    let mut address = String::new();
+    BufReader::new(child.stdout.take().ok_or("no output")?).read_line(&mut address)?;
+    let address: SocketAddr = address.trim().parse().map_err(|_| "the proxy didn't start")?;
+
+    let length = if scenario.body > 0 { format!("content-length: {}\r\n", scenario.body) } else { String::new() };
+    let fields = "host: front.example\r\nuser-agent: bench\r\naccept: */*";
+    let mut request = format!("{} HTTP/1.1\r\n{fields}\r\n{length}\r\n", scenario.request).into_bytes();
+    request.resize(request.len() + scenario.body, b'x');
+    let connect = |_| {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    };
+    let mut connections = (0..CONNECTIONS).map(connect).collect::<io::Result<Vec<_>>>()?;
+    for number in 0..requests {
+        let stream = &mut connections[number % CONNECTIONS];
+        stream.write_all(&request)?;
+        let answer = message(stream)?.ok_or("the proxy closed a connection")?;
+        if !answer.starts_with(b"HTTP/1.1 200 ") {
+            return Err(format!("not what was asked for: {}", String::from_utf8_lossy(&answer)).into());
+        }
+    }
+    // It ends with its input, before the connections: what their ends cost isn't the requests'.
+    drop(child.stdin.take());
+    let status = child.wait()?;
+    if status.success() { Ok(counts) } else { Err(format!("the proxy: {status}").into()) }
+}
+
+/// What callgrind counted in all.
+fn total(counts: &PathBuf) -> Outcome<u64> {
+    let text = fs::read_to_string(counts)?;
+    let total = text.lines().find_map(|line| line.strip_prefix("totals:").or(line.strip_prefix("summary:")));
+    Ok(total.ok_or("callgrind counted nothing")?.trim().parse()?)
+}
+
+/// Starts a backend; returns its origin.
+fn backend() -> io::Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let origin = format!("http://{}", listener.local_addr()?);
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || answer(stream));
+        }
+    });
+    Ok(origin)
+}
+
+/// Answers each request on a connection at once and as a whole: in how many pieces it comes is the same in each run.
+fn answer(mut stream: TcpStream) -> io::Result<()> {
+    let head = "HTTP/1.1 200 OK\r\nserver: bench\r\ndate: Mon, 01 Jan 2024 00:00:00 GMT\r\n\
+                content-type: text/plain; charset=utf-8\r\ncache-control: no-store\r\n";
+    let sized = |body: &[u8]| [format!("{head}content-length: {}\r\n\r\n", body.len()).as_bytes(), body].concat();
+    let chunk = [b"400\r\n", &[b'x'; 1024][..], b"\r\n"].concat();
+    let chunked = [format!("{head}transfer-encoding: chunked\r\n\r\n").as_bytes(), &chunk.repeat(8), END].concat();
+    let small = sized(&SMALL);
+    stream.set_nodelay(true)?;
+    while let Some(request) = message(&mut stream)? {
+        let answer = if request.starts_with(b"POST ") {
+            &sized(&request[request.len() - 1024..])
+        } else if request.starts_with(b"GET /mydir/chunked ") {
+            &chunked
+        } else {
+            &small
+        };
+        stream.write_all(answer)?;
+    }
+    Ok(())
+}
+
+/// The end of a chunked body.
+const END: &[u8] = b"0\r\n\r\n";
+
+/// Reads a message, head and body; `None` at the end of the connection.
+fn message(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
+    let (mut message, mut buffer) = (Vec::new(), [0; 16 * 1024]);
+    loop {
+        let read = stream.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(None);
+        }
+        message.extend_from_slice(&buffer[..read]);
+        let Some(end) = message.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+        let head = String::from_utf8_lossy(&message[..end]).to_ascii_lowercase();
+        let length = head.split("\r\n").find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+        let is_whole = match length {
+            Some(length) => message.len() - end - 4 >= length,
+            None => !head.contains("transfer-encoding: chunked") || message.ends_with(END),
+        };
+        if is_whole {
+            return Ok(Some(message));
+        }
+    }
+}
+
+// ---- The proxy ----
+
+/// Serves an app until the input ends, with a proxy to the backend if there is one.
+fn proxy(backend: Option<&str>) -> Outcome {
+    let mut app = Router::new().route("/own", get(|| async { &SMALL[..] }));
+    if let Some(backend) = backend {
+        app = app.layer(ReverseProxyLayer::new(backend).prefix("/mydir"));
+    }
+    thread::spawn(|| {
+        let _ = io::stdin().read_to_end(&mut Vec::new());
+        exit(0);
+    });
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        println!("{}", listener.local_addr()?);
+        axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await?;
+        Ok(())
+    })
+}
