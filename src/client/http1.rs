@@ -32,7 +32,12 @@ pub(super) struct Connection {
     waker: Waker,
     /// The request under way, if it may be sent again.
     pub(super) repeat: Repeat,
+    /// Whether hyper's buffer has grown with the last body. It can't be told to shrink it.
+    pub(super) has_grown: bool,
 }
+
+/// What is read at once into a buffer that has grown, in bytes. It begins with 8 KiB and ends with some 400.
+const GROWN: usize = 64 * 1024;
 
 type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 
@@ -51,11 +56,13 @@ impl Connection {
             waker: Waker::from(gate.clone()),
             gate,
             repeat: Repeat::default(),
+            has_grown: false,
         })
     }
 
     /// Begins an exchange; [`poll_response`](Self::poll_response) carries it on.
     pub(super) fn send(&mut self, request: Request<Body>) {
+        self.has_grown = false;
         // It wakes the driver, which is polled next in any case, and would wake the last one who polled it.
         self.gate.hush(|| self.response.set(self.sender.try_send_request(request)));
     }
@@ -74,9 +81,9 @@ impl Connection {
         body: &mut Incoming,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Self { driver, gate, waker, .. } = self;
+        let Self { driver, gate, waker, has_grown, .. } = self;
         let mut frame = move || Pin::new(&mut *body).poll_frame(&mut Context::from_waker(Waker::noop()));
-        gate.poll(waker, cx, |cx| {
+        let polled = gate.poll(waker, cx, |cx| {
             // The driver reads on when a frame has been asked for: asked first, it's driven once for each.
             let waiting = frame();
             if waiting.is_ready() {
@@ -84,7 +91,11 @@ impl Connection {
             }
             drive(driver, cx);
             frame()
-        })
+        });
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            *has_grown |= frame.data_ref().is_some_and(|data| data.len() >= GROWN);
+        }
+        polled
     }
 
     /// Whether the last exchange is over in both directions, and nothing stray is left of it.

@@ -6,7 +6,7 @@ use http::{
 };
 use http_body::SizeHint;
 
-use super::{forwarded, identity, members, members_of, retain_members};
+use super::{forwarded, identity, members, retain_members};
 use crate::error::ErrorKind;
 
 /// Refuses a request whose `Transfer-Encoding` isn't exactly one `chunked`.
@@ -72,17 +72,23 @@ struct Said {
 }
 
 fn content_length(headers: &HeaderMap) -> Option<Said> {
-    let lines = headers.get_all(CONTENT_LENGTH);
-    let mut lines = lines.iter().peekable();
-    lines.peek()?;
-    let mut said = members_of(lines).map(|member| str::from_utf8(member).ok()?.parse().ok());
-    let mut length = said.next().flatten();
-    let mut repeated = false;
-    for other in said {
-        repeated = true;
-        length = length.filter(|_| other == length);
+    let mut lines = headers.get_all(CONTENT_LENGTH).iter();
+    let first = lines.next()?;
+    // Nearly always there's one line, with one number.
+    if let (Some(length), None) = (number(first.as_bytes()), lines.next()) {
+        return Some(Said { length: Some(length), repeated: false });
     }
-    Some(Said { length, repeated })
+    let mut said = members(headers, CONTENT_LENGTH).map(number);
+    let length = said.next().flatten();
+    let others = said.map(|other| other == length).collect::<Vec<_>>();
+    Some(Said { length: length.filter(|_| others.iter().all(|&same| same)), repeated: !others.is_empty() })
+}
+
+/// A decimal number and nothing else: `parse` would take a sign.
+fn number(digits: &[u8]) -> Option<u64> {
+    let digit = |b: u8| b.is_ascii_digit().then(|| u64::from(b - b'0'));
+    let (&first, rest) = digits.split_first()?;
+    rest.iter().try_fold(digit(first)?, |number, &b| number.checked_mul(10)?.checked_add(digit(b)?))
 }
 
 /// Takes out of `Trailer` what may not come as a request's trailer.

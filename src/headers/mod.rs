@@ -20,12 +20,9 @@ use http::{
 ///
 /// Not as text: one 8-bit octet would hide the whole line.
 pub(crate) fn members(headers: &HeaderMap, name: impl AsHeaderName) -> impl Iterator<Item = &[u8]> {
-    members_of(headers.get_all(name).iter())
-}
-
-/// The members of a comma-separated list, of these lines.
-fn members_of<'a>(lines: impl Iterator<Item = &'a HeaderValue>) -> impl Iterator<Item = &'a [u8]> {
-    lines
+    headers
+        .get_all(name)
+        .iter()
         .flat_map(|line| line.as_bytes().split(|&b| b == b','))
         .map(<[u8]>::trim_ascii)
         .filter(|member| !member.is_empty())

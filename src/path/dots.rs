@@ -7,6 +7,10 @@
 /// a segment between slashes that has dots in it, however separated, counts for the way up alone; empty ones count for
 /// nothing, as servers merge slashes.
 pub(super) fn leaves(rest: &str) -> bool {
+    // Without a dot, raw or encoded, there's no way up.
+    if !rest.bytes().any(|b| matches!(b, b'.' | b'%')) {
+        return false;
+    }
     let mut depth = 0_usize;
     for segment in rest.split('/') {
         let ups = pieces(segment).filter(|piece| dots(piece) == Some(2)).count();

@@ -372,3 +372,30 @@ fn on_socket(path: &Path) {
         }
     });
 }
+
+#[tokio::test]
+async fn a_connection_that_has_grown_is_not_kept_for_long() {
+    let (tell, mut closed) = mpsc::unbounded_channel();
+    let url = backend(move |mut wire| {
+        let tell = tell.clone();
+        async move {
+            let mut last = 0;
+            while let Some(request) = wire.message().await {
+                last = if request.start_line().starts_with("GET /large") { 4 << 20 } else { 1 };
+                wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {last}\r\n\r\n").as_bytes()).await;
+                wire.send(&vec![b'x'; last]).await;
+            }
+            let _ = tell.send(last);
+        }
+    })
+    .await;
+    let addr = proxied(url).await;
+    // What was large once and isn't any more is kept.
+    for targets in [&["large", "small"][..], &["large"]] {
+        for target in targets {
+            assert!(get(addr, &format!("/{target}"), "").await.complete);
+        }
+        let idle = tokio::time::timeout(Duration::from_secs(3), closed.recv()).await;
+        assert_eq!(idle.ok().flatten(), (targets.len() == 1).then_some(4 << 20));
+    }
+}

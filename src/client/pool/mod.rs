@@ -57,6 +57,10 @@ struct Idle {
     since: Instant,
 }
 
+/// How long a connection may be idle whose buffer has grown: under load it's used again and again, and else it's the larger
+/// part of what an idle proxy holds.
+const GROWN_IDLE: Duration = Duration::from_secs(1);
+
 /// A connection for a request.
 #[derive(Debug)]
 pub(super) struct Found {
@@ -153,10 +157,13 @@ impl Pool {
         self.idle_timeout.map_or(most, |timeout| (timeout / 2).clamp(Duration::from_millis(10), most))
     }
 
-    /// Closes what is too old, or was closed by the backend. Returns whether any are left.
+    /// Closes what is too old, was closed by the backend, or isn't worth its memory any more. Returns whether any are left.
     fn sweep(&self) -> bool {
         let mut idle = std::mem::take(&mut self.lock().idle);
-        idle.retain_mut(|idle| !self.is_expired(idle.since) && idle.connection.is_reusable());
+        idle.retain_mut(|Idle { connection, since }| {
+            let is_worth_it = !connection.has_grown || since.elapsed() < GROWN_IDLE;
+            is_worth_it && !self.is_expired(*since) && connection.is_reusable()
+        });
         let mut state = self.lock();
         // What came back meanwhile is younger.
         idle.append(&mut state.idle);
