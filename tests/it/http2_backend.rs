@@ -38,14 +38,14 @@ use crate::{
 
 /// A backend of hyper's. It counts its connections, ends them gracefully when it's told to, and tells when one is over.
 #[derive(Clone)]
-struct Http2 {
+pub(crate) struct Http2 {
     connections: Arc<AtomicUsize>,
     leave: Arc<Notify>,
     over: mpsc::UnboundedSender<()>,
 }
 
 impl Http2 {
-    async fn serve<F>(
+    pub(crate) async fn serve<F>(
         streams: u32,
         answer: impl Fn(hyper::Request<Incoming>) -> F + Clone + Send + 'static,
     ) -> (String, Self, mpsc::UnboundedReceiver<()>)
