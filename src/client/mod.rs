@@ -129,7 +129,7 @@ impl Client {
                 #[cfg(feature = "http2")]
                 http2: options.http2,
                 #[cfg(feature = "http2")]
-                connections: http2::Connections::new(options.http2_keep_alive),
+                connections: http2::Connections::new(options.http2_keep_alive, options.pool_idle_timeout),
             }),
         }
     }

@@ -4,11 +4,11 @@ mod exchange;
 mod websocket;
 
 use std::{
-    future::{Future, poll_fn},
+    future::{Future, pending, poll_fn},
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -16,7 +16,10 @@ use std::{
 use axum_core::body::Body;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until},
+};
 
 pub(super) use self::exchange::{Outcome, exchange};
 use super::{connect::Stream as Io, http1::Connection};
@@ -24,13 +27,15 @@ use super::{connect::Stream as Io, http1::Connection};
 /// The HTTP/2 connections to one backend.
 #[derive(Debug, Default)]
 pub(super) struct Connections {
-    open: Mutex<Vec<Shared>>,
+    open: Arc<Mutex<Vec<Shared>>>,
     /// Held while a connection is made: a burst waits for one, and then sees whether it needs another.
     pub(super) connecting: tokio::sync::Mutex<()>,
     /// Whether the backend chose HTTP/1.1 the last time that it could choose.
     http1: AtomicBool,
     /// How often an open connection is pinged.
     keep_alive: Option<Duration>,
+    /// How long a connection may be without a stream.
+    idle_timeout: Option<Duration>,
 }
 
 /// What a backend that may choose has chosen.
@@ -51,6 +56,9 @@ struct Shared {
 struct Load {
     /// How many streams of ours are on the connection.
     streams: AtomicUsize,
+    /// When the last one ended, in milliseconds from the start.
+    unused: AtomicU64,
+    start: Instant,
     /// How many the backend allows; none before it has said.
     most: AtomicUsize,
     /// That it has said so, or that the one who waited for it is gone.
@@ -65,6 +73,23 @@ impl Load {
     /// Until the backend has said how many, one stream waits for it: hyper looks at what it has said for a stream's sake.
     fn has_room(&self) -> bool {
         self.streams.load(Ordering::Relaxed) < self.most.load(Ordering::Relaxed).max(1)
+    }
+
+    fn begin(&self) {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.unused.store(elapsed, Ordering::Relaxed);
+        // Whoever sees that it was the last one sees when it was.
+        self.streams.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Since when there's no stream; `None`: there is one.
+    fn unused_since(&self) -> Option<Instant> {
+        let unused = self.streams.load(Ordering::Acquire) == 0;
+        unused.then(|| self.start + Duration::from_millis(self.unused.load(Ordering::Relaxed)))
     }
 
     fn allow(&self, most: usize) {
@@ -87,6 +112,9 @@ const FIRST_FRAME: Duration = Duration::from_secs(1);
 /// How often it's looked whether it has.
 const LOOKS: u32 = 100;
 
+/// What an idle timeout is at the least: in between, the timer has nothing to do.
+const SHORTEST: Duration = Duration::from_millis(10);
+
 impl Connections {
     /// Takes a place on the first connection that has one.
     pub(super) fn take(&self) -> Option<Stream> {
@@ -95,8 +123,8 @@ impl Connections {
         open.iter().find_map(Shared::take)
     }
 
-    pub(super) fn new(keep_alive: Option<Duration>) -> Self {
-        Self { keep_alive, ..Self::default() }
+    pub(super) fn new(keep_alive: Option<Duration>, idle_timeout: Option<Duration>) -> Self {
+        Self { keep_alive, idle_timeout, ..Self::default() }
     }
 
     pub(super) fn are_http1(&self) -> bool {
@@ -132,6 +160,8 @@ impl Connections {
             .await?;
         let load = Arc::new(Load {
             streams: AtomicUsize::new(1),
+            unused: AtomicU64::new(0),
+            start: Instant::now(),
             most: AtomicUsize::new(0),
             changed: Notify::new(),
             connect: AtomicBool::new(false),
@@ -139,10 +169,13 @@ impl Connections {
         });
         self.lock().push(Shared { sender: sender.clone(), load: load.clone() });
         let told = load.clone();
+        let forget = forget_unused(Arc::downgrade(&self.open), load.clone(), self.idle_timeout);
         tokio::spawn(async move {
             let over = {
                 let (mut driver, mut asked) = (pin!(driver), pin!(told.asked.notified()));
+                let mut forget = pin!(forget);
                 let over = poll_fn(|cx| {
+                    let _ = forget.as_mut().poll(cx);
                     while asked.as_mut().poll(cx).is_ready() {
                         asked.set(told.asked.notified());
                     }
@@ -163,8 +196,33 @@ impl Connections {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Shared>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
+}
+
+fn lock(open: &Mutex<Vec<Shared>>) -> MutexGuard<'_, Vec<Shared>> {
+    open.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Forgets a connection that has had no stream for so long; then it's never ready. Forgotten, it closes by itself, as soon as
+/// nothing is under way on it.
+async fn forget_unused(open: Weak<Mutex<Vec<Shared>>>, load: Arc<Load>, timeout: Option<Duration>) {
+    let Some(timeout) = timeout else { return pending().await };
+    let timeout = timeout.max(SHORTEST);
+    let mut due = load.start + timeout;
+    loop {
+        sleep_until(due).await;
+        let Some(open) = open.upgrade() else { break };
+        // Nobody opens a stream meanwhile.
+        let mut open = lock(&open);
+        let now = Instant::now();
+        due = load.unused_since().unwrap_or(now) + timeout;
+        if due <= now {
+            open.retain(|shared| !Arc::ptr_eq(&shared.load, &load));
+            break;
+        }
+    }
+    pending::<()>().await;
 }
 
 impl Shared {
@@ -173,7 +231,7 @@ impl Shared {
         if !self.load.has_room() {
             return None;
         }
-        self.load.streams.fetch_add(1, Ordering::Relaxed);
+        self.load.begin();
         Some(Stream { sender: self.sender.clone(), load: self.load.clone() })
     }
 }
@@ -196,7 +254,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.load.streams.fetch_sub(1, Ordering::Relaxed);
+        self.load.end();
         if self.load.most.load(Ordering::Relaxed) == 0 {
             self.load.changed.notify_waiters();
         }
