@@ -1,4 +1,5 @@
-//! Some thousands of tunnels and streams, ended in every way from either side at random: afterwards nothing is left of them.
+//! Some thousands of tunnels and streams, over HTTP/1.1 and HTTP/2, TCP and Unix sockets, ended in every way from either side at
+//! random: afterwards nothing is left of them.
 //!
 //! A binary of its own: it counts what the whole process has open.
 #![allow(clippy::unwrap_used)] // what isn't there fails the test
@@ -7,14 +8,27 @@ use std::{
     collections::hash_map::RandomState,
     fs,
     hash::BuildHasher,
+    io,
     net::SocketAddr,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
-use axum::Router;
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    http::Request,
+};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use http_body_util::{BodyExt, Channel};
+use hyper::{
+    client::conn::http2::{self, SendRequest},
+    ext::Protocol,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use sha1::{Digest, Sha1};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     runtime::Handle,
     task::{JoinSet, yield_now},
@@ -35,20 +49,17 @@ fn random(bound: u64) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_left_of_what_has_ended() {
     let tunnels = Tunnels::new();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let origin = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(converse(stream));
-        }
-    });
-    let layer = ReverseProxyLayer::new(origin).tunnels(tunnels.clone()).pool_max_idle(0);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let front = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, Router::new().layer(layer)).await });
+    let mut fronts = vec![over_tcp(&tunnels).await];
+    #[cfg(unix)]
+    let directory = tempfile::tempdir().unwrap();
+    #[cfg(unix)]
+    fronts.push(over_unix_sockets(directory.path(), &tunnels).await);
+    let any = || fronts[usize::try_from(random(fronts.len() as u64)).unwrap()];
 
     // Whatever is made once has been made.
-    exchange(front).await;
+    for &front in &fronts {
+        exchange(front).await;
+    }
     settle(&tunnels, None).await;
     let base = (tasks(), descriptors());
 
@@ -59,7 +70,7 @@ async fn nothing_is_left_of_what_has_ended() {
             if running.len() == AT_ONCE {
                 running.join_next().await.unwrap().unwrap();
             }
-            running.spawn(exchange(front));
+            running.spawn(exchange(any()));
         }
         while running.join_next().await.is_some() {}
         settle(&tunnels, Some(base)).await;
@@ -68,6 +79,37 @@ async fn nothing_is_left_of_what_has_ended() {
     // The first thousand brings the allocator to its size. What leaks goes on growing: a buffer per tunnel would be 16 MiB.
     let growth = resident[2].saturating_sub(resident[0]);
     assert!(growth < 8 << 20, "resident after each thousand: {resident:?}");
+}
+
+async fn over_tcp(tunnels: &Tunnels) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(converse(stream));
+        }
+    });
+    front(origin, tunnels).await
+}
+
+#[cfg(unix)]
+async fn over_unix_sockets(directory: &std::path::Path, tunnels: &Tunnels) -> SocketAddr {
+    let path = directory.join("backend.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(converse(stream));
+        }
+    });
+    front(format!("unix:{}", path.display()), tunnels).await
+}
+
+async fn front(origin: String, tunnels: &Tunnels) -> SocketAddr {
+    let layer = ReverseProxyLayer::new(origin).tunnels(tunnels.clone()).pool_max_idle(0);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let front = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, Router::new().layer(layer)).await });
+    front
 }
 
 /// Resident memory of the process, in bytes; 0 where there's no such file.
@@ -104,41 +146,134 @@ fn descriptors() -> usize {
 /// A client that opens a tunnel or a stream, says something, and goes in one of many ways.
 async fn exchange(front: SocketAddr) {
     let mut stream = TcpStream::connect(front).await.unwrap();
-    let upgrade = random(2) == 0;
-    let fields = match upgrade {
-        true => "Connection: Upgrade\r\nUpgrade: websocket\r\n",
-        false => "Transfer-Encoding: chunked\r\n",
+    let (head, piece): (&str, &[u8]) = match random(5) {
+        0 => return exchange_http2(stream).await,
+        1 => ("GET /x HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", b"some octets"),
+        2 => ("POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", b"5\r\nhello\r\n"),
+        3 => ("PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: 22\r\n\r\n", b"some octets"),
+        _ => ("GET /x HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n", b""),
     };
-    let head = format!("{} /x HTTP/1.1\r\nHost: a\r\n{fields}\r\n", if upgrade { "GET" } else { "POST" });
     let _ = stream.write_all(head.as_bytes()).await;
     for _ in 0..random(4) {
-        let _ = stream.write_all(if upgrade { b"some octets" } else { b"5\r\nhello\r\n" }).await;
+        let _ = stream.write_all(piece).await;
         yield_now().await;
     }
     end(stream).await;
 }
 
+/// A client with some streams at once, each of them ended or reset on its own.
+async fn exchange_http2(stream: TcpStream) {
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let mut streams = JoinSet::new();
+    for _ in 0..=random(4) {
+        let mut sender = sender.clone();
+        streams.spawn(async move {
+            let patience = Duration::from_millis(1 << random(9));
+            let _ = match random(3) {
+                0 => timeout(patience, websocket(&mut sender)).await,
+                1 => timeout(patience, upload(&mut sender)).await,
+                _ => timeout(patience, download(&mut sender)).await,
+            };
+        });
+    }
+    // One in four leaves them all at once.
+    if random(4) > 0 {
+        streams.join_all().await;
+    }
+}
+
+async fn websocket(sender: &mut SendRequest<Body>) {
+    let mut request = Request::connect("http://a/x").body(Body::empty()).unwrap();
+    request.extensions_mut().insert(Protocol::from_static("websocket"));
+    let Ok(response) = sender.send_request(request).await else { return };
+    let Ok(tunnel) = hyper::upgrade::on(response).await else { return };
+    let mut tunnel = TokioIo::new(tunnel);
+    for _ in 0..random(4) {
+        let _ = tunnel.write_all(b"some octets").await;
+    }
+    if random(2) == 0 {
+        let _ = tunnel.shutdown().await;
+    }
+    let _ = tunnel.read(&mut [0; 1024]).await;
+}
+
+async fn upload(sender: &mut SendRequest<Body>) {
+    let (mut upload, body) = Channel::<Bytes, io::Error>::new(1);
+    let response = sender.send_request(Request::post("http://a/x").body(Body::new(body)).unwrap());
+    for _ in 0..random(4) {
+        let _ = upload.send_data(Bytes::from_static(b"hello")).await;
+    }
+    if random(2) == 0 {
+        upload.abort(io::ErrorKind::Other.into());
+    }
+    let _ = response.await;
+}
+
+async fn download(sender: &mut SendRequest<Body>) {
+    let request = Request::get("http://a/x").body(Body::empty()).unwrap();
+    let Ok(response) = sender.send_request(request).await else { return };
+    let mut body = response.into_body();
+    for _ in 0..random(8) {
+        let _ = body.frame().await;
+    }
+}
+
 /// A backend that accepts what it's asked for, says something, and goes in one of many ways.
-async fn converse(mut stream: TcpStream) {
+async fn converse(mut stream: impl Peer) {
     let mut head = vec![0; 4096];
     let Ok(count) = stream.read(&mut head).await else { return };
-    let upgrade = head[..count].windows(8).any(|window| window.eq_ignore_ascii_case(b"upgrade:"));
-    let answer: &[u8] = match upgrade {
-        true => b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
-        false => b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+    // The proxy's names are in lower case.
+    let head = String::from_utf8_lossy(&head[..count]);
+    let answer = match () {
+        () if head.contains("upgrade:") => {
+            let key = head.lines().find_map(|line| line.strip_prefix("sec-websocket-key: "));
+            let accept = accept(key.unwrap_or_default());
+            let fields = format!("Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {accept}");
+            format!("HTTP/1.1 101 Switching Protocols\r\n{fields}\r\n\r\n")
+        }
+        () if head.contains("text/event-stream") => {
+            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: hello\n\n".to_owned()
+        }
+        () => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n".to_owned(),
     };
     // One in eight never answers.
     if random(8) > 0 {
-        let _ = stream.write_all(answer).await;
+        let _ = stream.write_all(answer.as_bytes()).await;
+    }
+    // Some go on: with a part of a body or a tunnel's octets, or its proper end.
+    for _ in 0..random(4) {
+        let _ = stream.write_all(b"5\r\nhello\r\n").await;
+        yield_now().await;
+    }
+    if random(4) == 0 {
+        let _ = stream.write_all(b"0\r\n\r\n").await;
     }
     end(stream).await;
 }
 
-async fn end(mut stream: TcpStream) {
+/// One end of a connection, which can be torn down.
+trait Peer: AsyncRead + AsyncWrite + Unpin + Send {
+    fn reset(self);
+}
+
+impl Peer for TcpStream {
+    fn reset(self) {
+        self.set_zero_linger().unwrap();
+    }
+}
+
+#[cfg(unix)]
+impl Peer for tokio::net::UnixStream {
+    /// It knows no reset but what is left unread.
+    fn reset(self) {}
+}
+
+async fn end(mut stream: impl Peer) {
     let mut sink = vec![0; 1024];
     match random(4) {
         // A reset.
-        0 => stream.set_zero_linger().unwrap(),
+        0 => stream.reset(),
         // An end.
         1 => {}
         // Half an end, and then whatever the other side does, for a while.
@@ -151,4 +286,9 @@ async fn end(mut stream: TcpStream) {
             let _ = timeout(Duration::from_millis(random(20)), stream.read(&mut sink)).await;
         }
     }
+}
+
+/// What a WebSocket's key is answered with (RFC 6455, section 4.2.2).
+fn accept(key: &str) -> String {
+    BASE64_STANDARD.encode(Sha1::digest(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11")))
 }

@@ -253,7 +253,8 @@ impl<C, L: Layer<Client, Service = C> + Clone> ReverseProxyLayer<Upstream<C>, To
         self.rebuild(|parts| parts.client.connect_timeout = timeout)
     }
 
-    /// Sets how long an unused connection is kept. Default: 30 seconds. `None`: until the backend closes it.
+    /// Sets how long an unused connection is kept, for HTTP/2 one without a stream. Default: 30 seconds. `None`: until the
+    /// backend closes it.
     pub fn pool_idle_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         let timeout = bounded(timeout.into());
         self.rebuild(|parts| parts.client.pool_idle_timeout = timeout)

@@ -33,10 +33,7 @@ use tower::{
 };
 use tower_reverse_proxy::{Error, ErrorKind, Phase, ReverseProxy, ReverseProxyLayer};
 
-use crate::{
-    support::{Message, PATIENCE, Wire, answering, ask, backend, client, front, get as ask_get, http2, mirror},
-    upstream_side::listen,
-};
+use crate::support::{Message, PATIENCE, Wire, answering, ask, backend, client, front, get as ask_get, http2, mirror};
 
 const SHORT: Duration = Duration::from_millis(150);
 
@@ -495,18 +492,6 @@ async fn an_http2_client_that_resets_its_upload_has_left() {
         assert_eq!(timeout(PATIENCE, kinds.recv()).await.unwrap(), Some((ErrorKind::ClientGone, true)));
         assert!(response.await.unwrap().is_err());
     }
-}
-
-#[tokio::test]
-async fn the_event_of_a_failure_tells_the_whole_chain_of_causes() {
-    let (_guard, events) = listen();
-    let answer = ask_get(told_of(ReverseProxyLayer::new(refusing().await)).await, "/x", "").await;
-    assert_eq!(answer.status(), 502);
-    let events = events.taken();
-    let [event] = &events[..] else { panic!("one event: {events:?}") };
-    assert_eq!((&*event["level"], &*event["kind"], &*event["phase"]), ("WARN", "Connect", "Connect"));
-    assert_eq!(event["message"], "the backend can't be reached");
-    assert!(event["cause"].contains("refused"), "{event:?}");
 }
 
 /// Answers that break off, or break their framing, after the head.

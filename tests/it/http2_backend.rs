@@ -36,16 +36,18 @@ use crate::{
     support::{PATIENCE, ask, backend, client, elsewhere, front, tasks_left},
 };
 
+const SHORT: Duration = Duration::from_millis(250);
+
 /// A backend of hyper's. It counts its connections, ends them gracefully when it's told to, and tells when one is over.
 #[derive(Clone)]
-struct Http2 {
+pub(crate) struct Http2 {
     connections: Arc<AtomicUsize>,
     leave: Arc<Notify>,
     over: mpsc::UnboundedSender<()>,
 }
 
 impl Http2 {
-    async fn serve<F>(
+    pub(crate) async fn serve<F>(
         streams: u32,
         answer: impl Fn(hyper::Request<Incoming>) -> F + Clone + Send + 'static,
     ) -> (String, Self, mpsc::UnboundedReceiver<()>)
@@ -161,6 +163,64 @@ async fn a_backend_that_says_goodbye_fails_nobody() {
         for _ in 0..round % 5 {
             tokio::task::yield_now().await;
         }
+    }
+}
+
+#[tokio::test]
+async fn an_unused_connection_is_closed_and_the_next_request_makes_another() {
+    let (url, backend, mut ended) = Http2::serve(100, ok).await;
+    let proxy = ReverseProxyLayer::new(&url).http2(true).pool_idle_timeout(SHORT).into_service();
+    for count in 1..=3 {
+        // Together they are one connection.
+        for method in ["GET", "POST"] {
+            let response = call(&proxy, request(method, "")).await;
+            assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
+        }
+        assert_eq!(backend.connections.load(Ordering::SeqCst), count);
+        timeout(PATIENCE, ended.recv()).await.expect("it's closed").unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_connection_with_a_stream_is_not_unused() {
+    let (url, backend, mut ended) = Http2::serve(100, async |request: hyper::Request<Incoming>| {
+        let (mut sender, body) = Channel::<Bytes>::new(1);
+        tokio::spawn(async move {
+            let _upload = request.into_body().collect().await;
+            tokio::time::sleep(SHORT * 3).await;
+            sender.send_data("late".into()).await.unwrap();
+        });
+        Response::new(Body::new(body))
+    })
+    .await;
+    let proxy = ReverseProxyLayer::new(&url).http2(true).pool_idle_timeout(SHORT).into_service();
+    // An upload that stands still, and an answer that does.
+    let (sender, body) = Channel::<Bytes>::new(1);
+    let response = call(&proxy, request("POST", Body::new(body))).await;
+    tokio::time::sleep(SHORT * 3).await;
+    drop(sender);
+    // Another one goes over the same connection.
+    assert_eq!(call(&proxy, request("GET", "")).await.status(), 200);
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "late");
+    assert!(ended.try_recv().is_err());
+    assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
+    timeout(PATIENCE, ended.recv()).await.expect("now it is").unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_comes_as_a_connection_closes_is_answered() {
+    let (url, backend, _ended) = Http2::serve(100, ok).await;
+    for idle in [Duration::ZERO, Duration::from_millis(10)] {
+        let proxy = ReverseProxyLayer::new(&url).http2(true).pool_idle_timeout(idle).into_service();
+        let before = backend.connections.load(Ordering::SeqCst);
+        for round in 0..100 {
+            let response = call(&proxy, request("POST", "body")).await;
+            assert_eq!(response.status(), 200, "{round}: {:?}", response.extensions().get::<Error>());
+            drop(response.into_body().collect().await.unwrap());
+            // As close to the timeout as a timer gets.
+            tokio::time::sleep(Duration::from_micros(9_500 + round * 20)).await;
+        }
+        assert!(backend.connections.load(Ordering::SeqCst) > before + 1);
     }
 }
 

@@ -8,6 +8,8 @@ mod client;
 mod failures;
 mod forwarded;
 #[cfg(feature = "http2")]
+mod grpc;
+#[cfg(feature = "http2")]
 mod http2_backend;
 #[cfg(feature = "http2")]
 mod http2_frames;

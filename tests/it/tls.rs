@@ -516,4 +516,39 @@ mod http2 {
             assert_eq!(get(addr, "/x", "").await.text(), expected);
         }
     }
+
+    #[tokio::test]
+    async fn what_http2_left_unread_goes_over_http1() {
+        let ca = Ca::new();
+        // A rolling update, backwards: the connection goes as the request comes, and the next one knows no HTTP/2.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let authority = listener.local_addr().unwrap().to_string();
+        let signed = ca.sign("127.0.0.1");
+        tokio::spawn(async move {
+            let accepted = async |protocols: &[&str]| {
+                let acceptor = TlsAcceptor::from(Arc::new(server(&signed, protocols)));
+                Wire::new(acceptor.accept(listener.accept().await.unwrap().0).await.unwrap())
+            };
+            let mut wire = accepted(&["h2"]).await;
+            wire.bytes(24).await;
+            // Its SETTINGS, and a GOAWAY as soon as there's a head: no stream was looked at.
+            wire.send(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await;
+            while let [a, b, c, kind, ..] = wire.bytes(9).await[..] {
+                wire.bytes(usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c)).await;
+                if kind == 1 {
+                    wire.send(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).await;
+                    break;
+                }
+            }
+            let mut wire = accepted(&["http/1.1"]).await;
+            let head = wire.head().await.unwrap();
+            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{head}", head.len()).as_bytes()).await;
+            wire.closed().await;
+        });
+        let proxy = ReverseProxyLayer::new(format!("https://{authority}")).http2(true).tls(ca.tls());
+        let seen = get(proxied(proxy).await, "/x?y", "X-Own: 1\r\n").await.mirrored();
+        assert_eq!(seen.start_line(), "GET /x?y HTTP/1.1");
+        assert_eq!((seen.field("host"), seen.field("x-own")), (Some(&*authority), Some("1")));
+        assert_eq!((seen.field("transfer-encoding"), seen.field("content-length")), (None, None));
+    }
 }

@@ -341,6 +341,20 @@ async fn proxied_to_http2(origin: String) -> SocketAddr {
 }
 
 #[tokio::test]
+async fn a_tunnel_outlives_the_idle_timeout_of_its_http2_connection() {
+    let short = Duration::from_millis(50);
+    let layer = ReverseProxyLayer::new(http2_backend(true).await).http2(true).pool_idle_timeout(short);
+    let mut wire = client(front(Router::new().layer(layer)).await).await;
+    wire.send(OFFER.replace("/chat?a=%2F", "/chat").as_bytes()).await;
+    assert_eq!(wire.message().await.unwrap().status(), 101);
+    for _ in 0..3 {
+        tokio::time::sleep(short * 3).await;
+        wire.send(b"hello").await;
+        assert_eq!(wire.bytes(5).await, b"hello");
+    }
+}
+
+#[tokio::test]
 async fn a_backend_of_http2_gets_a_websocket_by_extended_connect() {
     let addr = proxied_to_http2(http2_backend(true).await).await;
     // Of a client of HTTP/1.1: it's answered as it asked.

@@ -1,7 +1,6 @@
 //! The layers on the upstream side: in their order, on their own, and silent about secrets.
 
 use std::{
-    collections::BTreeMap,
     convert::Infallible,
     fmt,
     sync::{
@@ -23,14 +22,8 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt, layer::layer_fn, service
 use tower_reverse_proxy::{
     Backend, BasicAuthLayer, RemoteUser, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer, Upstream,
 };
-use tracing::{
-    Event, Level, Subscriber,
-    field::{Field, Visit},
-    subscriber::DefaultGuard,
-};
-use tracing_subscriber::{Layer as _, layer::Context, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::support::{answering, front, get, mirror};
+use crate::support::{front, get, mirror};
 
 /// Says in `X-Seen` that the request came by.
 fn seen_by(name: &'static str) -> MapRequestLayer<impl Fn(Request) -> Request + Clone> {
@@ -101,7 +94,6 @@ async fn an_upstream_layer_is_applied_once_however_many_routes_there_are() {
 
 #[tokio::test]
 async fn the_layers_work_around_another_client() {
-    let (_guard, events) = listen();
     let origin = mirror().await;
     let mut service = ServiceBuilder::new()
         .layer(RemoteUserLayer::new())
@@ -124,13 +116,10 @@ async fn the_layers_work_around_another_client() {
     let refused = service.ready().await.unwrap().call(request).await.unwrap();
     assert_eq!(refused.status(), StatusCode::FORBIDDEN);
     assert!(refused.into_body().collect().await.unwrap().to_bytes().is_empty());
-    let [event] = &events.taken()[..] else { panic!("one event") };
-    assert_eq!((&*event["level"], &*event["user"]), ("ERROR", "\"a\\nb\""), "the operator is told");
 }
 
 #[tokio::test]
 async fn the_layers_work_around_any_service_and_any_body() {
-    let (_guard, events) = listen();
     let service = ServiceBuilder::new()
         .layer(RemoteUserLayer::from_extension(|name: &&'static str| Some(*name)))
         .layer(BasicAuthLayer::remote_user("s3cret"))
@@ -147,7 +136,6 @@ async fn the_layers_work_around_any_service_and_any_body() {
     assert_eq!(seen.headers["authorization"], "Basic YWxpY2U6czNjcmV0");
     assert!(seen.headers["authorization"].is_sensitive());
     assert_eq!(seen.extensions.get(), Some(&RemoteUser::from("alice")), "for what follows");
-    assert_eq!(events.taken().len(), 1);
 }
 
 #[test]
@@ -179,88 +167,6 @@ fn no_debug_shows_a_secret() {
     ] {
         // As it is, and as Basic has it: `service:s3cret`.
         assert!(!text.contains("s3cret") && !text.contains("c2VydmljZTpzM2NyZXQ"), "{text}");
-    }
-}
-
-/// Events of this crate, each as its fields.
-#[derive(Clone, Default)]
-pub(crate) struct Events(Arc<Mutex<Vec<BTreeMap<&'static str, String>>>>);
-
-impl Events {
-    pub(crate) fn taken(&self) -> Vec<BTreeMap<&'static str, String>> {
-        std::mem::take(&mut *self.0.lock().unwrap())
-    }
-}
-
-impl<S: Subscriber> tracing_subscriber::Layer<S> for Events {
-    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        struct Fields(BTreeMap<&'static str, String>);
-        impl Visit for Fields {
-            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-                self.0.insert(field.name(), format!("{value:?}"));
-            }
-        }
-        let metadata = event.metadata();
-        if metadata.target().starts_with("tower_reverse_proxy") && *metadata.level() <= Level::INFO {
-            let mut fields = Fields(BTreeMap::new());
-            event.record(&mut fields);
-            // Not to be mistaken for the field `target`.
-            fields.0.insert("level", metadata.level().to_string());
-            fields.0.insert("event_target", metadata.target().to_owned());
-            self.0.lock().unwrap().push(fields.0);
-        }
-    }
-}
-
-/// Hears the events of this thread, which is where a test's whole runtime lives.
-pub(crate) fn listen() -> (DefaultGuard, Events) {
-    let events = Events::default();
-    (tracing_subscriber::registry().with(events.clone().boxed()).set_default(), events)
-}
-
-#[tokio::test]
-async fn each_redirect_is_one_event_with_the_backends_own_location() {
-    let origin = answering(
-        "HTTP/1.1 302 Found\r\nLocation: http://front.example/mydir/login?token=s3cret#f\r\nContent-Length: 0\r\n\r\n",
-    )
-    .await;
-    for (layer, target, location) in [
-        (TraceRedirectLayer::new(), "/mydir/x?…", "\"http://front.example/mydir/login?…\""),
-        (
-            TraceRedirectLayer::new().show_query(),
-            "/mydir/x?key=s3cret",
-            "\"http://front.example/mydir/login?token=s3cret#f\"",
-        ),
-    ] {
-        let (_guard, events) = listen();
-        let addr = front(Router::new().layer(ReverseProxyLayer::new(&origin).upstream_layer(layer))).await;
-        for _ in 0..2 {
-            let answer = get(addr, "/mydir/x?key=s3cret", "").await;
-            assert_eq!(answer.field("location"), Some("/mydir/login?token=s3cret#f"), "mapped for the client");
-            let [event] = &events.taken()[..] else { panic!("one event") };
-            assert_eq!((&*event["event_target"], &*event["level"]), ("tower_reverse_proxy::redirect", "INFO"));
-            assert_eq!((&*event["method"], &*event["status"]), ("GET", "302"));
-            assert_eq!((&*event["target"], &*event["location"]), (target, location));
-        }
-    }
-}
-
-#[tokio::test]
-async fn what_is_no_redirect_is_no_event() {
-    for (response, traced) in [
-        ("200 OK\r\nLocation: /x", false),
-        ("201 Created\r\nLocation: /x", false),
-        ("304 Not Modified", false),
-        ("300 Multiple Choices", false),
-        ("301 Moved Permanently\r\nLocation: /x", true),
-        ("308 Permanent Redirect\r\nLocation: \u{e9}", true),
-        ("404 Not Found\r\nLocation: /x", false),
-    ] {
-        let (_guard, events) = listen();
-        let origin = answering(format!("HTTP/1.1 {response}\r\nContent-Length: 0\r\n\r\n")).await;
-        let proxy = ReverseProxyLayer::new(&origin).upstream_layer(TraceRedirectLayer::new());
-        get(front(Router::new().layer(proxy)).await, "/x", "").await;
-        assert_eq!(events.taken().len(), usize::from(traced), "{response}");
     }
 }
 

@@ -5,7 +5,7 @@ use std::{error::Error as _, mem, sync::Arc};
 use axum_core::body::Body;
 use h2::Reason;
 use http::{
-    Method, Request, Response, Uri, Version,
+    HeaderValue, Method, Request, Response, Uri, Version,
     header::{HOST, TRANSFER_ENCODING, UPGRADE},
     uri::{Authority, Scheme},
 };
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind, classify},
-    headers::identity::remove_spellings,
+    headers::{framing, identity::remove_spellings},
     identity::NotATrailer,
 };
 
@@ -73,7 +73,7 @@ pub(in super::super) async fn exchange(pool: Arc<Pool>, mut request: Request<Bod
             Err((error, _)) => Err(error),
         },
         // A backend that has changed its mind since a moment ago.
-        Taken::Http1(_) => Err(ErrorKind::Closed.into()),
+        Taken::Http1(connection) => Ok(Outcome::Http1(connection, as_http1(unread))),
     }
 }
 
@@ -118,6 +118,17 @@ fn is_unprocessed(error: &hyper::Error, method: &Method) -> bool {
             && (cause.is_reset() && cause.reason() == Some(Reason::REFUSED_STREAM)
                 || cause.is_go_away() && is_idempotent(method))
     })
+}
+
+/// Takes back what [`as_http2`] did. The target becomes HTTP/1.1's where it's sent.
+fn as_http1(mut request: Request<Body>) -> Request<Body> {
+    let host = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    if let Some(host) = host {
+        request.headers_mut().insert(HOST, host);
+    }
+    let size = request.body().size_hint();
+    framing::reconcile_request(request.headers_mut(), &size);
+    request
 }
 
 /// Says in HTTP/2's way what was HTTP/1.1's.

@@ -1,14 +1,15 @@
 //! HTTP/2 connections to one backend: shared by all requests, each driven by a task of its own, as many as streams need.
 
 mod exchange;
+mod place;
 mod websocket;
 
 use std::{
-    future::{Future, poll_fn},
+    future::{Future, pending, poll_fn},
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering, fence},
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -16,22 +17,21 @@ use std::{
 use axum_core::body::Body;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until},
+};
 
 pub(super) use self::exchange::{Outcome, exchange};
-use super::{
-    ClientOptions,
-    connect::{Offer, Stream as Io},
-    pool::{Found, Pool, Slot},
-};
-use crate::error::Error;
+use self::place::Freed;
+use super::{ClientOptions, connect::Stream as Io, pool::Found};
 
 /// The HTTP/2 connections to one backend.
 #[derive(Debug, Default)]
 pub(super) struct Connections {
     /// Whether HTTP/2 is to be spoken at all.
     enabled: bool,
-    open: Mutex<Vec<Shared>>,
+    open: Arc<Mutex<Vec<Shared>>>,
     /// Held while a connection is made: a burst waits for one, and then sees whether it needs another.
     connecting: tokio::sync::Mutex<()>,
     /// Whether the backend chose HTTP/1.1 the last time that it could choose.
@@ -39,40 +39,8 @@ pub(super) struct Connections {
     freed: Arc<Freed>,
     /// How often an open connection is pinged.
     keep_alive: Option<Duration>,
-}
-
-/// That a stream or a connection has ended, where there are as many as there may be.
-#[derive(Debug, Default)]
-struct Freed {
-    told: Notify,
-    /// Whether somebody waits for it: it isn't for who comes after.
-    awaited: AtomicBool,
-}
-
-impl Freed {
-    fn tell(&self) {
-        // What was freed shows to who has begun to wait, or that shows here.
-        fence(Ordering::SeqCst);
-        if self.awaited.load(Ordering::Relaxed) {
-            self.told.notify_one();
-        }
-    }
-
-    fn await_it(&self) -> Awaited<'_> {
-        self.awaited.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        Awaited { freed: self }
-    }
-}
-
-struct Awaited<'a> {
-    freed: &'a Freed,
-}
-
-impl Drop for Awaited<'_> {
-    fn drop(&mut self) {
-        self.freed.awaited.store(false, Ordering::Relaxed);
-    }
+    /// How long a connection may be without a stream.
+    idle_timeout: Option<Duration>,
 }
 
 /// What a backend that may choose has chosen.
@@ -93,6 +61,9 @@ struct Shared {
 struct Load {
     /// How many streams of ours are on the connection.
     streams: AtomicUsize,
+    /// When the last one ended, in milliseconds from the start.
+    unused: AtomicU64,
+    start: Instant,
     /// How many the backend allows; none before it has said.
     most: AtomicUsize,
     /// That it has said so, or that the one who waited for it is gone.
@@ -108,6 +79,23 @@ impl Load {
     /// Until the backend has said how many, one stream waits for it: hyper looks at what it has said for a stream's sake.
     fn has_room(&self) -> bool {
         self.streams.load(Ordering::Relaxed) < self.most.load(Ordering::Relaxed).max(1)
+    }
+
+    fn begin(&self) {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.unused.store(elapsed, Ordering::Relaxed);
+        // Whoever sees that it was the last one sees when it was.
+        self.streams.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Since when there's no stream; `None`: there is one.
+    fn unused_since(&self) -> Option<Instant> {
+        let unused = self.streams.load(Ordering::Acquire) == 0;
+        unused.then(|| self.start + Duration::from_millis(self.unused.load(Ordering::Relaxed)))
     }
 
     fn allow(&self, most: usize) {
@@ -130,6 +118,9 @@ const FIRST_FRAME: Duration = Duration::from_secs(1);
 /// How often it's looked whether it has.
 const LOOKS: u32 = 100;
 
+/// What an idle timeout is at the least: in between, the timer has nothing to do.
+const SHORTEST: Duration = Duration::from_millis(10);
+
 impl Connections {
     /// Takes a place on the first connection that has one.
     fn take(&self) -> Option<Stream> {
@@ -139,7 +130,8 @@ impl Connections {
     }
 
     pub(super) fn new(options: &ClientOptions) -> Self {
-        Self { enabled: options.http2, keep_alive: options.http2_keep_alive, ..Self::default() }
+        let (keep_alive, idle_timeout) = (options.http2_keep_alive, options.pool_idle_timeout);
+        Self { enabled: options.http2, keep_alive, idle_timeout, ..Self::default() }
     }
 
     pub(super) fn are_http1(&self) -> bool {
@@ -175,6 +167,8 @@ impl Connections {
             .await?;
         let load = Arc::new(Load {
             streams: AtomicUsize::new(1),
+            unused: AtomicU64::new(0),
+            start: Instant::now(),
             most: AtomicUsize::new(0),
             changed: Notify::new(),
             freed: self.freed.clone(),
@@ -183,10 +177,13 @@ impl Connections {
         });
         self.lock().push(Shared { sender: sender.clone(), load: load.clone() });
         let told = load.clone();
+        let forget = forget_unused(Arc::downgrade(&self.open), load.clone(), self.idle_timeout);
         tokio::spawn(async move {
             let over = {
                 let (mut driver, mut asked) = (pin!(driver), pin!(told.asked.notified()));
+                let mut forget = pin!(forget);
                 let over = poll_fn(|cx| {
+                    let _ = forget.as_mut().poll(cx);
                     while asked.as_mut().poll(cx).is_ready() {
                         asked.set(told.asked.notified());
                     }
@@ -214,71 +211,33 @@ impl Connections {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Shared>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 }
 
-/// What there is for a request.
-enum Place<'a> {
-    Taken(Taken),
-    /// The right to make a connection. The guard goes where others could share it.
-    Slot(Slot, Option<tokio::sync::MutexGuard<'a, ()>>),
+fn lock(open: &Mutex<Vec<Shared>>) -> MutexGuard<'_, Vec<Shared>> {
+    open.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Pool {
-    /// Takes a place on an HTTP/2 connection, on a new one if the streams of those that are open have run out.
-    async fn take_http2(self: &Arc<Self>) -> Result<Taken, Error> {
-        if !self.http2.freed.awaited.load(Ordering::Relaxed)
-            && let Some(stream) = self.http2.take()
-        {
-            return Ok(Taken::Http2(stream));
-        }
-        let place = self.in_time(self.place()).await?;
-        let (slot, _connecting) = match place {
-            Place::Taken(taken) => return Ok(taken),
-            Place::Slot(slot, connecting) => (slot, connecting),
-        };
-        self.connector
-            .connect(Offer::Http2, slot, async |io| {
-                let chose_http1 = self.connector.negotiates() && !io.is_http2;
-                self.http2.set_http1(chose_http1);
-                if chose_http1 {
-                    let connection = self.connector.handshake_http1(io).await?;
-                    return Ok(Taken::Http1(Found { connection, reused: false }));
-                }
-                Ok(Taken::Http2(self.http2.open(io).await?))
-            })
-            .await
-    }
-
-    /// Waits for a place, or until it's this one's turn to make one.
-    async fn place(self: &Arc<Self>) -> Place<'_> {
-        let connecting = self.http2.connecting.lock().await;
-        let mut awaited = None;
-        loop {
-            if let Some(stream) = self.http2.take() {
-                return Place::Taken(Taken::Http2(stream));
-            }
-            // A connection that was just made may have room for more.
-            if self.http2.settled().await {
-                continue;
-            }
-            if self.http2.are_http1()
-                && let Some(found) = self.take()
-            {
-                return Place::Taken(Taken::Http1(found));
-            }
-            if let Some(slot) = self.slot() {
-                // Nobody waits for a connection that it can't share.
-                return Place::Slot(slot, (!self.http2.are_http1()).then_some(connecting));
-            }
-            match awaited {
-                // And look once more: it may just have happened.
-                None => awaited = Some(self.http2.freed.await_it()),
-                Some(_) => self.http2.freed.told.notified().await,
-            }
+/// Forgets a connection that has had no stream for so long; then it's never ready. Forgotten, it closes by itself, as soon as
+/// nothing is under way on it.
+async fn forget_unused(open: Weak<Mutex<Vec<Shared>>>, load: Arc<Load>, timeout: Option<Duration>) {
+    let Some(timeout) = timeout else { return pending().await };
+    let timeout = timeout.max(SHORTEST);
+    let mut due = load.start + timeout;
+    loop {
+        sleep_until(due).await;
+        let Some(open) = open.upgrade() else { break };
+        // Nobody opens a stream meanwhile.
+        let mut open = lock(&open);
+        let now = Instant::now();
+        due = load.unused_since().unwrap_or(now) + timeout;
+        if due <= now {
+            open.retain(|shared| !Arc::ptr_eq(&shared.load, &load));
+            break;
         }
     }
+    pending::<()>().await;
 }
 
 impl Shared {
@@ -287,7 +246,7 @@ impl Shared {
         if !self.load.has_room() {
             return None;
         }
-        self.load.streams.fetch_add(1, Ordering::Relaxed);
+        self.load.begin();
         Some(Stream { sender: self.sender.clone(), load: self.load.clone() })
     }
 }
@@ -310,7 +269,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.load.streams.fetch_sub(1, Ordering::Relaxed);
+        self.load.end();
         if self.load.most.load(Ordering::Relaxed) == 0 {
             self.load.changed.notify_waiters();
         }

@@ -1,0 +1,114 @@
+//! Waiting for a place on an HTTP/2 connection, where there are as many connections as there may be.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering, fence},
+};
+
+use tokio::sync::{MutexGuard, Notify};
+
+use super::{
+    super::{
+        connect::Offer,
+        pool::{Found, Pool, Slot},
+    },
+    Taken,
+};
+use crate::error::Error;
+
+/// What there is for a request.
+enum Place<'a> {
+    Taken(Taken),
+    /// The right to make a connection. The guard goes where others could share it.
+    Slot(Slot, Option<MutexGuard<'a, ()>>),
+}
+
+impl Pool {
+    /// Takes a place on an HTTP/2 connection, on a new one if the streams of those that are open have run out.
+    pub(super) async fn take_http2(self: &Arc<Self>) -> Result<Taken, Error> {
+        if !self.http2.freed.awaited.load(Ordering::Relaxed)
+            && let Some(stream) = self.http2.take()
+        {
+            return Ok(Taken::Http2(stream));
+        }
+        let place = self.in_time(self.place()).await?;
+        let (slot, _connecting) = match place {
+            Place::Taken(taken) => return Ok(taken),
+            Place::Slot(slot, connecting) => (slot, connecting),
+        };
+        self.connector
+            .connect(Offer::Http2, slot, async |io| {
+                let chose_http1 = self.connector.negotiates() && !io.is_http2;
+                self.http2.set_http1(chose_http1);
+                if chose_http1 {
+                    let connection = self.connector.handshake_http1(io).await?;
+                    return Ok(Taken::Http1(Found { connection, reused: false }));
+                }
+                Ok(Taken::Http2(self.http2.open(io).await?))
+            })
+            .await
+    }
+
+    /// Waits for a place, or until it's this one's turn to make one.
+    async fn place(self: &Arc<Self>) -> Place<'_> {
+        let connecting = self.http2.connecting.lock().await;
+        let mut awaited = None;
+        loop {
+            if let Some(stream) = self.http2.take() {
+                return Place::Taken(Taken::Http2(stream));
+            }
+            // A connection that was just made may have room for more.
+            if self.http2.settled().await {
+                continue;
+            }
+            if self.http2.are_http1()
+                && let Some(found) = self.take()
+            {
+                return Place::Taken(Taken::Http1(found));
+            }
+            if let Some(slot) = self.slot() {
+                // Nobody waits for a connection that it can't share.
+                return Place::Slot(slot, (!self.http2.are_http1()).then_some(connecting));
+            }
+            match awaited {
+                // And look once more: it may just have happened.
+                None => awaited = Some(self.http2.freed.await_it()),
+                Some(_) => self.http2.freed.told.notified().await,
+            }
+        }
+    }
+}
+
+/// That a stream or a connection has ended, where there are as many as there may be.
+#[derive(Debug, Default)]
+pub(super) struct Freed {
+    told: Notify,
+    /// Whether somebody waits for it: it isn't for who comes after.
+    awaited: AtomicBool,
+}
+
+impl Freed {
+    pub(super) fn tell(&self) {
+        // What was freed shows to who has begun to wait, or that shows here.
+        fence(Ordering::SeqCst);
+        if self.awaited.load(Ordering::Relaxed) {
+            self.told.notify_one();
+        }
+    }
+
+    fn await_it(&self) -> Awaited<'_> {
+        self.awaited.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        Awaited { freed: self }
+    }
+}
+
+struct Awaited<'a> {
+    freed: &'a Freed,
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        self.freed.awaited.store(false, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,434 @@
+//! What the proxy tells its operator: one event per failure, tunnel and redirect, and no secret in any of them.
+//!
+//! A binary of its own: its subscriber is the process's. One of a thread's misses events whose first use was another thread's.
+#![allow(clippy::unwrap_used)] // what isn't there fails the test
+
+#[allow(dead_code, unused_imports)] // the whole of it is the other binary's
+#[path = "it/support/mod.rs"]
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    fmt, mem,
+    sync::{Arc, LazyLock, Mutex},
+    time::Duration,
+};
+
+use axum::{Extension, Router};
+use tokio::{io::AsyncWriteExt, net::TcpListener};
+use tower_reverse_proxy::{
+    BasicAuthLayer, Error, RemoteUser, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer, Tunnels,
+};
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+};
+use tracing_subscriber::{
+    Layer,
+    filter::Targets,
+    layer::{Context, SubscriberExt},
+};
+
+use self::support::{answering, ask, backend, client, front, get, mirror};
+
+const SHORT: Duration = Duration::from_millis(150);
+
+type Fields = BTreeMap<&'static str, String>;
+
+/// The events of this crate, each as its fields.
+#[derive(Clone, Default)]
+struct Events(Arc<Mutex<Vec<Fields>>>);
+
+impl<S: Subscriber> Layer<S> for Events {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        struct Visitor(Fields);
+        impl Visit for Visitor {
+            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+                self.0.insert(field.name(), format!("{value:?}"));
+            }
+
+            fn record_str(&mut self, field: &Field, value: &str) {
+                self.0.insert(field.name(), value.to_owned());
+            }
+        }
+        let mut visitor = Visitor(BTreeMap::new());
+        event.record(&mut visitor);
+        let metadata = event.metadata();
+        visitor.0.insert("level", metadata.level().to_string());
+        // Not to be mistaken for the field `target`.
+        visitor.0.insert("event_target", metadata.target().to_owned());
+        self.0.lock().unwrap().push(visitor.0);
+    }
+}
+
+/// One test's turn to hear the events of the process.
+struct Turn {
+    events: Events,
+    _alone: tokio::sync::MutexGuard<'static, ()>,
+}
+
+impl Turn {
+    async fn take() -> Self {
+        static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+        static EVENTS: LazyLock<Events> = LazyLock::new(|| {
+            let events = Events::default();
+            let ours = Targets::new().with_target("tower_reverse_proxy", Level::TRACE);
+            let subscriber = tracing_subscriber::registry().with(events.clone().with_filter(ours));
+            tracing::subscriber::set_global_default(subscriber).unwrap();
+            events
+        });
+        let turn = Self { _alone: TURN.lock().await, events: EVENTS.clone() };
+        turn.events();
+        turn
+    }
+
+    /// The events since the last time.
+    fn events(&self) -> Vec<Fields> {
+        mem::take(&mut *self.events.0.lock().unwrap())
+    }
+
+    /// The one event since the last time.
+    #[track_caller]
+    fn event(&self) -> Fields {
+        let mut events = self.events();
+        assert_eq!(events.len(), 1, "one event: {events:?}");
+        events.remove(0)
+    }
+}
+
+async fn refusing() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
+
+const OFFER: &str = "GET /chat?key=s3cret HTTP/1.1\r\nHost: front.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nCookie: session=s3cret\r\n\r\n";
+const ACCEPT: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+
+/// A backend that switches and echoes, 5 bytes at a time. It says `bye` at the client's end, and nothing at its own.
+async fn echo() -> String {
+    backend(|mut wire| async move {
+        if wire.head().await.is_none() {
+            return;
+        }
+        wire.send(ACCEPT).await;
+        loop {
+            match &*wire.bytes(5).await {
+                b"" => return wire.send(b"bye").await,
+                b"leave" => return,
+                b"reset" => return wire.stream.set_zero_linger().unwrap(),
+                bytes => wire.send(bytes).await,
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn the_end_of_each_tunnel_is_one_event() {
+    let turn = Turn::take().await;
+    let echo = echo().await;
+    let layer = || ReverseProxyLayer::new(&echo);
+    let idle = layer().tunnel_idle_timeout(SHORT);
+    let old = layer().tunnel_max_age(SHORT);
+    // What the client does after it has sent 5 bytes with its offer, and got them back; bytes up and down in all.
+    for (last, layer, up, down, ended_by) in [
+        ("end", layer(), 5, 8, "client"),
+        ("abort", layer(), 5, 5, "client"),
+        ("leave", layer(), 10, 5, "backend"),
+        ("reset", layer(), 10, 5, "backend"),
+        ("wait", idle, 5, 5, "idle timeout"),
+        ("wait", old, 5, 5, "maximum age"),
+        ("stop", layer(), 5, 5, "shutdown"),
+    ] {
+        let tunnels = Tunnels::new();
+        let mut wire = client(front(Router::new().layer(layer.tunnels(tunnels.clone()))).await).await;
+        wire.send(format!("{OFFER}early").as_bytes()).await;
+        assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101 "));
+        assert_eq!(wire.bytes(5).await, b"early");
+        match last {
+            "end" => {
+                wire.stream.shutdown().await.unwrap();
+                assert_eq!(wire.bytes(3).await, b"bye");
+            }
+            "abort" => {
+                wire.stream.set_zero_linger().unwrap();
+                drop(wire);
+            }
+            "stop" => tunnels.shut_down(),
+            "wait" => assert!(wire.closed().await),
+            last => {
+                wire.send(last.as_bytes()).await;
+                // Not before the backend has.
+                assert!(wire.closed().await);
+                drop(wire);
+            }
+        }
+        tunnels.wait().await;
+        let event = turn.event();
+        let is = |name, value: &str| assert_eq!(event[name], value, "{last}: {event:?}");
+        is("event_target", "tower_reverse_proxy::tunnel");
+        is("level", "INFO");
+        is("message", "a tunnel has ended");
+        is("ended_by", ended_by);
+        is("up", &up.to_string());
+        is("down", &down.to_string());
+        assert_eq!(event.contains_key("error"), ["abort", "reset"].contains(&last), "{event:?}");
+        let age: u128 = event["age_ms"].parse().unwrap();
+        assert!(last != "wait" || age >= SHORT.as_millis(), "{event:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_that_never_opened_has_no_end() {
+    let turn = Turn::take().await;
+    let tunnels = Tunnels::new();
+    let origin = backend(|mut wire| async move {
+        wire.head().await;
+        wire.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").await;
+    })
+    .await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(origin).tunnels(tunnels.clone()))).await;
+    assert_eq!(ask(addr, OFFER).await.status(), 403);
+    tunnels.wait().await;
+    assert_eq!(turn.events(), []);
+}
+
+#[tokio::test]
+async fn early_hints_are_traced_and_end_here() {
+    const HINTS: &[u8] = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n";
+    let turn = Turn::take().await;
+    let origin = backend(|mut wire| async move {
+        while let Some(head) = wire.head().await {
+            wire.send(HINTS).await;
+            if head.contains("100-continue") {
+                wire.send(b"HTTP/1.1 100 Continue\r\n\r\n").await;
+            }
+            if head.starts_with("POST") {
+                assert_eq!(wire.bytes(5).await, b"hello");
+            }
+            wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+        }
+    })
+    .await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(origin))).await;
+    for request in [
+        "GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n",
+        "POST /x HTTP/1.1\r\nHost: front.example\r\nContent-Length: 5\r\n\r\nhello",
+        "POST /x HTTP/1.1\r\nHost: front.example\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello",
+    ] {
+        let mut wire = client(addr).await;
+        wire.send(request.as_bytes()).await;
+        // Whoever has sent the body already isn't told to go on.
+        let mut head = wire.head().await.unwrap();
+        if request.contains("Expect") && head.starts_with("HTTP/1.1 100 ") {
+            head = wire.head().await.unwrap();
+        }
+        assert!(head.starts_with("HTTP/1.1 200 ") && !head.contains("link"), "{request}: {head}");
+        assert_eq!(wire.bytes(2).await, b"ok");
+        let event = turn.event();
+        assert_eq!((&*event["event_target"], &*event["level"]), ("tower_reverse_proxy", "DEBUG"), "{request}");
+        assert_eq!(event["status"], "103", "{request}");
+    }
+}
+
+/// What a backend may do, and the status of what becomes of it.
+const FAULTS: &[(&[u8], u16, &str)] = &[
+    (b"", 502, "WARN ResponseHead Closed"),
+    (b"HTTP/1.1 200 OK\r\nSet-Cookie: s3cret\x01\r\n\r\n", 502, "WARN ResponseHead InvalidResponse"),
+    (b"s3cret\r\n\r\n", 502, "WARN ResponseHead InvalidResponse"),
+    (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: s3cret\r\nConnection: upgrade\r\n\r\n",
+        502,
+        "WARN ResponseHead Upgrade",
+    ),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\ns3cret", 200, "WARN ResponseBody ResponseBody"),
+    (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\ns3cret\r\ns3cret",
+        200,
+        "WARN ResponseBody ResponseBody",
+    ),
+];
+
+async fn dying(bytes: &'static [u8]) -> String {
+    backend(move |mut wire| async move {
+        wire.message().await;
+        wire.send(bytes).await;
+    })
+    .await
+}
+
+/// Backends that fail and clients that do: the request, the status that it gets, and the level, phase and kind of its event.
+/// Whatever can be a secret says so.
+async fn failures() -> Vec<(String, String, u16, &'static str)> {
+    let get = "GET /x?key=s3cret HTTP/1.1\r\nHost: front.example\r\nAuthorization: Bearer s3cret\r\n\
+        Cookie: session=s3cret\r\nProxy-Authorization: Basic s3cret\r\n\r\n";
+    let mut failures = vec![
+        (refusing().await, get.to_owned(), 502, "WARN Connect Connect"),
+        (
+            backend(|mut wire| async move {
+                wire.message().await;
+                wire.closed().await;
+            })
+            .await,
+            get.to_owned(),
+            504,
+            "WARN ResponseHead HeaderTimeout",
+        ),
+    ];
+    for &(bytes, status, event) in FAULTS {
+        failures.push((dying(bytes).await, get.to_owned(), status, event));
+    }
+    let post = "POST /x?key=s3cret HTTP/1.1\r\nHost: front.example\r\nCookie: session=s3cret\r\nTransfer-Encoding:";
+    for (request, status, event) in [
+        (get.replace("/x", "/../x"), 400, "DEBUG Request Target"),
+        (get.replace("front.example", "s3cret:s3cret@front"), 400, "DEBUG Request Host"),
+        (get.replace("GET", "TRACE"), 501, "DEBUG Request Method"),
+        (get.replace("Cookie", "Via: 1.1 front.example\r\nCookie"), 508, "DEBUG Request Loop"),
+        (format!("{post} s3cret, chunked\r\n\r\n0\r\n\r\n"), 501, "DEBUG Request TransferCoding"),
+        (format!("{post} chunked\r\n\r\n6\r\ns3cret\r\ns3cret\r\n"), 400, "DEBUG RequestBody RequestBody"),
+        (format!("{post} chunked\r\n\r\n6\r\ns3cret\r\n"), 408, "DEBUG RequestBody RequestBodyTimeout"),
+    ] {
+        failures.push((mirror().await, request, status, event));
+    }
+    failures
+}
+
+#[tokio::test]
+async fn each_failure_is_one_event_and_whose_it_is_says_its_level() {
+    let turn = Turn::take().await;
+    for (origin, request, status, expected) in failures().await {
+        let layer = ReverseProxyLayer::new(&origin).via("front.example").header_timeout(SHORT).body_idle_timeout(SHORT);
+        let mut wire = client(front(Router::new().layer(layer)).await).await;
+        wire.send(request.as_bytes()).await;
+        let answer = wire.message().await;
+        // A head that comes with a broken body may go with it.
+        assert_eq!(answer.map_or(200, |answer| answer.status()), status, "{expected}: {request}");
+        assert!(status != 200 || wire.closed().await);
+        let event = turn.event();
+        assert_eq!(event["event_target"], "tower_reverse_proxy");
+        let told = format!("{} {} {}", event["level"], event["phase"], event["kind"]);
+        assert_eq!(told, expected, "{request}: {event:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_event_of_a_failure_tells_the_whole_chain_of_causes() {
+    let turn = Turn::take().await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(refusing().await))).await;
+    assert_eq!(get(addr, "/x", "").await.status(), 502);
+    let event = turn.event();
+    assert_eq!(event["message"], "the backend can't be reached");
+    assert!(event["cause"].contains("refused"), "{event:?}");
+}
+
+#[tokio::test]
+async fn no_event_and_no_error_shows_a_secret() {
+    let turn = Turn::take().await;
+    let shown = Arc::new(Mutex::new(String::new()));
+    let tunnels = Tunnels::new();
+    let mut cases = Vec::new();
+    for (origin, request, ..) in failures().await {
+        cases.push((origin, request));
+    }
+    let redirect = "HTTP/1.1 302 Found\r\nLocation: http://s3cret:s3cret@a/?s3cret#s3cret\r\nSet-Cookie: s3cret\r\n\
+        Content-Length: 0\r\n\r\n";
+    let hints = "HTTP/1.1 103 Early Hints\r\nLink: </?s3cret>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let get = "GET /x?s3cret HTTP/1.1\r\nHost: front.example\r\nCookie: s3cret\r\nAuthorization: s3cret\r\n\r\n";
+    for response in [redirect, hints] {
+        cases.push((answering(response).await, get.to_owned()));
+    }
+    cases.push((echo().await, OFFER.to_owned()));
+    let count = cases.len();
+    for (origin, request) in cases {
+        let heard = shown.clone();
+        let layer = ReverseProxyLayer::new(&origin)
+            .via("front.example")
+            .header_timeout(SHORT)
+            .body_idle_timeout(SHORT)
+            .tunnel_idle_timeout(SHORT)
+            .tunnels(tunnels.clone())
+            .on_error(move |error: &Error| {
+                let cause = std::error::Error::source(error);
+                *heard.lock().unwrap() += &format!("{error} {error:?} {error:#?} {cause:?}\n");
+                error.status()
+            })
+            .upstream_layer(BasicAuthLayer::new("service", "s3cret"))
+            .upstream_layer(TraceRedirectLayer::new());
+        *shown.lock().unwrap() += &format!("{layer:?} {tunnels:?}");
+        let mut wire = client(front(Router::new().layer(layer)).await).await;
+        wire.send(request.as_bytes()).await;
+        let _ = wire.message().await;
+    }
+    tunnels.wait().await;
+    let events = turn.events();
+    assert_eq!(events.len(), count, "{events:?}");
+    assert!(shown.lock().unwrap().contains("HeaderTimeout"));
+    // As it is, and as Basic has it: `service:s3cret`.
+    for text in [format!("{events:?}"), shown.lock().unwrap().clone()] {
+        assert!(!text.contains("s3cret") && !text.contains("c2VydmljZTpzM2NyZXQ"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn each_redirect_is_one_event_with_the_backends_own_location() {
+    let turn = Turn::take().await;
+    let origin = answering(
+        "HTTP/1.1 302 Found\r\nLocation: http://front.example/mydir/login?token=s3cret#f\r\nContent-Length: 0\r\n\r\n",
+    )
+    .await;
+    for (layer, target, location) in [
+        (TraceRedirectLayer::new(), "/mydir/x?…", "\"http://front.example/mydir/login?…\""),
+        (
+            TraceRedirectLayer::new().show_query(),
+            "/mydir/x?key=s3cret",
+            "\"http://front.example/mydir/login?token=s3cret#f\"",
+        ),
+    ] {
+        let addr = front(Router::new().layer(ReverseProxyLayer::new(&origin).upstream_layer(layer))).await;
+        for _ in 0..2 {
+            let answer = get(addr, "/mydir/x?key=s3cret", "").await;
+            assert_eq!(answer.field("location"), Some("/mydir/login?token=s3cret#f"), "mapped for the client");
+            let event = turn.event();
+            assert_eq!((&*event["event_target"], &*event["level"]), ("tower_reverse_proxy::redirect", "INFO"));
+            assert_eq!((&*event["method"], &*event["status"]), ("GET", "302"));
+            assert_eq!((&*event["target"], &*event["location"]), (target, location));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_redirect_is_no_event() {
+    let turn = Turn::take().await;
+    for (response, traced) in [
+        ("200 OK\r\nLocation: /x", false),
+        ("201 Created\r\nLocation: /x", false),
+        ("304 Not Modified", false),
+        ("300 Multiple Choices", false),
+        ("301 Moved Permanently\r\nLocation: /x", true),
+        ("308 Permanent Redirect\r\nLocation: \u{e9}", true),
+        ("404 Not Found\r\nLocation: /x", false),
+    ] {
+        let origin = answering(format!("HTTP/1.1 {response}\r\nContent-Length: 0\r\n\r\n")).await;
+        let proxy = ReverseProxyLayer::new(&origin).upstream_layer(TraceRedirectLayer::new());
+        get(front(Router::new().layer(proxy)).await, "/x", "").await;
+        assert_eq!(turn.events().len(), usize::from(traced), "{response}");
+    }
+}
+
+#[tokio::test]
+async fn a_user_name_that_cannot_be_said_is_told_to_the_operator() {
+    let turn = Turn::take().await;
+    let layer = ReverseProxyLayer::new(refusing().await);
+    let user = Router::new().layer(layer.clone().upstream_layer(RemoteUserLayer::new()));
+    let basic = Router::new().layer(layer.upstream_layer(BasicAuthLayer::remote_user("s3cret")));
+    for (app, name) in [(user, "a\nb"), (basic, "a:b")] {
+        let app = app.layer(Extension(RemoteUser::from(name)));
+        assert_eq!(get(front(app).await, "/x", "").await.status(), 403);
+        // The one with the name, and that of every failure: the client's part in it.
+        let events = turn.events();
+        let [event, failure] = &events[..] else { panic!("two events: {events:?}") };
+        assert_eq!((&*event["level"], event["user"].clone()), ("ERROR", format!("{name:?}")));
+        assert_eq!((&*failure["level"], &*failure["kind"]), ("DEBUG", "UserName"));
+    }
+}

@@ -1,0 +1,270 @@
+//! gRPC, HTTP/2 on both sides: what a client's library and a server's say to each other comes through.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    http::{HeaderMap, HeaderValue, Request, Response},
+};
+use http_body_util::{BodyExt, Channel, channel::Sender};
+use hyper::{
+    body::{Body as _, Incoming},
+    client::conn::http2::SendRequest,
+};
+use tokio::{net::TcpListener, sync::mpsc, time::timeout};
+use tower::BoxError;
+use tower_reverse_proxy::ReverseProxyLayer;
+
+use crate::{
+    http2_backend::Http2,
+    support::{PATIENCE, front, http2},
+};
+
+/// A message with its prefix: not compressed, so long.
+fn message(payload: &str) -> Bytes {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&[0], &length[..], payload.as_bytes()].concat().into()
+}
+
+/// Reads the next message. Each test sends one per frame; an empty frame is HTTP/2's way to say that it's over.
+async fn next(body: &mut Incoming) -> Option<Bytes> {
+    let frame = timeout(PATIENCE, body.frame()).await.expect("a message comes at once");
+    frame.and_then(|frame| frame.unwrap().into_data().ok()).filter(|data| !data.is_empty())
+}
+
+/// Reads the trailers, which end the call.
+async fn status(body: &mut Incoming) -> HeaderMap {
+    let frame = timeout(PATIENCE, body.frame()).await.unwrap().expect("trailers").unwrap();
+    assert!(timeout(PATIENCE, body.frame()).await.unwrap().is_none());
+    frame.into_trailers().expect("trailers")
+}
+
+fn metadata(fields: &[(&'static str, &str)]) -> HeaderMap {
+    fields.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+}
+
+/// Begins an answer.
+fn answer(fields: &[(&'static str, &str)]) -> (Sender<Bytes, BoxError>, Response<Body>) {
+    let (sender, body) = Channel::new(1);
+    let mut response = Response::new(Body::new(body));
+    *response.headers_mut() = metadata(fields);
+    response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    (sender, response)
+}
+
+/// Begins a call through a proxy to a backend.
+async fn call(client: &mut SendRequest<Body>, fields: &[(&'static str, &str)]) -> (Sender<Bytes, BoxError>, Answer) {
+    let (sender, body) = Channel::new(1);
+    let mut request = Request::post("http://front.example/test.Test/Call").body(Body::new(body)).unwrap();
+    *request.headers_mut() = metadata(fields);
+    request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc+proto"));
+    request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
+    (sender, Box::pin(client.send_request(request)))
+}
+
+type Answer = std::pin::Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>> + Send>>;
+
+async fn proxied(layer: ReverseProxyLayer) -> SendRequest<Body> {
+    http2(front(Router::new().layer(layer.prefix("/test.Test").http2(true))).await).await
+}
+
+#[tokio::test]
+async fn messages_pass_as_they_come_both_ways() {
+    // Each message is answered before the next one is sent, whichever way the call streams.
+    let (origin, ..) = Http2::serve(100, async |request: Request<Incoming>| {
+        let (mut sender, response) = answer(&[("x-initial", "1")]);
+        let mut body = request.into_body();
+        tokio::spawn(async move {
+            while let Some(received) = next(&mut body).await {
+                sender.send_data(received).await.unwrap();
+            }
+            sender.send_trailers(metadata(&[("grpc-status", "0"), ("x-final-bin", "AP8=")])).await.unwrap();
+        });
+        response
+    })
+    .await;
+    let mut client = proxied(ReverseProxyLayer::new(origin)).await;
+    for messages in [&["one"][..], &["one", "two", "", "three"]] {
+        let (mut sender, response) = call(&mut client, &[]).await;
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "application/grpc");
+        assert_eq!(response.headers()["x-initial"], "1");
+        let mut body = response.into_body();
+        for sent in messages {
+            sender.send_data(message(sent)).await.unwrap();
+            assert_eq!(next(&mut body).await.unwrap(), message(sent));
+        }
+        drop(sender);
+        let trailers = status(&mut body).await;
+        assert_eq!(trailers, metadata(&[("grpc-status", "0"), ("x-final-bin", "AP8=")]));
+    }
+}
+
+#[tokio::test]
+async fn streams_of_one_side_pass_as_they_come() {
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let (origin, ..) = Http2::serve(100, move |request: Request<Incoming>| {
+        let tell = tell.clone();
+        async move {
+            // Until the client's last one nothing is answered; then comes one after the other.
+            let mut body = request.into_body();
+            let mut count = 0;
+            while let Some(received) = next(&mut body).await {
+                tell.send(received).unwrap();
+                count += 1;
+            }
+            let (mut sender, response) = answer(&[]);
+            tokio::spawn(async move {
+                for _ in 0..count {
+                    sender.send_data(message("back")).await.unwrap();
+                }
+                sender.send_trailers(metadata(&[("grpc-status", "0")])).await.unwrap();
+            });
+            response
+        }
+    })
+    .await;
+    let mut client = proxied(ReverseProxyLayer::new(origin)).await;
+    let (mut sender, response) = call(&mut client, &[]).await;
+    let response = tokio::spawn(response);
+    for sent in ["one", "two", "three"] {
+        sender.send_data(message(sent)).await.unwrap();
+        assert_eq!(timeout(PATIENCE, told.recv()).await.unwrap().unwrap(), message(sent));
+    }
+    drop(sender);
+    let mut body = response.await.unwrap().unwrap().into_body();
+    for _ in 0..3 {
+        assert_eq!(next(&mut body).await.unwrap(), message("back"));
+    }
+    assert_eq!(status(&mut body).await["grpc-status"], "0");
+}
+
+#[tokio::test]
+async fn metadata_pass_as_they_are() {
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let seen = heads.clone();
+    let (origin, ..) = Http2::serve(100, move |request: Request<Incoming>| {
+        seen.lock().unwrap().push(request.headers().clone());
+        // Nothing but a status: no body, and no trailers.
+        let fields =
+            [("grpc-status", "5"), ("grpc-message", "not%20found%0A"), ("grpc-status-details-bin", "CAUSAA==")];
+        let mut response = Response::new(Body::empty());
+        *response.headers_mut() = metadata(&fields);
+        response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+        async { response }
+    })
+    .await;
+    let mut client = proxied(ReverseProxyLayer::new(origin)).await;
+    let sent = [
+        ("grpc-timeout", "250m"),
+        ("grpc-encoding", "identity"),
+        ("authorization", "Bearer t"),
+        ("x-key-bin", "AP8"),
+        ("x-key-bin", "AAEC,AwQ="),
+        ("user-agent", "grpc-test/1"),
+    ];
+    let (sender, response) = call(&mut client, &sent).await;
+    drop(sender);
+    let response = response.await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["grpc-status"], "5");
+    assert_eq!(response.headers()["grpc-message"], "not%20found%0A");
+    assert_eq!(response.headers()["grpc-status-details-bin"], "CAUSAA==");
+    assert!(response.body().is_end_stream(), "its head is its end");
+    let [head] = &heads.lock().unwrap()[..] else { panic!("one request") };
+    for (name, _) in sent {
+        let sent: Vec<_> = sent.iter().filter(|(same, _)| *same == name).map(|(_, value)| *value).collect();
+        assert_eq!(head.get_all(name).iter().collect::<Vec<_>>(), sent, "{name}");
+    }
+    assert_eq!(head["te"], "trailers");
+    assert_eq!(head["content-type"], "application/grpc+proto");
+}
+
+/// Why a stream was reset.
+fn reason(error: &hyper::Error) -> Option<h2::Reason> {
+    std::error::Error::source(error)?.downcast_ref::<h2::Error>()?.reason()
+}
+
+#[tokio::test]
+async fn a_client_that_cancels_ends_the_call_at_the_backend() {
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let (origin, ..) = Http2::serve(100, move |request: Request<Incoming>| {
+        let tell = tell.clone();
+        let (mut sender, response) = answer(&[]);
+        tokio::spawn(async move {
+            let mut body = request.into_body();
+            let received = next(&mut body).await.unwrap();
+            sender.send_data(received).await.unwrap();
+            // Not the end of the client's messages, and nobody hears ours.
+            let end = body.frame().await;
+            while sender.send_data(message("more")).await.is_ok() {}
+            tell.send(end.map(|end| end.map_err(|error| reason(&error)))).unwrap();
+        });
+        async { response }
+    })
+    .await;
+    let mut client = proxied(ReverseProxyLayer::new(origin)).await;
+    let (mut sender, response) = call(&mut client, &[]).await;
+    sender.send_data(message("one")).await.unwrap();
+    let mut body = response.await.unwrap().into_body();
+    assert_eq!(next(&mut body).await.unwrap(), message("one"));
+    // As a library does it when the deadline has passed.
+    let deadline: BoxError = h2::Error::from(h2::Reason::CANCEL).into();
+    sender.abort(deadline);
+    let end = timeout(PATIENCE, told.recv()).await.expect("the call ends").unwrap();
+    assert!(matches!(end, Some(Err(Some(_)))), "a reset: {end:?}");
+    assert!(body.frame().await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_backend_that_resets_a_call_is_no_end_of_it() {
+    let (origin, ..) = Http2::serve(100, async |request: Request<Incoming>| {
+        let (mut sender, response) = answer(&[]);
+        tokio::spawn(async move {
+            let mut body = request.into_body();
+            sender.send_data(next(&mut body).await.unwrap()).await.unwrap();
+            next(&mut body).await;
+            sender.abort(h2::Error::from(h2::Reason::CANCEL).into());
+        });
+        response
+    })
+    .await;
+    let mut client = proxied(ReverseProxyLayer::new(origin)).await;
+    let (mut sender, response) = call(&mut client, &[]).await;
+    sender.send_data(message("one")).await.unwrap();
+    let mut body = response.await.unwrap().into_body();
+    assert_eq!(next(&mut body).await.unwrap(), message("one"));
+    sender.send_data(message("two")).await.unwrap();
+    let end = timeout(PATIENCE, body.frame()).await.unwrap();
+    assert!(matches!(&end, Some(Err(_))), "a reset: {end:?}");
+    // The call alone: the connection goes on.
+    let (mut sender, response) = call(&mut client, &[]).await;
+    sender.send_data(message("one")).await.unwrap();
+    assert_eq!(next(&mut response.await.unwrap().into_body()).await.unwrap(), message("one"));
+}
+
+#[tokio::test]
+async fn what_fails_here_is_a_status_and_nothing_else() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let refusing = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let (silent, ..) =
+        Http2::serve(100, async |_: Request<Incoming>| std::future::pending::<Response<Body>>().await).await;
+    for (origin, code, text) in [(refusing, "14", "Bad Gateway"), (silent, "4", "Gateway Timeout")] {
+        let mut client = proxied(ReverseProxyLayer::new(origin).header_timeout(Duration::from_millis(150))).await;
+        let (mut sender, response) = call(&mut client, &[]).await;
+        let _ = sender.send_data(message("one")).await;
+        drop(sender);
+        let response = timeout(PATIENCE, response).await.unwrap().unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["grpc-status"], code);
+        assert_eq!(response.headers()["grpc-message"], text);
+        assert_eq!(response.headers()["content-type"], "application/grpc");
+        assert!(response.body().is_end_stream(), "its head is its end");
+    }
+}
