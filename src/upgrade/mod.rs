@@ -19,7 +19,7 @@ use hyper::upgrade::OnUpgrade;
 use self::connect::Handshake;
 pub(crate) use self::tunnel::TunnelOptions;
 pub use self::tunnel::Tunnels;
-use crate::{error::ErrorKind, headers::members};
+use crate::{error::ErrorKind, headers::members, identity::Held};
 
 /// The protocols that a client may switch to.
 #[derive(Clone, Debug)]
@@ -112,12 +112,13 @@ impl Offer {
     pub(crate) fn accepted<B>(self, response: &mut Response<B>) -> Result<Switch, ErrorKind> {
         let chosen = self.chosen(response.headers()).ok_or(ErrorKind::Upgrade)?;
         let backend = response.extensions_mut().remove::<OnUpgrade>().ok_or(ErrorKind::Upgrade)?;
+        let held = response.extensions_mut().remove();
         #[cfg(feature = "http2")]
         if let Some(handshake) = &self.handshake {
             handshake.finish(response.headers_mut())?;
-            return Ok(Switch { client: self.client, backend, chosen: None });
+            return Ok(Switch { client: self.client, backend, chosen: None, held });
         }
-        Ok(Switch { client: self.client, backend, chosen: Some(chosen) })
+        Ok(Switch { client: self.client, backend, chosen: Some(chosen), held })
     }
 
     /// Whether a response that isn't a 101 would open the client's tunnel all the same.
@@ -148,6 +149,7 @@ pub(crate) struct Switch {
     backend: OnUpgrade,
     /// The protocol to name to an HTTP/1.1 client; an HTTP/2 client has named it itself.
     chosen: Option<HeaderValue>,
+    held: Option<Held>,
 }
 
 impl Switch {
@@ -161,7 +163,7 @@ impl Switch {
             }
             None => *response.status_mut() = StatusCode::OK,
         }
-        options.tunnels.carry(self.client, self.backend, options);
+        options.tunnels.carry(self.client, self.backend, options, self.held);
     }
 }
 

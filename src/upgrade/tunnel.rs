@@ -21,6 +21,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::identity::Held;
+
 /// The account of the tunnels that a proxy has open: WebSockets and other upgrades.
 ///
 /// A server doesn't wait for them when it shuts down gracefully, nor tell them of it. An application that gives one of these
@@ -74,9 +76,13 @@ impl Tunnels {
         self.tracker.wait().await;
     }
 
-    /// Starts a tunnel between the two sides of an upgrade.
-    pub(super) fn carry(&self, client: OnUpgrade, backend: OnUpgrade, options: &TunnelOptions) {
-        self.tracker.spawn(tunnel(client, backend, options.clone()));
+    /// Starts a tunnel between the two sides of an upgrade. What's `held` is dropped at its end.
+    pub(super) fn carry(&self, client: OnUpgrade, backend: OnUpgrade, options: &TunnelOptions, held: Option<Held>) {
+        let tunnel = tunnel(client, backend, options.clone());
+        self.tracker.spawn(async move {
+            let _held = held;
+            tunnel.await;
+        });
     }
 }
 

@@ -299,7 +299,7 @@ async fn over_http2_no_tunnel_opens_without_a_handshake() {
     assert_eq!(client.send_request(request).await.unwrap().status(), 501);
 }
 
-/// A backend of HTTP/2 with extended CONNECT, or without, that accepts a WebSocket and echoes.
+/// A backend of HTTP/2 with extended CONNECT, or without, that accepts a WebSocket and echoes. A connection has two streams.
 async fn http2_backend(has_connect: bool) -> String {
     use std::convert::Infallible;
 
@@ -311,6 +311,7 @@ async fn http2_backend(has_connect: bool) -> String {
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let mut server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            server.max_concurrent_streams(2);
             if has_connect {
                 server.enable_connect_protocol();
             }
@@ -376,6 +377,20 @@ async fn a_backend_of_http2_gets_a_websocket_by_extended_connect() {
     let mut echoed = [0; 5];
     stream.read_exact(&mut echoed).await.unwrap();
     assert_eq!(&echoed, b"hello");
+}
+
+#[tokio::test]
+async fn a_tunnel_is_one_of_the_streams_of_its_http2_connection() {
+    let addr = proxied_to_http2(http2_backend(true).await).await;
+    let mut wires = [client(addr).await, client(addr).await, client(addr).await];
+    for wire in &mut wires {
+        wire.send(OFFER.replace("/chat?a=%2F", "/chat").as_bytes()).await;
+        assert_eq!(wire.message().await.unwrap().status(), 101);
+    }
+    for wire in &mut wires {
+        wire.send(b"hello").await;
+        assert_eq!(wire.bytes(5).await, b"hello");
+    }
 }
 
 #[tokio::test]

@@ -58,7 +58,7 @@ pub(in super::super) async fn exchange(pool: Arc<Pool>, mut request: Request<Bod
         }
         let accept = websocket::as_connect(&mut request);
         let response = send(&mut stream, as_http2(request)?).await.map_err(|(error, _)| error)?;
-        return Ok(Outcome::Answered(websocket::as_switch(answered(response, stream), accept)));
+        return Ok(Outcome::Answered(websocket::as_switch(response, stream, accept)));
     }
     request = as_http2(request)?;
     let unread = match send(&mut stream, request).await {

@@ -2,15 +2,17 @@
 //!
 //! To those who asked, it's as if the backend spoke HTTP/1.1.
 
+use std::sync::Arc;
+
 use axum_core::body::Body;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
     header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE},
 };
-use hyper::ext::Protocol;
+use hyper::{body::Incoming, ext::Protocol};
 
-use super::super::body::ClientBody;
-use crate::headers::websocket;
+use super::{super::body::ClientBody, Stream};
+use crate::{headers::websocket, identity::Held};
 
 /// Whether the request opens a WebSocket. Of other upgrades nobody has said what they are in HTTP/2.
 pub(super) fn is_asked_for<B>(request: &Request<B>) -> bool {
@@ -27,11 +29,17 @@ pub(super) fn as_connect(request: &mut Request<Body>) -> Option<HeaderValue> {
     headers.remove(SEC_WEBSOCKET_KEY).map(|key| websocket::accept(&key))
 }
 
-/// Makes a 101 of the answer, if it opens the tunnel.
-pub(super) fn as_switch(mut response: Response<ClientBody>, accept: Option<HeaderValue>) -> Response<ClientBody> {
+/// Makes a 101 of the answer, if it opens the tunnel: the stream is in use as long as that.
+pub(super) fn as_switch(
+    response: Response<Incoming>,
+    stream: Stream,
+    accept: Option<HeaderValue>,
+) -> Response<ClientBody> {
     if response.status() != StatusCode::OK {
-        return response;
+        return response.map(|body| ClientBody::shared(body, stream));
     }
+    let mut response = response.map(|_| ClientBody::empty());
+    response.extensions_mut().insert(Held { _stream: Arc::new(stream) });
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
