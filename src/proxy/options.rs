@@ -255,6 +255,9 @@ impl<C, L: Layer<Client, Service = C> + Clone> ReverseProxyLayer<Upstream<C>, To
 
     /// Sets how long an unused connection is kept, for HTTP/2 one without a stream. Default: 30 seconds. `None`: until the
     /// backend closes it.
+    ///
+    /// One that came too late for the request that it was made for is kept for a second, and so is one whose buffer a large
+    /// body has left behind.
     pub fn pool_idle_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         let timeout = bounded(timeout.into());
         self.rebuild(|parts| parts.client.pool_idle_timeout = timeout)

@@ -204,6 +204,27 @@ async fn a_burst_makes_no_more_connections_than_it_needs() {
 }
 
 #[tokio::test]
+async fn a_connection_that_came_too_late_is_not_kept_for_long() {
+    let memory = Memory::new(1);
+    let proxy = memory.layer().pool_idle_timeout(None).into_service();
+    let (held, late) = (begin(&proxy, "/held").await, begin(&proxy, "/x").await);
+    memory.answers.add_permits(1);
+    for exchange in [held, late] {
+        assert_eq!(timeout(PATIENCE, exchange).await.unwrap().unwrap(), ok("1"));
+    }
+    memory.connects.add_permits(1);
+    rest().await;
+    assert_eq!(memory.open.load(Ordering::SeqCst), 2);
+    let closes = async {
+        while memory.open.load(Ordering::SeqCst) > 1 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, closes).await.expect("nobody has used it");
+    assert_eq!((get(proxy, "/x").await, memory.asked()), (ok("1"), 2));
+}
+
+#[tokio::test]
 async fn there_are_no_more_connections_than_there_may_be() {
     let memory = Memory::new(99);
     let proxy = memory.layer().max_connections(2).into_service();

@@ -55,11 +55,13 @@ struct State {
 struct Idle {
     connection: Box<Connection>,
     since: Instant,
+    /// Whether it's worth its cost under load only. Its buffer has grown: of what an idle proxy holds, that's the larger part.
+    /// Or it came too late to be needed: some servers have a worker wait on it for its first request.
+    is_spare: bool,
 }
 
-/// How long a connection may be idle whose buffer has grown: under load it's used again and again, and else it's the larger
-/// part of what an idle proxy holds.
-const GROWN_IDLE: Duration = Duration::from_secs(1);
+/// How long a spare connection may be idle. Under load it's the next one that is used.
+const SPARE_IDLE: Duration = Duration::from_secs(1);
 
 /// A connection for a request.
 #[derive(Debug)]
@@ -87,7 +89,7 @@ impl Pool {
     /// Takes an idle connection. Whether the backend has closed it shows when a request is sent: it comes back unsent.
     pub(super) fn take(&self) -> Option<Found> {
         loop {
-            let Idle { connection, since } = self.lock().idle.pop()?;
+            let Idle { connection, since, .. } = self.lock().idle.pop()?;
             if !self.is_expired(since) {
                 return Some(Found { connection, reused: true });
             }
@@ -102,11 +104,12 @@ impl Pool {
     }
 
     /// Keeps a connection that nobody waits for. Returns what has to be closed for it, not under the lock.
-    fn keep(self: &Arc<Self>, state: &mut State, connection: Box<Connection>) -> Option<Box<Connection>> {
+    fn keep(self: &Arc<Self>, state: &mut State, Found { connection, reused }: Found) -> Option<Box<Connection>> {
         // Without a runtime there's nobody to sweep.
         let (1.., Ok(runtime)) = (self.max_idle, Handle::try_current()) else { return Some(connection) };
         let surplus = (state.idle.len() >= self.max_idle).then(|| state.idle.remove(0).connection);
-        state.idle.push(Idle { connection, since: Instant::now() });
+        let is_spare = connection.has_grown || !reused;
+        state.idle.push(Idle { connection, since: Instant::now(), is_spare });
         if !std::mem::replace(&mut state.swept, true) {
             runtime.spawn(sweep(Arc::downgrade(self), self.sweep_interval()));
         }
@@ -160,8 +163,8 @@ impl Pool {
     /// Closes what is too old, was closed by the backend, or isn't worth its memory any more. Returns whether any are left.
     fn sweep(&self) -> bool {
         let mut idle = std::mem::take(&mut self.lock().idle);
-        idle.retain_mut(|Idle { connection, since }| {
-            let is_worth_it = !connection.has_grown || since.elapsed() < GROWN_IDLE;
+        idle.retain_mut(|Idle { connection, since, is_spare }| {
+            let is_worth_it = !*is_spare || since.elapsed() < SPARE_IDLE;
             is_worth_it && !self.is_expired(*since) && connection.is_reusable()
         });
         let mut state = self.lock();

@@ -71,7 +71,7 @@ impl Pool {
         loop {
             let mut state = self.lock();
             let Some(waiter) = state.queue.pop(found.reused) else {
-                let surplus = self.keep(&mut state, found.connection);
+                let surplus = self.keep(&mut state, found);
                 // Whoever is left wants a new one.
                 let is_awaited = !state.queue.waiters.is_empty();
                 drop(state);
@@ -191,8 +191,7 @@ impl Drop for Waiting {
         self.told.close();
         match self.told.try_recv() {
             // It came as we left.
-            Ok(Ok(found)) if found.reused => self.pool.give(found),
-            Ok(Ok(found)) => self.pool.put(found.connection),
+            Ok(Ok(found)) => self.pool.give(found),
             Ok(Err(_)) => {}
             Err(_) => self.pool.lock().queue.leave(self.number),
         }
