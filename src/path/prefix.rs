@@ -125,6 +125,7 @@ impl From<Infallible> for InvalidPrefix {
         match never {}
     }
 }
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -114,6 +114,7 @@ fn end_of(path: &str, segments: usize) -> usize {
     // The slash that begins the next one.
     path.match_indices('/').nth(segments).map_or(path.len(), |(slash, _)| slash)
 }
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -263,7 +263,8 @@ impl<C, L: Layer<Client, Service = C> + Clone> ReverseProxyLayer<Upstream<C>, To
         self.rebuild(|parts| parts.client.pool_idle_timeout = timeout)
     }
 
-    /// Sets how many unused connections are kept at the most. Default: 64.
+    /// Sets how many connections are kept that have been unused for more than a second. Default: 64. With 0, none is kept at
+    /// all.
     pub fn pool_max_idle(self, connections: usize) -> Self {
         self.rebuild(|parts| parts.client.pool_max_idle = connections)
     }

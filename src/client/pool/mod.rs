@@ -60,7 +60,8 @@ struct Idle {
     is_spare: bool,
 }
 
-/// How long a spare connection may be idle. Under load it's the next one that is used.
+/// How long a connection may be idle that is spare, or one too many. Under load it's used sooner: with a limit that is always
+/// kept, more requests at a time than that would mean as many connects.
 const SPARE_IDLE: Duration = Duration::from_secs(1);
 
 /// A connection for a request.
@@ -103,17 +104,16 @@ impl Pool {
         }
     }
 
-    /// Keeps a connection that nobody waits for. Returns what has to be closed for it, not under the lock.
+    /// Keeps a connection that nobody waits for; returns one that isn't kept, to be closed not under the lock.
     fn keep(self: &Arc<Self>, state: &mut State, Found { connection, reused }: Found) -> Option<Box<Connection>> {
         // Without a runtime there's nobody to sweep.
         let (1.., Ok(runtime)) = (self.max_idle, Handle::try_current()) else { return Some(connection) };
-        let surplus = (state.idle.len() >= self.max_idle).then(|| state.idle.remove(0).connection);
         let is_spare = connection.has_grown || !reused;
         state.idle.push(Idle { connection, since: Instant::now(), is_spare });
         if !std::mem::replace(&mut state.swept, true) {
             runtime.spawn(sweep(Arc::downgrade(self), self.sweep_interval()));
         }
-        surplus
+        None
     }
 
     /// Takes the right to one more connection. `None`: there are as many as there may be, and none is idle.
@@ -160,12 +160,15 @@ impl Pool {
         self.idle_timeout.map_or(most, |timeout| (timeout / 2).clamp(Duration::from_millis(10), most))
     }
 
-    /// Closes what is too old, was closed by the backend, or isn't worth its memory any more. Returns whether any are left.
+    /// Closes what is too old, too much, or closed by the backend. Returns whether any are left.
     fn sweep(&self) -> bool {
         let mut idle = std::mem::take(&mut self.lock().idle);
+        let mut surplus = idle.len().saturating_sub(self.max_idle);
         idle.retain_mut(|Idle { connection, since, is_spare }| {
-            let is_worth_it = !*is_spare || since.elapsed() < SPARE_IDLE;
-            is_worth_it && !self.is_expired(*since) && connection.is_reusable()
+            let is_worth_it = since.elapsed() < SPARE_IDLE || !(*is_spare || surplus > 0);
+            let is_kept = is_worth_it && !self.is_expired(*since) && connection.is_reusable();
+            surplus = surplus.saturating_sub((!is_kept).into());
+            is_kept
         });
         let mut state = self.lock();
         // What came back meanwhile is younger.

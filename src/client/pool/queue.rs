@@ -71,11 +71,11 @@ impl Pool {
         loop {
             let mut state = self.lock();
             let Some(waiter) = state.queue.pop(found.reused) else {
-                let surplus = self.keep(&mut state, found);
+                let unwanted = self.keep(&mut state, found);
                 // Whoever is left wants a new one.
                 let is_awaited = !state.queue.waiters.is_empty();
                 drop(state);
-                drop(surplus);
+                drop(unwanted);
                 if is_awaited {
                     self.connect_if_awaited();
                 }
