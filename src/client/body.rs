@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -16,11 +16,16 @@ use crate::error::{Error, ErrorKind};
 
 /// The body of a [`Client`](super::Client)'s response.
 ///
-/// Its frames come as they are read. Dropped before its end, it closes its HTTP/1.1 connection, or resets its HTTP/2 stream.
+/// Its frames come as they are read; small ones that have come together are one. Dropped before its end, it closes its
+/// HTTP/1.1 connection, or resets its HTTP/2 stream.
 pub struct ClientBody {
-    /// A frame that came with the head.
-    early: Option<Result<Frame<Bytes>, Error>>,
+    /// Data that came with the head.
+    early: Bytes,
+    /// What came behind data and can't be one frame with it: trailers, or an error. Boxed, for it's rare and large.
+    after: Option<Box<Result<Frame<Bytes>, Error>>>,
     rest: Rest,
+    /// How much there is to come, in bytes, if the backend has said so.
+    length: Option<u64>,
 }
 
 enum Rest {
@@ -50,48 +55,75 @@ impl Lease {
     }
 }
 
+/// How much small frames make one, in bytes. Each costs more than to copy them, above all where it becomes a chunk.
+const ENOUGH: usize = 16 * 1024;
+
 impl ClientBody {
     /// A body that comes over a leased connection. What came with the head is taken at once: a short answer is whole then,
     /// leaves as one frame, and the connection is free.
-    pub(super) fn leased(mut body: Incoming, mut lease: Lease, cx: &mut Context<'_>) -> Self {
-        let is_short = body.size_hint().exact().is_some_and(|length| 0 < length && length <= SHORT);
-        let early = match is_short.then(|| lease.connection.poll_frame(&mut body, cx)) {
-            Some(Poll::Ready(frame)) => frame.map(|frame| frame.map_err(failed)),
-            _ => None,
-        };
-        let rest = if body.is_end_stream() {
+    pub(super) fn leased(body: Incoming, lease: Lease, cx: &mut Context<'_>) -> Self {
+        let mut this = Self::new(&body);
+        if body.is_end_stream() {
             lease.end();
-            Rest::Ended
-        } else {
-            Rest::Leased(body, lease)
-        };
-        Self { early, rest }
+            return this;
+        }
+        this.rest = Rest::Leased(body, lease);
+        match this.poll_gathered(cx) {
+            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => this.early = data,
+                Err(trailers) => this.after = Some(Box::new(Ok(trailers))),
+            },
+            Poll::Ready(failed) => this.after = failed.map(Box::new),
+            Poll::Pending => {}
+        }
+        this
     }
 
     pub(super) fn empty() -> Self {
-        Self { early: None, rest: Rest::Ended }
+        Self { early: Bytes::new(), after: None, rest: Rest::Ended, length: Some(0) }
     }
 
     #[cfg(feature = "http2")]
     pub(super) fn shared(body: Incoming, stream: super::http2::Stream) -> Self {
-        Self { early: None, rest: Rest::Shared { body, _stream: stream } }
+        let mut this = Self::new(&body);
+        this.rest = Rest::Shared { body, _stream: stream };
+        this
     }
-}
 
-/// What may come in one read with its head, in bytes.
-const SHORT: u64 = 64 * 1024;
+    fn new(body: &Incoming) -> Self {
+        Self { length: body.size_hint().exact(), ..Self::empty() }
+    }
 
-impl http_body::Body for ClientBody {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        if let Some(frame) = self.early.take() {
-            return Poll::Ready(Some(frame));
+    /// The next frame, with the data behind it that is there already.
+    fn poll_gathered(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let mut data = match ready!(self.poll_rest(cx)).map(|frame| frame.map(Frame::into_data)) {
+            Some(Ok(Ok(data))) => data,
+            Some(Ok(Err(trailers))) => return Poll::Ready(Some(Ok(trailers))),
+            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            None => return Poll::Ready(None),
+        };
+        let mut gathered = BytesMut::new();
+        while data.len() + gathered.len() < ENOUGH
+            && let Poll::Ready(Some(frame)) = self.poll_rest(cx)
+        {
+            match frame.map(Frame::into_data) {
+                Ok(Ok(more)) => {
+                    if gathered.is_empty() {
+                        gathered.reserve(ENOUGH.max(data.len() + more.len()));
+                        gathered.extend_from_slice(&data);
+                        data.clear();
+                    }
+                    gathered.extend_from_slice(&more);
+                }
+                Ok(Err(trailers)) => self.after = Some(Box::new(Ok(trailers))),
+                Err(error) => self.after = Some(Box::new(Err(error))),
+            }
         }
+        Poll::Ready(Some(Ok(Frame::data(if gathered.is_empty() { data } else { gathered.freeze() }))))
+    }
+
+    /// The next frame as it was read.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let (frame, ended) = match &mut self.rest {
             Rest::Ended => return Poll::Ready(None),
             Rest::Leased(body, lease) => {
@@ -115,9 +147,32 @@ impl http_body::Body for ClientBody {
         }
         Poll::Ready(frame)
     }
+}
+
+impl http_body::Body for ClientBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let frame = if !self.early.is_empty() {
+            Some(Ok(Frame::data(mem::take(&mut self.early))))
+        } else if let Some(after) = self.after.take() {
+            Some(*after)
+        } else {
+            ready!(self.poll_gathered(cx))
+        };
+        if let (Some(length), Some(Ok(frame))) = (&mut self.length, &frame) {
+            *length = length.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
+        }
+        Poll::Ready(frame)
+    }
 
     fn is_end_stream(&self) -> bool {
-        self.early.is_none()
+        self.early.is_empty()
+            && self.after.is_none()
             && match &self.rest {
                 Rest::Ended => true,
                 Rest::Leased(body, _) => body.is_end_stream(),
@@ -127,22 +182,7 @@ impl http_body::Body for ClientBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let rest = match &self.rest {
-            Rest::Ended => SizeHint::with_exact(0),
-            Rest::Leased(body, _) => body.size_hint(),
-            #[cfg(feature = "http2")]
-            Rest::Shared { body, .. } => body.size_hint(),
-        };
-        match &self.early {
-            Some(Ok(frame)) => {
-                let early = frame.data_ref().map_or(0, |data| data.len() as u64);
-                match rest.exact() {
-                    Some(rest) => SizeHint::with_exact(early + rest),
-                    None => SizeHint::new(),
-                }
-            }
-            _ => rest,
-        }
+        self.length.map_or_else(SizeHint::new, SizeHint::with_exact)
     }
 }
 
