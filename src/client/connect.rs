@@ -257,7 +257,11 @@ impl Write for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.io).poll_write_vectored(cx, bufs)
+        // What is one piece, as most requests are, costs the kernel less without a vector.
+        match bufs {
+            [buf] => self.poll_write(cx, buf),
+            _ => Pin::new(&mut *self.io).poll_write_vectored(cx, bufs),
+        }
     }
 }
 
