@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use axum_core::body::Body;
@@ -18,7 +19,8 @@ use super::http2::Outcome;
 use super::{
     body::{ClientBody, Lease},
     http1::Connection,
-    pool::{Found, Pool, Waiting},
+    pool::{Found, Need, Pool, Waiting},
+    repeat,
 };
 use crate::error::{Error, ErrorKind, classify};
 
@@ -39,7 +41,8 @@ enum State {
     Waiting(Waiting, Request<Body>),
     Exchanging {
         connection: Box<Connection>,
-        reused: bool,
+        /// How long it had been idle.
+        idle: Option<Duration>,
         poolable: bool,
     },
     /// A switch of protocols: the connection is about to hand itself over.
@@ -95,25 +98,26 @@ impl ClientFuture {
     /// Takes a connection from the pool, or begins to wait for one.
     fn start(&mut self) {
         let State::Start(request) = mem::replace(&mut self.state, State::Over) else { return };
+        let need = if repeat::is_harmless(&request) { Need::Any } else { Need::Safe };
         #[cfg(feature = "http2")]
         if self.pool.is_for_http2(&request) {
             // What the backend chose before is used up first.
-            let idle = if self.pool.http2.are_http1() { self.pool.take() } else { None };
+            let idle = if self.pool.http2.are_http1() { self.pool.take(need) } else { None };
             self.state = match idle {
                 Some(found) => exchange(found, request),
-                None => State::Http2(Box::pin(super::http2::exchange(self.pool.clone(), request))),
+                None => State::Http2(Box::pin(super::http2::exchange(self.pool.clone(), request, need))),
             };
             return;
         }
-        self.state = match self.pool.take() {
+        self.state = match self.pool.take(need) {
             Some(found) => exchange(found, request),
-            None => State::Waiting(self.pool.wait(false), request),
+            None => State::Waiting(self.pool.wait(need), request),
         };
     }
 
     /// The outcome of an exchange; `None`: it goes on in another state.
     fn sent(&mut self, sent: super::http1::Sent, cx: &mut Context<'_>) -> Option<Result<Response<ClientBody>, Error>> {
-        let State::Exchanging { mut connection, reused, poolable } = mem::replace(&mut self.state, State::Over) else {
+        let State::Exchanging { mut connection, idle, poolable } = mem::replace(&mut self.state, State::Over) else {
             return None;
         };
         match sent {
@@ -129,11 +133,16 @@ impl ClientFuture {
                 Some(Ok(response.map(|body| ClientBody::leased(body, lease, cx))))
             }
             Err(mut error) => {
-                let unsent = error.take_message().filter(|_| reused);
-                // An idle connection that the backend closed as we took it (hyper issue 2136).
-                match unsent.or_else(|| connection.repeat.take().filter(|_| is_closed(&error))) {
+                let unsent = error.take_message();
+                let is_closed = unsent.is_some() || is_closed(&error);
+                let again = idle.filter(|_| is_closed).and_then(|idle| {
+                    // An idle connection that the backend closed as we took it (hyper issue 2136).
+                    self.pool.saw(idle, false);
+                    unsent.or_else(|| connection.repeat.take())
+                });
+                match again {
                     Some(request) => {
-                        self.state = State::Waiting(self.pool.wait(true), request);
+                        self.state = State::Waiting(self.pool.wait(Need::New), request);
                         None
                     }
                     None => Some(Err(classify(error.into_error().into(), ErrorKind::Closed))),
@@ -144,17 +153,17 @@ impl ClientFuture {
 }
 
 /// Sends the request over a connection.
-fn exchange(Found { mut connection, reused }: Found, mut request: Request<Body>) -> State {
+fn exchange(Found { mut connection, idle }: Found, mut request: Request<Body>) -> State {
     // Origin-form: the connection leads to the backend.
     let target = mem::take(request.uri_mut()).into_parts().path_and_query;
     *request.uri_mut() = Uri::from(target.unwrap_or(PathAndQuery::from_static("/")));
     *request.version_mut() = Version::HTTP_11;
-    if reused {
+    if idle.is_some() {
         connection.repeat.keep(&request);
     }
     let poolable = !super::authenticates_connection(request.headers());
     connection.send(request);
-    State::Exchanging { connection, reused, poolable }
+    State::Exchanging { connection, idle, poolable }
 }
 
 /// Whether the backend closed the connection before it had said anything whole.

@@ -16,9 +16,9 @@ pub(super) struct Repeat {
 const USUAL: usize = 4096;
 
 impl Repeat {
-    /// Keeps a request. One with a body isn't kept: nothing of that would be left.
+    /// Keeps a request, if it may be sent again.
     pub(super) fn keep(&mut self, request: &Request<Body>) {
-        if !is_idempotent(request.method()) || !request.body().is_end_stream() {
+        if !is_harmless(request) {
             return;
         }
         self.line = Some((request.method().clone(), request.uri().clone()));
@@ -62,6 +62,11 @@ fn part<'a>(fields: &mut &'a [u8]) -> Option<&'a [u8]> {
     let (length, rest) = fields.split_first_chunk()?;
     *fields = rest;
     fields.split_off(..usize::from_le_bytes(*length))
+}
+
+/// Whether a request may be sent again: it does no harm, and there's no body, of which nothing would be left.
+pub(super) fn is_harmless(request: &Request<Body>) -> bool {
+    is_idempotent(request.method()) && request.body().is_end_stream()
 }
 
 /// Whether sending the request twice is as good as once (RFC 9110, section 9.2.2).

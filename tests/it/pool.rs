@@ -1,6 +1,14 @@
 //! Which connections to the backend are kept, and what is never done with them.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{Router, body::Body, extract::Request};
 use tokio::{
@@ -12,7 +20,9 @@ use tokio::{
 use tower::ServiceExt;
 use tower_reverse_proxy::{Backend, HostPolicy, ReverseProxy, ReverseProxyLayer};
 
-use crate::support::{Message, PATIENCE, Wire, ask, backend, client, elsewhere, front, get, tasks_left};
+use crate::support::{
+    Message, PATIENCE, Wire, ask, backend, client, elsewhere, front, get, seen_to_be_kept, tasks_left,
+};
 
 /// What a backend with numbered connections heard.
 #[derive(Debug, PartialEq)]
@@ -36,9 +46,9 @@ enum After {
 /// A backend that answers with the number of the connection, and tells of what it hears.
 async fn numbered(then: Then) -> (String, mpsc::UnboundedReceiver<Heard>) {
     let (tell, heard) = mpsc::unbounded_channel();
-    let connections = std::sync::atomic::AtomicUsize::new(0);
+    let connections = AtomicUsize::new(0);
     let url = backend(move |mut wire| {
-        let connection = connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let connection = connections.fetch_add(1, Ordering::Relaxed);
         let tell = tell.clone();
         async move {
             while let Some(request) = wire.message().await {
@@ -78,6 +88,8 @@ async fn proxied(url: String) -> SocketAddr {
 async fn a_connection_is_used_again() {
     let (url, _heard) = numbered(|_| After::KeepOpen).await;
     let addr = proxied(url).await;
+    assert_eq!(get(addr, "/x", "").await.text(), "0");
+    seen_to_be_kept().await;
     for _ in 0..3 {
         // Other clients, one connection to the backend.
         assert_eq!(get(addr, "/x", "").await.text(), "0");
@@ -110,8 +122,13 @@ async fn an_idle_connection_is_closed_in_time() {
 
 #[tokio::test]
 async fn a_connection_that_was_closed_while_idle_fails_nobody() {
-    let (url, mut heard) = numbered(|_| After::Close).await;
+    let (url, mut heard) =
+        numbered(|start_line| if start_line.contains("/kept") { After::KeepOpen } else { After::Close }).await;
     let addr = proxied(url).await;
+    // Even what can't be sent twice goes over one that was in use a moment ago.
+    assert_eq!(get(addr, "/kept", "").await.text(), "0");
+    assert!(matches!(heard.recv().await, Some(Heard::Request { .. })));
+    seen_to_be_kept().await;
     for connection in 0..10 {
         let answer = if connection % 2 == 0 { get(addr, "/x", "").await } else { post(addr, "/x").await };
         assert_eq!((answer.status(), answer.text()), (200, connection.to_string()));
@@ -133,7 +150,11 @@ async fn a_post_that_was_written_is_sent_once() {
     for warm in [false, true] {
         if warm {
             assert_eq!(get(addr, "/warm", "").await.status(), 200);
-            assert!(matches!(heard.recv().await, Some(Heard::Request { .. })));
+            seen_to_be_kept().await;
+            assert_eq!(get(addr, "/warm", "").await.status(), 200);
+            for _ in 0..2 {
+                assert!(matches!(heard.recv().await, Some(Heard::Request { .. })));
+            }
         }
         assert_eq!(post(addr, "/x").await.status(), 502);
         let Some(Heard::Request { connection, start_line }) = heard.recv().await else { panic!("no request") };
@@ -141,6 +162,23 @@ async fn a_post_that_was_written_is_sent_once() {
         assert_eq!(heard.recv().await, Some(Heard::End { connection }));
         assert!(heard.try_recv().is_err());
     }
+}
+
+#[tokio::test]
+async fn a_connection_that_has_been_idle_for_long_serves_no_post() {
+    let (url, mut heard) = numbered(|_| After::KeepOpen).await;
+    let addr = proxied(url).await;
+    assert_eq!(get(addr, "/x", "").await.text(), "0");
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(post(addr, "/x").await.text(), "1");
+    // The new one is in its place.
+    assert!(matches!(heard.recv().await, Some(Heard::Request { connection: 0, .. })));
+    let mut next = [heard.recv().await.unwrap(), heard.recv().await.unwrap()];
+    next.sort_by_key(|heard| matches!(heard, Heard::End { .. }));
+    assert!(matches!(next, [Heard::Request { connection: 1, .. }, Heard::End { connection: 0 }]));
+    // What can be sent again goes over any.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(get(addr, "/x", "").await.text(), "1");
 }
 
 #[tokio::test]
@@ -197,9 +235,9 @@ async fn stray_bytes_behind_an_answer_reach_nobody() {
 async fn holding<const CONNECTIONS: usize>() -> (String, [Arc<Notify>; CONNECTIONS], mpsc::UnboundedReceiver<usize>) {
     let go: [Arc<Notify>; CONNECTIONS] = std::array::from_fn(|_| Arc::default());
     let (tell, ended) = mpsc::unbounded_channel();
-    let (connections, told) = (std::sync::atomic::AtomicUsize::new(0), go.clone());
+    let (connections, told) = (AtomicUsize::new(0), go.clone());
     let url = backend(move |mut wire| {
-        let connection = connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let connection = connections.fetch_add(1, Ordering::Relaxed);
         let (go, tell) = (told[connection].clone(), tell.clone());
         async move {
             while wire.message().await.is_some() {

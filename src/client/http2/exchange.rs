@@ -16,7 +16,7 @@ use super::{
     super::{
         authenticates_connection,
         body::ClientBody,
-        pool::{Found, Pool},
+        pool::{Found, Need, Pool},
         repeat::is_idempotent,
     },
     Stream, Taken, websocket,
@@ -46,15 +46,19 @@ impl Pool {
 }
 
 /// Sends a request, a second time if nobody can have read the first.
-pub(in super::super) async fn exchange(pool: Arc<Pool>, mut request: Request<Body>) -> Result<Outcome, Error> {
-    let mut stream = match pool.take_http2().await? {
+pub(in super::super) async fn exchange(
+    pool: Arc<Pool>,
+    mut request: Request<Body>,
+    need: Need,
+) -> Result<Outcome, Error> {
+    let mut stream = match pool.take_http2(need).await? {
         Taken::Http2(stream) => stream,
         Taken::Http1(found) => return Ok(Outcome::Http1(found, request)),
     };
     if request.headers().contains_key(UPGRADE) {
         if !websocket::is_asked_for(&request) || !stream.can_connect().await {
             // What carries it then is HTTP/1.1, if the backend has that too.
-            return Ok(Outcome::Http1(pool.wait(false).await?, request));
+            return Ok(Outcome::Http1(pool.wait(need).await?, request));
         }
         let accept = websocket::as_connect(&mut request);
         let response = send(&mut stream, as_http2(request)?).await.map_err(|(error, _)| error)?;
@@ -67,7 +71,7 @@ pub(in super::super) async fn exchange(pool: Arc<Pool>, mut request: Request<Bod
         Err((error, None)) => return Err(error),
     };
     drop(stream);
-    match pool.take_http2().await? {
+    match pool.take_http2(need).await? {
         Taken::Http2(mut stream) => match send(&mut stream, unread).await {
             Ok(response) => Ok(Outcome::Answered(answered(response, stream))),
             Err((error, _)) => Err(error),

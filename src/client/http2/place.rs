@@ -10,7 +10,7 @@ use tokio::sync::{MutexGuard, Notify};
 use super::{
     super::{
         connect::Offer,
-        pool::{Found, Pool, Slot},
+        pool::{Found, Need, Pool, Slot},
     },
     Taken,
 };
@@ -24,14 +24,15 @@ enum Place<'a> {
 }
 
 impl Pool {
-    /// Takes a place on an HTTP/2 connection, on a new one if the streams of those that are open have run out.
-    pub(super) async fn take_http2(self: &Arc<Self>) -> Result<Taken, Error> {
+    /// Takes a place on an HTTP/2 connection, on a new one if the streams of those that are open have run out. `need` is for a
+    /// backend that has chosen HTTP/1.1.
+    pub(super) async fn take_http2(self: &Arc<Self>, need: Need) -> Result<Taken, Error> {
         if !self.http2.freed.awaited.load(Ordering::Relaxed)
             && let Some(stream) = self.http2.take()
         {
             return Ok(Taken::Http2(stream));
         }
-        let place = self.in_time(self.place()).await?;
+        let place = self.in_time(self.place(need)).await?;
         let (slot, _connecting) = match place {
             Place::Taken(taken) => return Ok(taken),
             Place::Slot(slot, connecting) => (slot, connecting),
@@ -42,7 +43,7 @@ impl Pool {
                 self.http2.set_http1(chose_http1);
                 if chose_http1 {
                     let connection = self.connector.handshake_http1(io).await?;
-                    return Ok(Taken::Http1(Found { connection, reused: false }));
+                    return Ok(Taken::Http1(Found { connection, idle: None }));
                 }
                 Ok(Taken::Http2(self.http2.open(io).await?))
             })
@@ -50,7 +51,7 @@ impl Pool {
     }
 
     /// Waits for a place, or until it's this one's turn to make one.
-    async fn place(self: &Arc<Self>) -> Place<'_> {
+    async fn place(self: &Arc<Self>, need: Need) -> Place<'_> {
         let connecting = self.http2.connecting.lock().await;
         let mut awaited = None;
         loop {
@@ -62,7 +63,7 @@ impl Pool {
                 continue;
             }
             if self.http2.are_http1()
-                && let Some(found) = self.take()
+                && let Some(found) = self.take(need)
             {
                 return Place::Taken(Taken::Http1(found));
             }

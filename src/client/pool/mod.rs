@@ -2,8 +2,10 @@
 //!
 //! The last one in is the first one out, and none is older than it may be. Who finds none waits in a [`queue`] for whatever
 //! comes first: a connection that another request is through with, or a new one. As many are being made as are waited for,
-//! never more: what comes too late for the one goes to the next, and then to the idle.
+//! never more: what comes too late for the one goes to the next, and then to the idle. What can't be sent twice gets none that
+//! the backend may just be closing ([`keep_alive`]).
 
+mod keep_alive;
 mod queue;
 
 use std::{
@@ -15,8 +17,8 @@ use std::{
 use tokio::{runtime::Handle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use self::queue::Queue;
 pub(super) use self::queue::Waiting;
+use self::{keep_alive::KeepAlive, queue::Queue};
 #[cfg(feature = "http2")]
 use super::http2::Connections;
 use super::{ClientOptions, connect::Connector, http1::Connection};
@@ -42,6 +44,7 @@ pub(super) struct Pool {
 struct State {
     /// The oldest first.
     idle: Vec<Idle>,
+    keep_alive: KeepAlive,
     queue: Queue,
     /// How many connections are being made for the queue.
     connecting: usize,
@@ -68,8 +71,27 @@ const SPARE_IDLE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) connection: Box<Connection>,
-    /// Whether it has been idle: the backend may be closing it.
-    pub(super) reused: bool,
+    /// How long it has been idle: the backend may be closing it. `None`: it's new.
+    pub(super) idle: Option<Duration>,
+}
+
+/// Which connection a request may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    Any,
+    /// None that the backend may just be closing: the request can't be sent twice.
+    Safe,
+    New,
+}
+
+impl Need {
+    fn is_met(self, idle: Option<Duration>, keep_alive: KeepAlive) -> bool {
+        match (self, idle) {
+            (Self::Any, _) | (_, None) => true,
+            (Self::Safe, Some(idle)) => keep_alive.is_safe(idle),
+            (Self::New, Some(_)) => false,
+        }
+    }
 }
 
 impl Pool {
@@ -88,27 +110,59 @@ impl Pool {
     }
 
     /// Takes an idle connection. Whether the backend has closed it shows when a request is sent: it comes back unsent.
-    pub(super) fn take(&self) -> Option<Found> {
+    pub(super) fn take(&self, need: Need) -> Option<Found> {
         loop {
-            let Idle { connection, since, .. } = self.lock().idle.pop()?;
-            if !self.is_expired(since) {
-                return Some(Found { connection, reused: true });
+            let mut state = self.lock();
+            if let Some(found) = self.take_youngest(&mut state, need) {
+                return Some(found);
+            }
+            // None of them will do. The oldest may show that some will.
+            let Idle { since, .. } = *state.idle.first()?;
+            let is_surplus = state.idle.len() > self.max_idle || since.elapsed() >= keep_alive::USUAL;
+            if !is_surplus && since.elapsed() < keep_alive::AT_ONCE {
+                return None;
+            }
+            let mut oldest = state.idle.remove(0);
+            drop(state);
+            let is_open = oldest.connection.is_reusable();
+            self.saw(since.elapsed(), is_open);
+            if is_surplus && is_open {
+                // A new one takes its place.
+                return None;
+            }
+            if is_open {
+                let mut state = self.lock();
+                state.idle.insert(0, oldest);
+                return self.take_youngest(&mut state, need);
             }
         }
+    }
+
+    /// Takes the connection that was used last, if it will do.
+    fn take_youngest(&self, state: &mut State, need: Need) -> Option<Found> {
+        let idle = state.idle.last()?.since.elapsed();
+        let will_do = !self.is_expired(idle) && need.is_met(Some(idle), state.keep_alive);
+        let Idle { connection, .. } = state.idle.pop_if(|_| will_do)?;
+        Some(Found { connection, idle: Some(idle) })
+    }
+
+    /// Learns whether the backend has kept a connection for so long.
+    pub(super) fn saw(&self, idle: Duration, is_open: bool) {
+        self.lock().keep_alive.saw(idle, is_open);
     }
 
     /// Takes a connection back, if its exchange has ended cleanly in both directions; closes it otherwise.
     pub(super) fn put(self: &Arc<Self>, mut connection: Box<Connection>) {
         if connection.is_idle() {
-            self.give(Found { connection, reused: true });
+            self.give(Found { connection, idle: Some(Duration::ZERO) });
         }
     }
 
     /// Keeps a connection that nobody waits for; returns one that isn't kept, to be closed not under the lock.
-    fn keep(self: &Arc<Self>, state: &mut State, Found { connection, reused }: Found) -> Option<Box<Connection>> {
+    fn keep(self: &Arc<Self>, state: &mut State, Found { connection, idle }: Found) -> Option<Box<Connection>> {
         // Without a runtime there's nobody to sweep.
         let (1.., Ok(runtime)) = (self.max_idle, Handle::try_current()) else { return Some(connection) };
-        let is_spare = connection.has_grown || !reused;
+        let is_spare = connection.has_grown || idle.is_none();
         state.idle.push(Idle { connection, since: Instant::now(), is_spare });
         if !std::mem::replace(&mut state.swept, true) {
             runtime.spawn(sweep(Arc::downgrade(self), self.sweep_interval()));
@@ -150,8 +204,8 @@ impl Pool {
         self.max_connections.is_some_and(|most| state.open >= most)
     }
 
-    fn is_expired(&self, since: Instant) -> bool {
-        self.idle_timeout.is_some_and(|timeout| since.elapsed() >= timeout)
+    fn is_expired(&self, idle: Duration) -> bool {
+        self.idle_timeout.is_some_and(|timeout| idle >= timeout)
     }
 
     /// Often enough to close what the backend has closed long before descriptors run out.
@@ -165,8 +219,10 @@ impl Pool {
         let mut idle = std::mem::take(&mut self.lock().idle);
         let mut surplus = idle.len().saturating_sub(self.max_idle);
         idle.retain_mut(|Idle { connection, since, is_spare }| {
-            let is_worth_it = since.elapsed() < SPARE_IDLE || !(*is_spare || surplus > 0);
-            let is_kept = is_worth_it && !self.is_expired(*since) && connection.is_reusable();
+            let (idle, is_open) = (since.elapsed(), connection.is_reusable());
+            self.saw(idle, is_open);
+            let is_worth_it = idle < SPARE_IDLE || !(*is_spare || surplus > 0);
+            let is_kept = is_open && is_worth_it && !self.is_expired(idle);
             surplus = surplus.saturating_sub((!is_kept).into());
             is_kept
         });

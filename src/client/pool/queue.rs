@@ -7,11 +7,12 @@ use std::{
     pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::{runtime::Handle, sync::oneshot, time::Sleep};
 
-use super::{Found, Pool};
+use super::{Found, Need, Pool, keep_alive::KeepAlive};
 use crate::error::{Error, ErrorKind};
 
 /// The waiting, each with a higher number than the one before.
@@ -25,15 +26,15 @@ pub(super) struct Queue {
 struct Waiter {
     number: u64,
     tell: oneshot::Sender<Result<Found, Error>>,
-    /// Whether only a new connection will do.
-    fresh: bool,
+    need: Need,
     /// Where its connection is made.
     runtime: Handle,
 }
 
 impl Queue {
-    fn pop(&mut self, reused: bool) -> Option<Waiter> {
-        let first = self.waiters.iter().position(|waiter| !(reused && waiter.fresh))?;
+    /// The first one whom a connection will do that has been idle for so long.
+    fn pop(&mut self, idle: Option<Duration>, keep_alive: KeepAlive) -> Option<Waiter> {
+        let first = self.waiters.iter().position(|waiter| waiter.need.is_met(idle, keep_alive))?;
         self.waiters.remove(first)
     }
 
@@ -45,19 +46,19 @@ impl Queue {
 }
 
 impl Pool {
-    /// Waits for a connection; `fresh`, for a new one.
-    pub(in super::super) fn wait(self: &Arc<Self>, fresh: bool) -> Waiting {
+    /// Waits for a connection.
+    pub(in super::super) fn wait(self: &Arc<Self>, need: Need) -> Waiting {
         let (tell, told) = oneshot::channel();
         let mut state = self.lock();
         let number = state.queue.next;
         state.queue.next += 1;
-        let patience = if !fresh && let Some(idle) = state.idle.pop() {
+        let patience = if let Some(found) = self.take_youngest(&mut state, need) {
             // It came back a moment ago.
-            let _ = tell.send(Ok(Found { connection: idle.connection, reused: true }));
+            let _ = tell.send(Ok(found));
             None
         } else {
             let runtime = Handle::current();
-            state.queue.waiters.push_back(Waiter { number, tell, fresh, runtime });
+            state.queue.waiters.push_back(Waiter { number, tell, need, runtime });
             // Who has only to wait for the connect has a time of its own for that.
             self.queue_timeout.filter(|_| self.is_full(&state)).map(|timeout| Box::pin(tokio::time::sleep(timeout)))
         };
@@ -70,7 +71,8 @@ impl Pool {
     pub(super) fn give(self: &Arc<Self>, mut found: Found) {
         loop {
             let mut state = self.lock();
-            let Some(waiter) = state.queue.pop(found.reused) else {
+            let keep_alive = state.keep_alive;
+            let Some(waiter) = state.queue.pop(found.idle, keep_alive) else {
                 let unwanted = self.keep(&mut state, found);
                 // Whoever is left wants a new one.
                 let is_awaited = !state.queue.waiters.is_empty();
@@ -113,7 +115,7 @@ impl Pool {
         let (connector, gone) = (self.connector.clone(), self.gone.clone());
         runtime.spawn(async move {
             if let Some(outcome) = gone.run_until_cancelled(connector.connect_http1(slot)).await {
-                attempt.end(outcome.map(|connection| Found { connection, reused: false }));
+                attempt.end(outcome.map(|connection| Found { connection, idle: None }));
             }
         });
     }
@@ -137,7 +139,7 @@ impl Attempt {
             // If others are being made for all who wait, one of these may do better.
             Err(_) if state.queue.waiters.len() <= state.connecting => {}
             Err(error) => {
-                let waiter = state.queue.pop(false);
+                let waiter = state.queue.waiters.pop_front();
                 drop(state);
                 if let Some(waiter) = waiter {
                     let _ = waiter.tell.send(Err(error));

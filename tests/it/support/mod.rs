@@ -66,6 +66,12 @@ pub(crate) async fn answering(response: impl AsRef<[u8]> + Send + Sync + 'static
     .await
 }
 
+/// Waits until the proxy has seen that the backend keeps its idle connections: only then are they used for what can't be sent
+/// twice, and only if they haven't been idle for long.
+pub(crate) async fn seen_to_be_kept() {
+    tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
+}
+
 /// Connects to a front as a client that writes bytes.
 pub(crate) async fn client(addr: SocketAddr) -> Wire<TcpStream> {
     Wire::new(TcpStream::connect(addr).await.unwrap())
