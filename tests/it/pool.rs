@@ -182,6 +182,24 @@ async fn a_connection_that_has_been_idle_for_long_serves_no_post() {
 }
 
 #[tokio::test]
+async fn nothing_but_posts_soon_uses_connections_again() {
+    let (url, _heard) = numbered(|_| After::KeepOpen).await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(url).pool_max_idle(1))).await;
+    let reuse = async {
+        let mut last = post(addr, "/x").await.text();
+        // Each as soon as the one before is answered.
+        loop {
+            let next = post(addr, "/x").await.text();
+            if next == last {
+                return;
+            }
+            last = next;
+        }
+    };
+    timeout(PATIENCE, reuse).await.expect("one is seen to be kept");
+}
+
+#[tokio::test]
 async fn a_connection_that_was_authenticated_is_nobody_elses() {
     for scheme in ["NTLM TlRM", "Negotiate YII=", "ntlm TlRM"] {
         let (url, mut heard) = numbered(|_| After::KeepOpen).await;

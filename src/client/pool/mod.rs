@@ -118,15 +118,17 @@ impl Pool {
             }
             // None of them will do. The oldest may show that some will.
             let Idle { since, .. } = *state.idle.first()?;
-            let is_surplus = state.idle.len() > self.max_idle || since.elapsed() >= keep_alive::USUAL;
-            if !is_surplus && since.elapsed() < keep_alive::AT_ONCE {
+            if since.elapsed() < keep_alive::AT_ONCE {
+                let surplus = if state.idle.len() > self.max_idle { state.idle.pop() } else { None };
+                drop(state);
+                drop(surplus);
                 return None;
             }
             let mut oldest = state.idle.remove(0);
             drop(state);
             let is_open = oldest.connection.is_reusable();
             self.saw(since.elapsed(), is_open);
-            if is_surplus && is_open {
+            if is_open && since.elapsed() >= keep_alive::USUAL {
                 // A new one takes its place.
                 return None;
             }
