@@ -9,6 +9,10 @@ use super::{location::with_prefix, map_values};
 
 /// Joins the `Cookie` fields that HTTP/2 may split (RFC 9113, section 8.2.3).
 pub(crate) fn join_crumbs(headers: &mut HeaderMap) {
+    // Mostly no field has a second line, and that's seen without a look-up.
+    if headers.len() == headers.keys_len() {
+        return;
+    }
     let mut crumbs = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
     if let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) {
         let joined = [first, second].into_iter().chain(crumbs).collect::<Vec<_>>().join(&b"; "[..]);
