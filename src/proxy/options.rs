@@ -258,6 +258,9 @@ impl<C, L: Layer<Client, Service = C> + Clone> ReverseProxyLayer<Upstream<C>, To
     ///
     /// One that came too late for the request that it was made for is kept for a second, and so is one whose buffer a large
     /// body has left behind.
+    ///
+    /// What can't be sent twice, as a `POST`, goes over none that has been unused for a second, or for half as long as the backend
+    /// was seen to keep one: it may just be closing that, and then nobody could tell whether the request was read.
     pub fn pool_idle_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         let timeout = bounded(timeout.into());
         self.rebuild(|parts| parts.client.pool_idle_timeout = timeout)
