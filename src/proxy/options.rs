@@ -260,7 +260,8 @@ impl<C, L: Layer<Client, Service = C> + Clone> ReverseProxyLayer<Upstream<C>, To
     /// body has left behind.
     ///
     /// What can't be sent twice, as a `POST`, goes over none that has been unused for a second, or for half as long as the backend
-    /// was seen to keep one: it may just be closing that, and then nobody could tell whether the request was read.
+    /// was seen to keep one: it may just be closing that, and then nobody could tell whether the request was read. Where
+    /// there are as many connections as there [may be](Self::max_connections), a second is assumed to be safe.
     pub fn pool_idle_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         let timeout = bounded(timeout.into());
         self.rebuild(|parts| parts.client.pool_idle_timeout = timeout)

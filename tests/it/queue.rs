@@ -243,6 +243,30 @@ async fn there_are_no_more_connections_than_there_may_be() {
 }
 
 #[tokio::test]
+async fn posts_use_the_connections_that_there_may_be_again() {
+    async fn posts(proxy: ReverseProxy) {
+        for _ in 0..50 {
+            let request = Request::post("/x").header("host", "front.example").body(Body::from("hi")).unwrap();
+            let call = timeout(PATIENCE, proxy.clone().oneshot(request));
+            let Ok(response): Result<Response, Infallible> = call.await.expect("an answer");
+            assert_eq!(response.status(), 200);
+            response.into_body().collect().await.unwrap();
+        }
+    }
+
+    let memory = Memory::new(999);
+    let proxy = memory.layer().max_connections(2).into_service();
+    // One after the other, and more at a time than there may be.
+    for clients in [1, 8] {
+        let clients: Vec<_> = (0..clients).map(|_| tokio::spawn(posts(proxy.clone()))).collect();
+        for client in clients {
+            client.await.unwrap();
+        }
+    }
+    assert_eq!(memory.asked(), 2);
+}
+
+#[tokio::test]
 async fn who_has_waited_too_long_gets_503() {
     let memory = Memory::new(99);
     let proxy = memory.layer().max_connections(1).queue_timeout(Duration::from_millis(50)).into_service();

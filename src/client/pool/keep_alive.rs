@@ -19,6 +19,9 @@ pub(super) const AT_ONCE: Duration = Duration::from_millis(100);
 pub(super) const USUAL: Duration = Duration::from_secs(1);
 
 impl KeepAlive {
+    /// What is assumed where nothing can be learned.
+    pub(super) const ASSUMED: Self = Self { keeps: Duration::from_secs(2) };
+
     /// Whether the backend isn't about to close what has been idle for so long.
     pub(super) fn is_safe(self, idle: Duration) -> bool {
         idle < USUAL.min(self.keeps / 2)

@@ -143,9 +143,15 @@ impl Pool {
     /// Takes the connection that was used last, if it will do.
     fn take_youngest(&self, state: &mut State, need: Need) -> Option<Found> {
         let idle = state.idle.last()?.since.elapsed();
-        let will_do = !self.is_expired(idle) && need.is_met(Some(idle), state.keep_alive);
+        let will_do = !self.is_expired(idle) && need.is_met(Some(idle), self.keep_alive(state));
         let Idle { connection, .. } = state.idle.pop_if(|_| will_do)?;
         Some(Found { connection, idle: Some(idle) })
+    }
+
+    /// Where there are as many connections as there may be, none would be idle for long enough to learn from it: each request
+    /// would close one to make another.
+    fn keep_alive(&self, state: &State) -> KeepAlive {
+        if self.is_full(state) { KeepAlive::ASSUMED } else { state.keep_alive }
     }
 
     /// Learns whether the backend has kept a connection for so long.

@@ -71,7 +71,7 @@ impl Pool {
     pub(super) fn give(self: &Arc<Self>, mut found: Found) {
         loop {
             let mut state = self.lock();
-            let keep_alive = state.keep_alive;
+            let keep_alive = self.keep_alive(&state);
             let Some(waiter) = state.queue.pop(found.idle, keep_alive) else {
                 let unwanted = self.keep(&mut state, found);
                 // Whoever is left wants a new one.
