@@ -37,7 +37,6 @@ pub struct ClientFuture {
 }
 
 enum State {
-    Start(Request<Body>),
     Waiting(Waiting, Request<Body>),
     Exchanging {
         connection: Box<Connection>,
@@ -54,7 +53,7 @@ enum State {
 
 impl ClientFuture {
     pub(super) fn new(pool: Arc<Pool>, request: Request<Body>) -> Self {
-        Self { pool, state: State::Start(request) }
+        Self { state: begin(&pool, request), pool }
     }
 }
 
@@ -65,7 +64,6 @@ impl Future for ClientFuture {
         let this = self.get_mut();
         loop {
             match &mut this.state {
-                State::Start(_) => this.start(),
                 State::Waiting(waiting, _) => {
                     let found = ready!(Pin::new(waiting).poll(cx));
                     let State::Waiting(_, request) = mem::replace(&mut this.state, State::Over) else { continue };
@@ -95,26 +93,6 @@ impl Future for ClientFuture {
 }
 
 impl ClientFuture {
-    /// Takes a connection from the pool, or begins to wait for one.
-    fn start(&mut self) {
-        let State::Start(request) = mem::replace(&mut self.state, State::Over) else { return };
-        let need = if repeat::is_harmless(&request) { Need::Any } else { Need::Safe };
-        #[cfg(feature = "http2")]
-        if self.pool.is_for_http2(&request) {
-            // What the backend chose before is used up first.
-            let idle = if self.pool.http2.are_http1() { self.pool.take(need) } else { None };
-            self.state = match idle {
-                Some(found) => exchange(found, request),
-                None => State::Http2(Box::pin(super::http2::exchange(self.pool.clone(), request, need))),
-            };
-            return;
-        }
-        self.state = match self.pool.take(need) {
-            Some(found) => exchange(found, request),
-            None => State::Waiting(self.pool.wait(need), request),
-        };
-    }
-
     /// The outcome of an exchange; `None`: it goes on in another state.
     fn sent(&mut self, sent: super::http1::Sent, cx: &mut Context<'_>) -> Option<Result<Response<ClientBody>, Error>> {
         let State::Exchanging { mut connection, idle, poolable } = mem::replace(&mut self.state, State::Over) else {
@@ -149,6 +127,24 @@ impl ClientFuture {
                 }
             }
         }
+    }
+}
+
+/// Takes a connection from the pool, or begins to wait for one.
+fn begin(pool: &Arc<Pool>, request: Request<Body>) -> State {
+    let need = if repeat::is_harmless(&request) { Need::Any } else { Need::Safe };
+    #[cfg(feature = "http2")]
+    if pool.is_for_http2(&request) {
+        // What the backend chose before is used up first.
+        let idle = if pool.http2.are_http1() { pool.take(need) } else { None };
+        return match idle {
+            Some(found) => exchange(found, request),
+            None => State::Http2(Box::pin(super::http2::exchange(pool.clone(), request, need))),
+        };
+    }
+    match pool.take(need) {
+        Some(found) => exchange(found, request),
+        None => State::Waiting(pool.wait(need), request),
     }
 }
 

@@ -28,14 +28,14 @@ use super::{
 use crate::error::{Error, ErrorKind, classify};
 
 /// Forwards a request to an upstream service, which becomes ready inside of the future.
-pub(crate) fn forward<U>(rules: Arc<Rules>, upstream: U, request: Request<Body>) -> ForwardFuture<U>
+pub(crate) fn forward<U>(rules: Arc<Rules>, upstream: U, mut request: Request<Body>) -> ForwardFuture<U>
 where
     U: Service<Request<Body>>,
 {
     let is_grpc = request::is_grpc(&request);
     let version = request.version();
-    let (mut request, exchange) = match request::prepare(&rules, request) {
-        Ok(prepared) => prepared,
+    let exchange = match request::prepare(&rules, &mut request) {
+        Ok(exchange) => exchange,
         Err(refusal) => {
             let response = failure::respond(&rules, refusal, is_grpc);
             return ForwardFuture { state: State::Refused { response: Some(response) } };

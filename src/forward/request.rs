@@ -42,14 +42,14 @@ impl From<ErrorKind> for Refusal {
     }
 }
 
-/// Turns the client's request into the one for the upstream, step by step.
-pub(super) fn prepare(rules: &Rules, mut request: Request<Body>) -> Result<(Request<Body>, Exchange), Refusal> {
+/// Turns the client's request into the one for the upstream, step by step. One that is refused is left halfway.
+pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exchange, Refusal> {
     let version = request.version();
     let peer = peer(request.extensions());
 
     // 1  what must not be forwarded
     refuse_method(request.method())?;
-    let (target, public_prefix) = target(rules, &request)?;
+    let (target, public_prefix) = target(rules, request)?;
     let host = host::authority(request.uri(), version, request.headers())?;
     framing::check_transfer_encoding(request.headers())?;
     if rules.via.as_ref().is_some_and(|via| via.is_in(request.headers())) {
@@ -60,7 +60,7 @@ pub(super) fn prepare(rules: &Rules, mut request: Request<Body>) -> Result<(Requ
     }
 
     // 2  the upgrade offer, before anything can clone the request
-    let offer = Offer::take(&mut request, &rules.upgrades)?;
+    let offer = Offer::take(request, &rules.upgrades)?;
 
     // 3, 4  hop-by-hop fields, and what isn't the client's to say
     let trusted = rules.forwarded.trusts(peer);
@@ -89,10 +89,9 @@ pub(super) fn prepare(rules: &Rules, mut request: Request<Body>) -> Result<(Requ
     framing::reconcile_request(request.headers_mut(), &size);
     *request.version_mut() = Version::HTTP_11;
     if let Some(offer) = &offer {
-        offer.make(&mut request);
+        offer.make(request);
     }
-    let exchange = Exchange { method: request.method().clone(), public_prefix, offer };
-    Ok((request, exchange))
+    Ok(Exchange { method: request.method().clone(), public_prefix, offer })
 }
 
 /// `TRACE` would show the client what was added for the backend alone.
