@@ -33,8 +33,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
         None => own_backend().await?,
     };
     // `required`: should the order of the layers below ever be wrong, then nobody gets in, not everybody.
-    let legacy =
-        ReverseProxyLayer::try_new(backend)?.prefix("/legacy").upstream_layer(RemoteUserLayer::new().required());
+    let legacy = ReverseProxyLayer::try_new(backend)?
+        .prefix("/legacy")
+        // The session's cookie: the backend needs only the name of its user.
+        .hide_cookies(["id"])
+        .upstream_layer(RemoteUserLayer::new().required());
 
     let app = Router::new()
         .route("/", get(home))

@@ -83,6 +83,7 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
         via.append_to(request.headers_mut(), version);
     }
     cookie::join_crumbs(request.headers_mut());
+    cookie::hide(request.headers_mut(), &rules.hidden_cookies);
 
     // 7, 8  framing and version
     let size = http_body::Body::size_hint(request.body());

@@ -44,7 +44,8 @@ where
     }
     *response.version_mut() = Version::HTTP_11;
 
-    // 14  the path half of references and cookies
+    // 14  the front's own cookies, the path half of references and cookies
+    cookie::drop_set(response.headers_mut(), &rules.hidden_cookies);
     if let (PathPolicy::Replace(from), Some(to)) = (&rules.path, &exchange.public_prefix) {
         location::map_references(response.headers_mut(), |url| location::with_prefix(url, from.as_str(), to));
         cookie::map_path(response.headers_mut(), from.as_str(), to);

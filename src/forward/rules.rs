@@ -21,6 +21,8 @@ pub(crate) struct Rules {
     /// `None`: no `Via`.
     pub(crate) via: Option<Pseudonym>,
     pub(crate) keep_underscores: bool,
+    /// The names of the front's own cookies, which the backend neither gets nor sets.
+    pub(crate) hidden_cookies: Box<[String]>,
     pub(crate) upgrades: Allowed,
     pub(crate) tunnels: TunnelOptions,
     pub(crate) continue_timeout: Duration,
@@ -39,6 +41,7 @@ impl Default for Rules {
             forwarded: ForwardedPolicy::default(),
             via: Some(Pseudonym::random()),
             keep_underscores: false,
+            hidden_cookies: Box::default(),
             upgrades: Allowed::default(),
             tunnels: TunnelOptions::default(),
             // RFC 9110, section 10.1.1, names no time; curl waits as long.
@@ -58,6 +61,7 @@ impl fmt::Debug for Rules {
             .field("forwarded", &self.forwarded)
             .field("via", &self.via)
             .field("keep_underscores", &self.keep_underscores)
+            .field("hidden_cookies", &self.hidden_cookies)
             .field("upgrades", &self.upgrades)
             .field("tunnels", &self.tunnels)
             .field("continue_timeout", &self.continue_timeout)

@@ -2,7 +2,7 @@
 
 use http::{
     HeaderMap, HeaderValue,
-    header::{COOKIE, SET_COOKIE},
+    header::{COOKIE, Entry, SET_COOKIE},
 };
 
 use super::{location::with_prefix, map_values};
@@ -16,10 +16,69 @@ pub(crate) fn join_crumbs(headers: &mut HeaderMap) {
     let mut crumbs = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
     if let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) {
         let joined = [first, second].into_iter().chain(crumbs).collect::<Vec<_>>().join(&b"; "[..]);
-        if let Ok(value) = HeaderValue::try_from(joined) {
+        let sensitive = headers.get_all(COOKIE).iter().any(HeaderValue::is_sensitive);
+        if let Ok(mut value) = HeaderValue::try_from(joined) {
+            value.set_sensitive(sensitive);
             headers.insert(COOKIE, value);
         }
     }
+}
+
+/// Whether this can be the name of a cookie: a token (RFC 6265, section 4.1.1).
+pub(crate) fn is_cookie_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(super::is_token_byte)
+}
+
+/// Removes the cookies of these names from a request whose `Cookie` is one line. What is left stays as it is, byte for byte.
+///
+/// Cookies are split at each semicolon, also within quotes: a browser sends none that doesn't separate (RFC 6265, section 5.4).
+pub(crate) fn hide(headers: &mut HeaderMap, names: &[String]) {
+    if names.is_empty() || !headers.contains_key(COOKIE) {
+        return;
+    }
+    let Entry::Occupied(mut line) = headers.entry(COOKIE) else { return };
+    let cookies = line.get().as_bytes();
+    let is_hidden = |pair: &&[u8]| is_named(pair, names);
+    if !cookies.split(|&b| b == b';').any(|pair| is_hidden(&pair)) {
+        return;
+    }
+    let left = cookies.split(|&b| b == b';').filter(|pair| !is_hidden(pair)).collect::<Vec<_>>().join(&b";"[..]);
+    match HeaderValue::from_bytes(left.trim_ascii()) {
+        Ok(mut value) if !left.trim_ascii().is_empty() => {
+            value.set_sensitive(line.get().is_sensitive());
+            line.insert(value);
+        }
+        _ => drop(line.remove()),
+    }
+}
+
+/// Removes the `Set-Cookie` fields of a response that set a cookie of one of these names.
+pub(crate) fn drop_set(headers: &mut HeaderMap, names: &[String]) {
+    if names.is_empty() || !headers.contains_key(SET_COOKIE) {
+        return;
+    }
+    let Entry::Occupied(lines) = headers.entry(SET_COOKIE) else { return };
+    let sets_one = |line: &HeaderValue| {
+        let pair = line.as_bytes().split(|&b| b == b';').next().unwrap_or_default();
+        // Browsers send a cookie without a name as its value alone: `=id=1` would come back as `id=1`.
+        let pair = pair.trim_ascii();
+        is_named(pair.strip_prefix(b"=").unwrap_or(pair), names)
+    };
+    if !lines.iter().any(sets_one) {
+        return;
+    }
+    let (name, all) = lines.remove_entry_mult();
+    let kept: Vec<_> = all.filter(|line| !sets_one(line)).collect();
+    tracing::debug!(target: "tower_reverse_proxy", "the backend sets a cookie that is hidden from it: removed");
+    for line in kept {
+        headers.append(&name, line);
+    }
+}
+
+/// Whether a pair, or a name without a value, is of one of these cookies.
+fn is_named(pair: &[u8], names: &[String]) -> bool {
+    let name = pair.split(|&b| b == b'=').next().unwrap_or_default().trim_ascii();
+    names.iter().any(|hidden| hidden.as_bytes() == name)
 }
 
 /// Drops a `Domain` that names the backend: the browser would refuse it from the front. The cookie becomes the front's own.
@@ -90,6 +149,42 @@ mod tests {
         let mut headers = HeaderMap::from_iter(crumbs);
         join_crumbs(&mut headers);
         assert_eq!(headers.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2; c=3"]);
+    }
+
+    #[test]
+    fn hidden_cookies_go_and_others_stay_byte_for_byte() {
+        let names = ["id", "__Host-sid"].map(str::to_owned);
+        for (cookies, left) in [
+            ("a=1; b=2", Some("a=1; b=2")),
+            ("id=1", None),
+            ("id=1;", None),
+            ("id=1; id=2 ; id", None),
+            ("a=1; id=2; b=3", Some("a=1; b=3")),
+            ("id=2; a=1", Some("a=1")),
+            ("a=1;  b=\"x y\" ;c; id=\"q; z\"; __Host-sid=9;d=id=1", Some("a=1;  b=\"x y\" ;c; z\";d=id=1")),
+            ("a=1; \tid \t= 2", Some("a=1")),
+            ("ID=1; ids=2; xid=3; a=id; i d=4; =id", Some("ID=1; ids=2; xid=3; a=id; i d=4; =id")),
+        ] {
+            let mut value = HeaderValue::from_str(cookies).unwrap();
+            value.set_sensitive(true);
+            let mut headers = HeaderMap::from_iter([(COOKIE, value)]);
+            hide(&mut headers, &names);
+            assert_eq!(headers.get(COOKIE).map(|value| value.to_str().unwrap()), left, "{cookies}");
+            assert!(headers.get(COOKIE).is_none_or(HeaderValue::is_sensitive));
+            hide(&mut headers, &[]);
+        }
+    }
+
+    #[test]
+    fn hidden_cookies_are_not_set() {
+        let names = ["id".to_owned()];
+        let mut headers = HeaderMap::new();
+        for cookie in ["a=1; Path=/id", "id=2; Path=/", " id = 3", "id", "=id=4", "ID=5", "b=6; id=7"] {
+            headers.append(SET_COOKIE, HeaderValue::from_static(cookie));
+        }
+        drop_set(&mut headers, &names);
+        let left: Vec<_> = headers.get_all(SET_COOKIE).iter().collect();
+        assert_eq!(left, ["a=1; Path=/id", "ID=5", "b=6; id=7"]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use http::{
 };
 use ipnet::IpNet;
 
-use super::identity::reads_as;
+use super::{identity::reads_as, is_token_byte};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -29,18 +29,27 @@ pub(crate) struct ForwardedPolicy {
     /// What the client used to reach the front. A request can't tell: `:scheme` is the client's word.
     pub(crate) proto: Option<Scheme>,
     pub(crate) trusted: Vec<IpNet>,
+    /// Whether a peer without an address is trusted too.
+    pub(crate) trust_unix: bool,
 }
 
 impl Default for ForwardedPolicy {
     fn default() -> Self {
-        Self { x_forwarded: true, forwarded: false, x_real_ip: false, proto: None, trusted: Vec::new() }
+        Self {
+            x_forwarded: true,
+            forwarded: false,
+            x_real_ip: false,
+            proto: None,
+            trusted: Vec::new(),
+            trust_unix: false,
+        }
     }
 }
 
 impl ForwardedPolicy {
     /// Whether what the peer says of the client before it is believed.
     pub(crate) fn trusts(&self, peer: Option<IpAddr>) -> bool {
-        peer.is_some_and(|peer| self.trusted.iter().any(|net| net.contains(&peer)))
+        peer.map_or(self.trust_unix, |peer| self.trusted.iter().any(|net| net.contains(&peer)))
     }
 
     /// Says what is known. Claims of a peer that isn't trusted have to be gone by now.
@@ -158,10 +167,6 @@ fn scheme_value(scheme: &Scheme) -> HeaderValue {
     HeaderValue::from_str(scheme.as_str()).unwrap_or(HeaderValue::from_static("http"))
 }
 
-fn is_token_byte(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -225,6 +230,7 @@ mod tests {
             assert_eq!(policy.trusts(Some(peer.parse().unwrap())), trusted, "{peer}");
         }
         assert!(!policy.trusts(None));
+        assert!(ForwardedPolicy { trust_unix: true, ..ForwardedPolicy::default() }.trusts(None));
     }
 
     #[test]

@@ -28,6 +28,11 @@ pub(crate) fn members(headers: &HeaderMap, name: impl AsHeaderName) -> impl Iter
         .filter(|member| !member.is_empty())
 }
 
+/// Whether an octet may stand in a token (RFC 9110, section 5.6.2).
+pub(crate) fn is_token_byte(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
+}
+
 /// Replaces each value of a field for which `map` has another, in place and in order.
 pub(crate) fn map_values(headers: &mut HeaderMap, name: HeaderName, mut map: impl FnMut(&[u8]) -> Option<Vec<u8>>) {
     // `entry` makes room for one more, which mostly isn't needed.

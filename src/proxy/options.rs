@@ -18,7 +18,7 @@ use crate::{
     client::{Client, boxed},
     error::Error,
     forward::Rules,
-    headers::via::Pseudonym,
+    headers::{cookie::is_cookie_name, via::Pseudonym},
     path::{InvalidPrefix, PathPolicy, Prefix},
     upgrade::Tunnels,
     upstream::{HostPolicy, Upstream},
@@ -98,10 +98,33 @@ impl<U, P> ReverseProxyLayer<U, P> {
 
     /// Sets whose forwarding fields are believed: the proxies in front of the application, as CIDR blocks. Default: nobody's.
     ///
-    /// From such a peer, `X-Forwarded-For` and `Forwarded` are appended to, and the others kept.
+    /// From such a peer, `X-Forwarded-For` and `Forwarded` are appended to, and the others kept. A peer on a Unix socket has no
+    /// address: see [`trust_unix_peers`](Self::trust_unix_peers).
     pub fn trusted_proxies(self, blocks: impl IntoIterator<Item = IpNet>) -> Self {
         let trusted = blocks.into_iter().collect();
         self.rules(|rules| rules.forwarded.trusted = trusted)
+    }
+
+    /// Trusts peers that have no address, as [`trusted_proxies`](Self::trusted_proxies) trusts addresses: a proxy that reaches
+    /// the application over a Unix socket. Default: they aren't trusted, and no block of addresses includes them.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// // The application listens on a Unix socket, nginx in front of it sends `X-Forwarded-For`.
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").trust_unix_peers();
+    /// # let _ = proxy;
+    /// ```
+    ///
+    /// # Security
+    ///
+    /// A peer has no address if the request's extensions hold neither a [`ClientAddr`](crate::ClientAddr) nor axum's
+    /// `ConnectInfo<SocketAddr>`. Requests over TCP look the same if the application is served without connect info: then
+    /// this option trusts every client. Set it only if each listener either is a Unix socket that no one but the proxy in
+    /// front can open, or provides addresses.
+    #[doc(alias = "set_real_ip_from")]
+    pub fn trust_unix_peers(self) -> Self {
+        self.rules(|rules| rules.forwarded.trust_unix = true)
     }
 
     /// Sets the name that the proxy has in `Via` (RFC 9110, section 7.6.3). Default: `tower-reverse-proxy-` and a random
@@ -128,6 +151,35 @@ impl<U, P> ReverseProxyLayer<U, P> {
     /// both to a backend that isn't careful.
     pub fn keep_underscores(self) -> Self {
         self.rules(|rules| rules.keep_underscores = true)
+    }
+
+    /// Hides cookies from the backend: those of the application's own, by their exact names. Default: every cookie is sent.
+    ///
+    /// Removes these cookies from the request's `Cookie`, and `Set-Cookie` fields that would set one of them from the response:
+    /// a backend at the same host could otherwise replace the application's session. Other cookies pass byte for byte; a
+    /// `Cookie` field with no cookie left is removed. Names are compared with their case (RFC 6265, section 5.3).
+    ///
+    /// ```
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// // The backend has no use for the session cookie of the application (tower-sessions names it `id`).
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").hide_cookies(["id"]);
+    /// # let _ = proxy;
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If a name isn't a token (RFC 6265, section 4.1.1).
+    #[track_caller]
+    pub fn hide_cookies<N: Into<String>>(self, names: impl IntoIterator<Item = N>) -> Self {
+        let names = names.into_iter().map(Into::into).collect::<Box<[String]>>();
+        for name in &names {
+            assert!(
+                is_cookie_name(name),
+                "invalid cookie name {name:?}: write the name alone, without value, blanks and attributes, such as \"id\""
+            );
+        }
+        self.rules(|rules| rules.hidden_cookies = names)
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tower::ServiceExt;
 use tower_reverse_proxy::{ClientAddr, ReverseProxyLayer};
 
-use crate::support::{Message, ask, front, front_on, get, http2_get, mirror};
+use crate::support::{Message, Wire, ask, front, front_on, get, http2_get, mirror};
 
 /// Every spelling of a claim that a client could make.
 const CLAIMS: &str = "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 7.7.7.7\r\nX-Forwarded-Host: evil.example\r\n\
@@ -233,4 +233,32 @@ fn a_mapped_address_is_the_address_that_it_maps() {
     let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
     assert_eq!(ClientAddr::new(mapped), ClientAddr::new("192.0.2.1".parse().unwrap()));
     assert_eq!(ClientAddr::from(SocketAddr::new(mapped, 1)).ip().to_string(), "192.0.2.1");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_peer_on_a_unix_socket_is_trusted_only_by_its_own_option() {
+    let origin = mirror().await;
+    let everyone = || layer(&origin).trusted_proxies(["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()]);
+    let dir = tempfile::tempdir().unwrap();
+    for (name, layer, kept) in [
+        ("untrusted", everyone(), false),
+        ("trusted", layer(&origin).trust_unix_peers(), true),
+        ("both", everyone().trust_unix_peers(), true),
+    ] {
+        let path = dir.path().join(name);
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let app = Router::new().layer(layer.x_real_ip(true));
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        let mut wire = Wire::new(tokio::net::UnixStream::connect(&path).await.unwrap());
+        let claims = "X-Forwarded-For: 203.0.113.9\r\nX-Forwarded-Proto: https\r\nX-Real-IP: 203.0.113.9\r\n";
+        wire.send(format!("GET /mydir/x HTTP/1.1\r\nHost: front.example\r\n{claims}\r\n").as_bytes()).await;
+        let seen = wire.message().await.unwrap().mirrored();
+        assert_eq!(seen.field("x-forwarded-for"), kept.then_some("203.0.113.9"), "{name}");
+        assert_eq!(seen.field("x-forwarded-proto"), kept.then_some("https"), "{name}");
+        assert_eq!(seen.field("x-real-ip"), kept.then_some("203.0.113.9"), "{name}");
+    }
+    // Clients whose addresses are known aren't Unix peers.
+    let seen = seen(layer(&origin).trust_unix_peers(), "X-Forwarded-Proto: https\r\n").await;
+    assert_eq!(seen.field("x-forwarded-proto"), None);
 }

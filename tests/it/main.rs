@@ -6,6 +6,7 @@ mod support;
 mod cancel;
 mod client;
 mod failures;
+mod fields;
 mod forwarded;
 #[cfg(feature = "http2")]
 mod grpc;
