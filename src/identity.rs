@@ -99,13 +99,6 @@ impl From<SocketAddr> for ClientAddr {
     }
 }
 
-/// A field that the upstream side says, as a request extension: none of the client's trailers may say it.
-///
-/// HTTP/2 sends trailers whether they were announced or not. HTTP/1.1 doesn't: there, `Trailer` is enough.
-#[cfg(feature = "http2")]
-#[derive(Clone, Debug)]
-pub(crate) struct NotATrailer(pub(crate) http::HeaderName);
-
 /// What has to last as long as the tunnel that a response opens, as a response extension.
 #[derive(Clone)]
 pub(crate) struct Held {

@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use crate::{
     error::ErrorKind,
-    headers::identity::remove_every_spelling,
+    headers::{identity::remove_every_spelling, trailers::ForbiddenTrailers},
     identity::RemoteUser,
     refuse::{RefusableBody, RefusableFuture},
 };
@@ -24,7 +24,9 @@ use crate::{
 /// around any HTTP client.
 ///
 /// The client's own copy is removed, signed in or not, in every spelling that a server folds into the same variable:
-/// `remote-user`, `Remote_User`, `remote.user`.
+/// `remote-user`, `Remote_User`, `remote.user`. Below a proxy of this crate, that holds for the request's trailers too, of
+/// every layer and whatever the upstream service is. Without such a proxy around it, the layer removes the field, and its
+/// name from `Trailer`, but has no part in the body: an HTTP/2 client would send the caller's trailers as they are.
 ///
 /// ```
 /// use tower_reverse_proxy::{RemoteUserLayer, ReverseProxyLayer};
@@ -151,10 +153,7 @@ where
 impl Rules {
     fn apply<B>(&self, request: &mut Request<B>) -> Result<(), ErrorKind> {
         remove_every_spelling(request.headers_mut(), &self.header);
-        #[cfg(feature = "http2")]
-        if self.header != "remote-user" {
-            request.extensions_mut().insert(crate::identity::NotATrailer(self.header.clone()));
-        }
+        ForbiddenTrailers::add(request.extensions(), &self.header);
         if let Some(read) = &self.user {
             // What follows has to speak of the same user, or of nobody.
             match read(request.extensions()) {

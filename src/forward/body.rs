@@ -10,7 +10,7 @@ use std::{
 
 use axum_core::{BoxError, body::Body};
 use bytes::Bytes;
-use http::Version;
+use http::{HeaderMap, Version};
 use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
 
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind, classify_request_body, classify_response_body},
-    headers::framing,
+    headers::trailers::{self, ForbiddenTrailers},
 };
 
 pin_project! {
@@ -34,6 +34,7 @@ pin_project! {
         idle: Idle,
         upload: Arc<Upload>,
         version: Version,
+        forbidden: Option<ForbiddenTrailers>,
         #[pin]
         expectation: Option<Expectation>,
     }
@@ -47,15 +48,17 @@ pin_project! {
 }
 
 impl RequestBody {
-    /// `version` is the client's. With an `expectation`, nothing is asked of the client before that is met.
+    /// `version` is the client's. Without `forbidden`, the body has no trailers. With an `expectation`, nothing is asked of
+    /// the client before that is met.
     pub(super) fn new(
         inner: Body,
         version: Version,
+        forbidden: Option<ForbiddenTrailers>,
         expectation: Option<Expectation>,
         idle_timeout: Option<Duration>,
         upload: Arc<Upload>,
     ) -> Self {
-        Self { inner, idle: Idle::new(idle_timeout), upload, version, expectation }
+        Self { inner, idle: Idle::new(idle_timeout), upload, version, forbidden, expectation }
     }
 }
 
@@ -85,16 +88,18 @@ impl http_body::Body for RequestBody {
             _ => Turn::Done,
         };
         this.upload.set(turn);
-        Poll::Ready(frame.map(|frame| match frame {
-            Ok(mut frame) => {
-                if let Some(trailers) = frame.trailers_mut() {
-                    framing::remove_harmful_trailers(trailers);
-                }
-                Ok(frame)
-            }
-            Err(error) => {
-                this.upload.fail(&error);
-                Err(error)
+        if let Some(Err(error)) = &frame {
+            this.upload.fail(error);
+        }
+        let forbidden = this.forbidden.as_ref();
+        Poll::Ready(frame.and_then(|frame| {
+            match frame {
+                Ok(frame) => without_trailers(frame, |trailers| match forbidden {
+                    Some(forbidden) => forbidden.remove_from(trailers),
+                    None => trailers.clear(),
+                })
+                .map(Ok),
+                failed => Some(failed),
             }
         }))
     }
@@ -118,6 +123,7 @@ pin_project! {
         idle: Idle,
         hide_length: bool,
         upload: Option<Arc<Upload>>,
+        failure: Option<Error>,
     }
 }
 
@@ -129,7 +135,7 @@ impl<B> ResponseBody<B> {
         hide_length: bool,
         upload: Option<Arc<Upload>>,
     ) -> Self {
-        Self { inner, idle: Idle::new(idle_timeout), hide_length, upload }
+        Self { inner, idle: Idle::new(idle_timeout), hide_length, upload, failure: None }
     }
 }
 
@@ -143,6 +149,9 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut this = self.project();
+        if let Some(failure) = this.failure.take() {
+            return Poll::Ready(Some(Err(failure)));
+        }
         let error = match this.inner.poll_frame(cx) {
             Poll::Pending => match this.idle.poll_elapsed(cx) {
                 Poll::Pending => return Poll::Pending,
@@ -154,12 +163,16 @@ where
             }
             Poll::Ready(Some(Ok(frame))) => {
                 this.idle.as_mut().stop();
-                return Poll::Ready(Some(Ok(frame)));
+                return Poll::Ready(without_trailers(frame, trailers::remove_from_response).map(Ok));
             }
             Poll::Ready(None) => return Poll::Ready(None),
         };
         super::failure::trace(&error);
-        Poll::Ready(Some(Err(error)))
+        // hyper's server writes when the body is pending, and closes the connection on an error without writing what it has
+        // buffered. The head, and the frames before the error, go out first, so that the client sees a cut response.
+        *this.failure = Some(error);
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn is_end_stream(&self) -> bool {
@@ -169,4 +182,11 @@ where
     fn size_hint(&self) -> SizeHint {
         if self.hide_length { SizeHint::new() } else { self.inner.size_hint() }
     }
+}
+
+/// The frame without the trailers that `remove` removes; `None`, the end of the body, if no trailer is left.
+fn without_trailers(mut frame: Frame<Bytes>, remove: impl FnOnce(&mut HeaderMap)) -> Option<Frame<Bytes>> {
+    let Some(trailers) = frame.trailers_mut() else { return Some(frame) };
+    remove(trailers);
+    (!trailers.is_empty()).then_some(frame)
 }

@@ -8,7 +8,7 @@ use http::{
     header::{ALLOW, CONTENT_TYPE},
 };
 
-use super::{request::Refusal, rules::Rules};
+use super::{request::Refusal, response::no_body, rules::Rules};
 use crate::error::Error;
 
 /// Answers in the backend's place.
@@ -80,7 +80,7 @@ fn grpc_response(error: &Error) -> Response<Body> {
 
 /// The answer to an `OPTIONS` that may go no further (RFC 9110, section 7.6.2).
 fn final_recipient() -> Response<Body> {
-    let mut response = Response::new(Body::empty());
+    let mut response = Response::new(no_body());
     *response.status_mut() = StatusCode::NO_CONTENT;
     *response.version_mut() = Version::HTTP_11;
     response.headers_mut().insert(ALLOW, HeaderValue::from_static("OPTIONS"));

@@ -46,8 +46,10 @@ where
     if !request.body().is_end_stream() {
         let shared = Arc::new(Upload::new());
         upload = Some(shared.clone());
-        request = request
-            .map(|body| Body::new(RequestBody::new(body, version, expectation, rules.body_idle_timeout, shared)));
+        let forbidden = request::forbidden_trailers(&mut request, version);
+        request = request.map(|body| {
+            Body::new(RequestBody::new(body, version, forbidden, expectation, rules.body_idle_timeout, shared))
+        });
     }
     let call = Oneshot::new(upstream, request);
     ForwardFuture { state: State::Calling { call, clock: None, upload, exchange, is_grpc, rules } }

@@ -5,14 +5,18 @@ use std::net::IpAddr;
 use axum_core::body::Body;
 use http::{
     Extensions, Method, Request, Uri, Version,
-    header::{CONTENT_TYPE, HOST},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, HOST},
     uri::PathAndQuery,
 };
 
 use super::rules::Rules;
 use crate::{
     error::{Error, ErrorKind},
-    headers::{cookie, forwarded, framing, hop, host, identity, via},
+    headers::{
+        cookie, forwarded, framing, hop, host, identity,
+        trailers::{self, ForbiddenTrailers},
+        via,
+    },
     identity::ClientAddr,
     path::{Nest, PathPolicy, Target},
     upgrade::Offer,
@@ -22,6 +26,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Exchange {
     pub(super) method: Method,
+    /// The client's.
+    pub(super) version: Version,
     /// The directory as the client sees it, if the backend sees another one.
     pub(super) public_prefix: Option<String>,
     /// The protocols that the client would switch to.
@@ -69,7 +75,7 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
             || identity::is_reserved(name)
             || (!rules.keep_underscores && identity::is_underscored(name))
     });
-    framing::announce_harmless_trailers(request.headers_mut());
+    trailers::announce_in_request(request.headers_mut());
 
     // 5  the target, as origin-form
     *request.uri_mut() = Uri::from(target);
@@ -92,7 +98,7 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
     if let Some(offer) = &offer {
         offer.make(request);
     }
-    Ok(Exchange { method: request.method().clone(), public_prefix, offer })
+    Ok(Exchange { method: request.method().clone(), version, public_prefix, offer })
 }
 
 /// `TRACE` would show the client what was added for the backend alone.
@@ -104,6 +110,19 @@ fn target(rules: &Rules, request: &Request<Body>) -> Result<(PathAndQuery, Optio
     let target = Target::parse(request.uri(), nest(request.extensions()), &rules.prefix)?;
     let public_prefix = (rules.path != PathPolicy::Keep).then(|| target.public_prefix().into_owned());
     Ok((target.for_backend(&rules.path)?, public_prefix))
+}
+
+/// Inserts the list of trailers that upstream layers forbid, if the client's body may end in trailers. In HTTP/1.1 these are
+/// part of the chunked coding, and a body with a length has none.
+pub(super) fn forbidden_trailers(request: &mut Request<Body>, version: Version) -> Option<ForbiddenTrailers> {
+    let has_length =
+        request.headers().contains_key(CONTENT_LENGTH) || http_body::Body::size_hint(request.body()).exact().is_some();
+    if version <= Version::HTTP_11 && has_length {
+        return None;
+    }
+    let forbidden = ForbiddenTrailers::default();
+    request.extensions_mut().insert(forbidden.clone());
+    Some(forbidden)
 }
 
 /// Whether failures have to be said in gRPC's way.

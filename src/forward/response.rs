@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use axum_core::{BoxError, body::Body};
 use bytes::Bytes;
-use http::{Method, Response, StatusCode, Version, header::CONTENT_LENGTH};
+use http::{
+    HeaderValue, Method, Response, StatusCode, Version,
+    header::{CONNECTION, CONTENT_LENGTH},
+};
 
 use super::{body::ResponseBody, request::Exchange, rules::Rules, upload::Upload};
 use crate::{
     error::{Error, ErrorKind},
-    headers::{cookie, framing, hop, location},
+    headers::{cookie, framing, hop, location, trailers},
     path::PathPolicy,
 };
 
@@ -38,7 +41,12 @@ where
     let is_bodiless = is_bodiless(&exchange.method, response.status());
     let length = if is_bodiless { None } else { response.body().size_hint().exact() };
     framing::reconcile_response(response.headers_mut(), length)?;
+    // A 204 has none (RFC 9110, section 8.6): HTTP/2 would send it.
+    if response.status() == StatusCode::NO_CONTENT {
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
     hop::remove_from_response(response.headers_mut());
+    trailers::announce_in_response(response.headers_mut());
     if let Some(via) = &rules.via {
         via.append_to(response.headers_mut(), version);
     }
@@ -57,13 +65,27 @@ where
     }
 
     // 15  the body
-    let hide_length = is_bodiless && !response.headers().contains_key(CONTENT_LENGTH);
+    let has_length = response.headers().contains_key(CONTENT_LENGTH);
+    if exchange.version == Version::HTTP_10 && !has_length && !is_bodiless && length.is_none() {
+        // The end of the connection is the end of such a body. hyper's server announces `keep-alive` on a response of
+        // version 1.1 to an HTTP/1.0 client that asks for it, whatever its length and its `Connection` are.
+        *response.version_mut() = Version::HTTP_10;
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    let hide_length = is_bodiless && !has_length;
     Ok(response.map(|body| Body::new(ResponseBody::new(body, rules.body_idle_timeout, hide_length, upload))))
 }
 
 /// Whether the response has no body whatever its length says (RFC 9112, section 6.3).
 ///
-/// Its empty body would let axum's routes add `Content-Length: 0`, which says something of the GET that isn't so.
+/// Its empty body would let axum's routes add `Content-Length: 0`, which says something of the GET that isn't so, and which a
+/// 204 must not have.
 fn is_bodiless(method: &Method, status: StatusCode) -> bool {
-    method == Method::HEAD || status == StatusCode::NOT_MODIFIED
+    method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
+/// An empty body for a response without `Content-Length`, such as a 204: axum's routes would add the field for a body of a
+/// known length.
+pub(super) fn no_body() -> Body {
+    Body::new(ResponseBody::new(Body::empty(), None, true, None))
 }

@@ -1,12 +1,12 @@
-//! What delimits a message (RFC 9112, section 6), and the trailers behind it. The framing itself is the HTTP stack's.
+//! What delimits a message (RFC 9112, section 6). The framing itself is the HTTP stack's.
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue,
-    header::{CONTENT_LENGTH, TRAILER, TRANSFER_ENCODING},
+    HeaderMap, HeaderValue,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
 };
 use http_body::SizeHint;
 
-use super::{forwarded, identity, members, retain_members};
+use super::members;
 use crate::error::ErrorKind;
 
 /// Refuses a request whose `Transfer-Encoding` isn't exactly one `chunked`.
@@ -91,57 +91,10 @@ fn number(digits: &[u8]) -> Option<u64> {
     rest.iter().try_fold(digit(first)?, |number, &b| number.checked_mul(10)?.checked_add(digit(b)?))
 }
 
-/// Takes out of `Trailer` what may not come as a request's trailer.
-pub(crate) fn announce_harmless_trailers(headers: &mut HeaderMap) {
-    if headers.contains_key(TRAILER) {
-        retain_members(headers, TRAILER, |member| {
-            HeaderName::from_bytes(member).is_ok_and(|name| is_harmless_trailer(&name))
-        });
-    }
-}
-
-/// Removes from a request's trailers what a server that merges them into the header would be misled by: framing, routing,
-/// credentials, identity (RFC 9110, section 6.5.1).
-pub(crate) fn remove_harmful_trailers(trailers: &mut HeaderMap) {
-    super::remove_where(trailers, |name| !is_harmless_trailer(name));
-}
-
-fn is_harmless_trailer(name: &HeaderName) -> bool {
-    !matches!(
-        name.as_str(),
-        "authorization"
-            | "cache-control"
-            | "connection"
-            | "content-encoding"
-            | "content-length"
-            | "content-range"
-            | "content-type"
-            | "cookie"
-            | "expect"
-            | "host"
-            | "http2-settings"
-            | "keep-alive"
-            | "max-forwards"
-            | "origin"
-            | "pragma"
-            | "proxy-authorization"
-            | "proxy-connection"
-            | "range"
-            | "referer"
-            | "set-cookie"
-            | "te"
-            | "trailer"
-            | "transfer-encoding"
-            | "upgrade"
-            | "via"
-    ) && !name.as_str().starts_with("if-")
-        && !identity::is_reserved(name)
-        && !identity::is_underscored(name)
-        && !forwarded::is_claim(name)
-}
-
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
 
     fn map(lines: &[(HeaderName, &str)]) -> HeaderMap {
@@ -207,21 +160,5 @@ mod tests {
         assert!(!headers.contains_key(CONTENT_LENGTH));
         let mut headers = map(&[(TRANSFER_ENCODING, "gzip, chunked")]);
         assert_eq!(reconcile_response(&mut headers, None), Err(ErrorKind::InvalidResponse));
-    }
-
-    #[test]
-    fn trailers_that_would_mislead_go() {
-        let mut headers = map(&[(TRAILER, "X-Ok, Remote_User, remote-user, content-length"), (TRAILER, "grpc-status")]);
-        announce_harmless_trailers(&mut headers);
-        assert_eq!(headers[TRAILER], "X-Ok, grpc-status");
-        let mut headers = map(&[(TRAILER, "Authorization")]);
-        announce_harmless_trailers(&mut headers);
-        assert!(headers.is_empty());
-        let mut trailers = HeaderMap::new();
-        for name in ["x-ok", "cookie", "host", "x-forwarded-for", "x_a", "remote.user", "if-match", "script_name"] {
-            trailers.insert(name.parse::<HeaderName>().unwrap(), HeaderValue::from_static("1"));
-        }
-        remove_harmful_trailers(&mut trailers);
-        assert_eq!(trailers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-ok"]);
     }
 }

@@ -20,13 +20,8 @@ pub(crate) fn is_underscored(name: &HeaderName) -> bool {
 
 /// Removes a field in every spelling that a server folds into the same variable, and from the trailers announced.
 pub(crate) fn remove_every_spelling(headers: &mut HeaderMap, name: &HeaderName) {
-    remove_spellings(headers, name);
+    remove_where(headers, |other| reads_as(other.as_str().as_bytes(), name.as_str()));
     retain_members(headers, TRAILER, |member| !reads_as(member, name.as_str()));
-}
-
-/// Removes a field in every spelling.
-pub(crate) fn remove_spellings(trailers: &mut HeaderMap, name: &HeaderName) {
-    remove_where(trailers, |other| reads_as(other.as_str().as_bytes(), name.as_str()));
 }
 
 /// Whether a server may read both names as the same variable: they differ in nothing but case and what is neither letter

@@ -7,6 +7,7 @@ pub(crate) mod hop;
 pub(crate) mod host;
 pub(crate) mod identity;
 pub(crate) mod location;
+pub(crate) mod trailers;
 pub(crate) mod via;
 #[cfg(feature = "http2")]
 pub(crate) mod websocket;

@@ -8,6 +8,7 @@ mod client;
 mod failures;
 mod fields;
 mod forwarded;
+mod framing;
 #[cfg(feature = "http2")]
 mod grpc;
 #[cfg(feature = "http2")]
@@ -25,6 +26,7 @@ mod response;
 mod stress;
 #[cfg(feature = "tls-ring")]
 mod tls;
+mod trailers;
 mod upgrade;
 mod upstream_side;
 mod websocket;

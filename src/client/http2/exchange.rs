@@ -10,7 +10,6 @@ use http::{
     uri::{Authority, Scheme},
 };
 use http_body::Body as _;
-use http_body_util::BodyExt;
 
 use super::{
     super::{
@@ -23,8 +22,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind, classify},
-    headers::{framing, identity::remove_spellings},
-    identity::NotATrailer,
+    headers::framing,
 };
 
 /// What becomes of a request that HTTP/2 is meant for.
@@ -147,14 +145,5 @@ fn as_http2(mut request: Request<Body>) -> Result<Request<Body>, Error> {
         parts.scheme.get_or_insert(Scheme::HTTP);
         *request.uri_mut() = Uri::from_parts(parts).map_err(|_| ErrorKind::Host)?;
     }
-    let Some(NotATrailer(name)) = request.extensions_mut().remove() else { return Ok(request) };
-    // HTTP/2 sends trailers whether they were announced or not.
-    Ok(request.map(|body| {
-        Body::new(body.map_frame(move |mut frame| {
-            if let Some(trailers) = frame.trailers_mut() {
-                remove_spellings(trailers, &name);
-            }
-            frame
-        }))
-    }))
+    Ok(request)
 }

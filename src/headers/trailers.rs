@@ -1,0 +1,201 @@
+//! Trailers (RFC 9110, section 6.5): which ones an intermediary passes on.
+//!
+//! A recipient may merge trailers into the header. So a trailer that would matter there doesn't pass: HTTP/2 sends trailers
+//! whether `Trailer` announced them or not.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use http::{Extensions, HeaderMap, HeaderName, header::TRAILER};
+
+use super::{forwarded, identity, remove_where, retain_members};
+
+/// The names of fields that upstream layers set: a trailer of the client must not repeat them. A request extension.
+///
+/// The forwarder inserts it for a request whose body may end in trailers. The body shares the list, and reads it when its
+/// trailers come, so that it holds whatever any layer has added by then.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ForbiddenTrailers {
+    names: Arc<Mutex<Vec<HeaderName>>>,
+}
+
+impl ForbiddenTrailers {
+    /// Adds a name to the list of a request, if the request has one.
+    pub(crate) fn add(extensions: &Extensions, name: &HeaderName) {
+        let Some(this) = extensions.get::<Self>() else { return };
+        let mut names = this.names.lock().unwrap_or_else(PoisonError::into_inner);
+        // A layer that repeats a request calls the inner layers again.
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+
+    /// Removes from a request's trailers what would matter as a field, and every spelling of the names in the list.
+    pub(crate) fn remove_from(&self, trailers: &mut HeaderMap) {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        remove_where(trailers, |trailer| {
+            !is_harmless_in_request(trailer)
+                || names.iter().any(|name| identity::reads_as(trailer.as_str().as_bytes(), name.as_str()))
+        });
+    }
+}
+
+/// Takes out of a request's `Trailer` what may not come as a trailer.
+pub(crate) fn announce_in_request(headers: &mut HeaderMap) {
+    announce(headers, is_harmless_in_request);
+}
+
+/// Takes out of a response's `Trailer` what may not come as a trailer.
+pub(crate) fn announce_in_response(headers: &mut HeaderMap) {
+    announce(headers, is_harmless_in_response);
+}
+
+/// Removes from a response's trailers what would matter as a field.
+pub(crate) fn remove_from_response(trailers: &mut HeaderMap) {
+    remove_where(trailers, |name| !is_harmless_in_response(name));
+}
+
+fn announce(headers: &mut HeaderMap, is_harmless: impl Fn(&HeaderName) -> bool) {
+    if headers.contains_key(TRAILER) {
+        retain_members(headers, TRAILER, |member| HeaderName::from_bytes(member).is_ok_and(|name| is_harmless(&name)));
+    }
+}
+
+/// Whether the field delimits, routes or describes a message, in either direction, or belongs to one connection (RFC 9110,
+/// section 6.5.1; RFC 9113, section 8.2.2).
+fn is_control(name: &str) -> bool {
+    matches!(
+        name,
+        "cache-control"
+            | "connection"
+            | "content-encoding"
+            | "content-length"
+            | "content-range"
+            | "content-type"
+            | "host"
+            | "http2-settings"
+            | "keep-alive"
+            | "pragma"
+            | "proxy-authenticate"
+            | "proxy-authentication-info"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "set-cookie"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "via"
+    )
+}
+
+/// A server that merges trailers would be misled by framing, routing, credentials, identity.
+fn is_harmless_in_request(name: &HeaderName) -> bool {
+    !is_control(name.as_str())
+        && !matches!(
+            name.as_str(),
+            "authorization" | "cookie" | "expect" | "max-forwards" | "origin" | "range" | "referer"
+        )
+        && !name.as_str().starts_with("if-")
+        && !identity::is_reserved(name)
+        && !identity::is_underscored(name)
+        && !forwarded::is_claim(name)
+}
+
+/// A client that merges trailers would be misled by framing, response control and credentials; and references and cookies
+/// would pass without being mapped.
+fn is_harmless_in_response(name: &HeaderName) -> bool {
+    !is_control(name.as_str())
+        && !matches!(
+            name.as_str(),
+            "age"
+                | "alt-svc"
+                | "clear-site-data"
+                | "content-location"
+                | "date"
+                | "expires"
+                | "location"
+                | "refresh"
+                | "retry-after"
+                | "strict-transport-security"
+                | "vary"
+                | "warning"
+                | "www-authenticate"
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn map(names: &[&str]) -> HeaderMap {
+        names.iter().map(|name| (name.parse::<HeaderName>().unwrap(), HeaderValue::from_static("1"))).collect()
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        headers.keys().map(HeaderName::as_str).collect()
+    }
+
+    #[test]
+    fn trailers_of_a_request_that_would_mislead_go() {
+        let mut headers = HeaderMap::new();
+        headers.append(TRAILER, HeaderValue::from_static("X-Ok, Remote_User, remote-user, content-length"));
+        headers.append(TRAILER, HeaderValue::from_static("grpc-status"));
+        announce_in_request(&mut headers);
+        assert_eq!(headers[TRAILER], "X-Ok, grpc-status");
+        let mut headers = HeaderMap::from_iter([(TRAILER, HeaderValue::from_static("Authorization"))]);
+        announce_in_request(&mut headers);
+        assert!(headers.is_empty());
+        let mut trailers =
+            map(&["x-ok", "cookie", "host", "x-forwarded-for", "x_a", "remote.user", "if-match", "script_name"]);
+        ForbiddenTrailers::default().remove_from(&mut trailers);
+        assert_eq!(names(&trailers), ["x-ok"]);
+    }
+
+    #[test]
+    fn trailers_that_a_layer_forbids_go_in_every_spelling() {
+        let mut extensions = Extensions::new();
+        let name = HeaderName::from_static("x-user");
+        ForbiddenTrailers::add(&extensions, &name);
+        let list = ForbiddenTrailers::default();
+        extensions.insert(list.clone());
+        for name in ["x-user", "x-other", "x-user"] {
+            ForbiddenTrailers::add(&extensions, &HeaderName::from_static(name));
+        }
+        let mut trailers = map(&["x-user", "x.user", "x-other", "x-users"]);
+        list.remove_from(&mut trailers);
+        assert_eq!(names(&trailers), ["x-users"]);
+        assert_eq!(list.names.lock().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn trailers_of_a_response_that_would_mislead_go() {
+        let passing = [
+            "grpc-status",
+            "grpc-message",
+            "grpc-status-details-bin",
+            "server-timing",
+            "digest",
+            "content-digest",
+            "repr-digest",
+            "etag",
+            "authentication-info",
+            "x-custom",
+        ];
+        let mut trailers = map(&passing);
+        for name in ["content-length", "set-cookie", "connection", "keep-alive", "transfer-encoding", "location", "te"]
+        {
+            trailers.insert(name, HeaderValue::from_static("0"));
+        }
+        remove_from_response(&mut trailers);
+        let mut left = names(&trailers);
+        left.sort_unstable();
+        let mut passing = passing;
+        passing.sort_unstable();
+        assert_eq!(left, passing);
+        let mut headers = HeaderMap::from_iter([(TRAILER, HeaderValue::from_static("X-Sum, Set-Cookie, b ad"))]);
+        announce_in_response(&mut headers);
+        assert_eq!(headers[TRAILER], "X-Sum");
+    }
+}

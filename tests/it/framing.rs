@@ -1,0 +1,132 @@
+//! How a response ends: what its length is said to be, and what a client sees of one that breaks off.
+
+use std::{convert::Infallible, pin::Pin, task::Poll};
+
+use axum::{
+    BoxError, Router,
+    body::{Body, Bytes},
+    extract::Request,
+    http::{StatusCode, header::CONTENT_LENGTH},
+    response::Response,
+};
+use http_body_util::{StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::Frame;
+use tokio::time::timeout;
+use tower::service_fn;
+use tower_reverse_proxy::ReverseProxyLayer;
+
+use crate::support::{PATIENCE, answering, backend, client, front, http2};
+
+async fn proxied(origin: String) -> std::net::SocketAddr {
+    front(Router::new().layer(ReverseProxyLayer::new(origin))).await
+}
+
+#[tokio::test]
+async fn an_http_1_0_client_is_told_that_a_body_of_unknown_length_ends_with_the_connection() {
+    for unknown in [
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        // An empty one, too.
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ] {
+        for wish in ["Connection: keep-alive\r\n", "Connection: Keep-Alive, x\r\n", ""] {
+            let mut wire = client(proxied(answering(unknown).await).await).await;
+            wire.send(format!("GET /x HTTP/1.0\r\nHost: a\r\n{wish}\r\n").as_bytes()).await;
+            let answer = wire.message().await.unwrap();
+            let body = if unknown.contains("hello") { "hello" } else { "" };
+            assert_eq!((answer.status(), &*answer.text()), (200, body));
+            let fields = (answer.field("connection"), answer.field("keep-alive"), answer.field("transfer-encoding"));
+            let has_length = answer.field("content-length").is_some();
+            assert!(has_length || fields == (Some("close"), None, None), "{answer:?}");
+            assert!(has_length || wire.closed().await);
+        }
+    }
+    // Until the backend closes.
+    let origin = backend(|mut wire| async move {
+        wire.message().await;
+        wire.send(b"HTTP/1.1 200 OK\r\n\r\nhello").await;
+    })
+    .await;
+    let mut wire = client(proxied(origin).await).await;
+    wire.send(b"GET /x HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n").await;
+    let answer = wire.message().await.unwrap();
+    assert_eq!((answer.field("connection"), &*answer.text()), (Some("close"), "hello"));
+}
+
+#[tokio::test]
+async fn an_http_1_0_client_keeps_its_connection_after_a_body_of_known_length() {
+    for (known, method) in [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "GET"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "HEAD"),
+        ("HTTP/1.1 304 Not Modified\r\nETag: \"1\"\r\n\r\n", "GET"),
+        ("HTTP/1.1 204 No Content\r\n\r\n", "GET"),
+    ] {
+        let mut wire = client(proxied(answering(known).await).await).await;
+        for _ in 0..2 {
+            wire.send(format!("{method} /x HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n").as_bytes()).await;
+            let answer = wire.message().await.unwrap_or_else(|| panic!("{method} {known}"));
+            assert_eq!(answer.field("connection"), Some("keep-alive"), "{known}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_http_1_1_client_keeps_its_connection_whatever_the_length() {
+    for response in [
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "HTTP/1.1 204 No Content\r\n\r\n",
+        "HTTP/1.1 304 Not Modified\r\n\r\n",
+    ] {
+        let mut wire = client(proxied(answering(response).await).await).await;
+        for _ in 0..2 {
+            wire.send(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n").await;
+            assert_eq!(wire.message().await.unwrap().field("connection"), None);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_204_has_no_length() {
+    for response in ["HTTP/1.1 204 No Content\r\n\r\n", "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n"] {
+        let addr = proxied(answering(response).await).await;
+        for (method, max_forwards) in [("GET", "9"), ("DELETE", "9"), ("OPTIONS", "9"), ("HEAD", "9"), ("OPTIONS", "0")]
+        {
+            let request = Request::builder().method(method).uri("http://front.example/x");
+            let request = request.header("max-forwards", max_forwards).body(Body::empty()).unwrap();
+            let answer = timeout(PATIENCE, http2(addr).await.send_request(request)).await.unwrap().unwrap();
+            assert_eq!(answer.status(), StatusCode::NO_CONTENT);
+            assert_eq!(answer.headers().get(CONTENT_LENGTH), None, "{method} {max_forwards}");
+            let mut wire = client(addr).await;
+            wire.send(format!("{method} /x HTTP/1.1\r\nHost: a\r\nMax-Forwards: {max_forwards}\r\n\r\n").as_bytes())
+                .await;
+            let answer = wire.message().await.unwrap();
+            assert_eq!((answer.status(), answer.field("content-length")), (204, None), "{method} {max_forwards}");
+        }
+    }
+}
+
+/// A body of these frames, which are there at once, and then an error.
+fn cut(frames: &'static [&'static str]) -> UnsyncBoxBody<Bytes, BoxError> {
+    let mut frames = frames.iter();
+    let stream = futures_util::stream::poll_fn(move |_| {
+        Poll::Ready(Some(match frames.next() {
+            Some(frame) => Ok(Frame::data(Bytes::from_static(frame.as_bytes()))),
+            None => Err(BoxError::from("cut")),
+        }))
+    });
+    UnsyncBoxBody::new(StreamBody::new(Box::pin(stream) as Pin<Box<_>>))
+}
+
+#[tokio::test]
+async fn what_came_before_a_cut_arrives() {
+    for (frames, arrives) in [(&[][..], ""), (&["abc"], "abc"), (&["abc", "def"], "abcdef")] {
+        let upstream = service_fn(move |_: Request| async move { Ok::<_, Infallible>(Response::new(cut(frames))) });
+        let addr = front(Router::new().layer(ReverseProxyLayer::with_upstream(upstream))).await;
+        for _ in 0..20 {
+            let mut wire = client(addr).await;
+            wire.send(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n").await;
+            let answer = wire.message().await.expect("a head");
+            assert_eq!((answer.status(), &*answer.text(), answer.complete), (200, arrives, false));
+        }
+    }
+}
