@@ -35,6 +35,13 @@ impl<U, P> ReverseProxyLayer<U, P> {
     /// fallback. A router that is to be nested needs a `fallback` before this layer; or mount a
     /// [`ReverseProxy`](crate::ReverseProxy) in it with `nest_service`.
     ///
+    /// # How many
+    ///
+    /// A request passes each layer that isn't its own. In axum that costs about 0.5 µs and 1.5 KiB of stack for each
+    /// (8 KiB and more in a debug build). Up to a hundred layers are fine. Beyond that, mount a
+    /// [`ReverseProxy`](crate::ReverseProxy) for each directory with `nest_service`: axum's router finds one of thousands at
+    /// the cost of one. The example `gateway`, whose mounts come from a file, holds them in a table of its own.
+    ///
     /// # Panics
     ///
     /// If it isn't a plain path, with a message that says what to write instead. Parse a [`Prefix`] to get the error.

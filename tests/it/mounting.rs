@@ -517,6 +517,78 @@ async fn a_body_over_an_outer_limit_is_413_and_never_whole_at_the_backend() {
     }
 }
 
+/// A service that counts how often it's cloned.
+#[derive(Debug)]
+struct Counted(Arc<AtomicUsize>);
+
+impl Clone for Counted {
+    fn clone(&self) -> Self {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Self(self.0.clone())
+    }
+}
+
+impl Service<Request> for Counted {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Infallible>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request) -> Self::Future {
+        std::future::ready(Ok(Response::default()))
+    }
+}
+
+#[tokio::test]
+async fn a_clone_of_the_middleware_clones_nothing_below_it() {
+    let clones = Arc::new(AtomicUsize::new(0));
+    let layer = |prefix: &str| ReverseProxyLayer::with_upstream(support::ok()).prefix(prefix);
+    let service = layer("/b").layer(layer("/a").layer(Counted(clones.clone())));
+    let mut clone = service.clone();
+    assert_eq!(clones.load(Ordering::Relaxed), 0);
+    // One copy for each clone that is used, however often.
+    for _ in 0..2 {
+        clone.ready().await.unwrap().call(Request::new(Body::empty())).await.unwrap();
+        assert_eq!(clones.load(Ordering::Relaxed), 1);
+    }
+    // The wrapped service itself goes out again.
+    drop(clone);
+    service.into_inner().into_inner();
+    assert_eq!(clones.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn what_is_changed_in_the_wrapped_service_holds_for_later_clones() {
+    let mut service = ReverseProxyLayer::with_upstream(support::ok()).prefix("/mydir").layer(Counted(Arc::default()));
+    let before = service.get_ref().0.clone();
+    service.ready().await.unwrap();
+    let after = Arc::new(AtomicUsize::new(0));
+    service.get_mut().0 = after.clone();
+    let mut clone = service.clone();
+    clone.ready().await.unwrap().call(Request::new(Body::empty())).await.unwrap();
+    assert_eq!((before.load(Ordering::Relaxed), after.load(Ordering::Relaxed)), (1, 1));
+    assert!(Arc::ptr_eq(&clone.get_ref().0, &after));
+}
+
+#[tokio::test]
+async fn with_more_layers_a_request_clones_the_app_no_more_often() {
+    let clones_with = async |layers: usize| {
+        let clones = Arc::new(AtomicUsize::new(0));
+        let mut app = Router::new().route_service("/own", Counted(clones.clone()));
+        for number in 0..layers {
+            app = app.layer(ReverseProxyLayer::with_upstream(support::ok()).prefix(format!("/mydir{number}")));
+        }
+        let before = clones.load(Ordering::Relaxed);
+        let request = Request::get("/own").body(Body::empty()).unwrap();
+        assert_eq!(app.oneshot(request).await.unwrap().status(), 200);
+        clones.load(Ordering::Relaxed) - before
+    };
+    assert_eq!(clones_with(50).await, clones_with(1).await);
+}
+
 #[test]
 fn everything_crosses_threads_and_clones() {
     fn shared<T: Send + Sync + Clone + 'static>() {}
