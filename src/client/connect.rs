@@ -11,7 +11,10 @@ use std::{
 
 use axum_core::BoxError;
 use http::{Uri, uri::PathAndQuery};
-use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::{
+    client::conn::http1::Builder,
+    rt::{Read, ReadBufCursor, Write},
+};
 use hyper_util::{
     client::legacy::connect::{Connection, HttpConnector},
     rt::TokioIo,
@@ -36,7 +39,7 @@ pub(super) struct Connector {
     #[cfg(feature = "tls")]
     dial_http1: Option<Dial>,
     timeout: Option<Duration>,
-    preserve_header_case: bool,
+    http1: Builder,
 }
 
 /// TCP, Unix, TLS and the operator's own: a service from the backend's origin to a connection with it.
@@ -86,7 +89,7 @@ impl Connector {
             #[cfg(feature = "tls")]
             dial_http1: is_ours.then(|| dial(false)),
             timeout: options.connect_timeout,
-            preserve_header_case: options.preserve_header_case,
+            http1: http1::builder(options),
         }
     }
 
@@ -130,7 +133,7 @@ impl Connector {
     }
 
     pub(super) async fn handshake_http1(&self, stream: Stream) -> hyper::Result<Box<http1::Connection>> {
-        http1::Connection::handshake(stream, self.preserve_header_case).await.map(Box::new)
+        http1::Connection::handshake(stream, &self.http1).await.map(Box::new)
     }
 
     /// Waits for what belongs to connecting, no longer than that may take.

@@ -37,11 +37,16 @@ pub struct ClientFuture {
 }
 
 enum State {
-    Waiting(Waiting, Request<Body>),
+    Waiting {
+        waiting: Waiting,
+        request: Request<Body>,
+        poolable: bool,
+    },
     Exchanging {
         connection: Box<Connection>,
         /// How long it had been idle.
         idle: Option<Duration>,
+        /// Whether the connection may serve others afterwards: the request doesn't authenticate it.
         poolable: bool,
     },
     /// A switch of protocols: the connection is about to hand itself over.
@@ -64,10 +69,12 @@ impl Future for ClientFuture {
         let this = self.get_mut();
         loop {
             match &mut this.state {
-                State::Waiting(waiting, _) => {
+                State::Waiting { waiting, .. } => {
                     let found = ready!(Pin::new(waiting).poll(cx));
-                    let State::Waiting(_, request) = mem::replace(&mut this.state, State::Over) else { continue };
-                    this.state = exchange(found?, request);
+                    let State::Waiting { request, poolable, .. } = mem::replace(&mut this.state, State::Over) else {
+                        continue;
+                    };
+                    this.state = exchange(found?, request, poolable);
                 }
                 State::Exchanging { connection, .. } => {
                     let sent = ready!(connection.poll_response(cx));
@@ -84,7 +91,10 @@ impl Future for ClientFuture {
                 #[cfg(feature = "http2")]
                 State::Http2(outcome) => match ready!(outcome.as_mut().poll(cx))? {
                     Outcome::Answered(response) => return Poll::Ready(Ok(response)),
-                    Outcome::Http1(found, request) => this.state = exchange(found, request),
+                    Outcome::Http1(found, request) => {
+                        let poolable = !super::authenticates_connection(request.headers());
+                        this.state = exchange(found, request, poolable);
+                    }
                 },
                 State::Over => panic!("polled after completion"),
             }
@@ -120,7 +130,7 @@ impl ClientFuture {
                 });
                 match again {
                     Some(request) => {
-                        self.state = State::Waiting(self.pool.wait(Need::New), request);
+                        self.state = State::Waiting { waiting: self.pool.wait(Need::New), request, poolable };
                         None
                     }
                     None => Some(Err(classify(error.into_error().into(), ErrorKind::Closed))),
@@ -132,32 +142,33 @@ impl ClientFuture {
 
 /// Takes a connection from the pool, or begins to wait for one.
 fn begin(pool: &Arc<Pool>, request: Request<Body>) -> State {
-    let need = if repeat::is_harmless(&request) { Need::Any } else { Need::Safe };
+    let poolable = !super::authenticates_connection(request.headers());
+    let need = if poolable && repeat::is_harmless(&request) { Need::Any } else { Need::Safe };
     #[cfg(feature = "http2")]
     if pool.is_for_http2(&request) {
         // What the backend chose before is used up first.
         let idle = if pool.http2.are_http1() { pool.take(need) } else { None };
         return match idle {
-            Some(found) => exchange(found, request),
+            Some(found) => exchange(found, request, poolable),
             None => State::Http2(Box::pin(super::http2::exchange(pool.clone(), request, need))),
         };
     }
     match pool.take(need) {
-        Some(found) => exchange(found, request),
-        None => State::Waiting(pool.wait(need), request),
+        Some(found) => exchange(found, request, poolable),
+        None => State::Waiting { waiting: pool.wait(need), request, poolable },
     }
 }
 
 /// Sends the request over a connection.
-fn exchange(Found { mut connection, idle }: Found, mut request: Request<Body>) -> State {
+fn exchange(Found { mut connection, idle }: Found, mut request: Request<Body>, poolable: bool) -> State {
     // Origin-form: the connection leads to the backend.
     let target = mem::take(request.uri_mut()).into_parts().path_and_query;
     *request.uri_mut() = Uri::from(target.unwrap_or(PathAndQuery::from_static("/")));
     *request.version_mut() = Version::HTTP_11;
-    if idle.is_some() {
+    // Credentials that authenticate a connection are used once: a second time, they are a replay to the backend.
+    if idle.is_some() && poolable {
         connection.repeat.keep(&request);
     }
-    let poolable = !super::authenticates_connection(request.headers());
     connection.send(request);
     State::Exchanging { connection, idle, poolable }
 }

@@ -18,7 +18,7 @@ use hyper::{
 };
 use tokio_util::sync::ReusableBoxFuture;
 
-use super::{connect::Stream, gate::Gate, repeat::Repeat};
+use super::{ClientOptions, connect::Stream, gate::Gate, repeat::Repeat};
 
 /// A connection, idle or in one exchange. Dropping it closes it.
 pub(super) struct Connection {
@@ -39,15 +39,17 @@ pub(super) struct Connection {
 /// What is read at once into a buffer that has grown, in bytes. It begins with 8 KiB and ends with some 400.
 const GROWN: usize = 64 * 1024;
 
+/// How large hyper's buffer may become if nothing is set, in bytes.
+const USUAL_BUFFER: usize = 400 * 1024;
+
 type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 
 /// What sending a request led to. The error holds the request, if nothing of it was written.
 pub(super) type Sent = Result<Response<Incoming>, TrySendError<Request<Body>>>;
 
 impl Connection {
-    pub(super) async fn handshake(stream: Stream, preserve_header_case: bool) -> hyper::Result<Self> {
-        let (sender, driver) =
-            http1::Builder::new().preserve_header_case(preserve_header_case).handshake(stream).await?;
+    pub(super) async fn handshake(stream: Stream, builder: &http1::Builder) -> hyper::Result<Self> {
+        let (sender, driver) = builder.handshake(stream).await?;
         let gate = Gate::new();
         Ok(Self {
             sender,
@@ -125,6 +127,22 @@ impl Connection {
             if driver.is_none() { Poll::Ready(()) } else { Poll::Pending }
         })
     }
+}
+
+/// How connections are made of streams.
+pub(super) fn builder(options: &ClientOptions) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .preserve_header_case(options.preserve_header_case)
+        // A proxy removes the whitespace before the colon from a response (RFC 9112, section 5.1).
+        .allow_spaces_after_header_name_in_responses(true)
+        .max_headers(options.max_response_fields)
+        .max_header_size(options.max_response_head);
+    // hyper refuses a head that its buffer can't hold, whatever the limit of heads is.
+    if options.max_response_head > USUAL_BUFFER {
+        builder.max_buf_size(options.max_response_head);
+    }
+    builder
 }
 
 /// Polls the driver, unless it's over. Its error reaches the response, or the body, by itself.

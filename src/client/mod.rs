@@ -65,6 +65,10 @@ pub(crate) struct ClientOptions {
     /// In place of TCP, Unix sockets and TLS.
     pub(crate) connector: Option<Dial>,
     pub(crate) preserve_header_case: bool,
+    /// How many field lines a response head may have.
+    pub(crate) max_response_fields: usize,
+    /// How large a response head may be, in bytes.
+    pub(crate) max_response_head: usize,
     #[cfg(feature = "http2")]
     pub(crate) http2: bool,
     #[cfg(feature = "http2")]
@@ -89,6 +93,8 @@ impl ClientOptions {
             queue_timeout: Some(Duration::from_secs(5)),
             connector: None,
             preserve_header_case: false,
+            max_response_fields: 256,
+            max_response_head: 256 * 1024,
             #[cfg(feature = "http2")]
             http2: false,
             #[cfg(feature = "http2")]
@@ -142,9 +148,13 @@ impl fmt::Debug for Client {
 /// Whether the credentials sign in the connection, not the request (NTLM; Negotiate, RFC 4559, section 6).
 ///
 /// What comes after them on the same connection would be answered as that user.
+///
+/// Outer whitespace isn't part of a field value (RFC 9110, section 5.5), and not every HTTP stack removes it: h2 passes
+/// `" Negotiate …"` on as it is.
 fn authenticates_connection(headers: &HeaderMap) -> bool {
     headers.get_all(AUTHORIZATION).iter().any(|value| {
-        let scheme = value.as_bytes().split(|b| b.is_ascii_whitespace()).next().unwrap_or_default();
+        let value = value.as_bytes().trim_ascii();
+        let scheme = value.split(|b| b.is_ascii_whitespace()).next().unwrap_or_default();
         scheme.eq_ignore_ascii_case(b"NTLM") || scheme.eq_ignore_ascii_case(b"Negotiate")
     })
 }
@@ -161,9 +171,15 @@ mod tests {
             ("NTLM TlRM", true),
             ("ntlm", true),
             ("Negotiate YII=", true),
+            (" Negotiate YII=", true),
+            ("\tNTLM TlRM", true),
+            (" \t negotiate\tYII=", true),
+            ("\tNTLM ", true),
             ("Basic YTpi", false),
             ("Bearer ntlm", false),
             ("", false),
+            (" ", false),
+            (" Basic NTLM", false),
         ] {
             let headers = HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static(value))]);
             assert_eq!(authenticates_connection(&headers), theirs, "{value}");

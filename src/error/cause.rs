@@ -40,7 +40,9 @@ fn kind_of(cause: &(dyn StdError + 'static)) -> Option<ErrorKind> {
     } else if cause.is::<Overloaded>() {
         Some(ErrorKind::Overloaded)
     } else if let Some(error) = cause.downcast_ref::<hyper::Error>() {
-        if error.is_parse() {
+        if error.is_parse_too_large() {
+            Some(ErrorKind::ResponseHeadTooLarge)
+        } else if error.is_parse() {
             Some(ErrorKind::InvalidResponse)
         } else if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
             Some(ErrorKind::Closed)

@@ -72,6 +72,8 @@ pub enum ErrorKind {
     Closed,
     /// The backend's response isn't valid HTTP: 502.
     InvalidResponse,
+    /// The backend's response head has more fields or bytes than [may be](crate::ReverseProxyLayer::max_response_head): 502.
+    ResponseHeadTooLarge,
     /// The backend switches to a protocol that it wasn't offered: 502.
     Upgrade,
     /// The response's body broke off, or broke its framing. The response has begun: it is aborted.
@@ -118,9 +120,12 @@ impl ErrorKind {
             | Self::ClientGone
             | Self::SendTimeout => Phase::RequestBody,
             Self::Connect | Self::ConnectTimeout | Self::Overloaded => Phase::Connect,
-            Self::HeaderTimeout | Self::Closed | Self::InvalidResponse | Self::Upgrade | Self::Upstream => {
-                Phase::ResponseHead
-            }
+            Self::HeaderTimeout
+            | Self::Closed
+            | Self::InvalidResponse
+            | Self::ResponseHeadTooLarge
+            | Self::Upgrade
+            | Self::Upstream => Phase::ResponseHead,
             Self::ResponseBody | Self::ResponseBodyTimeout => Phase::ResponseBody,
         }
     }
@@ -147,6 +152,7 @@ impl ErrorKind {
             Self::Connect
             | Self::Closed
             | Self::InvalidResponse
+            | Self::ResponseHeadTooLarge
             | Self::Upgrade
             | Self::ResponseBody
             | Self::Upstream => StatusCode::BAD_GATEWAY,
@@ -176,6 +182,7 @@ impl ErrorKind {
             Self::HeaderTimeout => "the backend's response head didn't come within the header timeout",
             Self::Closed => "the backend closed the connection before it had answered",
             Self::InvalidResponse => "the backend's response isn't valid HTTP",
+            Self::ResponseHeadTooLarge => "the backend's response head is larger than it may be",
             Self::Upgrade => "the backend switched to a protocol that it was not offered",
             Self::ResponseBody => "the response's body broke off",
             Self::ResponseBodyTimeout => "the backend sent nothing of the response's body within the idle timeout",

@@ -420,6 +420,51 @@ impl<C, L: Layer<Client, Service = C> + Clone> ReverseProxyLayer<Upstream<C>, To
         self.rebuild(|parts| parts.client.preserve_header_case = preserve)
     }
 
+    /// Sets how many field lines a response head of the backend may have, in HTTP/1.1 and HTTP/2. Default: 256.
+    ///
+    /// A head with more becomes 502, with [`ErrorKind::ResponseHeadTooLarge`](crate::ErrorKind::ResponseHeadTooLarge). The
+    /// parser makes room for so many fields with every HTTP/1.1 response, 64 bytes for each.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// // A backend that announces each of a page's many resources in a `Link` field of its own.
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").max_response_fields(1000);
+    /// # let _ = proxy;
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If it's 0, or more than the 24,576 that a header map holds.
+    #[track_caller]
+    pub fn max_response_fields(self, fields: usize) -> Self {
+        assert!((1..=24_576).contains(&fields), "invalid maximum of {fields} response fields: write 1 to 24576");
+        self.rebuild(|parts| parts.client.max_response_fields = fields)
+    }
+
+    /// Sets how large a response head of the backend may be, in bytes, in HTTP/1.1 and HTTP/2. Default: 256 KiB.
+    ///
+    /// In HTTP/1.1, the status line and all field lines count; in HTTP/2, the uncompressed field section, each field with 32
+    /// bytes more (RFC 9113, section 6.5.2). Trailers have the same limit. A larger head becomes 502, with
+    /// [`ErrorKind::ResponseHeadTooLarge`](crate::ErrorKind::ResponseHeadTooLarge). Until a head is complete, so much of it is
+    /// held in memory.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").max_response_head(1024 * 1024);
+    /// # let _ = proxy;
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If it's 0.
+    #[track_caller]
+    pub fn max_response_head(self, bytes: usize) -> Self {
+        assert!(bytes > 0, "invalid maximum of 0 bytes for a response head: write a number such as 256 * 1024");
+        self.rebuild(|parts| parts.client.max_response_head = bytes)
+    }
+
     fn rebuild(mut self, change: impl FnOnce(&mut ToBackend<L>)) -> Self {
         change(Arc::make_mut(&mut self.parts));
         self.proxy.upstream = self.parts.build();

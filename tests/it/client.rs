@@ -289,6 +289,25 @@ async fn a_request_is_repeated_once_if_that_is_harmless() {
 }
 
 #[tokio::test]
+async fn credentials_of_a_connection_are_not_sent_twice() {
+    for death in [Death::Close, Death::Reset] {
+        for (credentials, repeated) in
+            [("Negotiate YII=", false), ("\tntlm TlRM", false), ("Basic YTpi", true), ("Bearer x", true)]
+        {
+            let case = format!("{credentials} {death:?}");
+            let (url, mut told) = dying(death, false).await;
+            let proxy = ReverseProxy::new(url);
+            warm(&proxy).await;
+            let mut request = request("GET", "/x", "");
+            request.headers_mut().insert("authorization", credentials.parse().unwrap());
+            assert_eq!(call(&proxy, request).await.status(), if repeated { 204 } else { 502 }, "{case}");
+            assert_eq!(told.recv().await.unwrap().0, 0, "{case}");
+            assert_eq!(told.try_recv().is_ok(), repeated, "{case}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_connection_with_an_answer_before_its_time_serves_nobody_else() {
     // What is sent of the upload after the answer reads like a request: whoever takes it for one answers it.
     const LATER: &str = "GET /smuggled HTTP/1.1\r\nHost: evil.example\r\n\r\n";

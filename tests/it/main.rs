@@ -23,6 +23,7 @@ mod pool;
 mod queue;
 mod request;
 mod response;
+mod response_heads;
 mod stress;
 #[cfg(feature = "tls-ring")]
 mod tls;

@@ -11,6 +11,7 @@ use std::{
 };
 
 use axum::{Router, body::Body, extract::Request};
+use http_body_util::BodyExt;
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpStream, UnixListener},
@@ -21,7 +22,7 @@ use tower::ServiceExt;
 use tower_reverse_proxy::{Backend, HostPolicy, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{
-    Message, PATIENCE, Wire, ask, backend, client, elsewhere, front, get, seen_to_be_kept, tasks_left,
+    Message, PATIENCE, Wire, ask, backend, client, elsewhere, front, get, http2, seen_to_be_kept, tasks_left,
 };
 
 /// What a backend with numbered connections heard.
@@ -207,6 +208,8 @@ async fn a_connection_that_was_authenticated_is_nobody_elses() {
         let signed = format!("Authorization: {scheme}\r\n");
         // Whichever it goes over is closed after the answer.
         assert_eq!(get(addr, "/x", "").await.text(), "0");
+        seen_to_be_kept().await;
+        assert_eq!(get(addr, "/x", "").await.text(), "0");
         assert_eq!(get(addr, "/x", &signed).await.text(), "0", "{scheme}");
         assert_eq!(get(addr, "/x", "").await.text(), "1");
         assert_eq!(get(addr, "/x", &signed).await.text(), "1", "{scheme}");
@@ -224,6 +227,22 @@ async fn a_connection_that_was_authenticated_is_nobody_elses() {
     let addr = proxied(url).await;
     for _ in 0..2 {
         assert_eq!(get(addr, "/x", "Authorization: Basic YTpi\r\n").await.text(), "0");
+    }
+}
+
+#[tokio::test]
+async fn whitespace_before_credentials_hides_no_scheme() {
+    for scheme in [" Negotiate YII=", "\tNTLM TlRM", " \t ntlm TlRM"] {
+        // HTTP/2 passes it on, where HTTP/1.1 doesn't count it as part of the value.
+        let (url, _heard) = numbered(|_| After::KeepOpen).await;
+        let addr = proxied(url).await;
+        let request =
+            Request::get("http://front.example/x").header("authorization", scheme).body(Body::empty()).unwrap();
+        let signed = timeout(PATIENCE, http2(addr).await.send_request(request)).await.unwrap().unwrap();
+        assert_eq!(signed.status(), 200, "{scheme:?}");
+        let body = timeout(PATIENCE, signed.into_body().collect()).await.unwrap().unwrap();
+        assert_eq!(body.to_bytes(), "0", "{scheme:?}");
+        assert_eq!(get(addr, "/x", "").await.text(), "1", "{scheme:?}");
     }
 }
 

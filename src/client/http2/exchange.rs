@@ -96,9 +96,10 @@ async fn send(
     })
 }
 
-/// The request once more, to be sent a second time. `None`: it has a body, and nothing of that would be left.
+/// The request once more, to be sent a second time. `None`: it has a body, and nothing of that would be left, or credentials
+/// that authenticate a connection, which are a replay to the backend the second time.
 fn copy(request: &Request<Body>) -> Option<Request<Body>> {
-    if !request.body().is_end_stream() {
+    if !request.body().is_end_stream() || authenticates_connection(request.headers()) {
         return None;
     }
     let mut copy = Request::new(Body::empty());

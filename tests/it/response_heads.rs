@@ -1,0 +1,107 @@
+//! Response heads: how large they may be, and how loosely they may be written.
+
+use axum::Router;
+use http::{Response, StatusCode};
+use tower::ServiceExt;
+use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
+
+use crate::support::{answering, front, get, ok};
+
+/// An answer with so many fields more than its `Content-Length`.
+fn fields(count: usize) -> String {
+    let fields: String = (0..count).map(|number| format!("X-{number}: y\r\n")).collect();
+    format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n{fields}\r\nhi")
+}
+
+/// An answer whose head has exactly so many bytes, in fields of 8 KiB at the most.
+fn bytes(count: usize) -> String {
+    const FIXED: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n";
+    const LINE: &str = "X-A: \r\n";
+    let mut left = count - FIXED.len();
+    let mut fields = String::new();
+    while left > 0 {
+        let line = if left > 2 * 8192 { 8192 } else { left };
+        fields += &format!("X-A: {}\r\n", "y".repeat(line - LINE.len()));
+        left -= line;
+    }
+    let answer = FIXED.replacen("\r\n\r\n", &format!("\r\n{fields}\r\n"), 1);
+    assert_eq!(answer.len(), count);
+    answer + "hi"
+}
+
+async fn answer(change: impl FnOnce(ReverseProxyLayer) -> ReverseProxyLayer, response: String) -> Result<usize, Error> {
+    let proxy = change(ReverseProxyLayer::new(answering(response).await));
+    let request = http::Request::get("/x").header("host", "front.example").body(axum::body::Body::empty()).unwrap();
+    let service = tower::ServiceBuilder::new().layer(proxy).service(ok());
+    let response: Response<_> = service.oneshot(request).await.unwrap();
+    match response.extensions().get::<Error>() {
+        Some(error) => Err(error.clone()),
+        None => {
+            assert_eq!(response.status(), StatusCode::OK);
+            Ok(response.headers().len())
+        }
+    }
+}
+
+#[track_caller]
+fn assert_too_large(outcome: Result<usize, Error>) {
+    let error = outcome.unwrap_err();
+    assert_eq!((error.kind(), error.status().as_u16()), (ErrorKind::ResponseHeadTooLarge, 502));
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("message head is too large"), "{cause}");
+}
+
+#[tokio::test]
+async fn a_head_has_up_to_256_fields_and_256_kib() {
+    assert!(answer(|proxy| proxy, fields(255)).await.is_ok());
+    assert_too_large(answer(|proxy| proxy, fields(256)).await);
+    assert!(answer(|proxy| proxy, bytes(256 * 1024)).await.is_ok());
+    assert_too_large(answer(|proxy| proxy, bytes(256 * 1024 + 1)).await);
+}
+
+#[tokio::test]
+async fn the_limits_of_a_head_are_options() {
+    assert!(answer(|proxy| proxy.max_response_fields(1), fields(0)).await.is_ok());
+    assert_too_large(answer(|proxy| proxy.max_response_fields(1), fields(1)).await);
+    assert!(answer(|proxy| proxy.max_response_fields(2000), fields(1999)).await.is_ok());
+    assert_too_large(answer(|proxy| proxy.max_response_head(100), bytes(101)).await);
+    assert!(answer(|proxy| proxy.max_response_head(100), bytes(100)).await.is_ok());
+    // More than hyper's buffer holds by default.
+    assert!(answer(|proxy| proxy.max_response_head(1024 * 1024), bytes(1024 * 1024)).await.is_ok());
+    assert_too_large(answer(|proxy| proxy.max_response_head(1024 * 1024), bytes(1024 * 1024 + 1)).await);
+}
+
+#[tokio::test]
+async fn a_large_head_arrives_whole() {
+    let addr = front(Router::new().fallback_service(ReverseProxy::new(answering(bytes(200_000)).await))).await;
+    for _ in 0..2 {
+        let answer = get(addr, "/x", "").await;
+        assert_eq!((answer.status(), &*answer.text()), (200, "hi"));
+        assert!(answer.head.len() > 200_000, "{}", answer.head.len());
+    }
+}
+
+#[tokio::test]
+async fn whitespace_before_a_colon_is_removed() {
+    let response =
+        "HTTP/1.1 200 OK\r\nX-A : 1\r\nX-B\t \t: 2\r\nContent-Length : 2\r\nConnection : x-c\r\nX-C : 3\r\n\r\nhi";
+    let addr = front(Router::new().fallback_service(ReverseProxy::new(answering(response).await))).await;
+    let answer = get(addr, "/x", "").await;
+    assert_eq!((answer.status(), &*answer.text()), (200, "hi"), "{answer:?}");
+    assert_eq!((answer.field("x-a"), answer.field("x-b")), (Some("1"), Some("2")), "{answer:?}");
+    // It is that field in all respects.
+    assert_eq!(answer.field("x-c"), None, "{answer:?}");
+    assert_eq!(answer.field("content-length"), Some("2"), "{answer:?}");
+}
+
+#[test]
+#[should_panic(expected = "write 1 to 24576")]
+fn a_head_without_fields_is_a_mistake() {
+    let _ = ReverseProxyLayer::new("http://127.0.0.1:8000").max_response_fields(0);
+}
+
+#[test]
+#[should_panic(expected = "write a number such as")]
+fn a_head_without_bytes_is_a_mistake() {
+    let _ = ReverseProxyLayer::new("http://127.0.0.1:8000").max_response_head(0);
+}
