@@ -30,4 +30,5 @@ mod tls;
 mod trailers;
 mod upgrade;
 mod upstream_side;
+mod waiting;
 mod websocket;

@@ -99,8 +99,12 @@ impl Load {
     }
 
     fn allow(&self, most: usize) {
-        if self.most.swap(most, Ordering::Relaxed) == 0 && most > 0 {
+        let before = self.most.swap(most, Ordering::Relaxed);
+        if before == 0 && most > 0 {
             self.changed.notify_waiters();
+        }
+        if before < most {
+            self.freed.tell();
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering, fence},
+    atomic::{AtomicUsize, Ordering},
 };
 
 use tokio::sync::{MutexGuard, Notify};
@@ -27,7 +27,7 @@ impl Pool {
     /// Takes a place on an HTTP/2 connection, on a new one if the streams of those that are open have run out. `need` is for a
     /// backend that has chosen HTTP/1.1.
     pub(super) async fn take_http2(self: &Arc<Self>, need: Need) -> Result<Taken, Error> {
-        if !self.http2.freed.awaited.load(Ordering::Relaxed)
+        if !self.http2.freed.is_awaited()
             && let Some(stream) = self.http2.take()
         {
             return Ok(Taken::Http2(stream));
@@ -54,6 +54,7 @@ impl Pool {
     async fn place(self: &Arc<Self>, need: Need) -> Place<'_> {
         let connecting = self.http2.connecting.lock().await;
         let mut awaited = None;
+        // There's one request at a time here. A permit of `freed` is stored for it as soon as something has changed.
         loop {
             if let Some(stream) = self.http2.take() {
                 return Place::Taken(Taken::Http2(stream));
@@ -71,11 +72,8 @@ impl Pool {
                 // Nobody waits for a connection that it can't share.
                 return Place::Slot(slot, (!self.http2.are_http1()).then_some(connecting));
             }
-            match awaited {
-                // And look once more: it may just have happened.
-                None => awaited = Some(self.http2.freed.await_it()),
-                Some(_) => self.http2.freed.told.notified().await,
-            }
+            awaited.get_or_insert_with(|| self.http2.freed.awaited());
+            self.http2.freed.told.notified().await;
         }
     }
 }
@@ -84,22 +82,22 @@ impl Pool {
 #[derive(Debug, Default)]
 pub(super) struct Freed {
     told: Notify,
-    /// Whether somebody waits for it: it isn't for who comes after.
-    awaited: AtomicBool,
+    /// How many wait for it: it isn't for requests that come after. Who is woken doesn't depend on it.
+    waiting: AtomicUsize,
 }
 
 impl Freed {
+    /// Has the waiter look again. If there's none now, the next one does, once more than it needs.
     pub(super) fn tell(&self) {
-        // What was freed shows to who has begun to wait, or that shows here.
-        fence(Ordering::SeqCst);
-        if self.awaited.load(Ordering::Relaxed) {
-            self.told.notify_one();
-        }
+        self.told.notify_one();
     }
 
-    fn await_it(&self) -> Awaited<'_> {
-        self.awaited.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+    fn is_awaited(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    fn awaited(&self) -> Awaited<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         Awaited { freed: self }
     }
 }
@@ -110,6 +108,6 @@ struct Awaited<'a> {
 
 impl Drop for Awaited<'_> {
     fn drop(&mut self) {
-        self.freed.awaited.store(false, Ordering::Relaxed);
+        self.freed.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Handle, time::Instant};
+use tokio::{runtime::Handle, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 pub(super) use self::queue::Waiting;
@@ -50,8 +50,10 @@ struct State {
     connecting: usize,
     /// How many there are, these included.
     open: usize,
-    /// Whether the sweeper runs.
-    swept: bool,
+    /// Whether a call of [`Pool::serve`] is at work: it sees what is changed meanwhile.
+    serving: bool,
+    /// Closes idle connections, as long as there are any and its runtime isn't shut down.
+    sweeper: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -110,7 +112,7 @@ impl Pool {
     }
 
     /// Takes an idle connection. Whether the backend has closed it shows when a request is sent: it comes back unsent.
-    pub(super) fn take(&self, need: Need) -> Option<Found> {
+    pub(super) fn take(self: &Arc<Self>, need: Need) -> Option<Found> {
         loop {
             let mut state = self.lock();
             if let Some(found) = self.take_youngest(&mut state, need) {
@@ -135,7 +137,10 @@ impl Pool {
             if is_open {
                 let mut state = self.lock();
                 state.idle.insert(0, oldest);
-                return self.take_youngest(&mut state, need);
+                let found = self.take_youngest(&mut state, need);
+                // A request that came meanwhile didn't find it.
+                self.serve(state);
+                return found;
             }
         }
     }
@@ -162,7 +167,7 @@ impl Pool {
     /// Takes a connection back, if its exchange has ended cleanly in both directions; closes it otherwise.
     pub(super) fn put(self: &Arc<Self>, mut connection: Box<Connection>) {
         if connection.is_idle() {
-            self.give(Found { connection, idle: Some(Duration::ZERO) });
+            self.give(self.lock(), Found { connection, idle: Some(Duration::ZERO) });
         }
     }
 
@@ -172,8 +177,8 @@ impl Pool {
         let (1.., Ok(runtime)) = (self.max_idle, Handle::try_current()) else { return Some(connection) };
         let is_spare = connection.has_grown || idle.is_none();
         state.idle.push(Idle { connection, since: Instant::now(), is_spare });
-        if !std::mem::replace(&mut state.swept, true) {
-            runtime.spawn(sweep(Arc::downgrade(self), self.sweep_interval()));
+        if state.sweeper.as_ref().is_none_or(JoinHandle::is_finished) {
+            state.sweeper = Some(runtime.spawn(sweep(Arc::downgrade(self), self.sweep_interval())));
         }
         None
     }
@@ -223,7 +228,7 @@ impl Pool {
     }
 
     /// Closes what is too old, too much, or closed by the backend. Returns whether any are left.
-    fn sweep(&self) -> bool {
+    fn sweep(self: &Arc<Self>) -> bool {
         let mut idle = std::mem::take(&mut self.lock().idle);
         let mut surplus = idle.len().saturating_sub(self.max_idle);
         idle.retain_mut(|Idle { connection, since, is_spare }| {
@@ -238,8 +243,13 @@ impl Pool {
         // What came back meanwhile is younger.
         idle.append(&mut state.idle);
         state.idle = idle;
-        state.swept = !state.idle.is_empty();
-        state.swept
+        let is_empty = state.idle.is_empty();
+        if is_empty {
+            state.sweeper = None;
+        }
+        // A request that came meanwhile found none of them.
+        self.serve(state);
+        !is_empty
     }
 
     /// No connection may be dropped under the lock: its [`Slot`] takes it.
@@ -279,10 +289,9 @@ pub(super) struct Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
-            pool.lock().open -= 1;
-            pool.connect_if_awaited();
-            #[cfg(feature = "http2")]
-            pool.http2.tell_freed();
+            let mut state = pool.lock();
+            state.open -= 1;
+            pool.serve(state);
         }
     }
 }

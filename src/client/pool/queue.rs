@@ -4,15 +4,16 @@ use std::{
     collections::VecDeque,
     fmt,
     future::Future,
+    mem,
     pin::Pin,
-    sync::{Arc, Weak},
+    sync::{Arc, MutexGuard, Weak},
     task::{Context, Poll},
     time::Duration,
 };
 
 use tokio::{runtime::Handle, sync::oneshot, time::Sleep};
 
-use super::{Found, Need, Pool, keep_alive::KeepAlive};
+use super::{super::http1::Connection, Found, Idle, Need, Pool, Slot, State, keep_alive::KeepAlive};
 use crate::error::{Error, ErrorKind};
 
 /// The waiting, each with a higher number than the one before.
@@ -38,11 +39,19 @@ impl Queue {
         self.waiters.remove(first)
     }
 
-    fn leave(&mut self, number: u64) {
-        if let Ok(place) = self.waiters.binary_search_by_key(&number, |waiter| waiter.number) {
-            self.waiters.remove(place);
-        }
+    fn leave(&mut self, number: u64) -> Option<Waiter> {
+        let place = self.waiters.binary_search_by_key(&number, |waiter| waiter.number).ok()?;
+        self.waiters.remove(place)
     }
+}
+
+/// What is done next for the waiters.
+enum Step {
+    Give(Waiter, Found),
+    /// An idle connection that none of them can use makes room for a new one.
+    Close(Box<Connection>),
+    /// A connection is made on this runtime.
+    Connect(Attempt, Slot, Handle),
 }
 
 impl Pool {
@@ -62,100 +71,151 @@ impl Pool {
             // Who has only to wait for the connect has a time of its own for that.
             self.queue_timeout.filter(|_| self.is_full(&state)).map(|timeout| Box::pin(tokio::time::sleep(timeout)))
         };
-        drop(state);
-        self.connect_if_awaited();
+        self.serve(state);
         Waiting { pool: self.clone(), number, told, patience }
     }
 
-    /// Gives a connection to the first who waits for it, or keeps it.
-    pub(super) fn give(self: &Arc<Self>, mut found: Found) {
+    /// Gives a connection to the first waiter that it will do for, or keeps it.
+    pub(super) fn give<'a>(self: &'a Arc<Self>, mut state: MutexGuard<'a, State>, mut found: Found) {
         loop {
-            let mut state = self.lock();
             let keep_alive = self.keep_alive(&state);
-            let Some(waiter) = state.queue.pop(found.idle, keep_alive) else {
-                let unwanted = self.keep(&mut state, found);
-                // Whoever is left wants a new one.
-                let is_awaited = !state.queue.waiters.is_empty();
-                drop(state);
-                drop(unwanted);
-                if is_awaited {
-                    self.connect_if_awaited();
-                }
-                #[cfg(feature = "http2")]
-                self.http2.tell_freed();
-                return;
-            };
+            let Some(waiter) = state.queue.pop(found.idle, keep_alive) else { break };
             drop(state);
             match waiter.tell.send(Ok(found)) {
                 Err(Ok(returned)) => found = returned,
                 _ => return,
             }
+            state = self.lock();
         }
+        let unwanted = self.keep(&mut state, found);
+        // The waiters that are left need a new one.
+        self.serve(state);
+        drop(unwanted);
     }
 
-    /// Begins to make a connection, if more are waited for than are being made.
-    pub(super) fn connect_if_awaited(self: &Arc<Self>) {
-        let mut state = self.lock();
-        let Some(first) = state.queue.waiters.front() else { return };
-        if state.queue.waiters.len() <= state.connecting {
+    /// Serves the waiters with what there is: idle connections, and new ones, as many as there may be.
+    ///
+    /// Each change of the state that may be of use to a waiter ends here, under the lock under which it was made: no waiter is
+    /// left behind with a connection that it could have.
+    ///
+    /// A runtime that is shutting down drops what is spawned at once, on this stack, and that comes back here: the inner call
+    /// leaves it to the outer one's next round.
+    pub(super) fn serve<'a>(self: &'a Arc<Self>, mut state: MutexGuard<'a, State>) {
+        if mem::replace(&mut state.serving, true) {
             return;
         }
-        if self.is_full(&state) {
-            // An idle one makes room: its slot comes back here.
-            let oldest = (!state.idle.is_empty()).then(|| state.idle.remove(0));
+        let unwinding = Serving { pool: self };
+        while let Some(step) = self.next(&mut state) {
             drop(state);
-            drop(oldest);
-            return;
+            match step {
+                Step::Give(waiter, found) => {
+                    if let Err(Ok(found)) = waiter.tell.send(Ok(found)) {
+                        self.give(self.lock(), found);
+                    }
+                }
+                Step::Close(connection) => drop(connection),
+                Step::Connect(attempt, slot, runtime) => drop(runtime.spawn(self.connect(attempt, slot))),
+            }
+            state = self.lock();
         }
-        let runtime = first.runtime.clone();
-        state.connecting += 1;
-        let slot = self.reserve(&mut state);
+        state.serving = false;
+        mem::forget(unwinding);
         drop(state);
-        let attempt = Attempt { pool: Arc::downgrade(self) };
+        #[cfg(feature = "http2")]
+        self.http2.tell_freed();
+    }
+
+    fn next(self: &Arc<Self>, state: &mut State) -> Option<Step> {
+        let State { idle, queue, connecting, .. } = &*state;
+        let (waiting, connecting) = (queue.waiters.len(), *connecting);
+        if waiting == 0 {
+            return None;
+        }
+        // If the youngest won't do, no other will.
+        if let Some(age) = idle.last().map(|idle| idle.since.elapsed())
+            && !self.is_expired(age)
+        {
+            let keep_alive = self.keep_alive(state);
+            if let Some(waiter) = state.queue.pop(Some(age), keep_alive)
+                && let Some(Idle { connection, .. }) = state.idle.pop()
+            {
+                return Some(Step::Give(waiter, Found { connection, idle: Some(age) }));
+            }
+        }
+        if self.is_full(state) && waiting > connecting {
+            return (!state.idle.is_empty()).then(|| Step::Close(state.idle.remove(0).connection));
+        }
+        // The others have theirs under way.
+        let Waiter { number, ref runtime, .. } = *state.queue.waiters.get(connecting)?;
+        let runtime = runtime.clone();
+        state.connecting += 1;
+        let attempt = Attempt { pool: Arc::downgrade(self), waiter: number, has_begun: false };
+        Some(Step::Connect(attempt, self.reserve(state), runtime))
+    }
+
+    fn connect(&self, mut attempt: Attempt, slot: Slot) -> impl Future<Output = ()> + Send + use<> {
         let (connector, gone) = (self.connector.clone(), self.gone.clone());
-        runtime.spawn(async move {
+        async move {
+            attempt.has_begun = true;
             if let Some(outcome) = gone.run_until_cancelled(connector.connect_http1(slot)).await {
                 attempt.end(outcome.map(|connection| Found { connection, idle: None }));
             }
-        });
+        }
+    }
+}
+
+/// Lets others serve if this call unwinds.
+struct Serving<'a> {
+    pool: &'a Pool,
+}
+
+impl Drop for Serving<'_> {
+    fn drop(&mut self) {
+        self.pool.lock().serving = false;
     }
 }
 
 /// A connection that is being made. It counts until it's there, or given up.
 struct Attempt {
     pool: Weak<Pool>,
+    /// The waiter on whose runtime it is made. Another one may get it.
+    waiter: u64,
+    /// Whether it has been polled. If not by its end, its runtime has been shut down.
+    has_begun: bool,
 }
 
 impl Attempt {
     fn end(mut self, outcome: Result<Found, Error>) {
-        let Some(pool) = std::mem::take(&mut self.pool).upgrade() else { return };
+        let Some(pool) = mem::take(&mut self.pool).upgrade() else { return };
         let mut state = pool.lock();
         state.connecting -= 1;
         match outcome {
-            Ok(found) => {
-                drop(state);
-                pool.give(found);
-            }
+            Ok(found) => pool.give(state, found),
             // If others are being made for all who wait, one of these may do better.
             Err(_) if state.queue.waiters.len() <= state.connecting => {}
             Err(error) => {
                 let waiter = state.queue.waiters.pop_front();
-                drop(state);
+                pool.serve(state);
                 if let Some(waiter) = waiter {
                     let _ = waiter.tell.send(Err(error));
                 }
-                pool.connect_if_awaited();
             }
         }
     }
 }
 
 impl Drop for Attempt {
-    /// Its runtime has ended.
+    /// Its runtime has been shut down. What begins there is dropped unpolled, so that a waiter of that runtime fails: it would
+    /// wait for ever. The connections of other waiters are made on their own runtimes.
     fn drop(&mut self) {
-        if let Some(pool) = self.pool.upgrade() {
-            pool.lock().connecting -= 1;
-            pool.connect_if_awaited();
+        let Some(pool) = self.pool.upgrade() else { return };
+        let mut state = pool.lock();
+        state.connecting -= 1;
+        let waiter = if self.has_begun { None } else { state.queue.leave(self.waiter) };
+        pool.serve(state);
+        if let Some(waiter) = waiter {
+            let error = Error::with_source(ErrorKind::Connect, "the request's runtime is shutting down");
+            let _ = waiter.tell.send(Err(error));
         }
     }
 }
@@ -193,9 +253,9 @@ impl Drop for Waiting {
         self.told.close();
         match self.told.try_recv() {
             // It came as we left.
-            Ok(Ok(found)) => self.pool.give(found),
+            Ok(Ok(found)) => self.pool.give(self.pool.lock(), found),
             Ok(Err(_)) => {}
-            Err(_) => self.pool.lock().queue.leave(self.number),
+            Err(_) => drop(self.pool.lock().queue.leave(self.number)),
         }
     }
 }

@@ -1,0 +1,278 @@
+//! Requests that wait for a connection: none is left behind by what happens meanwhile, or by a runtime that shuts down.
+
+use std::{
+    convert::Infallible,
+    future::{Future, pending},
+    io,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use axum::{Router, body::Body, extract::Request, http::Uri, response::Response};
+use http_body_util::BodyExt;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::{
+    client::legacy::connect::{Connected, Connection},
+    rt::TokioIo,
+};
+use tokio::{
+    io::{DuplexStream, duplex},
+    runtime::{Builder, Runtime},
+    sync::mpsc,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tower::{ServiceExt, service_fn};
+use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
+
+use crate::support::{PATIENCE, Wire, client};
+
+/// What is done once, as soon as the proxy reads from a connection.
+type Hook = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
+
+/// A connection with a backend in memory.
+struct Pipe(TokioIo<DuplexStream>, Hook);
+
+impl Connection for Pipe {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl Read for Pipe {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let hook = self.1.lock().unwrap().take();
+        if let Some(hook) = hook {
+            hook();
+        }
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl Write for Pipe {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+fn answering(hook: Hook) -> Pipe {
+    let (ours, theirs) = duplex(64 * 1024);
+    tokio::spawn(async move {
+        let mut wire = Wire::new(theirs);
+        while wire.message().await.is_some() {
+            wire.send(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+        }
+    });
+    Pipe(TokioIo::new(ours), hook)
+}
+
+/// A proxy of a backend in memory.
+fn hooked(origin: &str) -> (ReverseProxyLayer, Hook, Arc<AtomicUsize>) {
+    let (hook, connects) = (Hook::default(), Arc::new(AtomicUsize::new(0)));
+    let (hooked, counted) = (hook.clone(), connects.clone());
+    let layer = ReverseProxyLayer::new(origin).connector(service_fn(move |_: Uri| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let hook = hooked.clone();
+        async move { Ok::<_, io::Error>(answering(hook)) }
+    }));
+    (layer, hook, connects)
+}
+
+type Exchange = Pin<Box<dyn Future<Output = (u16, Option<ErrorKind>)> + Send>>;
+
+fn exchange(proxy: &ReverseProxy, method: &str) -> Exchange {
+    let request = Request::builder().method(method).uri("/x").header("host", "front.example");
+    let call = proxy.clone().oneshot(request.body(Body::empty()).unwrap());
+    Box::pin(async move {
+        let Ok(response): Result<Response, Infallible> = call.await;
+        let kind = response.extensions().get::<Error>().map(Error::kind);
+        let status = response.status().as_u16();
+        response.into_body().collect().await.unwrap();
+        (status, kind)
+    })
+}
+
+async fn done(exchange: Exchange) -> (u16, Option<ErrorKind>) {
+    timeout(PATIENCE, exchange).await.expect("the exchange ends")
+}
+
+fn polled(exchange: &mut Exchange) -> Poll<(u16, Option<ErrorKind>)> {
+    exchange.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// Has a request begin while the idle connections are looked through: it finds none, and may make none.
+async fn begun_meanwhile(proxy: &ReverseProxy, hook: &Hook, method: &'static str) -> Exchange {
+    let (begun, mut exchanges) = mpsc::unbounded_channel();
+    let proxy = proxy.clone();
+    *hook.lock().unwrap() = Some(Box::new(move || {
+        let mut exchange = exchange(&proxy, method);
+        assert!(polled(&mut exchange).is_pending());
+        begun.send(exchange).unwrap();
+    }));
+    timeout(PATIENCE, exchanges.recv()).await.expect("the connections are looked through").unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_comes_while_idle_connections_are_checked_gets_one() {
+    // To a backend that chooses HTTP/1.1 where it has the choice, it's another queue.
+    for (origin, http2) in [("http://backend.example", false), ("https://backend.example", true)] {
+        let (layer, hook, connects) = hooked(origin);
+        // Swept every 200 ms: what's idle is young enough for a POST then.
+        let layer = layer.max_connections(1).queue_timeout(None).pool_idle_timeout(Duration::from_millis(400));
+        let proxy = if http2 { layer.http2(true) } else { layer }.into_service();
+        assert_eq!(done(exchange(&proxy, "GET")).await, (204, None));
+        for method in ["GET", "POST", "GET"] {
+            let waiting = begun_meanwhile(&proxy, &hook, method).await;
+            assert_eq!(done(waiting).await, (204, None), "{origin} {method}");
+        }
+        assert_eq!(connects.load(Ordering::SeqCst), 1, "{origin}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn requests_beside_the_sweeper_find_their_connections() {
+    // The limit is always reached, and idle connections are swept all the time.
+    for (origin, http2) in [("http://backend.example", false), ("https://backend.example", true)] {
+        let (layer, _, _) = hooked(origin);
+        let layer = layer.max_connections(2).queue_timeout(None).pool_idle_timeout(Duration::from_millis(20));
+        let proxy = if http2 { layer.http2(true) } else { layer }.into_service();
+        let mut clients = JoinSet::new();
+        for client in 0..6_u64 {
+            let proxy = proxy.clone();
+            clients.spawn(async move {
+                for round in 0..150 {
+                    let method = if (client + round) % 3 == 0 { "POST" } else { "GET" };
+                    assert_eq!(done(exchange(&proxy, method)).await, (204, None));
+                    if round % 8 == client {
+                        sleep(Duration::from_millis(11)).await;
+                    }
+                }
+            });
+        }
+        while let Some(client) = clients.join_next().await {
+            client.unwrap();
+        }
+    }
+}
+
+/// A proxy whose first connects are never done.
+fn stuck(connects: usize) -> (ReverseProxyLayer, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = asked.clone();
+    let layer =
+        ReverseProxyLayer::new("http://backend.example").connect_timeout(None).connector(service_fn(move |_: Uri| {
+            let is_stuck = counted.fetch_add(1, Ordering::SeqCst) < connects;
+            async move {
+                if is_stuck {
+                    pending::<()>().await;
+                }
+                Ok::<_, io::Error>(answering(Hook::default()))
+            }
+        }));
+    (layer, asked)
+}
+
+fn runtime() -> Runtime {
+    Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+/// Begins an exchange on a runtime, to be polled from elsewhere.
+fn begun_on(runtime: &Runtime, proxy: &ReverseProxy) -> Exchange {
+    let _inside = runtime.enter();
+    let mut exchange = exchange(proxy, "GET");
+    assert!(polled(&mut exchange).is_pending());
+    exchange
+}
+
+/// Waits until so many connects have been asked for.
+async fn asked(count: usize, asked: &AtomicUsize) {
+    let all = async {
+        while asked.load(Ordering::SeqCst) < count {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(PATIENCE, all).await.expect("the connects begin");
+}
+
+#[tokio::test]
+async fn a_runtime_that_is_dropped_fails_the_requests_that_wait_for_its_connects() {
+    for (round, limit) in [None, Some(3)].into_iter().cycle().take(20).enumerate() {
+        let (layer, count) = stuck(5);
+        let proxy = layer.max_connections(limit).queue_timeout(None).into_service();
+        let theirs = runtime();
+        let waiting: Vec<_> = (0..5).map(|_| begun_on(&theirs, &proxy)).collect();
+        // Now and then before an attempt has been polled.
+        if round % 4 < 2 {
+            asked(limit.unwrap_or(5), &count).await;
+        }
+        theirs.shutdown_background();
+        for waiting in waiting {
+            assert_eq!(done(waiting).await, (502, Some(ErrorKind::Connect)));
+        }
+        count.store(5, Ordering::SeqCst);
+        assert_eq!(done(exchange(&proxy, "GET")).await, (204, None));
+    }
+}
+
+#[tokio::test]
+async fn requests_of_other_runtimes_get_their_connections() {
+    for limit in [None, Some(1)].into_iter().cycle().take(20) {
+        let (layer, count) = stuck(1);
+        let proxy = layer.max_connections(limit).queue_timeout(None).into_service();
+        let theirs = runtime();
+        theirs.spawn(exchange(&proxy, "GET"));
+        asked(1, &count).await;
+        // With a limit, they wait for the first one's connection.
+        let mut ours = exchange(&proxy, "GET");
+        assert!(polled(&mut ours).is_pending());
+        for _ in 0..3 {
+            theirs.spawn(exchange(&proxy, "GET"));
+        }
+        theirs.shutdown_background();
+        assert_eq!(done(ours).await, (204, None), "{limit:?}");
+        assert_eq!(done(exchange(&proxy, "GET")).await, (204, None), "{limit:?}");
+    }
+}
+
+#[test]
+fn a_server_that_stops_with_requests_waiting_ends() {
+    const CLIENTS: usize = 20;
+    for round in 0..20 {
+        // On the last rounds, many wait for the one connect.
+        let limit = (round >= 10).then_some(1);
+        let server = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        server.block_on(async {
+            let (layer, count) = stuck(usize::MAX);
+            let app = Router::new().fallback_service(layer.max_connections(limit).into_service());
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let addr = listener.local_addr().unwrap();
+            let clients = async {
+                let mut wires = Vec::new();
+                for _ in 0..CLIENTS {
+                    let mut wire = client(addr).await;
+                    wire.send(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+                    wires.push(wire);
+                }
+                asked(limit.unwrap_or(CLIENTS), &count).await;
+            };
+            tokio::select! {
+                served = axum::serve(listener, app) => served.unwrap(),
+                () = clients => {}
+            }
+        });
+        drop(server);
+    }
+}
