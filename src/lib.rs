@@ -32,14 +32,15 @@
 //! the application's router → ReverseProxyService
 //!  0  below the prefix, on a segment boundary of the raw path?  no → the wrapped service, nothing touched
 //! request half
-//!  1  refuse what must not be forwarded: TRACE, CONNECT but for a WebSocket, targets that are no path, dot segments that leave the prefix,
-//!     a Host missing, repeated or malformed, a Transfer-Encoding that isn't one `chunked`, a Via loop, Max-Forwards: 0
+//!  1  trim values; refuse what must not be forwarded: TRACE, CONNECT but for a WebSocket, targets that are no path, dot segments that leave the prefix,
+//!     a Host missing, repeated or malformed, a Transfer-Encoding that isn't one `chunked`, a Content-Length that isn't one
+//!     length, a Via loop, Max-Forwards: 0
 //!  2  take the upgrade offer; drop one that isn't allowed
 //!  3  remove hop-by-hop fields, then all that any Connection line names; keep TE: trailers and Trailer
 //!  4  remove what isn't the client's to say: names with `_`, Remote-User, X-Forwarded-*, Forwarded, X-Real-IP, Proxy,
 //!     trailers that would matter as fields
 //!  5  target: path and query as they came, also under nest; or with the prefix stripped or replaced
-//!  6  Host, forwarding fields, Via, cookie crumbs
+//!  6  Host, forwarding fields, Via, cookie crumbs, hidden cookies
 //!  7  framing: Content-Length as the body is, chunked for a GET with a body
 //!  8  HTTP/1.1
 //! upstream side
@@ -47,9 +48,9 @@
 //! 10  upstream layers: Remote-User, Basic credentials, redirect traces, yours
 //! 11  Client: pool, connect, TLS → backend
 //! response half
-//! 12  101? only to what was offered, then a tunnel.  Else remove hop-by-hop fields
+//! 12  101? only to what was offered, then a tunnel.  Else remove hop-by-hop fields and Alt-Svc
 //! 13  one framing, HTTP/1.1, Via
-//! 14  Location, Content-Location, Refresh, Set-Cookie: the origin in Upstream, the path here
+//! 14  Location, Content-Location, Refresh, Set-Cookie: the origin in Upstream, the path here; no hidden cookie
 //! 15  body: frames as they come; an error stays an error
 //!     a failure anywhere → a response, the Error in its extensions, one tracing event
 //! ```

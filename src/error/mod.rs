@@ -34,12 +34,14 @@ pub enum ErrorKind {
     Target,
     /// The request target is longer than what can be sent on: 414.
     TargetTooLong,
-    /// `Host` is missing (HTTP/1.1), repeated or malformed: 400.
+    /// `Host` is missing (HTTP/1.1, whatever the form of the target), repeated or malformed: 400.
     Host,
     /// The `Transfer-Encoding` of the request isn't exactly one `chunked`: 400.
     TransferEncoding,
     /// The `Transfer-Encoding` of the request names a coding other than `chunked`: 501.
     TransferCoding,
+    /// The request's `Content-Length` is malformed, or given more than once with different values: 400.
+    ContentLength,
     /// The method isn't forwarded (`TRACE`, and `CONNECT` but for a WebSocket): 501.
     Method,
     /// The request offers to switch protocols and has a body: 400.
@@ -109,6 +111,7 @@ impl ErrorKind {
             | Self::Host
             | Self::TransferEncoding
             | Self::TransferCoding
+            | Self::ContentLength
             | Self::Method
             | Self::UpgradeBody
             | Self::Loop
@@ -135,6 +138,7 @@ impl ErrorKind {
             Self::Target
             | Self::Host
             | Self::TransferEncoding
+            | Self::ContentLength
             | Self::UpgradeBody
             | Self::RequestBody
             | Self::ClientGone => StatusCode::BAD_REQUEST,
@@ -166,6 +170,7 @@ impl ErrorKind {
             Self::Host => "the Host field is missing, repeated or malformed",
             Self::TransferEncoding => "the request's Transfer-Encoding isn't exactly one `chunked`",
             Self::TransferCoding => "the request's Transfer-Encoding names a coding other than `chunked`",
+            Self::ContentLength => "the request's Content-Length isn't one length",
             Self::Method => "the method isn't forwarded",
             Self::UpgradeBody => "the request offers to switch protocols and has a body",
             Self::Loop => "the request has come through this proxy before",

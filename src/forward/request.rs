@@ -13,7 +13,7 @@ use super::rules::Rules;
 use crate::{
     error::{Error, ErrorKind},
     headers::{
-        cookie, forwarded, framing, hop, host, identity,
+        self, cookie, forwarded, framing, hop, host, identity,
         trailers::{self, ForbiddenTrailers},
         via,
     },
@@ -52,12 +52,14 @@ impl From<ErrorKind> for Refusal {
 pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exchange, Refusal> {
     let version = request.version();
     let peer = peer(request.extensions());
+    headers::trim_values(request.headers_mut());
 
     // 1  what must not be forwarded
     refuse_method(request.method())?;
     let (target, public_prefix) = target(rules, request)?;
     let host = host::authority(request.uri(), version, request.headers())?;
     framing::check_transfer_encoding(request.headers())?;
+    framing::collapse_content_length(request.headers_mut())?;
     if rules.via.as_ref().is_some_and(|via| via.is_in(request.headers())) {
         return Err(ErrorKind::Loop.into());
     }
@@ -128,7 +130,11 @@ pub(super) fn forbidden_trailers(request: &mut Request<Body>, version: Version) 
 /// Whether failures have to be said in gRPC's way.
 pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
     request.headers().get(CONTENT_TYPE).is_some_and(|value| {
-        value.as_bytes().strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))
+        value
+            .as_bytes()
+            .trim_ascii_start()
+            .strip_prefix(b"application/grpc")
+            .is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))
     })
 }
 

@@ -12,7 +12,7 @@ use http::{
 use super::{body::ResponseBody, request::Exchange, rules::Rules, upload::Upload};
 use crate::{
     error::{Error, ErrorKind},
-    headers::{cookie, framing, hop, location, trailers},
+    headers::{self, cookie, framing, hop, location, trailers},
     path::PathPolicy,
 };
 
@@ -37,6 +37,7 @@ where
         _ => None,
     };
     let version = response.version();
+    headers::trim_values(response.headers_mut());
     // 13  one framing, our version, our name. `Transfer-Encoding` tells which framing it is, and goes after that.
     let is_bodiless = is_bodiless(&exchange.method, response.status());
     let length = if is_bodiless { None } else { response.body().size_hint().exact() };

@@ -25,6 +25,22 @@ pub(crate) fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), ErrorKi
     }
 }
 
+/// Leaves one `Content-Length` in a request: equal ones, in one line or several, are one (RFC 9110, section 8.6).
+///
+/// # Errors
+///
+/// Different lengths, and what is no length: HTTP/2 servers may look at the first line alone, and HTTP/1.1 backends would be
+/// told another end of the body than the one that it has.
+pub(crate) fn collapse_content_length(headers: &mut HeaderMap) -> Result<(), ErrorKind> {
+    if let Some(said) = content_length(headers) {
+        let length = said.length.ok_or(ErrorKind::ContentLength)?;
+        if said.repeated {
+            headers.insert(CONTENT_LENGTH, length.into());
+        }
+    }
+    Ok(())
+}
+
 /// Makes `Content-Length` and `Transfer-Encoding` say what the body is.
 ///
 /// An outer layer may have taken or replaced the body and left the field. And hyper drops a GET's body of unknown length
@@ -134,6 +150,29 @@ mod tests {
             reconcile_request(&mut headers, &body);
             assert_eq!(headers.get(CONTENT_LENGTH).map(|value| value.to_str().unwrap()), length);
             assert_eq!(headers.contains_key(TRANSFER_ENCODING), chunked);
+        }
+    }
+
+    #[test]
+    fn a_request_has_one_length() {
+        for (lines, result) in [
+            (&[][..], Ok(None)),
+            (&["5"], Ok(Some("5"))),
+            (&["5", "5"], Ok(Some("5"))),
+            (&["5, 5", "5"], Ok(Some("5"))),
+            (&["5,"], Ok(Some("5"))),
+            (&["5", "6"], Err(ErrorKind::ContentLength)),
+            (&["5, 6"], Err(ErrorKind::ContentLength)),
+            (&["+5"], Err(ErrorKind::ContentLength)),
+            (&[""], Err(ErrorKind::ContentLength)),
+            (&["5", ""], Err(ErrorKind::ContentLength)),
+            (&["99999999999999999999"], Err(ErrorKind::ContentLength)),
+        ] {
+            let mut headers = map(&lines.iter().map(|&line| (CONTENT_LENGTH, line)).collect::<Vec<_>>());
+            assert_eq!(collapse_content_length(&mut headers), result.map(|_| ()), "{lines:?}");
+            if let Ok(length) = result {
+                assert_eq!(headers.get_all(CONTENT_LENGTH).iter().collect::<Vec<_>>(), Vec::from_iter(length));
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER},
+    header::{ALT_SVC, CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER},
 };
 
 use super::members;
@@ -22,9 +22,13 @@ pub(crate) fn remove_from_request(headers: &mut HeaderMap, also: impl Fn(&Header
     }
 }
 
-/// Removes the hop-by-hop fields of a response.
+/// Removes the hop-by-hop fields of a response, and those that name another way to the origin.
+///
+/// `Alt-Svc` speaks of the backend's own ports and protocols: sent on, it would have clients go to these of the front (RFC
+/// 7838, section 2). Fields about the host as a whole (`Strict-Transport-Security`, `Clear-Site-Data`) pass, because the
+/// backend answers for a part of that host.
 pub(crate) fn remove_from_response(headers: &mut HeaderMap) {
-    let unwanted = unwanted(headers, |_| false);
+    let unwanted = unwanted(headers, |name| name == ALT_SVC);
     if !unwanted.is_empty() {
         remove(headers, unwanted);
     }
@@ -120,6 +124,14 @@ mod tests {
             ]),
             ["accept", "trailer"]
         );
+    }
+
+    #[test]
+    fn no_other_way_to_the_backend_is_told() {
+        let mut headers =
+            map(&[("alt-svc", b"h3=\":443\""), ("alt-svc", b"clear"), ("strict-transport-security", b"max-age=1")]);
+        remove_from_response(&mut headers);
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["strict-transport-security"]);
     }
 
     #[test]

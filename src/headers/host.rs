@@ -7,11 +7,11 @@ use crate::{backend::is_authority, error::ErrorKind};
 /// Returns what the field has to become; `None`: it stays as it is. Only an HTTP/1.0 client needn't name anyone.
 ///
 /// The target's own authority (absolute-form, `:authority`) wins over the field (RFC 9112, section 3.2.2; RFC 9113,
-/// section 8.3.1).
+/// section 8.3.1). In HTTP/1 the field has to be valid all the same (RFC 9112, section 3.2); HTTP/2 may leave it out.
 ///
 /// # Errors
 ///
-/// `Host` repeated, malformed, or missing after HTTP/1.0.
+/// `Host` repeated, malformed, or missing in HTTP/1.1.
 pub(crate) fn authority(uri: &Uri, version: Version, headers: &HeaderMap) -> Result<Option<HeaderValue>, ErrorKind> {
     let mut lines = headers.get_all(HOST).iter();
     let field = lines.next();
@@ -19,7 +19,16 @@ pub(crate) fn authority(uri: &Uri, version: Version, headers: &HeaderMap) -> Res
         return Err(ErrorKind::Host);
     }
     let (authority, host) = match (uri.authority(), field) {
-        (Some(authority), _) => (authority.as_str().as_bytes(), HeaderValue::from_str(authority.as_str()).ok()),
+        (Some(authority), field) => {
+            match field {
+                Some(field) if version <= Version::HTTP_11 && !is_authority(field.as_bytes()) => {
+                    return Err(ErrorKind::Host);
+                }
+                None if version == Version::HTTP_11 => return Err(ErrorKind::Host),
+                _ => {}
+            }
+            (authority.as_str().as_bytes(), HeaderValue::from_str(authority.as_str()).ok())
+        }
         (None, Some(field)) => (field.as_bytes(), None),
         (None, None) if version <= Version::HTTP_10 => return Ok(None),
         (None, None) => return Err(ErrorKind::Host),
@@ -44,6 +53,12 @@ mod tests {
             ("/x", V::HTTP_11, &["a.example:80"][..], Ok(None)),
             ("http://a.example/x", V::HTTP_11, &["evil.example"], Ok(Some("a.example"))),
             ("http://a.example/x", V::HTTP_2, &[], Ok(Some("a.example"))),
+            ("http://a.example/x", V::HTTP_2, &["evil.example"], Ok(Some("a.example"))),
+            ("http://a.example/x", V::HTTP_11, &[], Err(ErrorKind::Host)),
+            ("http://a.example/x", V::HTTP_11, &[""], Err(ErrorKind::Host)),
+            ("http://a.example/x", V::HTTP_11, &["a.example evil"], Err(ErrorKind::Host)),
+            ("http://a.example/x", V::HTTP_10, &[], Ok(Some("a.example"))),
+            ("http://a.example/x", V::HTTP_10, &["a/evil"], Err(ErrorKind::Host)),
             ("/x", V::HTTP_10, &[], Ok(None)),
             ("/x", V::HTTP_11, &[], Err(ErrorKind::Host)),
             ("/x", V::HTTP_2, &[], Err(ErrorKind::Host)),

@@ -48,6 +48,25 @@ pub(crate) fn map_values(headers: &mut HeaderMap, name: HeaderName, mut map: imp
     }
 }
 
+/// Removes the outer blanks of each value (RFC 9110, section 5.5), which HTTP/2 servers may let through (RFC 9113, section
+/// 8.2.1): whoever reads a value after this would otherwise have to trim it alike.
+pub(crate) fn trim_values(headers: &mut HeaderMap) {
+    fn is_blank(b: Option<&u8>) -> bool {
+        matches!(b, Some(b' ' | b'\t'))
+    }
+    for value in headers.values_mut() {
+        let bytes = value.as_bytes();
+        // Mostly there are none.
+        if !is_blank(bytes.first()) && !is_blank(bytes.last()) {
+            continue;
+        }
+        if let Ok(mut trimmed) = HeaderValue::from_bytes(bytes.trim_ascii()) {
+            trimmed.set_sensitive(value.is_sensitive());
+            *value = trimmed;
+        }
+    }
+}
+
 /// Removes every field whose name `unwanted` says yes to.
 pub(crate) fn remove_where(headers: &mut HeaderMap, mut unwanted: impl FnMut(&HeaderName) -> bool) {
     // Mostly there are none or few: look first, allocate only then.
@@ -68,5 +87,33 @@ pub(crate) fn retain_members(headers: &mut HeaderMap, name: HeaderName, mut keep
         && !left.is_empty()
     {
         headers.insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::header::AUTHORIZATION;
+
+    use super::*;
+
+    #[test]
+    fn values_lose_their_outer_blanks_alone() {
+        for (value, trimmed) in [
+            (" Negotiate x", "Negotiate x"),
+            ("\t \tNegotiate  x\t ", "Negotiate  x"),
+            ("a\tb", "a\tb"),
+            (" ", ""),
+            ("", ""),
+        ] {
+            for sensitive in [true, false] {
+                let mut value = HeaderValue::from_static(value);
+                value.set_sensitive(sensitive);
+                let mut headers = HeaderMap::from_iter([(AUTHORIZATION, value)]);
+                headers.append(AUTHORIZATION, HeaderValue::from_static("\tsecond"));
+                trim_values(&mut headers);
+                assert_eq!(headers.get_all(AUTHORIZATION).iter().collect::<Vec<_>>(), [trimmed, "second"]);
+                assert_eq!(headers[AUTHORIZATION].is_sensitive(), sensitive);
+            }
+        }
     }
 }

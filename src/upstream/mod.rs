@@ -8,7 +8,7 @@ use std::{
 };
 
 use http::{
-    HeaderValue, Request, Response, Uri,
+    HeaderValue, Request, Response, Uri, Version,
     header::HOST,
     uri::{Authority, PathAndQuery, Scheme},
 };
@@ -21,6 +21,7 @@ use crate::{
     headers::{
         cookie,
         location::{self, Origin},
+        trim_values,
     },
 };
 
@@ -162,6 +163,10 @@ impl To {
     }
 
     fn map<B>(&self, response: &mut Response<B>, host: &HeaderValue) {
+        // HTTP/1 removes outer blanks when it reads a field.
+        if response.version() == Version::HTTP_2 {
+            trim_values(response.headers_mut());
+        }
         let scheme = self.backend.scheme();
         let own = Origin { scheme, authority: self.backend.authority().as_str().as_bytes() };
         let sent = Origin { scheme, authority: host.as_bytes() };

@@ -1,14 +1,19 @@
 //! Single fields of requests and responses, each as it arrives on the other side.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use axum::{
     Router,
-    body::Body,
-    http::{HeaderValue, Request},
+    body::{Body, Bytes},
+    http::{HeaderValue, Request, header::AUTHORIZATION},
 };
-use http_body_util::BodyExt;
-use tower_reverse_proxy::ReverseProxyLayer;
+use http_body_util::{BodyExt, channel::Channel};
+use tower_reverse_proxy::{Error, ErrorKind, ReverseProxyLayer};
 
-use crate::support::{Message, answering, front, get, http2, mirror};
+use crate::support::{Message, answering, ask, backend, front, get, http2, mirror, recording};
 
 fn layer(origin: &str) -> ReverseProxyLayer {
     ReverseProxyLayer::new(origin).prefix("/mydir")
@@ -70,4 +75,102 @@ async fn a_backend_sets_no_hidden_cookie() {
 #[should_panic(expected = "invalid cookie name \"id=1\": write the name alone")]
 async fn a_cookie_is_hidden_by_its_name_alone() {
     let _ = layer("http://127.0.0.1:9").hide_cookies(["id=1"]);
+}
+
+#[tokio::test]
+async fn outer_blanks_of_an_http2_value_hide_no_credentials_of_a_connection() {
+    // Each answer tells which connection it came over.
+    let connections = Arc::new(AtomicUsize::new(0));
+    let origin = backend(move |mut wire| {
+        let number = connections.fetch_add(1, Ordering::SeqCst);
+        async move {
+            while let Some(request) = wire.message().await {
+                let head = request.head.lines().find(|line| line.starts_with("authorization")).unwrap_or_default();
+                let body = format!("{number} {head}");
+                wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).as_bytes()).await;
+            }
+        }
+    })
+    .await;
+    let mut sender = http2(front(Router::new().layer(layer(&origin))).await).await;
+    for (number, (sent, arrived)) in [
+        (" Negotiate x", "Negotiate x"),
+        ("\tNTLM x \t", "NTLM x"),
+        ("Negotiate  x", "Negotiate  x"),
+        (" Bearer x", "Bearer x"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let request =
+            Request::get("http://front.example/mydir/x").header(AUTHORIZATION, HeaderValue::from_static(sent));
+        sender.ready().await.unwrap();
+        let response = sender.send_request(request.body(Body::empty()).unwrap()).await.unwrap();
+        let seen = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(seen, format!("{number} authorization: {arrived}"));
+    }
+}
+
+#[tokio::test]
+async fn equal_content_lengths_of_an_http2_client_are_one() {
+    let (origin, mut requests) = recording("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let mut sender = http2(front(Router::new().layer(layer(&origin))).await).await;
+    // Different ones are refused by h2, with the stream.
+    for lengths in [&["5", "5"][..], &["5", "5", "5"], &["5"]] {
+        let (mut body, channel) = Channel::<Bytes>::new(1);
+        let mut request = Request::post("http://front.example/mydir/x");
+        for length in lengths {
+            request = request.header("content-length", *length);
+        }
+        sender.ready().await.unwrap();
+        let response = sender.send_request(request.body(Body::new(channel)).unwrap());
+        let send = async {
+            let _ = body.send_data(Bytes::from_static(b"hello")).await;
+            drop(body);
+        };
+        assert_eq!(tokio::join!(response, send).0.unwrap().status(), 200, "{lengths:?}");
+        let got = requests.recv().await.unwrap();
+        assert_eq!((got.field("content-length"), &*got.text()), (Some("5"), "hello"));
+    }
+}
+
+#[tokio::test]
+async fn a_content_length_that_is_none_is_its_own_kind_of_failure() {
+    let layer = layer("http://127.0.0.1:9").on_error(|error: &Error| format!("{:?}", error.kind()));
+    let request = Request::post("/mydir/x").header("host", "a").header("content-length", "1, 2").body(Body::from("1"));
+    let response = tower::ServiceExt::oneshot(layer.into_service(), request.unwrap()).await.unwrap();
+    assert_eq!(response.extensions().get::<Error>().map(Error::kind), Some(ErrorKind::ContentLength));
+}
+
+#[tokio::test]
+async fn absolute_form_makes_no_valid_host_needless() {
+    let addr = front(Router::new().layer(layer(&mirror().await))).await;
+    for (version, host, status) in [
+        ("1.1", "", 400),
+        ("1.1", "Host:\r\n", 400),
+        ("1.1", "Host: a b\r\n", 400),
+        ("1.1", "Host: u@front.example\r\n", 400),
+        ("1.1", "Host: front.example\r\nHost: front.example\r\n", 400),
+        ("1.1", "Host: other.example\r\n", 200),
+        ("1.0", "", 200),
+        ("1.0", "Host: a b\r\n", 400),
+    ] {
+        let answer = ask(addr, format!("GET http://front.example/mydir/x HTTP/{version}\r\n{host}\r\n")).await;
+        assert_eq!(answer.status(), status, "{version} {host:?}");
+        if status == 200 {
+            assert_eq!(answer.mirrored().field("host"), Some("front.example"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_backends_other_ways_are_not_told() {
+    let origin = answering(
+        "HTTP/1.1 200 OK\r\nAlt-Svc: h3=\":8443\"; ma=3600\r\nalt-svc: h2=\"backend:8000\"\r\n\
+         Strict-Transport-Security: max-age=3600\r\nContent-Length: 0\r\n\r\n",
+    )
+    .await;
+    let answer = get(front(Router::new().layer(layer(&origin))).await, "/mydir/x", "").await;
+    assert_eq!(answer.all("alt-svc"), [""; 0]);
+    assert_eq!(answer.field("strict-transport-security"), Some("max-age=3600"));
 }
