@@ -28,7 +28,7 @@
 
 #![allow(clippy::print_stdout)]
 
-use std::{convert::Infallible, env, error::Error, time::Duration};
+use std::{convert::Infallible, env, error::Error, net::SocketAddr, time::Duration};
 
 use axum::{
     Router,
@@ -69,7 +69,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         Err(_) => TcpListener::bind("127.0.0.1:0").await?,
     };
     println!("gRPC at {}, without TLS", listener.local_addr()?);
-    axum::serve(listener, app).await?;
+    axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await?;
     Ok(())
 }
 

@@ -44,7 +44,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("open http://{}/legacy/", listener.local_addr()?);
     println!("(leave `.server_name(..)` out: it becomes a 502, and the log says why)");
-    axum::serve(listener, app).await?;
+    axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await?;
     Ok(())
 }
 

@@ -6,7 +6,7 @@
 //! ```
 #![allow(clippy::print_stdout)]
 
-use std::{env, error::Error};
+use std::{env, error::Error, net::SocketAddr};
 
 use axum::{
     Router,
@@ -24,7 +24,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let listener = TcpListener::bind("127.0.0.1:3000").await?;
     println!("Try these at http://{}: /mydir/a, /team, /team/wiki/a, /docs/a", listener.local_addr()?);
-    axum::serve(listener, app(&backend)).await?;
+    axum::serve(listener, app(&backend).into_make_service_with_connect_info::<SocketAddr>()).await?;
     Ok(())
 }
 

@@ -8,7 +8,7 @@
 //! The backend has to be reachable through the front only: whoever else reaches it can say any name.
 #![allow(clippy::print_stdout)]
 
-use std::{env, error::Error};
+use std::{env, error::Error, net::SocketAddr};
 
 use axum::{
     Form, Router,
@@ -54,7 +54,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let listener = TcpListener::bind("127.0.0.1:3000").await?;
     println!("Open http://{} and sign in as alice, password wonderland.", listener.local_addr()?);
-    axum::serve(listener, app).await?;
+    axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await?;
     Ok(())
 }
 

@@ -7,7 +7,7 @@
 //! ```
 #![allow(clippy::print_stdout)]
 
-use std::{env, error::Error};
+use std::{env, error::Error, net::SocketAddr};
 
 use axum::{
     Router,
@@ -40,7 +40,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let listener = TcpListener::bind("127.0.0.1:3000").await?;
     println!("Try these at http://{}: /, /orders/7 (GET and POST), /any/thing", listener.local_addr()?);
-    axum::serve(listener, app).await?;
+    axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await?;
     Ok(())
 }
 

@@ -36,7 +36,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         Err(_) => TcpListener::bind("127.0.0.1:0").await?,
     };
     println!("open http://{} in two windows", listener.local_addr()?);
-    axum::serve(listener, app).await?;
+    axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await?;
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use tower_service::Service;
 use crate::{
     error::ErrorKind,
     headers::identity::remove_every_spelling,
-    identity::RemoteUser,
+    identity::{RemoteUser, is_sayable},
     refuse::{RefusableBody, RefusableFuture},
 };
 
@@ -63,6 +63,7 @@ impl BasicAuthLayer {
     ///
     /// If the name has a colon or is empty, or if either has control characters: Basic can't say them (RFC 7617,
     /// section 2).
+    #[track_caller]
     pub fn new(user: &str, password: &str) -> Self {
         check_password(password);
         match credentials(user, password) {
@@ -78,6 +79,7 @@ impl BasicAuthLayer {
     /// # Panics
     ///
     /// If the password has control characters: Basic can't say them (RFC 7617, section 2).
+    #[track_caller]
     pub fn remote_user(password: impl Into<Arc<str>>) -> Self {
         let password = password.into();
         check_password(&password);
@@ -158,7 +160,7 @@ impl Credentials {
 
 /// The value of `Authorization`; `None` for a name that Basic can't say.
 fn credentials(user: &str, password: &str) -> Option<HeaderValue> {
-    if user.contains(':') || !RemoteUser::from(user).is_sayable() {
+    if user.contains(':') || !is_sayable(user) {
         return None;
     }
     let mut value =

@@ -13,13 +13,17 @@ use crate::{
     path::{PathPolicy, Prefix, Target},
 };
 
-/// A request target: what is forwarded is what came, and stays below its prefix by RFC 3986, section 5.2.4.
+/// A request target: what is forwarded is what came, can be decoded in one way, and stays below its prefix by RFC 3986, section 5.2.4.
 pub fn path(data: &[u8]) {
     let Ok(uri) = Uri::try_from(data) else { return };
     let Ok(prefix) = "/mydir".parse::<Prefix>() else { return };
     let Ok(target) = Target::parse(&uri, None, &prefix) else { return };
     let Ok(sent) = target.for_backend(&PathPolicy::Keep) else { return };
     assert_eq!(Some(&sent), uri.path_and_query());
+    for encoded in sent.path().split('%').skip(1) {
+        let octet = encoded.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        assert!(octet.is_some_and(|octet| octet != 0), "{sent}");
+    }
     let mut stack = Vec::new();
     for segment in sent.path()[1..].split('/') {
         match segment.to_ascii_lowercase().replace("%2e", ".").as_str() {

@@ -7,11 +7,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::Response;
+use http::{Response, header::WWW_AUTHENTICATE};
 use http_body_util::{Either, Empty};
 use pin_project_lite::pin_project;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 
 /// The body of the inner service's response, or none. It asks nothing of the inner body, so it fits around any client.
 pub type RefusableBody<B> = Either<B, Empty<Bytes>>;
@@ -40,8 +40,8 @@ impl<F> RefusableFuture<F> {
         Self { state: State::Calling { future } }
     }
 
-    pub(crate) fn refused(kind: ErrorKind) -> Self {
-        Self { state: State::Refused { error: kind.into() } }
+    pub(crate) fn refused(error: impl Into<Error>) -> Self {
+        Self { state: State::Refused { error: error.into() } }
     }
 }
 
@@ -57,6 +57,9 @@ where
             StateProj::Refused { error } => {
                 let mut response = Response::new(Either::Right(Empty::new()));
                 *response.status_mut() = error.status();
+                if let Some(challenge) = error.challenge() {
+                    response.headers_mut().insert(WWW_AUTHENTICATE, challenge.clone());
+                }
                 // The proxy makes the response of it that all its failures have.
                 response.extensions_mut().insert(error.clone());
                 response

@@ -11,9 +11,9 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    error::ErrorKind,
-    headers::{identity::remove_every_spelling, trailers::ForbiddenTrailers},
-    identity::RemoteUser,
+    error::{Error, ErrorKind},
+    headers::{identity::remove_every_spelling, is_token_byte, trailers::ForbiddenTrailers},
+    identity::{RemoteUser, is_sayable},
     refuse::{RefusableBody, RefusableFuture},
 };
 
@@ -57,6 +57,7 @@ pub struct RemoteUserLayer {
 struct Rules {
     header: HeaderName,
     required: bool,
+    challenge: Option<HeaderValue>,
     user: Reader,
 }
 
@@ -67,7 +68,7 @@ impl RemoteUserLayer {
     /// Takes the name from the request extension [`RemoteUser`].
     pub fn new() -> Self {
         let header = HeaderName::from_static("remote-user");
-        Self { rules: Arc::new(Rules { header, required: false, user: None }) }
+        Self { rules: Arc::new(Rules { header, required: false, challenge: None, user: None }) }
     }
 
     /// Takes the name from a request extension of the application's: a session, claims, the peer of a TLS connection.
@@ -92,10 +93,48 @@ impl RemoteUserLayer {
         self
     }
 
-    /// Answers 401 when nobody is signed in, without asking the backend. Default: the request goes on without the field.
+    /// Answers 403 when nobody is signed in, without asking the backend. Default: the request goes on without the field.
+    ///
+    /// The status is 401 if there is a [`challenge`](Self::challenge): an answer with 401 has to say how to sign in (RFC 9110,
+    /// section 15.5.2).
+    ///
+    /// A browser sends a CORS preflight (`OPTIONS` with `Access-Control-Request-Method`) without credentials: nobody is signed
+    /// in, and it is refused too. A backend that is called from other origins needs a layer that answers preflights in front of
+    /// this one, such as tower-http's `CorsLayer`, added to the router after the proxy.
     #[must_use]
     pub fn required(mut self) -> Self {
         Arc::make_mut(&mut self.rules).required = true;
+        self
+    }
+
+    /// Sets the `WWW-Authenticate` of the answer when nobody is signed in, which makes its status 401. Default: none, 403. It
+    /// applies only if a user is [`required`](Self::required).
+    ///
+    /// The application has to read the credentials that it asks for; this layer reads none.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::RemoteUserLayer;
+    ///
+    /// let layer = RemoteUserLayer::new().required().challenge("Basic realm=\"front\", charset=\"UTF-8\"");
+    /// # let _ = layer;
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If it doesn't begin with a scheme, or has characters that a field can't have (RFC 9110, section 11.6.1).
+    #[must_use]
+    #[track_caller]
+    pub fn challenge(mut self, challenge: &str) -> Self {
+        let scheme = challenge.split(' ').next().unwrap_or_default();
+        let value = HeaderValue::from_str(challenge).ok();
+        let value =
+            value.filter(|_| !scheme.is_empty() && scheme.bytes().all(is_token_byte) && !challenge.ends_with(' '));
+        let Some(value) = value else {
+            panic!(
+                "invalid challenge {challenge:?}: write a scheme and its parameters, such as \"Basic realm=\\\"front\\\"\""
+            );
+        };
+        Arc::make_mut(&mut self.rules).challenge = Some(value);
         self
     }
 }
@@ -111,6 +150,7 @@ impl fmt::Debug for RemoteUserLayer {
         f.debug_struct("RemoteUserLayer")
             .field("header", &self.rules.header)
             .field("required", &self.rules.required)
+            .field("challenge", &self.rules.challenge)
             .finish_non_exhaustive()
     }
 }
@@ -145,13 +185,13 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         match self.layer.rules.apply(&mut request) {
             Ok(()) => RefusableFuture::calling(self.inner.call(request)),
-            Err(kind) => RefusableFuture::refused(kind),
+            Err(error) => RefusableFuture::refused(error),
         }
     }
 }
 
 impl Rules {
-    fn apply<B>(&self, request: &mut Request<B>) -> Result<(), ErrorKind> {
+    fn apply<B>(&self, request: &mut Request<B>) -> Result<(), Error> {
         remove_every_spelling(request.headers_mut(), &self.header);
         ForbiddenTrailers::add(request.extensions(), &self.header);
         if let Some(read) = &self.user {
@@ -162,10 +202,10 @@ impl Rules {
             }
         }
         let Some(user) = request.extensions().get::<RemoteUser>() else {
-            return if self.required { Err(ErrorKind::SignInRequired) } else { Ok(()) };
+            return if self.required { Err(self.sign_in_required()) } else { Ok(()) };
         };
         match HeaderValue::from_bytes(user.as_str().as_bytes()) {
-            Ok(value) if user.is_sayable() => {
+            Ok(value) if is_sayable(user.as_str()) => {
                 request.headers_mut().insert(&self.header, value);
                 Ok(())
             }
@@ -176,8 +216,15 @@ impl Rules {
                     header = %self.header,
                     "a user name that can't be said in a header field: the request is refused"
                 );
-                Err(ErrorKind::UserName)
+                Err(ErrorKind::UserName.into())
             }
+        }
+    }
+
+    fn sign_in_required(&self) -> Error {
+        match &self.challenge {
+            Some(challenge) => Error::with_challenge(ErrorKind::SignInRequired, challenge.clone()),
+            None => ErrorKind::SignInRequired.into(),
         }
     }
 }

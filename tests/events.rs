@@ -180,6 +180,55 @@ async fn the_end_of_each_tunnel_is_one_event() {
 }
 
 #[tokio::test]
+async fn requests_without_an_address_are_said_once() {
+    let turn = Turn::take().await;
+    let layer = ReverseProxyLayer::new(mirror().await);
+    let serve = async |layer: ReverseProxyLayer| {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        // Wrapped around two routes, and cloned with each request.
+        let app = Router::new().route("/a", axum::routing::get(|| async {})).fallback(|| async {}).layer(layer);
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        addr
+    };
+    let addr = serve(layer.clone()).await;
+    for target in ["/a", "/b", "/a"] {
+        assert_eq!(get(addr, target, "").await.mirrored().field("x-forwarded-for"), None);
+    }
+    let event = turn.event();
+    assert_eq!((&*event["level"], &*event["event_target"]), ("WARN", "tower_reverse_proxy"));
+    assert!(event["message"].contains("into_make_service_with_connect_info::<SocketAddr>()"), "{event:?}");
+
+    let addr = serve(layer.clone().x_forwarded(false)).await;
+    assert_eq!(get(addr, "/a", "").await.status(), 200);
+    let addr = serve(layer.clone().trust_unix_peers()).await;
+    assert_eq!(get(addr, "/a", "").await.status(), 200);
+    let addr = front(Router::new().layer(layer)).await;
+    assert_eq!(get(addr, "/a", "").await.status(), 200);
+    assert_eq!(turn.events(), []);
+}
+
+#[tokio::test]
+async fn each_claim_of_an_identity_that_is_removed_is_one_event() {
+    let turn = Turn::take().await;
+    let layer = ReverseProxyLayer::new(mirror().await);
+    let claims = "Remote-User: s3cret\r\nRemote-Groups: s3cret\r\nremote-groups: s3cret\r\nX-WEBAUTH-USER: s3cret\r\nAccept: a\r\n";
+    let addr = front(Router::new().layer(layer.clone())).await;
+    assert_eq!(get(addr, "/x", claims).await.status(), 200);
+    let events = turn.events();
+    let mut headers: Vec<_> = events.iter().map(|event| &*event["header"]).collect();
+    headers.sort_unstable();
+    assert_eq!(headers, ["remote-groups", "remote-user", "x-webauth-user"]);
+    for event in &events {
+        assert_eq!((&*event["level"], &*event["event_target"]), ("DEBUG", "tower_reverse_proxy"));
+        assert!(!format!("{event:?}").contains("s3cret"), "{event:?}");
+    }
+    let addr = front(Router::new().layer(layer.keep_identity_claims())).await;
+    assert_eq!(get(addr, "/x", claims).await.status(), 200);
+    assert_eq!(turn.events(), []);
+}
+
+#[tokio::test]
 async fn a_tunnel_that_never_opened_has_no_end() {
     let turn = Turn::take().await;
     let tunnels = Tunnels::new();

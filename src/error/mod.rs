@@ -5,7 +5,7 @@ mod cause;
 use std::{error, fmt, sync::Arc};
 
 use axum_core::BoxError;
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 
 pub(crate) use cause::{classify, classify_request_body, classify_response_body};
 
@@ -24,13 +24,16 @@ pub struct Error {
 struct Inner {
     kind: ErrorKind,
     source: Option<BoxError>,
+    challenge: Option<HeaderValue>,
 }
 
-/// What failed. Each kind belongs to one [`Phase`] and becomes one [status](Error::status).
+/// What failed. Each kind belongs to one [`Phase`] and becomes one [status](Error::status), [`SignInRequired`](Self::SignInRequired)
+/// one of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The request target isn't in origin-form or leaves the prefix by dot segments: 400.
+    /// The request target isn't in origin-form, leaves the prefix by dot segments, or has a `%` in its path that isn't followed
+    /// by two hex digits, or `%00`: 400.
     Target,
     /// The request target is longer than what can be sent on: 414.
     TargetTooLong,
@@ -48,7 +51,8 @@ pub enum ErrorKind {
     UpgradeBody,
     /// The request has come through this proxy before: 508.
     Loop,
-    /// Nobody is signed in, and the upstream side wants somebody: 401.
+    /// Nobody is signed in, and the upstream side wants somebody: 403, or 401 with a
+    /// [challenge](crate::RemoteUserLayer::challenge).
     SignInRequired,
     /// The signed-in user's name can't be said to the backend: 403.
     UserName,
@@ -145,8 +149,7 @@ impl ErrorKind {
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::TransferCoding | Self::Method => StatusCode::NOT_IMPLEMENTED,
             Self::Loop => StatusCode::LOOP_DETECTED,
-            Self::SignInRequired => StatusCode::UNAUTHORIZED,
-            Self::UserName => StatusCode::FORBIDDEN,
+            Self::SignInRequired | Self::UserName => StatusCode::FORBIDDEN,
             Self::RequestBodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RequestBodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
@@ -198,11 +201,21 @@ impl ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind) -> Self {
-        Self { inner: Arc::new(Inner { kind, source: None }) }
+        Self { inner: Arc::new(Inner { kind, source: None, challenge: None }) }
     }
 
     pub(crate) fn with_source(kind: ErrorKind, source: impl Into<BoxError>) -> Self {
-        Self { inner: Arc::new(Inner { kind, source: Some(source.into()) }) }
+        Self { inner: Arc::new(Inner { kind, source: Some(source.into()), challenge: None }) }
+    }
+
+    /// A failure that is answered with 401 and this `WWW-Authenticate`.
+    pub(crate) fn with_challenge(kind: ErrorKind, challenge: HeaderValue) -> Self {
+        Self { inner: Arc::new(Inner { kind, source: None, challenge: Some(challenge) }) }
+    }
+
+    /// The `WWW-Authenticate` of the response that it becomes.
+    pub(crate) fn challenge(&self) -> Option<&HeaderValue> {
+        self.inner.challenge.as_ref()
     }
 
     /// Returns what failed.
@@ -217,12 +230,21 @@ impl Error {
 
     /// Returns the status that the client gets, if nothing has been sent to it yet.
     pub fn status(&self) -> StatusCode {
-        self.kind().status()
+        if self.challenge().is_some() { StatusCode::UNAUTHORIZED } else { self.kind().status() }
     }
 
-    /// Returns `true` if the backend couldn't be reached at all: nothing of the request has been sent.
+    /// Returns `true` if the backend couldn't be reached at all, within the connect timeout or ever.
     pub fn is_connect(&self) -> bool {
         matches!(self.kind(), ErrorKind::Connect | ErrorKind::ConnectTimeout)
+    }
+
+    /// Returns `true` if nothing of the request has been sent, because there was no connection for it: the backend couldn't be
+    /// [reached](Self::is_connect), or there was no capacity ([`Overloaded`](ErrorKind::Overloaded)).
+    ///
+    /// A retry layer may send such a request again, whatever its method, to this backend or another one. The request's body
+    /// may have been read in part.
+    pub fn is_unsent(&self) -> bool {
+        self.is_connect() || self.kind() == ErrorKind::Overloaded
     }
 
     /// Returns `true` if one of the proxy's timeouts is over.

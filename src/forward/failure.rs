@@ -5,11 +5,11 @@ use std::error::Error as _;
 use axum_core::body::Body;
 use http::{
     HeaderMap, HeaderValue, Response, StatusCode, Version,
-    header::{ALLOW, CONTENT_TYPE},
+    header::{ALLOW, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
 
 use super::{request::Refusal, response::no_body, rules::Rules};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// Answers in the backend's place.
 pub(super) fn respond(rules: &Rules, refusal: Refusal, is_grpc: bool) -> Response<Body> {
@@ -23,6 +23,12 @@ pub(super) fn respond(rules: &Rules, refusal: Refusal, is_grpc: bool) -> Respons
         Some(on_error) => on_error(&error),
         None => plain_response(&error),
     };
+    // A page of the application's may have chosen another status, or its own challenge.
+    if let Some(challenge) = error.challenge()
+        && response.status() == StatusCode::UNAUTHORIZED
+    {
+        response.headers_mut().entry(WWW_AUTHENTICATE).or_insert_with(|| challenge.clone());
+    }
     response.extensions_mut().insert(error);
     response
 }
@@ -60,14 +66,14 @@ fn plain_response(error: &Error) -> Response<Body> {
 /// A trailers-only response, with the status as gRPC's own mapping has it.
 fn grpc_response(error: &Error) -> Response<Body> {
     let code = match error.status() {
-        StatusCode::BAD_REQUEST => "13",                                  // INTERNAL
+        _ if error.kind() == ErrorKind::SignInRequired => "16", // UNAUTHENTICATED
+        StatusCode::BAD_REQUEST => "13",                        // INTERNAL
         StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => "4", // DEADLINE_EXCEEDED
-        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::URI_TOO_LONG => "8",  // RESOURCE_EXHAUSTED
-        StatusCode::NOT_IMPLEMENTED => "12",                              // UNIMPLEMENTED
-        StatusCode::UNAUTHORIZED => "16",                                 // UNAUTHENTICATED
-        StatusCode::FORBIDDEN => "7",                                     // PERMISSION_DENIED
-        StatusCode::LOOP_DETECTED => "9",                                 // FAILED_PRECONDITION
-        _ => "14",                                                        // UNAVAILABLE
+        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::URI_TOO_LONG => "8", // RESOURCE_EXHAUSTED
+        StatusCode::NOT_IMPLEMENTED => "12",                    // UNIMPLEMENTED
+        StatusCode::FORBIDDEN => "7",                           // PERMISSION_DENIED
+        StatusCode::LOOP_DETECTED => "9",                       // FAILED_PRECONDITION
+        _ => "14",                                              // UNAVAILABLE
     };
     let mut response = Response::new(Body::empty());
     let headers: &mut HeaderMap = response.headers_mut();

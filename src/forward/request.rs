@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use axum_core::body::Body;
 use http::{
-    Extensions, Method, Request, Uri, Version,
+    Extensions, HeaderName, Method, Request, Uri, Version,
     header::{CONTENT_LENGTH, CONTENT_TYPE, HOST},
     uri::PathAndQuery,
 };
@@ -74,6 +74,7 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
     let trusted = rules.forwarded.trusts(peer);
     hop::remove_from_request(request.headers_mut(), |name| {
         (!trusted && forwarded::is_claim(name))
+            || (!trusted && !rules.keep_identity_claims && is_identity_claim(name))
             || identity::is_reserved(name)
             || (!rules.keep_underscores && identity::is_underscored(name))
     });
@@ -101,6 +102,19 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
         offer.make(request);
     }
     Ok(Exchange { method: request.method().clone(), version, public_prefix, offer })
+}
+
+/// Whether a client, or a peer that isn't trusted, claims somebody's identity. Says so: the application may wonder where it is.
+fn is_identity_claim(name: &HeaderName) -> bool {
+    let is_claim = identity::is_claim(name);
+    if is_claim {
+        tracing::debug!(
+            target: "tower_reverse_proxy",
+            header = %name,
+            "the peer isn't trusted and claims an identity: the field is removed"
+        );
+    }
+    is_claim
 }
 
 /// `TRACE` would show the client what was added for the backend alone.

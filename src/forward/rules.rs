@@ -21,6 +21,7 @@ pub(crate) struct Rules {
     /// `None`: no `Via`.
     pub(crate) via: Option<Pseudonym>,
     pub(crate) keep_underscores: bool,
+    pub(crate) keep_identity_claims: bool,
     /// The names of the front's own cookies, which the backend neither gets nor sets.
     pub(crate) hidden_cookies: Box<[String]>,
     pub(crate) upgrades: Allowed,
@@ -41,6 +42,7 @@ impl Default for Rules {
             forwarded: ForwardedPolicy::default(),
             via: Some(Pseudonym::random()),
             keep_underscores: false,
+            keep_identity_claims: false,
             hidden_cookies: Box::default(),
             upgrades: Allowed::default(),
             tunnels: TunnelOptions::default(),
@@ -61,6 +63,7 @@ impl fmt::Debug for Rules {
             .field("forwarded", &self.forwarded)
             .field("via", &self.via)
             .field("keep_underscores", &self.keep_underscores)
+            .field("keep_identity_claims", &self.keep_identity_claims)
             .field("hidden_cookies", &self.hidden_cookies)
             .field("upgrades", &self.upgrades)
             .field("tunnels", &self.tunnels)

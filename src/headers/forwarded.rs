@@ -2,7 +2,14 @@
 //!
 //! What comes in is a claim. It goes, unless the peer is a trusted proxy.
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::{
+    fmt::Write as _,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
@@ -31,6 +38,8 @@ pub(crate) struct ForwardedPolicy {
     pub(crate) trusted: Vec<IpNet>,
     /// Whether a peer without an address is trusted too.
     pub(crate) trust_unix: bool,
+    /// Whether it has been said that requests come without an address; shared, for it's said once.
+    pub(crate) said_no_address: Arc<AtomicBool>,
 }
 
 impl Default for ForwardedPolicy {
@@ -42,6 +51,7 @@ impl Default for ForwardedPolicy {
             proto: None,
             trusted: Vec::new(),
             trust_unix: false,
+            said_no_address: Arc::default(),
         }
     }
 }
@@ -77,6 +87,8 @@ impl ForwardedPolicy {
                 Entry::Vacant(entry) => drop(entry.insert(ip_value(peer))),
                 Entry::Occupied(_) => append_member(headers, X_FORWARDED_FOR, &peer.to_string()),
             }
+        } else if !self.trust_unix {
+            self.say_no_address();
         }
         if let Some(host) = headers.get(HOST).cloned() {
             headers.entry(X_FORWARDED_HOST).or_insert(host);
@@ -93,6 +105,18 @@ impl ForwardedPolicy {
             {
                 headers.insert(X_FORWARDED_PREFIX, value);
             }
+        }
+    }
+
+    /// Says once that the backend doesn't learn its clients' addresses: nothing else shows it.
+    #[cold]
+    fn say_no_address(&self) {
+        if !self.said_no_address.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                target: "tower_reverse_proxy",
+                "the backend gets no X-Forwarded-For, because requests come without the peer's address: serve the application with \
+                 `into_make_service_with_connect_info::<SocketAddr>()`, or insert a `ClientAddr` into their extensions"
+            );
         }
     }
 

@@ -84,6 +84,7 @@ pub(crate) fn reconcile_response(headers: &mut HeaderMap, length: Option<u64>) -
 struct Said {
     /// `None`: nothing that is a length, or more than one.
     length: Option<u64>,
+    /// Whether it's anything but one number: more than one of them, or a list.
     repeated: bool,
 }
 
@@ -97,7 +98,7 @@ fn content_length(headers: &HeaderMap) -> Option<Said> {
     let mut said = members(headers, CONTENT_LENGTH).map(number);
     let length = said.next().flatten();
     let others = said.map(|other| other == length).collect::<Vec<_>>();
-    Some(Said { length: length.filter(|_| others.iter().all(|&same| same)), repeated: !others.is_empty() })
+    Some(Said { length: length.filter(|_| others.iter().all(|&same| same)), repeated: true })
 }
 
 /// A decimal number and nothing else: `parse` would take a sign.
@@ -165,7 +166,7 @@ mod tests {
             (&["5, 6"], Err(ErrorKind::ContentLength)),
             (&["+5"], Err(ErrorKind::ContentLength)),
             (&[""], Err(ErrorKind::ContentLength)),
-            (&["5", ""], Err(ErrorKind::ContentLength)),
+            (&["5", ""], Ok(Some("5"))),
             (&["99999999999999999999"], Err(ErrorKind::ContentLength)),
         ] {
             let mut headers = map(&lines.iter().map(|&line| (CONTENT_LENGTH, line)).collect::<Vec<_>>());

@@ -12,6 +12,32 @@ pub(crate) fn is_reserved(name: &HeaderName) -> bool {
     name == "proxy" || reads_as(name.as_bytes(), "remote-user")
 }
 
+/// Whether a field claims somebody's identity, as only proxies that sign users in set it, in whatever spelling.
+///
+/// These are the claims that backends believe unsigned. Signed ones (`Cf-Access-Jwt-Assertion`, `X-Goog-IAP-JWT-Assertion`)
+/// aren't among them: whoever reads them checks them.
+pub(crate) fn is_claim(name: &HeaderName) -> bool {
+    // Each is the beginning of a name. Nearly every other field is told apart by its first octets.
+    let claims: &[&str] = match name.as_str().as_bytes() {
+        [b'x', _, b'a', ..] => &["x-arr-clientcert", "x-auth-request-", "x-authenticated-", "x-authentik-"],
+        [b'x', _, b'c', ..] => &["x-client-cert"],
+        [b'x', _, b'g', ..] => &["x-goog-authenticated-user-"],
+        [b'x', _, b'm', ..] => &["x-ms-client-principal"],
+        [b'x', _, b'r', ..] => &["x-remote-user", "x-remote-group", "x-remote-extra-"],
+        [b'x', _, b's', ..] => &["x-ssl-"],
+        [b'x', _, b'w', ..] => &["x-webauth-"],
+        [b'c', b'l', ..] => &["client-cert"],
+        [b'e', b's', ..] => &["es-security-runas-user"],
+        [b'o', b'i', ..] => &["oidc-claim-"],
+        [b'r', b'e', b'm', ..] => &["remote-"],
+        [b's', b's', ..] => &["ssl-client-"],
+        [b't', b'a', ..] => &["tailscale-user-"],
+        _ => return false,
+    };
+    let name = name.as_str().as_bytes();
+    claims.iter().any(|claim| name.get(..claim.len()).is_some_and(|start| reads_as(start, claim)))
+}
+
 /// Whether a WSGI or CGI server reads the name as if it had hyphens: `Remote_User` is `HTTP_REMOTE_USER` as well, and
 /// `SCRIPT_NAME` is a variable of the server's own.
 pub(crate) fn is_underscored(name: &HeaderName) -> bool {
@@ -49,6 +75,72 @@ mod tests {
         }
         for name in ["remote-users", "x-remote-user", "remoteuser", ""] {
             assert!(!reads_as(name.as_bytes(), "remote-user"), "{name}");
+        }
+    }
+
+    #[test]
+    fn claims_of_an_identity() {
+        for name in [
+            "Remote-Groups",
+            "remote_name",
+            "Remote.Email",
+            "REMOTE-ADDR",
+            "X-WEBAUTH-USER",
+            "x_webauth_email",
+            "X-Auth-Request-User",
+            "x.auth.request.groups",
+            "X-Authenticated-User",
+            "X-Authenticated-Userid",
+            "Tailscale-User-Login",
+            "X-MS-CLIENT-PRINCIPAL",
+            "x-ms-client-principal-name",
+            "X-Goog-Authenticated-User-Email",
+            "X-Authentik-Username",
+            "Client-Cert",
+            "client_cert-chain",
+            "X-SSL-Client-S-DN",
+            "x~ssl~cert",
+            "SSL-Client-Verify",
+            "ssl_client_cert",
+            "X-Client-Cert",
+            "X-Client-Certificate",
+            "X-ARR-ClientCert",
+            "es-security-runas-user",
+            "ES_Security.Runas-User",
+            "X-Remote-User",
+            "X-Remote-Extra-Scopes",
+            "OIDC_CLAIM_sub",
+        ] {
+            assert!(is_claim(&name.parse().unwrap()), "{name}");
+        }
+        for name in [
+            "referer",
+            "range",
+            "remotes",
+            "x-auth-token",
+            "x-api-key",
+            "x-requested-with",
+            "x-request-id",
+            "x-csrf-token",
+            "x-client-id",
+            "x-ms-version",
+            "x-goog-iap-jwt-assertion",
+            "cf-access-jwt-assertion",
+            "client-hint",
+            "cookie",
+            "x-amz-date",
+            "x-ssl",
+            "ssl",
+            "tailscale",
+            "x",
+            "xxa",
+            "es",
+            "expect",
+            "origin",
+            "authorization",
+            "x-remote",
+        ] {
+            assert!(!is_claim(&name.parse().unwrap()), "{name}");
         }
     }
 

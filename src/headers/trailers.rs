@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use http::{Extensions, HeaderMap, HeaderName, header::TRAILER};
 
-use super::{forwarded, identity, remove_where, retain_members};
+use super::{forwarded, identity, remove_where, retain_members, trim_values};
 
 /// The names of fields that upstream layers set: a trailer of the client must not repeat them. A request extension.
 ///
@@ -36,6 +36,7 @@ impl ForbiddenTrailers {
             !is_harmless_in_request(trailer)
                 || names.iter().any(|name| identity::reads_as(trailer.as_str().as_bytes(), name.as_str()))
         });
+        trim_values(trailers);
     }
 }
 
@@ -52,6 +53,7 @@ pub(crate) fn announce_in_response(headers: &mut HeaderMap) {
 /// Removes from a response's trailers what would matter as a field.
 pub(crate) fn remove_from_response(trailers: &mut HeaderMap) {
     remove_where(trailers, |name| !is_harmless_in_response(name));
+    trim_values(trailers);
 }
 
 fn announce(headers: &mut HeaderMap, is_harmless: impl Fn(&HeaderName) -> bool) {
@@ -97,6 +99,7 @@ fn is_harmless_in_request(name: &HeaderName) -> bool {
         )
         && !name.as_str().starts_with("if-")
         && !identity::is_reserved(name)
+        && !identity::is_claim(name)
         && !identity::is_underscored(name)
         && !forwarded::is_claim(name)
 }

@@ -13,7 +13,7 @@ pub(super) fn leaves(rest: &str) -> bool {
     }
     let mut depth = 0_usize;
     for segment in rest.split('/') {
-        let ups = pieces(segment).filter(|piece| dots(piece) == Some(2)).count();
+        let ups = ups(segment);
         match depth.checked_sub(ups) {
             None => return true,
             Some(left) if ups > 0 => depth = left,
@@ -23,6 +23,21 @@ pub(super) fn leaves(rest: &str) -> bool {
         }
     }
     false
+}
+
+/// Whether each `%` begins two hex digits (RFC 3986, section 2.1) that aren't those of NUL.
+///
+/// Decoders differ in what they make of others: `%u002e` is a dot to IIS, and a path may end at NUL.
+pub(super) fn is_decodable(path: &str) -> bool {
+    path.split('%').skip(1).all(|rest| match rest.as_bytes() {
+        [high, low, ..] => high.is_ascii_hexdigit() && low.is_ascii_hexdigit() && [*high, *low] != *b"00",
+        _ => false,
+    })
+}
+
+/// How many pieces of the segment are `..`.
+pub(super) fn ups(segment: &str) -> usize {
+    pieces(segment).filter(|piece| dots(piece) == Some(2)).count()
 }
 
 /// Whether any piece of the segment is `.` or `..`.

@@ -4,7 +4,7 @@ use std::{convert::Infallible, error, fmt, str::FromStr, sync::Arc};
 
 use http::uri::PathAndQuery;
 
-use super::dots::has_dots;
+use super::dots::{has_dots, is_decodable, ups};
 
 /// A directory of the application that is the backend's: `/mydir` stands for `/mydir`, `/mydir/` and all below.
 ///
@@ -50,6 +50,8 @@ impl FromStr for Prefix {
         let is_path = text.starts_with('/')
             && text[1..].split('/').all(|segment| !segment.is_empty() && !has_dots(segment))
             && PathAndQuery::try_from(text).is_ok_and(|parsed| parsed.as_str() == text && parsed.query().is_none())
+            && text.is_ascii()
+            && is_decodable(text)
             && !text.contains(['{', '}', '*', '\\', '#']);
         if is_path { Ok(Self(text.into())) } else { Err(InvalidPrefix { given: text.into() }) }
     }
@@ -93,22 +95,46 @@ pub struct InvalidPrefix {
 
 impl fmt::Display for InvalidPrefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plain: Vec<&str> = self
-            .given
-            .split(['?', '#'])
-            .next()
-            .unwrap_or_default()
-            .split('/')
-            .filter(|segment| !segment.is_empty() && !has_dots(segment) && !segment.contains(['{', '*', '\\']))
-            .collect();
-        let plain = if plain.is_empty() { "/mydir".to_owned() } else { format!("/{}", plain.join("/")) };
         write!(
             f,
-            "invalid prefix {:?}: a prefix is the literal path of a directory, without captures, query, empty or dot \
-             segments, and without a slash at its end; write {plain:?}",
-            self.given
+            "invalid prefix {:?}: a prefix is the literal path of a directory as it is in a URL, without captures, query, empty or \
+             dot segments, and without a slash at its end; write {:?}",
+            self.given,
+            plain(&self.given)
         )
     }
+}
+
+/// The prefix that may have been meant: dot segments resolved (RFC 3986, section 5.2.4), the rest encoded.
+fn plain(given: &str) -> String {
+    let path = given.split(['?', '#']).next().unwrap_or_default();
+    let mut segments = Vec::new();
+    for segment in path.split('/') {
+        if has_dots(segment) {
+            segments.truncate(segments.len().saturating_sub(ups(segment)));
+        } else if !segment.is_empty() && !segment.contains(['{', '*', '\\']) {
+            segments.push(encoded(segment));
+        }
+    }
+    if segments.is_empty() { "/mydir".to_owned() } else { format!("/{}", segments.join("/")) }
+}
+
+/// A segment of a path with what it can't hold percent-encoded (RFC 3986, section 3.3).
+fn encoded(segment: &str) -> String {
+    let mut encoded = String::new();
+    for (at, c) in segment.char_indices() {
+        let stays = match c {
+            '%' => is_decodable(segment[at..].get(..3).unwrap_or("%")),
+            _ => c.is_ascii_alphanumeric() || "-._~!$&'()+,;=:@".contains(c),
+        };
+        if stays {
+            encoded.push(c);
+        } else {
+            let mut octets = [0; 4];
+            encoded.extend(c.encode_utf8(&mut octets).bytes().map(|octet| format!("%{octet:02X}")));
+        }
+    }
+    encoded
 }
 
 /// The same text: it's what an error that a `main` returns shows.
@@ -167,13 +193,17 @@ mod tests {
             ("/mydir/", "\"/mydir\""),
             ("", "\"/mydir\""),
             ("/a//b", "\"/a/b\""),
-            ("/a/../b", "\"/a/b\""),
-            ("/a/%2E%2e/b", "\"/a/b\""),
+            ("/a/../b", "write \"/b\""),
+            ("/a/%2E%2e/b", "write \"/b\""),
+            ("/a/./b/..", "write \"/a\""),
+            ("/../..", "write \"/mydir\""),
             ("/a?x", "\"/a\""),
             ("/a#x", "\"/a\""),
             ("/a/{id}", "\"/a\""),
             ("/a/*rest", "\"/a\""),
-            ("/a b", "invalid prefix"),
+            ("/my dir", "write \"/my%20dir\""),
+            ("/mü/x\"", "write \"/m%C3%BC/x%22\""),
+            ("/100%/%20%zz%00", "write \"/100%25/%20%25zz%2500\""),
         ] {
             let error = text.parse::<Prefix>().unwrap_err().to_string();
             assert!(error.contains(write), "{text}: {error}");

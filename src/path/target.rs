@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use http::{Uri, uri::PathAndQuery};
 
 use super::{
-    dots::{has_dots, leaves},
+    dots::{has_dots, is_decodable, leaves},
     prefix::Prefix,
 };
 use crate::error::ErrorKind;
@@ -39,8 +39,9 @@ impl<'a> Target<'a> {
     ///
     /// # Errors
     ///
-    /// A target that isn't in origin-form, and one whose dot segments would leave the public prefix: the backend, or
-    /// anything between, may resolve them (RFC 3986, section 5.2.4) after our check.
+    /// A target that isn't in origin-form, one whose path has a `%` that encodes nothing, or NUL (RFC 3986, section 2.1), and
+    /// one whose dot segments would leave the public prefix: the backend, or anything between, may resolve them (section
+    /// 5.2.4) after our check.
     pub(crate) fn parse(current: &'a Uri, nest: Option<Nest<'a>>, prefix: &'a Prefix) -> Result<Self, ErrorKind> {
         let path = current.path();
         if !path.starts_with('/') {
@@ -65,7 +66,12 @@ impl<'a> Target<'a> {
             target.whole = original.path_and_query().filter(|_| same && original.query() == current.query());
         }
         // A nest with captures has the client's text in it.
-        if target.outer.split('/').any(has_dots) || leaves(target.rest) { Err(ErrorKind::Target) } else { Ok(target) }
+        let decodable = is_decodable(target.outer) && is_decodable(target.rest);
+        if !decodable || target.outer.split('/').any(has_dots) || leaves(target.rest) {
+            Err(ErrorKind::Target)
+        } else {
+            Ok(target)
+        }
     }
 
     /// Returns the directory as the client sees it, without a slash at its end.
@@ -213,6 +219,35 @@ mod tests {
             let nest = original.as_ref().map(|original| Nest { original, segments: 1 });
             let target = Target::parse(&current, nest, &prefix).unwrap();
             assert_eq!(target.public_prefix(), public, "{current} {original:?}");
+        }
+    }
+
+    #[test]
+    fn what_decoders_read_in_different_ways_is_refused() {
+        for path in [
+            "/mydir/%",
+            "/mydir/%2",
+            "/mydir/%/x",
+            "/mydir/%zz",
+            "/mydir/%2g/x",
+            "/mydir/%%2e",
+            "/mydir/100%",
+            "/mydir/%u002e%u002e/",
+            "/mydir/%U002E/x",
+            "/mydir/%00",
+            "/mydir/..%00/x",
+            "/mydir/x%00.png",
+        ] {
+            for policy in [PathPolicy::Keep, PathPolicy::Replace(Prefix::root())] {
+                assert_eq!(target(path, None, "/mydir", &policy), Err(ErrorKind::Target), "{path}");
+                let (_, below) = path.split_at("/mydir".len());
+                assert_eq!(target(below, Some((path, 1)), "/", &policy), Err(ErrorKind::Target), "{path}");
+            }
+        }
+        // What a nest captures is the client's text too.
+        assert_eq!(target("/x", Some(("/apps/%u002e/x", 2)), "/", &PathPolicy::Keep), Err(ErrorKind::Target));
+        for path in ["/mydir/%25%32e", "/mydir/%C3%bc%0a", "/mydir/%2500", "/mydir/x?%&%00&%u002e&100%"] {
+            assert_eq!(target(path, None, "/mydir", &PathPolicy::Keep).as_deref(), Ok(path));
         }
     }
 

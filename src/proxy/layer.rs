@@ -67,7 +67,11 @@ impl ReverseProxyLayer {
     /// If `backend` isn't an origin, with a message that says what to write instead. [`try_new`](Self::try_new) returns it.
     #[track_caller]
     pub fn new(backend: impl TryInto<Backend, Error: Into<InvalidBackend>>) -> Self {
-        Self::try_new(backend).unwrap_or_else(|error| panic!("{error}"))
+        // Not in a closure: the panic has to show the caller's line.
+        match Self::try_new(backend) {
+            Ok(layer) => layer,
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// Forwards to a backend: an origin as `&str`, `String`, [`Uri`](http::Uri) or [`Backend`].

@@ -79,8 +79,9 @@ impl<U, P> ReverseProxyLayer<U, P> {
 impl<U, P> ReverseProxyLayer<U, P> {
     /// Sets whether `X-Forwarded-For`, `-Host`, `-Proto` and `-Prefix` are sent. Default: `true`.
     ///
-    /// `-For` is the peer's address: [`ClientAddr`](crate::ClientAddr), or axum's `ConnectInfo<SocketAddr>`; without either
-    /// there is none. `-Host` is the client's. `-Proto` has to be [set](Self::forwarded_proto). `-Prefix` is sent where one
+    /// `-For` is the peer's address: [`ClientAddr`](crate::ClientAddr), or axum's `ConnectInfo<SocketAddr>`, which is there if
+    /// the application is served with `into_make_service_with_connect_info::<SocketAddr>()`. Without either there is none, and
+    /// the first such request emits a warning. `-Host` is the client's. `-Proto` has to be [set](Self::forwarded_proto). `-Prefix` is sent where one
     /// was taken away. What the client sent under such a name is removed in any case.
     pub fn x_forwarded(self, send: bool) -> Self {
         self.rules(|rules| rules.forwarded.x_forwarded = send)
@@ -105,7 +106,8 @@ impl<U, P> ReverseProxyLayer<U, P> {
 
     /// Sets whose forwarding fields are believed: the proxies in front of the application, as CIDR blocks. Default: nobody's.
     ///
-    /// From such a peer, `X-Forwarded-For` and `Forwarded` are appended to, and the others kept. A peer on a Unix socket has no
+    /// From such a peer, `X-Forwarded-For` and `Forwarded` are appended to, the others kept, and so are [claims of an
+    /// identity](Self::keep_identity_claims) but for `Remote-User`. A peer on a Unix socket has no
     /// address: see [`trust_unix_peers`](Self::trust_unix_peers).
     pub fn trusted_proxies(self, blocks: impl IntoIterator<Item = IpNet>) -> Self {
         let trusted = blocks.into_iter().collect();
@@ -144,11 +146,12 @@ impl<U, P> ReverseProxyLayer<U, P> {
     /// If the name isn't a token or an authority.
     #[track_caller]
     pub fn via<'a>(self, name: impl Into<Option<&'a str>>) -> Self {
-        let via = name.into().map(|name| {
-            Pseudonym::new(name).unwrap_or_else(|| {
+        let via = match name.into().map(|name| (name, Pseudonym::new(name))) {
+            Some((name, None)) => {
                 panic!("invalid name {name:?} for Via: write a token or host and port, such as \"front.example\"")
-            })
-        });
+            }
+            named => named.and_then(|(_, via)| via),
+        };
         self.rules(|rules| rules.via = via)
     }
 
@@ -158,6 +161,34 @@ impl<U, P> ReverseProxyLayer<U, P> {
     /// both to a backend that isn't careful.
     pub fn keep_underscores(self) -> Self {
         self.rules(|rules| rules.keep_underscores = true)
+    }
+
+    /// Lets fields pass that claim somebody's identity without a signature, whoever sends them. Default: they are removed, unless
+    /// the peer is [trusted](Self::trusted_proxies).
+    ///
+    /// Backends believe such fields, because only proxies that sign users in set them: `Remote-*`, `X-Remote-User`, `-Group` and
+    /// `-Extra-*`, `X-WEBAUTH-*`, `X-Auth-Request-*`, `X-Authenticated-*`, `X-Authentik-*`, `X-Goog-Authenticated-User-*`,
+    /// `X-MS-CLIENT-PRINCIPAL*`, `Tailscale-User-*`, `OIDC-Claim-*`, `es-security-runas-user`, and certificates in `Client-Cert*`,
+    /// `X-Client-Cert*`, `SSL-Client-*`, `X-SSL-*` and `X-ARR-ClientCert`; in every spelling that a server may fold into one of
+    /// them. Each removal emits an event at debug level that names the field. As request trailers they are always removed.
+    ///
+    /// `Remote-User` is always removed, and set by a [`RemoteUserLayer`](crate::RemoteUserLayer) alone; `X-Forwarded-User`,
+    /// `-Groups` and `-Email` are removed as every `X-Forwarded-*` is. A layer of the application's own that sets such a field
+    /// belongs on the [upstream side](Self::upstream_layer), where nothing is removed.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// // A layer outside of the proxy sets `X-WEBAUTH-USER`, and removes what clients send under its names itself.
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").keep_identity_claims();
+    /// # let _ = proxy;
+    /// ```
+    ///
+    /// # Security
+    ///
+    /// With this, any client can be anyone to a backend that believes one of these fields.
+    pub fn keep_identity_claims(self) -> Self {
+        self.rules(|rules| rules.keep_identity_claims = true)
     }
 
     /// Hides cookies from the backend: those of the application's own, by their exact names. Default: every cookie is sent.
@@ -201,9 +232,9 @@ impl<U, P> ReverseProxyLayer<U, P> {
     /// If it isn't a token, or is `h2c` or `HTTP/…`: a tunnel around every rule here.
     #[track_caller]
     pub fn allow_upgrade(self, token: &str) -> Self {
-        let upgrades = self.proxy.rules.upgrades.and(token);
-        let upgrades =
-            upgrades.unwrap_or_else(|| panic!("invalid upgrade {token:?}: write a protocol's token, not HTTP's"));
+        let Some(upgrades) = self.proxy.rules.upgrades.and(token) else {
+            panic!("invalid upgrade {token:?}: write a protocol's token, not HTTP's");
+        };
         self.rules(|rules| rules.upgrades = upgrades)
     }
 

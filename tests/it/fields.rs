@@ -11,7 +11,7 @@ use axum::{
     http::{HeaderValue, Request, header::AUTHORIZATION},
 };
 use http_body_util::{BodyExt, channel::Channel};
-use tower_reverse_proxy::{Error, ErrorKind, ReverseProxyLayer};
+use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{Message, answering, ask, backend, front, get, http2, mirror, recording};
 
@@ -173,4 +173,28 @@ async fn the_backends_other_ways_are_not_told() {
     let answer = get(front(Router::new().layer(layer(&origin))).await, "/mydir/x", "").await;
     assert_eq!(answer.all("alt-svc"), [""; 0]);
     assert_eq!(answer.field("strict-transport-security"), Some("max-age=3600"));
+}
+
+#[tokio::test]
+async fn paths_that_decoders_read_in_different_ways_are_refused() {
+    let origin = mirror().await;
+    let direct = front(Router::new().layer(layer(&origin))).await;
+    let nested = front(Router::new().nest_service("/mydir", ReverseProxy::new(origin))).await;
+    for addr in [direct, nested] {
+        for path in [
+            "/mydir/%u002e%u002e/",
+            "/mydir/..%00",
+            "/mydir/%",
+            "/mydir/%2",
+            "/mydir/100%/x",
+            "/mydir/%zz",
+            "/mydir/a%00b",
+        ] {
+            assert_eq!(get(addr, path, "").await.status(), 400, "{path}");
+        }
+        for target in ["/mydir/%25%2f?%&%zz&%00&%u002e%", "/mydir/%C3%BC%0a"] {
+            let line = format!("GET {target} HTTP/1.1");
+            assert_eq!(get(addr, target, "").await.mirrored().start_line(), line);
+        }
+    }
 }

@@ -146,7 +146,8 @@ async fn without_a_required_user_the_backend_is_not_asked() {
     let anonymous = front(anonymous).await;
     for fields in ["", SPOOFED, "Authorization: Basic YTpi\r\n"] {
         let answer = get(anonymous, "/mydir/x", fields).await;
-        assert_eq!((answer.status(), &*answer.text()), (401, "Unauthorized"));
+        assert_eq!((answer.status(), &*answer.text()), (403, "Forbidden"));
+        assert_eq!(answer.field("www-authenticate"), None);
     }
     assert!(requests.try_recv().is_err(), "nothing is forwarded");
     assert_eq!(get(front(alice).await, "/mydir/x", "").await.status(), 200);
@@ -289,7 +290,7 @@ async fn claims_name_their_subject() {
     let app = app(&mirror().await, layer);
     let alice = app.clone().layer(Extension(Claims { sub: "alice".into() }));
     assert_eq!(names(&get(front(alice).await, "/mydir/x", "").await.mirrored()), ["alice"]);
-    assert_eq!(get(front(app).await, "/mydir/x", "").await.status(), 401);
+    assert_eq!(get(front(app).await, "/mydir/x", "").await.status(), 403);
 }
 
 #[tokio::test]
@@ -499,9 +500,111 @@ async fn a_refusal_of_the_upstream_side_is_a_failure_like_others() {
             None => router,
         }
     };
-    for (user, status, page) in [(None, 401, "page of SignInRequired"), (Some("alice "), 403, "page of UserName")] {
+    for (user, status, page) in [(None, 403, "page of SignInRequired"), (Some("alice "), 403, "page of UserName")] {
         let answer = get(front(app(user)).await, "/x", "").await;
         assert_eq!((answer.status(), &*answer.text()), (status, page));
     }
     assert!(seen.try_recv().is_err());
+}
+
+const CHALLENGE: &str = "Basic realm=\"front\", charset=\"UTF-8\"";
+
+#[tokio::test]
+async fn a_challenge_makes_it_401_and_says_how_to_sign_in() {
+    let (origin, mut seen) = recording(OK).await;
+    let challenging = RemoteUserLayer::new().required().challenge(CHALLENGE);
+    let layer = || ReverseProxyLayer::new(origin.clone());
+    let plain = layer().upstream_layer(challenging.clone());
+    let page = layer().on_error(|error| (error.status(), "page")).upstream_layer(challenging.clone());
+    let elsewhere =
+        layer().on_error(|_| (StatusCode::FOUND, [("location", "/sign-in")])).upstream_layer(challenging.clone());
+    let own = [("www-authenticate", "Bearer")];
+    let own = layer().on_error(move |error| (error.status(), own)).upstream_layer(challenging.clone());
+    let optional = layer().upstream_layer(RemoteUserLayer::new().challenge(CHALLENGE));
+    for (proxy, status, challenge) in [
+        (Router::new().layer(plain), 401, Some(CHALLENGE)),
+        (Router::new().layer(page), 401, Some(CHALLENGE)),
+        (Router::new().layer(elsewhere), 302, None),
+        (Router::new().layer(own), 401, Some("Bearer")),
+        (Router::new().layer(optional), 200, None),
+    ] {
+        let answer = get(front(proxy).await, "/x", "").await;
+        assert_eq!((answer.status(), answer.field("www-authenticate")), (status, challenge));
+    }
+    seen.recv().await.unwrap();
+    assert!(seen.try_recv().is_err(), "only what nobody had to sign in for is forwarded");
+
+    // Around another client than ours, the layer answers itself.
+    let client =
+        challenging.layer(service_fn(|_: Request| async { Ok::<_, Infallible>(Response::new(Body::empty())) }));
+    let response = client.oneshot(Request::default()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(response.headers()["www-authenticate"], CHALLENGE);
+}
+
+#[tokio::test]
+async fn a_grpc_call_of_nobody_is_unauthenticated() {
+    let layer =
+        |user: RemoteUserLayer| Router::new().layer(ReverseProxyLayer::new("http://127.0.0.1:9").upstream_layer(user));
+    for user in [RemoteUserLayer::new().required(), RemoteUserLayer::new().required().challenge(CHALLENGE)] {
+        let answer = get(front(layer(user)).await, "/x", "Content-Type: application/grpc\r\n").await;
+        assert_eq!((answer.status(), answer.field("grpc-status")), (200, Some("16")));
+    }
+}
+
+#[test]
+fn a_challenge_that_is_none_says_what_to_write() {
+    for challenge in ["", "Basic\r\nX: 1", " Basic", "realm=\"x\"", "Basic "] {
+        let panic = std::panic::catch_unwind(|| RemoteUserLayer::new().challenge(challenge)).unwrap_err();
+        let message = panic.downcast_ref::<String>().unwrap();
+        assert!(message.contains("such as \"Basic realm=\\\"front\\\"\""), "{challenge}: {message}");
+    }
+}
+
+/// Claims of the kinds that backends believe, in spellings that they fold.
+const CLAIMED: &str = "Remote-Groups: admins\r\nRemote_Name: admins\r\nX-WEBAUTH-USER: admins\r\nX.Webauth.Email: admins\r\n\
+    X-Auth-Request-User: admins\r\nTailscale-User-Login: admins\r\nX-MS-CLIENT-PRINCIPAL-NAME: admins\r\n\
+    Client-Cert: :admins:\r\nX-SSL-Client-S-DN: admins\r\nes-security-runas-user: admins\r\n";
+
+#[tokio::test]
+async fn claims_of_an_identity_pass_for_trusted_peers_alone() {
+    let origin = mirror().await;
+    let layer = || ReverseProxyLayer::new(origin.clone()).keep_underscores().upstream_layer(RemoteUserLayer::new());
+    let alice = Extension(RemoteUser::from("alice"));
+    let loopback = "127.0.0.0/8".parse().unwrap();
+    for (layer, kept) in [
+        (layer(), 0),
+        (layer().trusted_proxies(["10.0.0.0/8".parse().unwrap()]), 0),
+        (layer().trusted_proxies([loopback]), 10),
+        (layer().keep_identity_claims(), 10),
+    ] {
+        let addr = front(Router::new().layer(layer).layer(alice.clone())).await;
+        let fields = format!("{CLAIMED}Remote-User: admins\r\nX-Request-Id: 7\r\n");
+        let mirrored = get(addr, "/x", &fields).await.mirrored();
+        assert_eq!(mirrored.head.matches("admins").count(), kept, "{}", mirrored.head);
+        assert_eq!(names(&mirrored), ["alice"]);
+        assert_eq!(mirrored.field("x-request-id"), Some("7"));
+    }
+}
+
+#[tokio::test]
+async fn no_claim_of_an_identity_arrives_as_a_trailer() {
+    let (origin, mut requests) = recording(OK).await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(origin))).await;
+    let names: Vec<_> = CLAIMED.lines().map(|line| line.split(':').next().unwrap()).collect();
+    let request = format!(
+        "POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: X-Ok, {}\r\n\r\n0\r\nX-Ok: 1\r\n{CLAIMED}\r\n",
+        names.join(", ")
+    );
+    assert_eq!(ask(addr, request).await.status(), 200);
+    let got = requests.recv().await.unwrap();
+    assert!(!got.trailers.contains("admins"), "{}", got.trailers);
+    assert_eq!(got.field("trailer"), Some("X-Ok"));
+}
+
+#[cfg(feature = "http2")]
+#[tokio::test]
+async fn no_claim_of_an_identity_arrives_as_a_trailer_over_http2() {
+    let names = ["remote-groups", "x-ok", "x-webauth-user", "client.cert", "x-ssl-cert", "tailscale-user-login"];
+    assert_eq!(trailers_over_http2(RemoteUserLayer::new(), &names).await, ["x-ok"]);
 }

@@ -19,6 +19,7 @@ mod identity;
 mod layering;
 mod mapping;
 mod mounting;
+mod panics;
 mod pool;
 mod queue;
 mod request;

@@ -397,7 +397,7 @@ fn bad_configuration_panics_with_what_to_write() {
         (|| drop(ReverseProxyLayer::new("http://b").prefix("/mydir/")), "/mydir/", "write \"/mydir\""),
         (|| drop(ReverseProxyLayer::new("http://b").prefix("/mydir/{*x}")), "/mydir/{*x}", "write \"/mydir\""),
         (|| drop(ReverseProxyLayer::new("http://b").prefix("")), "\"\"", "write \"/mydir\""),
-        (|| drop(ReverseProxyLayer::new("http://b").replace_prefix("a/../b")), "a/../b", "write \"/a/b\""),
+        (|| drop(ReverseProxyLayer::new("http://b").replace_prefix("a/../b")), "a/../b", "write \"/b\""),
         (|| drop(ReverseProxyLayer::new("http://b").via("a b")), "a b", "write a token"),
         (|| drop(BasicAuthLayer::new("a:b", "s3cret")), "a:b", "colon"),
     ];

@@ -1,0 +1,60 @@
+//! A wrong option panics at the line where it was written.
+
+use std::{
+    cell::RefCell,
+    panic::{self, UnwindSafe},
+    sync::Once,
+};
+
+use tower_reverse_proxy::{BasicAuthLayer, HostPolicy, RemoteUserLayer, ReverseProxy, ReverseProxyLayer};
+
+thread_local! {
+    /// Where this thread panicked last, while it listens.
+    static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// The file and line in which it panics.
+fn place_of<T>(panics: impl FnOnce() -> T + UnwindSafe) -> String {
+    static LISTEN: Once = Once::new();
+    LISTEN.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let place = info.location().map(|place| format!("{}:{}", place.file(), place.line()));
+            let listens = PLACE.with_borrow_mut(|listening| match listening {
+                Some(listening) => {
+                    *listening = place.unwrap_or_default();
+                    true
+                }
+                None => false,
+            });
+            if !listens {
+                before(info);
+            }
+        }));
+    });
+    PLACE.set(Some(String::new()));
+    assert!(panic::catch_unwind(|| drop(panics())).is_err(), "it panics");
+    PLACE.take().unwrap()
+}
+
+#[test]
+fn a_wrong_option_panics_where_it_was_written() {
+    let layer = || ReverseProxyLayer::new("http://127.0.0.1:9");
+    for (line, place) in [
+        (line!(), place_of(|| ReverseProxyLayer::new("nonsense"))),
+        (line!(), place_of(|| ReverseProxy::new("nonsense"))),
+        (line!(), place_of(|| layer().prefix("nonsense"))),
+        (line!(), place_of(|| layer().replace_prefix("nonsense"))),
+        (line!(), place_of(|| layer().via("a b"))),
+        (line!(), place_of(|| layer().allow_upgrade("h2c"))),
+        (line!(), place_of(|| layer().hide_cookies(["a b"]))),
+        (line!(), place_of(|| layer().max_connections(0))),
+        (line!(), place_of(|| layer().host(HostPolicy::Fixed("u:p@a".parse().unwrap())))),
+        (line!(), place_of(|| BasicAuthLayer::new("a:b", "x"))),
+        (line!(), place_of(|| BasicAuthLayer::new("a", "x\n"))),
+        (line!(), place_of(|| BasicAuthLayer::remote_user("x\n"))),
+        (line!(), place_of(|| RemoteUserLayer::new().challenge(""))),
+    ] {
+        assert_eq!(place, format!("{}:{line}", file!()));
+    }
+}
