@@ -71,6 +71,7 @@
 
 mod backend;
 mod error;
+mod expect;
 mod identity;
 mod path;
 

@@ -113,13 +113,13 @@ impl Connector {
     /// # Cancel safety
     ///
     /// Dropping the future gives up the connection.
-    pub(super) async fn connect<T>(
+    pub(super) async fn connect<T, E: Into<BoxError>>(
         &self,
         offer: Offer,
         slot: Slot,
-        handshake: impl AsyncFnOnce(Stream) -> hyper::Result<T>,
+        handshake: impl AsyncFnOnce(Stream) -> Result<T, E>,
     ) -> Result<T, Error> {
-        let connecting = async { Ok(handshake(self.dial(offer, slot).await?).await?) };
+        let connecting = async { handshake(self.dial(offer, slot).await?).await.map_err(Into::into) };
         let connected: Result<T, BoxError> = self.in_time(connecting).await?;
         connected.map_err(|error| {
             let kind = if timed_out(&*error) { ErrorKind::ConnectTimeout } else { ErrorKind::Connect };
@@ -153,7 +153,7 @@ impl Connector {
         };
         let Dialed { io, is_http2 } = dial.clone().oneshot(self.uri.clone()).await?;
         if is_http2 && offer == Offer::Http1 {
-            return Err("the connector has negotiated HTTP/2, and HTTP/1.1 is wanted".into());
+            return Err(HTTP1_IS_NEEDED.into());
         }
         Ok(Stream { io, is_http2, _slot: slot })
     }
@@ -164,6 +164,11 @@ impl fmt::Debug for Connector {
         f.debug_struct("Connector").field("uri", &self.uri).finish_non_exhaustive()
     }
 }
+
+/// Why a connection was refused that a connector has negotiated.
+const HTTP1_IS_NEEDED: &str = "the connector has negotiated HTTP/2 where HTTP/1.1 is needed: for an upgrade, for a client \
+                               without `http2(true)`, or for credentials that authenticate a connection (Negotiate, NTLM), \
+                               which HTTP/2 would share between clients";
 
 /// Whether an address didn't answer in its share of the time, or in the operating system's.
 fn timed_out(error: &(dyn error::Error + 'static)) -> bool {

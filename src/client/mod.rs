@@ -27,6 +27,8 @@ use http::{HeaderMap, Request, Response, header::AUTHORIZATION, uri::Scheme};
 use tower_service::Service;
 
 pub(crate) use self::connect::boxed;
+#[cfg(feature = "http2")]
+pub(crate) use self::http2::Windows;
 #[cfg(feature = "tls")]
 pub use self::tls::{InvalidTls, Tls};
 pub use self::{body::ClientBody, future::ClientFuture};
@@ -73,6 +75,8 @@ pub(crate) struct ClientOptions {
     pub(crate) http2: bool,
     #[cfg(feature = "http2")]
     pub(crate) http2_keep_alive: Option<Duration>,
+    #[cfg(feature = "http2")]
+    pub(crate) http2_windows: Windows,
     /// Made once, not with every option that is set: it reads the platform's roots. An error shows when it connects: by then
     /// it may have been replaced.
     #[cfg(feature = "tls")]
@@ -99,6 +103,8 @@ impl ClientOptions {
             http2: false,
             #[cfg(feature = "http2")]
             http2_keep_alive: None,
+            #[cfg(feature = "http2")]
+            http2_windows: Windows::default(),
             #[cfg(feature = "tls")]
             tls: (*backend.scheme() == Scheme::HTTPS).then(Tls::new),
         }

@@ -1,14 +1,18 @@
 //! `Expect: 100-continue` (RFC 9110, section 10.1.1), end to end: the client isn't told to go on before the backend says so.
 //!
 //! hyper's server sends its 100 when the request's body is first asked for, and its client has no patience: it asks at once.
-//! So the body waits for the backend's 100 before it's asked for. Other informational responses end here: hyper's server can't
-//! send them.
+//! So the body waits for the backend's 100 before it's asked for. Over HTTP/2 it doesn't wait, because hyper shows no
+//! informational response there: the crate's client releases the body when it sends the head. The expectation is met by
+//! sending on (RFC 9110, section 10.1.1, obliges nobody to wait), and a backend that refuses the body says so in its midst:
+//! the answer comes, and the stream's upload ends alone, not the connection. The field is still sent, because it's the
+//! client's word to the origin server, which may answer 417 to it or refuse early for its sake.
+//!
+//! Other informational responses end here: hyper's server can't send them.
 
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -16,25 +20,16 @@ use http::{Request, StatusCode, header::EXPECT};
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 
+use crate::expect::Continue;
+
 pin_project! {
     /// Ready when the backend has said that it wants the body, or hasn't said anything for long enough.
     #[derive(Debug)]
     pub(super) struct Expectation {
-        said: Arc<Said>,
+        word: Continue,
         #[pin]
         patience: Sleep,
     }
-}
-
-#[derive(Debug, Default)]
-struct Said {
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    go_on: bool,
-    waker: Option<Waker>,
 }
 
 impl Expectation {
@@ -48,29 +43,21 @@ impl Expectation {
         if !expects && !tracing::enabled!(target: "tower_reverse_proxy", tracing::Level::DEBUG) {
             return None;
         }
-        let said = Arc::new(Said::default());
-        let heard = said.clone();
+        let word = Continue::default();
+        let heard = word.clone();
         hyper::ext::on_informational(request, move |response| match response.status() {
-            StatusCode::CONTINUE => heard.go_on(),
+            StatusCode::CONTINUE => heard.release(),
             status => tracing::debug!(
                 target: "tower_reverse_proxy",
                 status = status.as_u16(),
                 "an informational response that can't be passed on"
             ),
         });
-        expects.then(|| Self { said, patience: tokio::time::sleep(wait) })
-    }
-}
-
-impl Said {
-    fn go_on(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.go_on = true;
-        let waker = state.waker.take();
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
+        if !expects {
+            return None;
         }
+        request.extensions_mut().insert(word.clone());
+        Some(Self { word, patience: tokio::time::sleep(wait) })
     }
 }
 
@@ -79,12 +66,9 @@ impl Future for Expectation {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        let mut state = this.said.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.go_on {
-            return Poll::Ready(());
+        match this.word.poll_released(cx) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => this.patience.poll(cx),
         }
-        state.waker = Some(cx.waker().clone());
-        drop(state);
-        this.patience.poll(cx)
     }
 }

@@ -271,6 +271,8 @@ impl<U, P> ReverseProxyLayer<U, P> {
 
     /// Sets how long a request's `Expect: 100-continue` waits for the backend's `100 Continue`, before the client is told to go
     /// on all the same: not every backend knows it. Default: 1 second.
+    ///
+    /// A request that goes over HTTP/2 doesn't wait: there, a backend can refuse in the midst of a body.
     pub fn continue_timeout(self, timeout: Duration) -> Self {
         self.rules(|rules| rules.continue_timeout = timeout)
     }
@@ -413,9 +415,17 @@ impl<C, L: Layer<Client, Service = C> + Clone> ReverseProxyLayer<Upstream<C>, To
 
     /// Speaks HTTP/2 to the backend. Default: `false`, HTTP/1.1.
     ///
-    /// An `http` or Unix-socket backend is known to have it; an `https` backend is offered it, and HTTP/1.1 (ALPN), and is
-    /// spoken to in what it chooses. WebSockets, and NTLM and Negotiate credentials, go to `https` backends over connections
-    /// of their own, in HTTP/1.1.
+    /// An `http` or Unix-socket backend is known to have it; one that doesn't fails every request with 502 and a cause that
+    /// says so. An `https` backend is offered it, and HTTP/1.1 (ALPN), and is spoken to in what it chooses.
+    ///
+    /// WebSockets go to `https` backends in HTTP/1.1, over connections of their own; to others by extended CONNECT (RFC 8441) if
+    /// the backend's SETTINGS have it, else in HTTP/1.1.
+    ///
+    /// # Security
+    ///
+    /// NTLM and Negotiate credentials authenticate a connection (RFC 4559, section 6). They never go over HTTP/2, whose
+    /// connections clients share: such a request is sent in HTTP/1.1 over a connection of its own, which is closed after the
+    /// answer. Where a [`connector`](Self::connector) has negotiated HTTP/2, the request fails with 502 instead.
     #[cfg(feature = "http2")]
     #[cfg_attr(docsrs, doc(cfg(feature = "http2")))]
     pub fn http2(self, http2: bool) -> Self {
@@ -443,6 +453,56 @@ impl<C, L: Layer<Client, Service = C> + Clone> ReverseProxyLayer<Upstream<C>, To
     pub fn http2_keep_alive(self, interval: impl Into<Option<Duration>>) -> Self {
         let interval = bounded(interval.into());
         self.rebuild(|parts| parts.client.http2_keep_alive = interval)
+    }
+
+    /// Sets how much a backend may send on one HTTP/2 connection before it's read, in bytes (RFC 9113, section 5.2). Default:
+    /// 16 MiB.
+    ///
+    /// A connection has no more streams at a time than [stream windows](Self::http2_stream_window) fit into it, 64 by default,
+    /// and no more than the backend allows: clients that don't read fill the windows of their own streams, and never the
+    /// connection's. Further requests go over further connections.
+    ///
+    /// # Panics
+    ///
+    /// If it's less than 65,535, the protocol's initial one, or more than 2,147,483,647.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000")
+    ///     .http2(true)
+    ///     .http2_connection_window(64 << 20)
+    ///     .http2_stream_window(1 << 20);
+    /// # let _ = proxy;
+    /// ```
+    #[cfg(feature = "http2")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "http2")))]
+    #[track_caller]
+    pub fn http2_connection_window(self, bytes: u32) -> Self {
+        assert!(
+            (65_535..1 << 31).contains(&bytes),
+            "invalid HTTP/2 connection window of {bytes} bytes: write 65,535 to 2,147,483,647"
+        );
+        self.rebuild(|parts| parts.client.http2_windows.connection = bytes)
+    }
+
+    /// Sets how much a backend may send on one HTTP/2 stream before it's read, in bytes. Default: 256 KiB.
+    ///
+    /// It limits how fast one download is over a long way: a window per round trip. It's also what a client that doesn't read
+    /// costs in memory.
+    ///
+    /// # Panics
+    ///
+    /// If it's 0, or more than 2,147,483,647.
+    #[cfg(feature = "http2")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "http2")))]
+    #[track_caller]
+    pub fn http2_stream_window(self, bytes: u32) -> Self {
+        assert!(
+            (1..1 << 31).contains(&bytes),
+            "invalid HTTP/2 stream window of {bytes} bytes: write 1 to 2,147,483,647"
+        );
+        self.rebuild(|parts| parts.client.http2_windows.stream = bytes)
     }
 
     /// Keeps the case of the backend's field names, if the server in front does so too (hyper's

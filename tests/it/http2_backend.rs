@@ -41,7 +41,7 @@ const SHORT: Duration = Duration::from_millis(250);
 /// A backend of hyper's. It counts its connections, ends them gracefully when it's told to, and tells when one is over.
 #[derive(Clone)]
 pub(crate) struct Http2 {
-    connections: Arc<AtomicUsize>,
+    pub(crate) connections: Arc<AtomicUsize>,
     leave: Arc<Notify>,
     over: mpsc::UnboundedSender<()>,
 }
@@ -109,18 +109,7 @@ async fn ok(_: hyper::Request<Incoming>) -> Response {
 #[tokio::test]
 async fn when_streams_run_out_another_connection_is_made() {
     const REQUESTS: usize = 6;
-    let together = Arc::new(Barrier::new(REQUESTS));
-    let (url, backend, _ended) = Http2::serve(2, move |request| {
-        let together = together.clone();
-        async move {
-            // Nobody is answered before all are there.
-            if request.method() == "POST" {
-                together.wait().await;
-            }
-            Response::new(Body::from("ok"))
-        }
-    })
-    .await;
+    let (url, backend) = together(REQUESTS, 2).await;
     // The first of them, and one that has been in use.
     for warm in [false, true] {
         backend.connections.store(0, Ordering::SeqCst);
@@ -135,8 +124,24 @@ async fn when_streams_run_out_another_connection_is_made() {
     }
 }
 
+/// A backend that allows so many streams a connection, and answers POSTs when so many are there.
+pub(crate) async fn together(requests: usize, streams: u32) -> (String, Http2) {
+    let together = Arc::new(Barrier::new(requests));
+    let (url, backend, _ended) = Http2::serve(streams, move |request| {
+        let together = together.clone();
+        async move {
+            if request.method() == "POST" {
+                together.wait().await;
+            }
+            Response::new(Body::from("ok"))
+        }
+    })
+    .await;
+    (url, backend)
+}
+
 /// Makes calls that are answered when all are there.
-async fn all_at_once(proxy: &ReverseProxy, count: usize) {
+pub(crate) async fn all_at_once(proxy: &ReverseProxy, count: usize) {
     let mut calls = JoinSet::new();
     for _ in 0..count {
         let proxy = proxy.clone();
@@ -276,20 +281,21 @@ async fn a_dropped_call_resets_its_stream_alone() {
 }
 
 /// A frame (RFC 9113, section 4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-const HEADERS: u8 = 1;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
 /// `:status 200` (RFC 7541, appendix A).
-const STATUS_200: &[u8] = &[0x88];
+pub(crate) const STATUS_200: &[u8] = &[0x88];
 
 /// A backend that answers the head of each request with frames. It's called with the number of the request, counted over
 /// all connections, and its stream.
-async fn framing(answer: impl Fn(usize, u32) -> Vec<u8> + Send + Sync + 'static) -> String {
+pub(crate) async fn framing(answer: impl Fn(usize, u32) -> Vec<u8> + Send + Sync + 'static) -> String {
     let (answer, requests) = (Arc::new(answer), Arc::new(AtomicUsize::new(0)));
     backend(move |wire| {
         let (mut stream, answer, requests) = (wire.stream, answer.clone(), requests.clone());

@@ -14,7 +14,11 @@ mod grpc;
 #[cfg(feature = "http2")]
 mod http2_backend;
 #[cfg(feature = "http2")]
+mod http2_choice;
+#[cfg(feature = "http2")]
 mod http2_frames;
+#[cfg(feature = "http2")]
+mod http2_windows;
 mod identity;
 mod layering;
 mod mapping;

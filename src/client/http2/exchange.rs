@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind, classify},
+    expect::Continue,
     headers::framing,
 };
 
@@ -33,13 +34,16 @@ pub(in super::super) enum Outcome {
 }
 
 impl Pool {
-    /// Whether HTTP/2 is to be spoken for a request. An upgrade is HTTP/1.1's, and so are credentials that sign in a
-    /// connection (RFC 4559, section 6), which nobody else's requests may share: over TLS, a connection without the choice is
-    /// made for them.
+    /// Whether HTTP/2 is to be spoken for a request.
+    ///
+    /// Credentials that authenticate a connection (RFC 4559, section 6) never go over HTTP/2, because other clients' requests
+    /// share its connections: they need HTTP/1.1 and a connection of their own. Upgrades are HTTP/1.1's where a connection
+    /// without the choice can be made for them, which is over TLS.
     pub(in super::super) fn is_for_http2(&self, request: &Request<Body>) -> bool {
         let headers = request.headers();
-        let is_http1s = || headers.contains_key(UPGRADE) || authenticates_connection(headers);
-        self.http2.enabled && !(self.connector.can_insist_on_http1() && is_http1s())
+        self.http2.enabled
+            && !authenticates_connection(headers)
+            && !(headers.contains_key(UPGRADE) && self.connector.can_insist_on_http1())
     }
 }
 
@@ -49,12 +53,17 @@ pub(in super::super) async fn exchange(
     mut request: Request<Body>,
     need: Need,
 ) -> Result<Outcome, Error> {
+    let is_upgrade = request.headers().contains_key(UPGRADE);
+    if is_upgrade && (pool.http2.lacks_connect() || !websocket::is_asked_for(&request)) {
+        return Ok(Outcome::Http1(pool.wait(need).await?, request));
+    }
     let mut stream = match pool.take_http2(need).await? {
         Taken::Http2(stream) => stream,
         Taken::Http1(found) => return Ok(Outcome::Http1(found, request)),
     };
-    if request.headers().contains_key(UPGRADE) {
-        if !websocket::is_asked_for(&request) || !stream.can_connect().await {
+    if is_upgrade {
+        if !stream.can_connect() {
+            drop(stream);
             // What carries it then is HTTP/1.1, if the backend has that too.
             return Ok(Outcome::Http1(pool.wait(need).await?, request));
         }
@@ -137,6 +146,10 @@ fn as_http1(mut request: Request<Body>) -> Request<Body> {
 /// Says in HTTP/2's way what was HTTP/1.1's.
 fn as_http2(mut request: Request<Body>) -> Result<Request<Body>, Error> {
     *request.version_mut() = Version::HTTP_2;
+    // hyper would show no 100 (`forward::expect`).
+    if let Some(word) = request.extensions_mut().remove::<Continue>() {
+        word.release();
+    }
     // Of another protocol's framing.
     request.headers_mut().remove(TRANSFER_ENCODING);
     // `Host` is said as `:authority` (RFC 9113, section 8.3.1).

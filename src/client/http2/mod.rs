@@ -1,6 +1,8 @@
 //! HTTP/2 connections to one backend: shared by all requests, each driven by a task of its own, as many as streams need.
 
 mod exchange;
+mod frames;
+mod inspect;
 mod place;
 mod websocket;
 
@@ -9,21 +11,21 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use axum_core::body::Body;
+use axum_core::{BoxError, body::Body};
 use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 pub(super) use self::exchange::{Outcome, exchange};
-use self::place::Freed;
+use self::{frames::Peer, inspect::Inspected, place::Freed};
 use super::{ClientOptions, connect::Stream as Io, pool::Found};
 
 /// The HTTP/2 connections to one backend.
@@ -36,11 +38,34 @@ pub(super) struct Connections {
     connecting: tokio::sync::Mutex<()>,
     /// Whether the backend chose HTTP/1.1 the last time that it could choose.
     http1: AtomicBool,
+    /// Whether the backend's last SETTINGS were without extended CONNECT: its WebSockets are HTTP/1.1's.
+    lacks_connect: AtomicBool,
     freed: Arc<Freed>,
+    windows: Windows,
     /// How often an open connection is pinged.
     keep_alive: Option<Duration>,
     /// How long a connection may be without a stream.
     idle_timeout: Option<Duration>,
+}
+
+/// How much a backend may send before it's read (RFC 9113, section 5.2), in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Windows {
+    pub(crate) connection: u32,
+    pub(crate) stream: u32,
+}
+
+impl Default for Windows {
+    fn default() -> Self {
+        Self { connection: 16 << 20, stream: 256 << 10 }
+    }
+}
+
+impl Windows {
+    /// How many streams can be full before the connection is.
+    fn capacity(self) -> usize {
+        (self.connection / self.stream.max(1)).max(1) as usize
+    }
 }
 
 /// What a backend that may choose has chosen.
@@ -64,21 +89,61 @@ struct Load {
     /// When the last one ended, in milliseconds from the start.
     unused: AtomicU64,
     start: Instant,
-    /// How many the backend allows; none before it has said.
+    /// How many there may be; none before the backend's SETTINGS have come.
     most: AtomicUsize,
-    /// That it has said so, or that the one who waited for it is gone.
+    /// How many there may be for our sake: so many can stand still, each with its window full, and the connection's isn't.
+    capacity: usize,
+    /// Signals that the SETTINGS have come.
     changed: Notify,
     freed: Arc<Freed>,
-    /// Whether the backend offers extended CONNECT, as far as it has said.
+    /// How many SETTINGS frames the backend has sent. With `most` but without any, it has closed, or doesn't speak HTTP/2.
+    settings: AtomicU32,
+    /// Whether the backend offers extended CONNECT. Final with the first SETTINGS (RFC 8441, section 3).
     connect: AtomicBool,
-    /// Asks the driver to look: it isn't told when the backend's first frame has come.
-    asked: Notify,
+    /// Wakes the driver when SETTINGS have been applied, which hyper doesn't.
+    applied: Notify,
 }
 
 impl Load {
-    /// Until the backend has said how many, one stream waits for it: hyper looks at what it has said for a stream's sake.
+    fn new(freed: Arc<Freed>, capacity: usize) -> Self {
+        Self {
+            streams: AtomicUsize::new(1),
+            unused: AtomicU64::new(0),
+            start: Instant::now(),
+            most: AtomicUsize::new(0),
+            capacity,
+            changed: Notify::new(),
+            freed,
+            settings: AtomicU32::new(0),
+            connect: AtomicBool::new(false),
+            applied: Notify::new(),
+        }
+    }
+
+    /// Takes over what the backend has set.
+    fn settle(&self, peer: Peer) {
+        self.settings.store(peer.frames, Ordering::Relaxed);
+        self.applied.notify_one();
+    }
+
+    /// Waits for the backend's SETTINGS.
+    ///
+    /// # Errors
+    ///
+    /// It has closed the connection, or answered with something else than SETTINGS.
+    async fn settled(&self) -> Result<(), BoxError> {
+        while self.most.load(Ordering::Acquire) == 0 {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.most.load(Ordering::Acquire) == 0 {
+                changed.await;
+            }
+        }
+        if self.settings.load(Ordering::Relaxed) == 0 { Err(NOT_HTTP2.into()) } else { Ok(()) }
+    }
+
     fn has_room(&self) -> bool {
-        self.streams.load(Ordering::Relaxed) < self.most.load(Ordering::Relaxed).max(1)
+        self.streams.load(Ordering::Relaxed) < self.most.load(Ordering::Relaxed)
     }
 
     fn begin(&self) {
@@ -99,7 +164,8 @@ impl Load {
     }
 
     fn allow(&self, most: usize) {
-        let before = self.most.swap(most, Ordering::Relaxed);
+        let most = most.min(self.capacity);
+        let before = self.most.swap(most, Ordering::Release);
         if before == 0 && most > 0 {
             self.changed.notify_waiters();
         }
@@ -116,11 +182,10 @@ pub(super) struct Stream {
     load: Arc<Load>,
 }
 
-/// How long a backend may take to introduce itself.
-const FIRST_FRAME: Duration = Duration::from_secs(1);
-
-/// How often it's looked whether it has.
-const LOOKS: u32 = 100;
+/// Why a connection failed whose backend sent no SETTINGS.
+const NOT_HTTP2: &str = "the backend doesn't seem to speak HTTP/2: it closed the connection, or answered, without sending \
+                         SETTINGS. `http2(true)` needs prior knowledge that an `http://` or Unix-socket backend speaks it; \
+                         leave it out for HTTP/1.1, or write an `https://` origin, where the backend chooses";
 
 /// What an idle timeout is at the least: in between, the timer has nothing to do.
 const SHORTEST: Duration = Duration::from_millis(10);
@@ -135,7 +200,7 @@ impl Connections {
 
     pub(super) fn new(options: &ClientOptions) -> Self {
         let (keep_alive, idle_timeout) = (options.http2_keep_alive, options.pool_idle_timeout);
-        Self { enabled: options.http2, keep_alive, idle_timeout, ..Self::default() }
+        Self { enabled: options.http2, windows: options.http2_windows, keep_alive, idle_timeout, ..Self::default() }
     }
 
     pub(super) fn are_http1(&self) -> bool {
@@ -146,54 +211,44 @@ impl Connections {
         self.http1.store(http1, Ordering::Relaxed);
     }
 
-    /// Waits for what the backend says of a new connection that it hasn't said yet. `false`: there is none such.
-    async fn settled(&self) -> bool {
-        let unsettled = self.lock().iter().find(|shared| shared.load.most.load(Ordering::Relaxed) == 0).cloned();
-        let Some(Shared { load, .. }) = unsettled else { return false };
-        let mut changed = pin!(load.changed.notified());
-        changed.as_mut().enable();
-        if load.most.load(Ordering::Relaxed) == 0 && !load.has_room() {
-            changed.await;
-        }
-        true
+    /// Whether the backend is known to have no extended CONNECT.
+    fn lacks_connect(&self) -> bool {
+        self.lacks_connect.load(Ordering::Relaxed)
     }
 
-    /// Makes a connection of a stream, and takes a place on it.
-    async fn open(&self, io: Io) -> hyper::Result<Stream> {
+    /// Makes a connection of a stream, and takes a place on it. It's made when the backend's SETTINGS have come.
+    async fn open(&self, io: Io) -> Result<Stream, BoxError> {
+        let load = Arc::new(Load::new(self.freed.clone(), self.windows.capacity()));
+        let io = TokioIo::new(Inspected::new(TokioIo::new(io), load.clone()));
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .adaptive_window(true)
+            // Fixed: adaptive windows leave the connection's at 64 KiB, and half of it is what h2 allows small frames to cost.
+            .initial_connection_window_size(self.windows.connection)
+            .initial_stream_window_size(self.windows.stream)
+            // What comes late on a stream that a client has left is expected. Forgotten, it would count as an error of the
+            // connection, which ends with too many of them.
+            .max_concurrent_reset_streams(1024)
             // The backend's SETTINGS are the first that it sends (RFC 9113, section 3.4): how many, it says at once.
             .initial_max_send_streams(0)
             .keep_alive_interval(self.keep_alive)
             .keep_alive_while_idle(true)
             .handshake(io)
             .await?;
-        let load = Arc::new(Load {
-            streams: AtomicUsize::new(1),
-            unused: AtomicU64::new(0),
-            start: Instant::now(),
-            most: AtomicUsize::new(0),
-            changed: Notify::new(),
-            freed: self.freed.clone(),
-            connect: AtomicBool::new(false),
-            asked: Notify::new(),
-        });
-        self.lock().push(Shared { sender: sender.clone(), load: load.clone() });
         let told = load.clone();
         let forget = forget_unused(Arc::downgrade(&self.open), load.clone(), self.idle_timeout);
         tokio::spawn(async move {
             let over = {
-                let (mut driver, mut asked) = (pin!(driver), pin!(told.asked.notified()));
+                let (mut driver, mut applied) = (pin!(driver), pin!(told.applied.notified()));
                 let mut forget = pin!(forget);
                 let over = poll_fn(|cx| {
                     let _ = forget.as_mut().poll(cx);
-                    while asked.as_mut().poll(cx).is_ready() {
-                        asked.set(told.asked.notified());
+                    while applied.as_mut().poll(cx).is_ready() {
+                        applied.set(told.applied.notified());
                     }
                     let over = driver.as_mut().poll(cx);
-                    told.allow(driver.current_max_send_streams());
+                    // Before the number, which says that this is final.
                     told.connect.store(driver.is_extended_connect_protocol_enabled(), Ordering::Relaxed);
+                    told.allow(driver.current_max_send_streams());
                     over
                 });
                 over.await
@@ -204,7 +259,11 @@ impl Connections {
                 tracing::debug!(target: "tower_reverse_proxy", %error, "an HTTP/2 connection broke off");
             }
         });
-        Ok(Stream { sender, load })
+        load.settled().await?;
+        self.lacks_connect.store(!load.connect.load(Ordering::Relaxed), Ordering::Relaxed);
+        let shared = Shared { sender, load };
+        self.lock().push(shared.clone());
+        Ok(Stream { sender: shared.sender, load: shared.load })
     }
 
     /// Something has come back that those may need who wait for it.
@@ -257,26 +316,14 @@ impl Shared {
 
 impl Stream {
     /// Whether the connection can carry a WebSocket.
-    ///
-    /// A backend says so in its first frame, which may not have come yet. It never says that it doesn't.
-    pub(super) async fn can_connect(&self) -> bool {
-        for _ in 0..LOOKS {
-            if self.load.connect.load(Ordering::Relaxed) {
-                return true;
-            }
-            self.load.asked.notify_one();
-            sleep(FIRST_FRAME / LOOKS).await;
-        }
-        false
+    fn can_connect(&self) -> bool {
+        self.load.connect.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
         self.load.end();
-        if self.load.most.load(Ordering::Relaxed) == 0 {
-            self.load.changed.notify_waiters();
-        }
         self.load.freed.tell();
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
+use axum_core::BoxError;
 use tokio::sync::{MutexGuard, Notify};
 
 use super::{
@@ -43,7 +44,7 @@ impl Pool {
                 self.http2.set_http1(chose_http1);
                 if chose_http1 {
                     let connection = self.connector.handshake_http1(io).await?;
-                    return Ok(Taken::Http1(Found { connection, idle: None }));
+                    return Ok::<_, BoxError>(Taken::Http1(Found { connection, idle: None }));
                 }
                 Ok(Taken::Http2(self.http2.open(io).await?))
             })
@@ -58,10 +59,6 @@ impl Pool {
         loop {
             if let Some(stream) = self.http2.take() {
                 return Place::Taken(Taken::Http2(stream));
-            }
-            // A connection that was just made may have room for more.
-            if self.http2.settled().await {
-                continue;
             }
             if self.http2.are_http1()
                 && let Some(found) = self.take(need)

@@ -1,5 +1,7 @@
 //! Fronts, raw backends and raw clients on loopback.
 
+#[cfg(feature = "http2")]
+pub(crate) mod memory;
 mod peers;
 
 use std::{future::Future, net::SocketAddr, time::Duration};

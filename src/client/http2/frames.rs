@@ -1,0 +1,178 @@
+//! The frames that a peer sends (RFC 9113, section 4.1), followed in passing: hyper shows neither the peer's limit for request
+//! heads nor what its small frames cost.
+
+/// Follows the octets of one direction, in pieces of any size. It keeps a frame's head and one setting, never a payload.
+#[derive(Debug, Default)]
+pub(in super::super) struct Frames {
+    /// A frame's head, or a setting, as far as it has come.
+    part: [u8; HEAD],
+    have: usize,
+    /// How much of the frame's payload is to come.
+    left: usize,
+    is_settings: bool,
+    peer: Peer,
+    /// The first frame wasn't SETTINGS: the peer doesn't speak HTTP/2.
+    is_foreign: bool,
+    /// What h2 charges for small DATA frames, since it was taken last.
+    overhead: usize,
+}
+
+/// What the peer has set (RFC 9113, section 6.5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in super::super) struct Peer {
+    /// How many SETTINGS frames have come whole.
+    pub(super) frames: u32,
+    pub(super) max_header_list_size: Option<u32>,
+}
+
+const HEAD: usize = 9;
+const SETTING: usize = 6;
+const DATA: u8 = 0;
+const SETTINGS: u8 = 4;
+const ACK: u8 = 1;
+const END_STREAM: u8 = 1;
+const PADDED: u8 = 8;
+const MAX_HEADER_LIST_SIZE: u16 = 6;
+
+/// What h2 takes for the least payload of a DATA frame that is worth its head.
+const WORTHWHILE: usize = 256;
+
+impl Frames {
+    /// Follows what was read next.
+    pub(in super::super) fn read(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && !self.is_foreign {
+            if self.left == 0 {
+                if self.fill(&mut bytes, HEAD) {
+                    self.begin();
+                }
+            } else if self.is_settings && self.left + self.have >= SETTING {
+                let before = self.have;
+                let is_whole = self.fill(&mut bytes, SETTING);
+                self.left -= if is_whole { SETTING } else { self.have } - before;
+                if is_whole {
+                    self.set();
+                }
+                self.end();
+            } else {
+                let skipped = self.left.min(bytes.len());
+                bytes = &bytes[skipped..];
+                self.left -= skipped;
+                self.end();
+            }
+        }
+    }
+
+    /// Collects a part of so many octets; `true` if it's whole.
+    fn fill(&mut self, bytes: &mut &[u8], size: usize) -> bool {
+        let (taken, rest) = bytes.split_at(bytes.len().min(size - self.have));
+        self.part[self.have..self.have + taken.len()].copy_from_slice(taken);
+        *bytes = rest;
+        self.have += taken.len();
+        let is_whole = self.have == size;
+        if is_whole {
+            self.have = 0;
+        }
+        is_whole
+    }
+
+    /// Reads a frame's head.
+    fn begin(&mut self) {
+        let [a, b, c, kind, flags, stream @ ..] = self.part;
+        self.left = u32::from_be_bytes([0, a, b, c]) as usize;
+        self.is_settings = kind == SETTINGS && flags & ACK == 0;
+        if self.peer.frames == 0 && !(self.is_settings && stream == [0; 4]) {
+            self.is_foreign = true;
+        }
+        if kind == DATA && flags & END_STREAM == 0 {
+            // Padding doesn't count: it's taken for as costly as can be.
+            let payload = if flags & PADDED != 0 { self.left.min(1) } else { self.left };
+            self.overhead += if payload == 0 { 0 } else { WORTHWHILE.saturating_sub(payload) };
+        }
+        self.end();
+    }
+
+    fn set(&mut self) {
+        let [a, b, value @ .., _, _, _] = self.part;
+        if u16::from_be_bytes([a, b]) == MAX_HEADER_LIST_SIZE {
+            self.peer.max_header_list_size = Some(u32::from_be_bytes(value));
+        }
+    }
+
+    fn end(&mut self) {
+        if self.left == 0 && self.is_settings {
+            self.is_settings = false;
+            self.have = 0;
+            self.peer.frames = self.peer.frames.saturating_add(1);
+        }
+    }
+
+    /// Returns what the peer has set.
+    pub(in super::super) fn peer(&self) -> Peer {
+        self.peer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    }
+
+    fn setting(id: u16, value: u32) -> Vec<u8> {
+        [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()
+    }
+
+    #[test]
+    fn settings_are_read_in_pieces_of_any_size() {
+        let bytes = [
+            frame(SETTINGS, 0, 0, &[setting(3, 100), setting(6, 0x0102_0304)].concat()),
+            frame(SETTINGS, ACK, 0, &[]),
+            frame(8, 0, 0, &[0; 4]),
+            frame(DATA, 0, 1, &setting(6, 9)),
+            frame(SETTINGS, 0, 0, &[]),
+            // One octet too many: it's h2's to refuse.
+            frame(SETTINGS, 0, 0, &[&setting(6, 7)[..], &[1]].concat()),
+            frame(SETTINGS, 0, 0, &setting(6, 8)),
+        ]
+        .concat();
+        for size in 1..=bytes.len() {
+            let mut frames = Frames::default();
+            let mut seen = Vec::new();
+            for piece in bytes.chunks(size) {
+                frames.read(piece);
+                seen.push(frames.peer());
+            }
+            assert_eq!(frames.peer(), Peer { frames: 4, max_header_list_size: Some(8) }, "{size}");
+            assert!(!frames.is_foreign && seen.is_sorted_by_key(|peer| peer.frames), "{size}");
+            if size == 1 {
+                assert!(seen.contains(&Peer { frames: 1, max_header_list_size: Some(0x0102_0304) }));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_http2_is_ignored() {
+        for bytes in
+            [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], &frame(SETTINGS, ACK, 0, &[]), &frame(SETTINGS, 0, 1, &[])]
+        {
+            let mut frames = Frames::default();
+            frames.read(bytes);
+            frames.read(&frame(SETTINGS, 0, 0, &[]));
+            assert_eq!(frames.peer(), Peer::default());
+            assert!(frames.is_foreign);
+        }
+    }
+
+    #[test]
+    fn small_frames_cost_what_h2_charges() {
+        for (flags, payload, cost) in [(0, 1, 255), (0, 16, 240), (0, 256, 0), (0, 0, 0), (1, 1, 0), (8, 4000, 255)] {
+            let mut frames = Frames::default();
+            frames.read(&frame(SETTINGS, 0, 0, &[]));
+            frames.read(&frame(DATA, flags, 1, &vec![0; payload]));
+            assert_eq!(frames.overhead, cost, "{flags} {payload}");
+        }
+    }
+}

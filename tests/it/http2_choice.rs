@@ -1,0 +1,223 @@
+//! Which protocol a request goes over where HTTP/2 is chosen: what can't go over it, and backends that don't speak it.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::Request,
+    http::{StatusCode, Version},
+};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::mpsc,
+    time::Instant,
+};
+use tower::service_fn;
+use tower_reverse_proxy::{Error, ErrorKind, ReverseProxyLayer};
+
+use crate::support::{
+    answering, ask, backend, front, get,
+    memory::{Pipe, client_of, serve},
+};
+
+const WEBSOCKET: &str = "GET /x HTTP/1.1\r\nHost: front.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+
+/// An app that answers with the version and the number of the connection.
+fn versions(connection: usize) -> Router {
+    Router::new().fallback(move |request: Request| async move { format!("{:?} {connection}", request.version()) })
+}
+
+/// A backend that speaks both, by what its client speaks. Each connection has a number.
+async fn both() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        for connection in 0.. {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(serve(stream, versions(connection)));
+        }
+    });
+    origin
+}
+
+#[tokio::test]
+async fn credentials_of_a_connection_never_go_over_http2() {
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(both().await).http2(true))).await;
+    for (fields, expected) in [
+        ("", "HTTP/2.0 0"),
+        ("Authorization: Negotiate YII=\r\n", "HTTP/1.1 1"),
+        // Each over a connection of its own, and none after it.
+        ("Authorization: negotiate YII=\r\n", "HTTP/1.1 2"),
+        ("Authorization: NTLM TlRM\r\n", "HTTP/1.1 3"),
+        ("Authorization: Basic YTpi\r\nAuthorization: NTLM TlRM\r\n", "HTTP/1.1 4"),
+        ("Authorization: Basic YTpi\r\n", "HTTP/2.0 0"),
+    ] {
+        assert_eq!(get(addr, "/x", fields).await.text(), expected, "{fields}");
+    }
+}
+
+#[tokio::test]
+async fn credentials_of_a_connection_never_go_over_http2_by_a_unix_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        for connection in 0.. {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(serve(stream, versions(connection)));
+        }
+    });
+    let layer = ReverseProxyLayer::new(format!("unix:{}", path.display())).http2(true);
+    let addr = front(Router::new().layer(layer)).await;
+    assert_eq!(get(addr, "/x", "").await.text(), "HTTP/2.0 0");
+    assert_eq!(get(addr, "/x", "Authorization: Negotiate YII=\r\n").await.text(), "HTTP/1.1 1");
+}
+
+#[tokio::test]
+async fn a_connector_that_negotiates_http2_gets_no_credentials_of_a_connection() {
+    let (failed, mut failures) = mpsc::unbounded_channel();
+    for negotiates in [true, false] {
+        let connector = service_fn(move |_| async move {
+            let (ours, theirs) = Pipe::pair(negotiates);
+            tokio::spawn(serve(theirs, versions(0)));
+            Ok::<_, io::Error>(ours)
+        });
+        let failed = failed.clone();
+        let layer =
+            ReverseProxyLayer::new("http://backend.example").connector(connector).http2(true).on_error(move |error| {
+                failed.send(error.clone()).unwrap();
+                error.status()
+            });
+        let addr = front(Router::new().layer(layer)).await;
+        assert_eq!(get(addr, "/x", "").await.text(), "HTTP/2.0 0");
+        let answer = get(addr, "/x", "Authorization: NTLM TlRM\r\n").await;
+        if negotiates {
+            assert_eq!(answer.status(), 502);
+            let why = cause(&failures.try_recv().unwrap());
+            assert!(why.contains("credentials that authenticate a connection"), "{why}");
+        } else {
+            assert_eq!(answer.text(), "HTTP/1.1 0");
+        }
+    }
+}
+
+fn cause(error: &Error) -> String {
+    std::error::Error::source(error).expect("a cause").to_string()
+}
+
+#[tokio::test]
+async fn a_backend_that_does_not_speak_http2_is_named_so() {
+    let reads_and_closes = backend(|mut wire| async move { drop(wire.bytes(24).await) }).await;
+    for origin in [
+        answering("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await,
+        answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await,
+        backend(|wire| async move { drop(wire) }).await,
+        reads_and_closes,
+    ] {
+        let (failed, mut failures) = mpsc::unbounded_channel();
+        let layer = ReverseProxyLayer::new(origin).http2(true).on_error(move |error| {
+            failed.send(error.clone()).unwrap();
+            error.status()
+        });
+        let addr = front(Router::new().layer(layer)).await;
+        for request in ["GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n", WEBSOCKET] {
+            assert_eq!(ask(addr, request).await.status(), 502);
+            let error = failures.recv().await.unwrap();
+            // Nothing of the request has been sent.
+            assert_eq!(error.kind(), ErrorKind::Connect);
+            let why = cause(&error);
+            assert!(why.contains("doesn't seem to speak HTTP/2") && why.contains("http2(true)"), "{why}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_sends_no_settings_is_a_stuck_connect() {
+    let origin = backend(|mut wire| async move { drop(wire.bytes(usize::MAX).await) }).await;
+    let short = Duration::from_millis(100);
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(origin).http2(true).connect_timeout(short))).await;
+    assert_eq!(get(addr, "/x", "").await.status(), 504);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_websocket_waits_for_settings_and_not_for_a_clock() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = connections.clone();
+    let connector = service_fn(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let (ours, theirs) = Pipe::pair(false);
+            // Both protocols, and no extended CONNECT.
+            tokio::spawn(serve(
+                theirs,
+                Router::new().fallback(|request: Request| async move {
+                    assert_eq!(request.version(), Version::HTTP_11);
+                    StatusCode::UPGRADE_REQUIRED
+                }),
+            ));
+            Ok::<_, io::Error>(ours)
+        }
+    });
+    let app = Router::new().layer(ReverseProxyLayer::new("http://backend.example").connector(connector).http2(true));
+    let before = Instant::now();
+    for _ in 0..3 {
+        let mut wire = client_of(app.clone());
+        wire.send(WEBSOCKET.as_bytes()).await;
+        assert_eq!(wire.message().await.unwrap().status(), 426);
+    }
+    assert_eq!(before.elapsed().as_millis(), 0);
+    // One to learn that HTTP/2 can't carry it, and one of HTTP/1.1.
+    assert_eq!(connections.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn extended_connect_is_found_when_the_backend_gets_it() {
+    let has_connect = Arc::new(AtomicBool::new(false));
+    let had = has_connect.clone();
+    let connector = service_fn(move |_| {
+        let has_connect = had.load(Ordering::SeqCst);
+        async move {
+            let (ours, theirs) = Pipe::pair(false);
+            // To an extended CONNECT, a 200 would open the tunnel.
+            let app = Router::new()
+                .fallback(|request: Request| async move { (StatusCode::FORBIDDEN, request.method().to_string()) });
+            let mut server = auto::Builder::new(TokioExecutor::new());
+            if has_connect {
+                server.http2().enable_connect_protocol();
+            }
+            tokio::spawn(async move {
+                let _ = server.serve_connection(TokioIo::new(theirs), TowerToHyperService::new(app)).await;
+            });
+            Ok::<_, io::Error>(ours)
+        }
+    });
+    let idle = Duration::from_millis(50);
+    let layer = ReverseProxyLayer::new("http://backend.example").connector(connector).http2(true);
+    let app = Router::new().layer(layer.pool_idle_timeout(idle));
+    for (connect, request, expected) in [
+        (false, WEBSOCKET, "GET"),
+        (false, WEBSOCKET, "GET"),
+        (true, "GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n", "GET"),
+        (true, WEBSOCKET, "CONNECT"),
+    ] {
+        if has_connect.swap(connect, Ordering::SeqCst) != connect {
+            // What was open is closed, as by the backend's restart.
+            tokio::time::sleep(idle * 3).await;
+        }
+        let mut wire = client_of(app.clone());
+        wire.send(request.as_bytes()).await;
+        assert_eq!(wire.message().await.unwrap().text(), expected);
+    }
+}

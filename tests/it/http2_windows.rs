@@ -1,0 +1,166 @@
+//! What one exchange can do to the others on an HTTP/2 connection to the backend: small frames, and clients that don't read.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    http::Request,
+    response::Response,
+};
+use http_body_util::{BodyExt, Channel};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{net::TcpStream, task::JoinSet, time::timeout};
+use tower_reverse_proxy::ReverseProxyLayer;
+
+use crate::{
+    client::settled,
+    http2_backend::{DATA, HEADERS, Http2, STATUS_200, all_at_once, frame, framing, together},
+    support::{PATIENCE, client, front, get},
+};
+
+#[tokio::test]
+async fn small_frames_come_whole() {
+    const EVENTS: usize = 4000;
+    let url = framing(|_, stream| {
+        let event = frame(DATA, 0, stream, b"data: an event\n\n");
+        [frame(HEADERS, 4, stream, STATUS_200), event.repeat(EVENTS), frame(DATA, 1, stream, b"")].concat()
+    })
+    .await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(url).http2(true))).await;
+    for attempt in 0..20 {
+        let answer = get(addr, "/x", "").await;
+        assert!(answer.complete, "{attempt}: {} bytes", answer.body.len());
+        assert_eq!(answer.body.len(), EVENTS * 16, "{attempt}");
+    }
+}
+
+/// A backend with an endless download, and one of 1 MiB. It counts what it has sent of the endless ones.
+async fn downloads() -> (String, Arc<AtomicUsize>, Http2) {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = sent.clone();
+    let (url, backend, _ended) = Http2::serve(200, move |request: hyper::Request<Incoming>| {
+        let sent = counted.clone();
+        async move {
+            if request.uri().path() == "/whole" {
+                return Response::new(Body::from(vec![b'w'; 1 << 20]));
+            }
+            let (mut sender, body) = Channel::<Bytes>::new(1);
+            tokio::spawn(async move {
+                while sender.send_data(vec![b'e'; 0x4000].into()).await.is_ok() {
+                    sent.fetch_add(0x4000, Ordering::SeqCst);
+                }
+            });
+            Response::new(Body::new(body))
+        }
+    })
+    .await;
+    (url, sent, backend)
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_stop_nobody_else() {
+    let (url, sent, backend) = downloads().await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(url).http2(true))).await;
+    // Two of HTTP/1.1, and two of HTTP/2 whose windows are 0.
+    let mut wires = Vec::new();
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let mut wire = client(addr).await;
+        wire.send(b"GET /endless HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+        wires.push(wire);
+        let stream = TokioIo::new(TcpStream::connect(addr).await.unwrap());
+        let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        let (mut sender, connection) = builder.initial_stream_window_size(0).handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::get("http://front.example/endless").body(Body::empty()).unwrap();
+        streams.push(timeout(PATIENCE, sender.send_request(request)).await.unwrap().unwrap());
+    }
+    settled(&sent).await;
+    let mut victims = JoinSet::new();
+    for _ in 0..5 {
+        victims.spawn(async move { get(addr, "/whole", "").await });
+    }
+    while let Some(answer) = victims.join_next().await {
+        let answer = answer.unwrap();
+        assert!(answer.complete && answer.body.len() == 1 << 20, "{} bytes", answer.body.len());
+    }
+    assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_connection_has_as_many_streams_as_can_be_full() {
+    const REQUESTS: usize = 6;
+    let (url, backend) = together(REQUESTS, 100).await;
+    let layer = ReverseProxyLayer::new(url).http2(true).http2_connection_window(1 << 20);
+    let proxy = layer.http2_stream_window(512 << 10).into_service();
+    for _ in 0..3 {
+        all_at_once(&proxy, REQUESTS).await;
+        assert_eq!(backend.connections.load(Ordering::SeqCst), REQUESTS / 2);
+    }
+}
+
+#[test]
+fn windows_that_cannot_be_are_refused() {
+    let layer = || ReverseProxyLayer::new("http://127.0.0.1:8000");
+    for wrong in [
+        std::panic::catch_unwind(|| drop(layer().http2_connection_window(65_534))),
+        std::panic::catch_unwind(|| drop(layer().http2_connection_window(1 << 31))),
+        std::panic::catch_unwind(|| drop(layer().http2_stream_window(0))),
+        std::panic::catch_unwind(|| drop(layer().http2_stream_window(u32::MAX))),
+    ] {
+        let message = *wrong.unwrap_err().downcast::<String>().unwrap();
+        assert!(message.starts_with("invalid HTTP/2") && message.contains("2,147,483,647"), "{message}");
+    }
+    drop(layer().http2_connection_window(65_535).http2_stream_window(1));
+}
+
+/// A request head that expects to be told to go on.
+const EXPECTING: &[u8] =
+    b"POST /x HTTP/1.1\r\nHost: front.example\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
+
+#[tokio::test]
+async fn an_expectation_over_http2_waits_for_no_timeout() {
+    let (url, _backend, _ended) = Http2::serve(100, async |request: hyper::Request<Incoming>| {
+        let expect = format!("{:?} ", request.headers().get("expect"));
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        Response::new(Body::from([expect.as_bytes(), &body].concat()))
+    })
+    .await;
+    // And one that says 100 as HTTP/2 does, before its answer.
+    let says_100 = framing(|_, stream| {
+        let interim = frame(HEADERS, 4, stream, b"\x08\x03100");
+        [interim, frame(HEADERS, 4, stream, STATUS_200), frame(DATA, 1, stream, b"after 100")].concat()
+    })
+    .await;
+    for (url, expected) in [(url, "Some(\"100-continue\") body"), (says_100, "after 100")] {
+        let layer = ReverseProxyLayer::new(url).http2(true).continue_timeout(PATIENCE * 100);
+        let mut wire = client(front(Router::new().layer(layer)).await).await;
+        for _ in 0..2 {
+            wire.send(EXPECTING).await;
+            assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 100 "));
+            wire.send(b"body").await;
+            assert_eq!(wire.message().await.unwrap().text(), expected);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_of_an_expectation_over_http2_comes_through() {
+    let (url, _backend, _ended) = Http2::serve(100, async |_: hyper::Request<Incoming>| {
+        let mut response = Response::new(Body::from("no"));
+        *response.status_mut() = axum::http::StatusCode::EXPECTATION_FAILED;
+        response
+    })
+    .await;
+    let layer = ReverseProxyLayer::new(url).http2(true).continue_timeout(PATIENCE * 100);
+    let mut wire = client(front(Router::new().layer(layer)).await).await;
+    wire.send(EXPECTING).await;
+    // With or without an interim answer: the body was asked for, and is refused all the same.
+    let answer = wire.message().await.unwrap();
+    assert_eq!((answer.status(), &*answer.text()), (417, "no"));
+}
