@@ -34,10 +34,7 @@ enum Rest {
     Leased(Incoming, Lease),
     /// An HTTP/2 body: a task of its own drives its connection.
     #[cfg(feature = "http2")]
-    Shared {
-        body: Incoming,
-        _stream: super::http2::Stream,
-    },
+    Shared(super::http2::Reader),
 }
 
 /// A connection that is to go back to its pool.
@@ -86,7 +83,7 @@ impl ClientBody {
     #[cfg(feature = "http2")]
     pub(super) fn shared(body: Incoming, stream: super::http2::Stream) -> Self {
         let mut this = Self::new(&body);
-        this.rest = Rest::Shared { body, _stream: stream };
+        this.rest = Rest::Shared(super::http2::Reader::new(body, stream));
         this
     }
 
@@ -131,11 +128,9 @@ impl ClientBody {
                 (frame.map(|frame| frame.map_err(failed)), body.is_end_stream())
             }
             #[cfg(feature = "http2")]
-            Rest::Shared { body, .. } => {
-                let frame = ready!(Pin::new(&mut *body).poll_frame(cx)).map(|frame| frame.map_err(failed));
-                let ended = body.is_end_stream();
-                // hyper takes a reset without an error for an end. For a response it's a cut.
-                (if frame.is_none() && !ended { Some(Err(ErrorKind::ResponseBody.into())) } else { frame }, ended)
+            Rest::Shared(reader) => {
+                let frame = ready!(reader.poll_frame(cx));
+                (frame, reader.is_end_stream())
             }
         };
         let failed = matches!(frame, Some(Err(_)));
@@ -177,7 +172,7 @@ impl http_body::Body for ClientBody {
                 Rest::Ended => true,
                 Rest::Leased(body, _) => body.is_end_stream(),
                 #[cfg(feature = "http2")]
-                Rest::Shared { body, .. } => body.is_end_stream(),
+                Rest::Shared(reader) => reader.is_end_stream(),
             }
     }
 

@@ -28,7 +28,7 @@ use tower_service::Service;
 
 pub(crate) use self::connect::boxed;
 #[cfg(feature = "http2")]
-pub(crate) use self::http2::Windows;
+pub(crate) use self::http2::{KeepAlive, Windows};
 #[cfg(feature = "tls")]
 pub use self::tls::{InvalidTls, Tls};
 pub use self::{body::ClientBody, future::ClientFuture};
@@ -74,7 +74,7 @@ pub(crate) struct ClientOptions {
     #[cfg(feature = "http2")]
     pub(crate) http2: bool,
     #[cfg(feature = "http2")]
-    pub(crate) http2_keep_alive: Option<Duration>,
+    pub(crate) http2_keep_alive: KeepAlive,
     #[cfg(feature = "http2")]
     pub(crate) http2_windows: Windows,
     /// Made once, not with every option that is set: it reads the platform's roots. An error shows when it connects: by then
@@ -102,7 +102,7 @@ impl ClientOptions {
             #[cfg(feature = "http2")]
             http2: false,
             #[cfg(feature = "http2")]
-            http2_keep_alive: None,
+            http2_keep_alive: KeepAlive::default(),
             #[cfg(feature = "http2")]
             http2_windows: Windows::default(),
             #[cfg(feature = "tls")]

@@ -12,6 +12,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{build::ToBackend, layer::ReverseProxyLayer};
+#[cfg(feature = "http2")]
+use crate::client::KeepAlive;
 #[cfg(feature = "tls")]
 use crate::client::Tls;
 use crate::{
@@ -446,13 +448,17 @@ impl<C, L: Layer<Client, Service = C> + Clone> ReverseProxyLayer<Upstream<C>, To
         self.rebuild(|parts| parts.client.tls = Some(Ok(tls)))
     }
 
-    /// Pings HTTP/2 connections in this interval, also unused ones, and closes one whose ping isn't answered within 20 seconds.
-    /// Default: `None`, no pings.
+    /// Pings HTTP/2 connections in this interval when nothing is read, also unused ones, and closes one whose ping isn't
+    /// answered within 20 seconds: its streams fail. Default: every 20 seconds, while streams are open. `None`: no pings.
+    ///
+    /// A backend may be frozen, or a firewall may have forgotten the connection, and TCP doesn't show it. Besides, a
+    /// connection on which a request has waited for more than a second, and nothing at all was read until it was given up, gets
+    /// no further requests before something is read.
     #[cfg(feature = "http2")]
     #[cfg_attr(docsrs, doc(cfg(feature = "http2")))]
     pub fn http2_keep_alive(self, interval: impl Into<Option<Duration>>) -> Self {
         let interval = bounded(interval.into());
-        self.rebuild(|parts| parts.client.http2_keep_alive = interval)
+        self.rebuild(|parts| parts.client.http2_keep_alive = KeepAlive { interval, while_idle: true })
     }
 
     /// Sets how much a backend may send on one HTTP/2 connection before it's read, in bytes (RFC 9113, section 5.2). Default:

@@ -1,8 +1,11 @@
 //! What one exchange can do to the others on an HTTP/2 connection to the backend: small frames, and clients that don't read.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use axum::{
@@ -12,9 +15,17 @@ use axum::{
     response::Response,
 };
 use http_body_util::{BodyExt, Channel};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, client::conn::http2::SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpStream, task::JoinSet, time::timeout};
+use tokio::{
+    net::TcpStream,
+    sync::{
+        Notify,
+        mpsc::{UnboundedReceiver, unbounded_channel},
+    },
+    task::JoinSet,
+    time::timeout,
+};
 use tower_reverse_proxy::ReverseProxyLayer;
 
 use crate::{
@@ -73,12 +84,7 @@ async fn clients_that_do_not_read_stop_nobody_else() {
         let mut wire = client(addr).await;
         wire.send(b"GET /endless HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
         wires.push(wire);
-        let stream = TokioIo::new(TcpStream::connect(addr).await.unwrap());
-        let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
-        let (mut sender, connection) = builder.initial_stream_window_size(0).handshake(stream).await.unwrap();
-        tokio::spawn(connection);
-        let request = Request::get("http://front.example/endless").body(Body::empty()).unwrap();
-        streams.push(timeout(PATIENCE, sender.send_request(request)).await.unwrap().unwrap());
+        streams.push(begin(&mut narrow(addr, 0).await, "/endless").await);
     }
     settled(&sent).await;
     let mut victims = JoinSet::new();
@@ -101,6 +107,127 @@ async fn a_connection_has_as_many_streams_as_can_be_full() {
     for _ in 0..3 {
         all_at_once(&proxy, REQUESTS).await;
         assert_eq!(backend.connections.load(Ordering::SeqCst), REQUESTS / 2);
+    }
+}
+
+/// A client of HTTP/2 with a window of so many bytes for each answer.
+async fn narrow(addr: SocketAddr, window: u32) -> SendRequest<Body> {
+    let stream = TokioIo::new(TcpStream::connect(addr).await.unwrap());
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (sender, connection) = builder.initial_stream_window_size(window).handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+async fn begin(sender: &mut SendRequest<Body>, path: &str) -> Response<Incoming> {
+    let request = Request::get(format!("http://front.example{path}")).body(Body::empty()).unwrap();
+    timeout(PATIENCE, sender.send_request(request)).await.unwrap().unwrap()
+}
+
+/// A backend that answers by the path: `/bytes` without end, or so many, a byte a frame; `/large` in large frames; `/slow` in two
+/// halves, the second one when it's let. It tells when a `/bytes` is reset.
+async fn frames_of(second: Arc<Notify>) -> (String, Arc<AtomicUsize>, Http2, UnboundedReceiver<()>) {
+    let (reset, resets) = unbounded_channel();
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = sent.clone();
+    let (url, backend, _ended) = Http2::serve(200, move |request: hyper::Request<Incoming>| {
+        let (sent, second, reset) = (counted.clone(), second.clone(), reset.clone());
+        async move {
+            let (mut sender, body) = Channel::<Bytes>::new(1);
+            tokio::spawn(async move {
+                match request.uri().path() {
+                    "/bytes" => {
+                        let most = request.uri().query().map_or(usize::MAX, |most| most.parse().unwrap());
+                        for _ in 0..most {
+                            if sender.send_data("b".into()).await.is_err() {
+                                let _ = reset.send(());
+                                return;
+                            }
+                        }
+                    }
+                    "/large" => {
+                        for _ in 0..8 << 6 {
+                            if sender.send_data(vec![b'l'; 0x4000].into()).await.is_err() {
+                                return;
+                            }
+                            sent.fetch_add(0x4000, Ordering::SeqCst);
+                        }
+                    }
+                    _ => {
+                        let _ = sender.send_data("first".into()).await;
+                        second.notified().await;
+                        let _ = sender.send_data(" second".into()).await;
+                    }
+                }
+            });
+            Response::new(Body::new(body))
+        }
+    })
+    .await;
+    (url, sent, backend, resets)
+}
+
+/// Small windows: what h2 allows small frames to cost is soon used up.
+fn small(url: &str) -> Router {
+    let layer = ReverseProxyLayer::new(url).http2(true).http2_connection_window(2 << 20);
+    Router::new().layer(layer.http2_stream_window(16 << 10))
+}
+
+#[tokio::test]
+async fn small_frames_that_a_client_does_not_read_end_its_own_answer_alone() {
+    let second = Arc::new(Notify::new());
+    let (url, _sent, backend, mut resets) = frames_of(second.clone()).await;
+    let addr = front(small(&url)).await;
+    let mut victim = narrow(addr, 65_535).await;
+    let mut slow = begin(&mut victim, "/slow").await.into_body();
+    assert_eq!(timeout(PATIENCE, slow.frame()).await.unwrap().unwrap().unwrap().into_data().unwrap(), "first");
+    for _ in 0..2 {
+        let stalled = begin(&mut narrow(addr, 10).await, "/bytes").await.into_body();
+        timeout(PATIENCE, resets.recv()).await.expect("it's reset").unwrap();
+        // Those who read get as many.
+        let answer = get(addr, "/bytes?8000", "").await;
+        assert!(answer.complete && answer.body.len() == 8000, "{}", answer.body.len());
+        // What it reads then is no whole answer.
+        assert!(timeout(PATIENCE, stalled.collect()).await.unwrap().is_err());
+    }
+    second.notify_one();
+    assert_eq!(timeout(PATIENCE, slow.collect()).await.unwrap().unwrap().to_bytes(), " second");
+    assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_reads_a_download_slowly_gets_it_whole_beside_small_frames() {
+    let (url, sent, backend, _resets) = frames_of(Arc::default()).await;
+    let addr = front(small(&url)).await;
+    let mut sender = narrow(addr, 65_535).await;
+    let slow = begin(&mut sender, "/large").await.into_body();
+    for _ in 0..2 {
+        let answer = get(addr, "/bytes?8000", "").await;
+        assert!(answer.complete && answer.body.len() == 8000, "{}", answer.body.len());
+    }
+    let stopped = settled(&sent).await;
+    assert!(stopped < 4 << 20, "the backend is stopped: {stopped}");
+    assert_eq!(timeout(PATIENCE, slow.collect()).await.unwrap().unwrap().to_bytes().len(), 8 << 20);
+    assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn small_frames_that_are_read_late_come_whole() {
+    const EVENTS: usize = 12_000;
+    let url = framing(|_, stream| {
+        let event = frame(DATA, 0, stream, b"data: an event\n\n");
+        [frame(HEADERS, 4, stream, STATUS_200), event.repeat(EVENTS), frame(DATA, 1, stream, b"")].concat()
+    })
+    .await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(url).http2(true))).await;
+    let mut late = Vec::new();
+    for _ in 0..4 {
+        late.push(begin(&mut narrow(addr, 1000).await, "/x").await);
+    }
+    assert_eq!(get(addr, "/x", "").await.body.len(), EVENTS * 16);
+    for response in late {
+        let body = timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap();
+        assert_eq!(body.to_bytes().len(), EVENTS * 16);
     }
 }
 

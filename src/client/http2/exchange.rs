@@ -98,7 +98,9 @@ async fn send(
     request: Request<Body>,
 ) -> Result<Response<hyper::body::Incoming>, (Error, Option<Request<Body>>)> {
     let again = copy(&request);
-    stream.sender.try_send_request(request).await.map_err(|mut error| {
+    let sent = stream.sender.try_send_request(request).await;
+    stream.is_answered = true;
+    sent.map_err(|mut error| {
         let unread =
             error.take_message().or_else(|| again.filter(|again| is_unprocessed(error.error(), again.method())));
         (classify(error.into_error().into(), ErrorKind::Closed), unread)

@@ -35,7 +35,7 @@ const PADDED: u8 = 8;
 const MAX_HEADER_LIST_SIZE: u16 = 6;
 
 /// What h2 takes for the least payload of a DATA frame that is worth its head.
-const WORTHWHILE: usize = 256;
+pub(super) const WORTHWHILE: usize = 256;
 
 impl Frames {
     /// Follows what was read next.
@@ -82,6 +82,7 @@ impl Frames {
         self.is_settings = kind == SETTINGS && flags & ACK == 0;
         if self.peer.frames == 0 && !(self.is_settings && stream == [0; 4]) {
             self.is_foreign = true;
+            return;
         }
         if kind == DATA && flags & END_STREAM == 0 {
             // Padding doesn't count: it's taken for as costly as can be.
@@ -104,6 +105,15 @@ impl Frames {
             self.have = 0;
             self.peer.frames = self.peer.frames.saturating_add(1);
         }
+    }
+
+    /// Whether small frames have been charged so much since it was asked last.
+    pub(super) fn is_charged(&mut self, allowance: usize) -> bool {
+        let is_charged = self.overhead >= allowance;
+        if is_charged {
+            self.overhead = 0;
+        }
+        is_charged
     }
 
     /// Returns what the peer has set.

@@ -35,9 +35,19 @@ impl<T: AsyncRead + Unpin> AsyncRead for Inspected<T> {
             // h2 reads on when it has applied what came before.
             load.settle(peer);
         }
+        if frames.is_charged(load.windows.allowance()) {
+            load.unread.read_ahead();
+            // An answer whose head has just come has no reader yet: its task gets a turn.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         ready!(Pin::new(inner).poll_read(cx, buf))?;
-        frames.read(&buf.filled()[before..]);
+        let read = &buf.filled()[before..];
+        if !read.is_empty() {
+            load.hear();
+        }
+        frames.read(read);
         Poll::Ready(Ok(()))
     }
 }

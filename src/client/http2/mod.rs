@@ -4,6 +4,7 @@ mod exchange;
 mod frames;
 mod inspect;
 mod place;
+mod unread;
 mod websocket;
 
 use std::{
@@ -25,7 +26,8 @@ use tokio::{
 };
 
 pub(super) use self::exchange::{Outcome, exchange};
-use self::{frames::Peer, inspect::Inspected, place::Freed};
+pub(super) use self::unread::Reader;
+use self::{frames::Peer, inspect::Inspected, place::Freed, unread::Unread};
 use super::{ClientOptions, connect::Stream as Io, pool::Found};
 
 /// The HTTP/2 connections to one backend.
@@ -42,11 +44,26 @@ pub(super) struct Connections {
     lacks_connect: AtomicBool,
     freed: Arc<Freed>,
     windows: Windows,
-    /// How often an open connection is pinged.
-    keep_alive: Option<Duration>,
+    keep_alive: KeepAlive,
     /// How long a connection may be without a stream.
     idle_timeout: Option<Duration>,
 }
+
+/// How often an open connection is pinged, and whether also while no stream is open.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeepAlive {
+    pub(crate) interval: Option<Duration>,
+    pub(crate) while_idle: bool,
+}
+
+impl Default for KeepAlive {
+    fn default() -> Self {
+        Self { interval: Some(Duration::from_secs(20)), while_idle: false }
+    }
+}
+
+/// How long a ping may go unanswered.
+const PONG: Duration = Duration::from_secs(20);
 
 /// How much a backend may send before it's read (RFC 9113, section 5.2), in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +82,11 @@ impl Windows {
     /// How many streams can be full before the connection is.
     fn capacity(self) -> usize {
         (self.connection / self.stream.max(1)).max(1) as usize
+    }
+
+    /// How much small frames may be charged before it's read ahead: an eighth of what h2 allows.
+    fn allowance(self) -> usize {
+        (self.connection as usize / 16).max(1024)
     }
 }
 
@@ -91,8 +113,14 @@ struct Load {
     start: Instant,
     /// How many there may be; none before the backend's SETTINGS have come.
     most: AtomicUsize,
-    /// How many there may be for our sake: so many can stand still, each with its window full, and the connection's isn't.
-    capacity: usize,
+    windows: Windows,
+    /// The answers that are read.
+    unread: Unread,
+    /// How often something has been read.
+    reads: AtomicU64,
+    /// Whether a stream has waited for its answer for long, and nothing at all was read meanwhile. No stream is opened before
+    /// something is.
+    is_silent: AtomicBool,
     /// Signals that the SETTINGS have come.
     changed: Notify,
     freed: Arc<Freed>,
@@ -105,13 +133,16 @@ struct Load {
 }
 
 impl Load {
-    fn new(freed: Arc<Freed>, capacity: usize) -> Self {
+    fn new(freed: Arc<Freed>, windows: Windows) -> Self {
         Self {
             streams: AtomicUsize::new(1),
             unused: AtomicU64::new(0),
             start: Instant::now(),
             most: AtomicUsize::new(0),
-            capacity,
+            windows,
+            unread: Unread::new(windows.stream),
+            reads: AtomicU64::new(0),
+            is_silent: AtomicBool::new(false),
             changed: Notify::new(),
             freed,
             settings: AtomicU32::new(0),
@@ -143,7 +174,22 @@ impl Load {
     }
 
     fn has_room(&self) -> bool {
-        self.streams.load(Ordering::Relaxed) < self.most.load(Ordering::Relaxed)
+        !self.is_silent.load(Ordering::Relaxed)
+            && self.streams.load(Ordering::Relaxed) < self.most.load(Ordering::Relaxed)
+    }
+
+    /// Whether the peer may be frozen, and there's no stream that could show that it isn't.
+    fn is_lost(&self) -> bool {
+        self.is_silent.load(Ordering::Relaxed) && self.streams.load(Ordering::Relaxed) == 0
+    }
+
+    /// Something has been read.
+    fn hear(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        if self.is_silent.load(Ordering::Relaxed) {
+            self.is_silent.store(false, Ordering::Relaxed);
+            self.freed.tell();
+        }
     }
 
     fn begin(&self) {
@@ -164,7 +210,7 @@ impl Load {
     }
 
     fn allow(&self, most: usize) {
-        let most = most.min(self.capacity);
+        let most = most.min(self.windows.capacity());
         let before = self.most.swap(most, Ordering::Release);
         if before == 0 && most > 0 {
             self.changed.notify_waiters();
@@ -180,7 +226,16 @@ impl Load {
 pub(super) struct Stream {
     pub(super) sender: SendRequest<Body>,
     load: Arc<Load>,
+    began: Instant,
+    /// How often something had been read by then.
+    reads: u64,
+    /// Whether the request came to something: an answer, or an error.
+    is_answered: bool,
 }
+
+/// How long a stream may wait for its answer, with nothing read on its connection, and be cancelled without that the connection
+/// is taken for frozen. Below it, clients that leave early would cost connections.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// Why a connection failed whose backend sent no SETTINGS.
 const NOT_HTTP2: &str = "the backend doesn't seem to speak HTTP/2: it closed the connection, or answered, without sending \
@@ -194,7 +249,7 @@ impl Connections {
     /// Takes a place on the first connection that has one.
     fn take(&self) -> Option<Stream> {
         let mut open = self.lock();
-        open.retain(|shared| !shared.sender.is_closed());
+        open.retain(|shared| !shared.sender.is_closed() && !shared.load.is_lost());
         open.iter().find_map(Shared::take)
     }
 
@@ -218,7 +273,7 @@ impl Connections {
 
     /// Makes a connection of a stream, and takes a place on it. It's made when the backend's SETTINGS have come.
     async fn open(&self, io: Io) -> Result<Stream, BoxError> {
-        let load = Arc::new(Load::new(self.freed.clone(), self.windows.capacity()));
+        let load = Arc::new(Load::new(self.freed.clone(), self.windows));
         let io = TokioIo::new(Inspected::new(TokioIo::new(io), load.clone()));
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -230,8 +285,9 @@ impl Connections {
             .max_concurrent_reset_streams(1024)
             // The backend's SETTINGS are the first that it sends (RFC 9113, section 3.4): how many, it says at once.
             .initial_max_send_streams(0)
-            .keep_alive_interval(self.keep_alive)
-            .keep_alive_while_idle(true)
+            .keep_alive_interval(self.keep_alive.interval)
+            .keep_alive_timeout(PONG)
+            .keep_alive_while_idle(self.keep_alive.while_idle)
             .handshake(io)
             .await?;
         let told = load.clone();
@@ -263,7 +319,7 @@ impl Connections {
         self.lacks_connect.store(!load.connect.load(Ordering::Relaxed), Ordering::Relaxed);
         let shared = Shared { sender, load };
         self.lock().push(shared.clone());
-        Ok(Stream { sender: shared.sender, load: shared.load })
+        Ok(shared.stream())
     }
 
     /// Something has come back that those may need who wait for it.
@@ -310,7 +366,14 @@ impl Shared {
             return None;
         }
         self.load.begin();
-        Some(Stream { sender: self.sender.clone(), load: self.load.clone() })
+        Some(self.clone().stream())
+    }
+
+    /// A place that is counted already.
+    fn stream(self) -> Stream {
+        let Self { sender, load } = self;
+        let reads = load.reads.load(Ordering::Relaxed);
+        Stream { sender, load, began: Instant::now(), reads, is_answered: false }
     }
 }
 
@@ -323,6 +386,10 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        let heard_nothing = || self.load.reads.load(Ordering::Relaxed) == self.reads;
+        if !self.is_answered && heard_nothing() && self.began.elapsed() >= SILENCE {
+            self.load.is_silent.store(true, Ordering::Relaxed);
+        }
         self.load.end();
         self.load.freed.tell();
     }

@@ -1,0 +1,224 @@
+//! HTTP/2 connections to a backend that is frozen: it says nothing, and its socket is open.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::Request,
+    response::Response,
+};
+use http_body_util::{BodyExt, Channel};
+use hyper::body::Incoming;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream},
+    net::{TcpListener, TcpStream},
+    sync::{Notify, watch},
+    time::{Instant, sleep, timeout},
+};
+use tower::{ServiceExt, service_fn};
+use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
+
+use crate::{
+    http2_backend::{HEADERS, Http2, STATUS_200, frame},
+    support::{PATIENCE, memory::Pipe},
+};
+
+/// The way to a backend, connection by connection: each can be frozen.
+#[derive(Clone, Default)]
+struct Ways {
+    frozen: Arc<Mutex<Vec<watch::Sender<bool>>>>,
+}
+
+impl Ways {
+    /// Listens in the backend's place.
+    async fn to(url: String) -> (String, Self) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let front = format!("http://{}", listener.local_addr().unwrap());
+        let this = Self::default();
+        let ways = this.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let backend = TcpStream::connect(url.trim_start_matches("http://")).await.unwrap();
+                let (frozen, is_frozen) = watch::channel(false);
+                ways.frozen.lock().unwrap().push(frozen);
+                let ((read, write), (answer, ask)) = (stream.into_split(), backend.into_split());
+                tokio::spawn(carry(read, ask, is_frozen.clone()));
+                tokio::spawn(carry(answer, write, is_frozen));
+            }
+        });
+        (front, this)
+    }
+
+    fn freeze(&self, way: usize, is_frozen: bool) {
+        self.frozen.lock().unwrap()[way].send_replace(is_frozen);
+    }
+
+    fn count(&self) -> usize {
+        self.frozen.lock().unwrap().len()
+    }
+}
+
+async fn carry(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut is_frozen: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        let _ = is_frozen.wait_for(|is_frozen| !is_frozen).await;
+        if read == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(&buffer[..read]).await?;
+    }
+}
+
+async fn call(proxy: &ReverseProxy, path: &str) -> Response {
+    let request = Request::get(path).header("host", "front.example").body(Body::empty()).unwrap();
+    timeout(PATIENCE, proxy.clone().oneshot(request)).await.expect("an answer").unwrap()
+}
+
+/// Longer than a stream has to wait for its connection to be taken for frozen.
+const HEADER_TIMEOUT: Duration = Duration::from_millis(1200);
+
+#[tokio::test]
+async fn a_connection_that_stays_silent_gets_no_more_requests() {
+    let (url, _backend, _ended) =
+        Http2::serve(100, async |_: hyper::Request<Incoming>| Response::new(Body::from("ok"))).await;
+    let (url, ways) = Ways::to(url).await;
+    let proxy = ReverseProxyLayer::new(url).http2(true).header_timeout(HEADER_TIMEOUT).into_service();
+    assert_eq!(call(&proxy, "/x").await.status(), 200);
+    ways.freeze(0, true);
+    assert_eq!(call(&proxy, "/x").await.status(), 504);
+    for _ in 0..3 {
+        assert_eq!(call(&proxy, "/x").await.status(), 200);
+    }
+    assert_eq!(ways.count(), 2);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_alive_again_is_used_again() {
+    let tick = Arc::new(Notify::new());
+    let ticks = tick.clone();
+    let (url, _backend, _ended) = Http2::serve(100, move |request: hyper::Request<Incoming>| {
+        let tick = ticks.clone();
+        async move {
+            if request.uri().path() != "/ticks" {
+                return Response::new(Body::from("ok"));
+            }
+            let (mut sender, body) = Channel::<Bytes>::new(1);
+            tokio::spawn(async move {
+                loop {
+                    tick.notified().await;
+                    if sender.send_data("tick".into()).await.is_err() {
+                        break;
+                    }
+                }
+            });
+            Response::new(Body::new(body))
+        }
+    })
+    .await;
+    let (url, ways) = Ways::to(url).await;
+    let proxy = ReverseProxyLayer::new(url).http2(true).header_timeout(HEADER_TIMEOUT).into_service();
+    let mut ticking = call(&proxy, "/ticks").await.into_body();
+    ways.freeze(0, true);
+    assert_eq!(call(&proxy, "/x").await.status(), 504);
+    assert_eq!(call(&proxy, "/x").await.status(), 200);
+    assert_eq!(ways.count(), 2);
+    // It goes on, and has the stream that was open all along.
+    ways.freeze(0, false);
+    tick.notify_one();
+    timeout(PATIENCE, ticking.frame()).await.unwrap().unwrap().unwrap();
+    ways.freeze(1, true);
+    assert_eq!(call(&proxy, "/x").await.status(), 200);
+    assert_eq!(ways.count(), 2);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_early_costs_no_connection() {
+    let (url, backend, _ended) = Http2::serve(100, async |request: hyper::Request<Incoming>| {
+        if request.uri().path() == "/never" {
+            std::future::pending::<()>().await;
+        }
+        Response::new(Body::from("ok"))
+    })
+    .await;
+    let proxy = ReverseProxyLayer::new(url).http2(true).into_service();
+    for _ in 0..5 {
+        assert_eq!(call(&proxy, "/x").await.status(), 200);
+        let request = Request::get("/never").header("host", "front.example").body(Body::empty()).unwrap();
+        let _ = timeout(Duration::from_millis(20), proxy.clone().oneshot(request)).await.expect_err("no answer");
+    }
+    assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
+}
+
+/// A backend in memory that answers its first request whole, begins to answer the others, and acknowledges no ping.
+async fn never_pongs(mut stream: DuplexStream, pings: Arc<AtomicUsize>) {
+    let mut preface = [0; 24];
+    stream.read_exact(&mut preface).await.unwrap();
+    stream.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+    let mut head = [0; 9];
+    let mut requests = 0;
+    while stream.read_exact(&mut head).await.is_ok() {
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        stream.read_exact(&mut payload).await.unwrap();
+        let id = u32::from_be_bytes(head[5..].try_into().unwrap());
+        match head[3] {
+            HEADERS => {
+                requests += 1;
+                stream.write_all(&frame(HEADERS, if requests == 1 { 5 } else { 4 }, id, STATUS_200)).await.unwrap();
+            }
+            6 => drop(pings.fetch_add(1, Ordering::SeqCst)),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_pinged_while_it_has_streams() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    type Layer = fn(ReverseProxyLayer) -> ReverseProxyLayer;
+    let cases: [(&str, Layer, bool, bool); 3] = [
+        ("default", |layer| layer, false, true),
+        ("also unused ones", |layer| layer.http2_keep_alive(Duration::from_secs(30)), true, true),
+        ("none", |layer| layer.http2_keep_alive(None), false, false),
+    ];
+    for (case, layer, pings_unused, ends) in cases {
+        let pings = Arc::new(AtomicUsize::new(0));
+        let pinged = pings.clone();
+        let connector = service_fn(move |_| {
+            let (ours, theirs) = Pipe::pair(false);
+            tokio::spawn(never_pongs(theirs, pinged.clone()));
+            async move { Ok::<_, io::Error>(ours) }
+        });
+        let backend = ReverseProxyLayer::new("http://backend.example").connector(connector).http2(true);
+        let backend = backend.pool_idle_timeout(None).body_idle_timeout(HOUR * 2);
+        let proxy = layer(backend).into_service();
+        call(&proxy, "/x").await.into_body().collect().await.unwrap();
+        sleep(HOUR).await;
+        assert_eq!(pings.load(Ordering::SeqCst) > 0, pings_unused, "{case}");
+        if pings_unused {
+            // It's closed by now, and the next connection's first request is answered whole.
+            call(&proxy, "/x").await.into_body().collect().await.unwrap();
+        }
+        let body = call(&proxy, "/x").await.into_body();
+        let before = Instant::now();
+        let failed = body.collect().await.expect_err("a cut").into_inner().downcast::<Error>().unwrap();
+        if ends {
+            assert_eq!(failed.kind(), ErrorKind::ResponseBody, "{case}");
+            assert!(before.elapsed() <= Duration::from_secs(60), "{case}: {:?}", before.elapsed());
+        } else {
+            assert_eq!(failed.kind(), ErrorKind::ResponseBodyTimeout, "{case}");
+            assert_eq!(pings.load(Ordering::SeqCst), 0, "{case}");
+        }
+    }
+}
