@@ -77,6 +77,8 @@ pub(crate) struct ClientOptions {
     pub(crate) http2_keep_alive: KeepAlive,
     #[cfg(feature = "http2")]
     pub(crate) http2_windows: Windows,
+    #[cfg(feature = "http2")]
+    pub(crate) http2_max_request_head: Option<usize>,
     /// Made once, not with every option that is set: it reads the platform's roots. An error shows when it connects: by then
     /// it may have been replaced.
     #[cfg(feature = "tls")]
@@ -105,6 +107,8 @@ impl ClientOptions {
             http2_keep_alive: KeepAlive::default(),
             #[cfg(feature = "http2")]
             http2_windows: Windows::default(),
+            #[cfg(feature = "http2")]
+            http2_max_request_head: None,
             #[cfg(feature = "tls")]
             tls: (*backend.scheme() == Scheme::HTTPS).then(Tls::new),
         }

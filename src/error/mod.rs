@@ -37,6 +37,8 @@ pub enum ErrorKind {
     Target,
     /// The request target is longer than what can be sent on: 414.
     TargetTooLong,
+    /// The request's head is larger than what may be sent to the HTTP/2 backend: 431.
+    RequestHeadTooLarge,
     /// `Host` is missing (HTTP/1.1, whatever the form of the target), repeated or malformed: 400.
     Host,
     /// The `Transfer-Encoding` of the request isn't exactly one `chunked`: 400.
@@ -112,6 +114,7 @@ impl ErrorKind {
         match self {
             Self::Target
             | Self::TargetTooLong
+            | Self::RequestHeadTooLarge
             | Self::Host
             | Self::TransferEncoding
             | Self::TransferCoding
@@ -147,6 +150,7 @@ impl ErrorKind {
             | Self::RequestBody
             | Self::ClientGone => StatusCode::BAD_REQUEST,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Self::RequestHeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::TransferCoding | Self::Method => StatusCode::NOT_IMPLEMENTED,
             Self::Loop => StatusCode::LOOP_DETECTED,
             Self::SignInRequired | Self::UserName => StatusCode::FORBIDDEN,
@@ -170,6 +174,7 @@ impl ErrorKind {
         match self {
             Self::Target => "the request target isn't a path below the prefix",
             Self::TargetTooLong => "the request target is too long to be sent on",
+            Self::RequestHeadTooLarge => "the request's head is too large for the backend",
             Self::Host => "the Host field is missing, repeated or malformed",
             Self::TransferEncoding => "the request's Transfer-Encoding isn't exactly one `chunked`",
             Self::TransferCoding => "the request's Transfer-Encoding names a coding other than `chunked`",

@@ -69,11 +69,11 @@ fn grpc_response(error: &Error) -> Response<Body> {
         _ if error.kind() == ErrorKind::SignInRequired => "16", // UNAUTHENTICATED
         StatusCode::BAD_REQUEST => "13",                        // INTERNAL
         StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => "4", // DEADLINE_EXCEEDED
-        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::URI_TOO_LONG => "8", // RESOURCE_EXHAUSTED
-        StatusCode::NOT_IMPLEMENTED => "12",                    // UNIMPLEMENTED
-        StatusCode::FORBIDDEN => "7",                           // PERMISSION_DENIED
-        StatusCode::LOOP_DETECTED => "9",                       // FAILED_PRECONDITION
-        _ => "14",                                              // UNAVAILABLE
+        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "8", // RESOURCE_EXHAUSTED
+        StatusCode::NOT_IMPLEMENTED => "12", // UNIMPLEMENTED
+        StatusCode::FORBIDDEN => "7",        // PERMISSION_DENIED
+        StatusCode::LOOP_DETECTED => "9",    // FAILED_PRECONDITION
+        _ => "14",                           // UNAVAILABLE
     };
     let mut response = Response::new(Body::empty());
     let headers: &mut HeaderMap = response.headers_mut();

@@ -420,7 +420,7 @@ impl<C, L: Layer<Client, Service = C> + Clone> ReverseProxyLayer<Upstream<C>, To
     /// An `http` or Unix-socket backend is known to have it; one that doesn't fails every request with 502 and a cause that
     /// says so. An `https` backend is offered it, and HTTP/1.1 (ALPN), and is spoken to in what it chooses.
     ///
-    /// WebSockets go to `https` backends in HTTP/1.1, over connections of their own; to others by extended CONNECT (RFC 8441) if
+    /// WebSockets go over connections of their own: to `https` backends in HTTP/1.1; to others by extended CONNECT (RFC 8441) if
     /// the backend's SETTINGS have it, else in HTTP/1.1.
     ///
     /// # Security
@@ -509,6 +509,27 @@ impl<C, L: Layer<Client, Service = C> + Clone> ReverseProxyLayer<Upstream<C>, To
             "invalid HTTP/2 stream window of {bytes} bytes: write 1 to 2,147,483,647"
         );
         self.rebuild(|parts| parts.client.http2_windows.stream = bytes)
+    }
+
+    /// Sets how large a request's head may be that is sent over HTTP/2, in bytes as RFC 9113, section 6.5.2, counts them: names
+    /// and values, and 32 for each field. Default: `None`, what the backend's SETTINGS allow, or 64 KiB if they set no limit.
+    ///
+    /// A larger one gets 431, and nothing of it is sent: servers end the whole connection for it. The backend's own limit
+    /// holds in any case. If it has set none, as nginx, a head that not every server takes (more than 32,000 bytes, or 8,000
+    /// in one field) goes over a connection of its own, until one like it was answered.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// // In front of an nginx with `large_client_header_buffers 4 8k`, its default.
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").http2(true).http2_max_request_head(32_000);
+    /// # let _ = proxy;
+    /// ```
+    #[cfg(feature = "http2")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "http2")))]
+    pub fn http2_max_request_head(self, bytes: impl Into<Option<usize>>) -> Self {
+        let bytes = bytes.into();
+        self.rebuild(|parts| parts.client.http2_max_request_head = bytes)
     }
 
     /// Keeps the case of the backend's field names, if the server in front does so too (hyper's

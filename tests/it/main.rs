@@ -18,6 +18,8 @@ mod http2_choice;
 #[cfg(feature = "http2")]
 mod http2_frames;
 #[cfg(feature = "http2")]
+mod http2_heads;
+#[cfg(feature = "http2")]
 mod http2_silence;
 #[cfg(feature = "http2")]
 mod http2_windows;

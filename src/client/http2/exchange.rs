@@ -1,6 +1,10 @@
 //! One exchange over HTTP/2: a place on a connection, and the response on its stream.
 
-use std::{error::Error as _, mem, sync::Arc};
+use std::{
+    error::Error as _,
+    mem,
+    sync::{Arc, atomic::Ordering},
+};
 
 use axum_core::body::Body;
 use h2::Reason;
@@ -18,7 +22,9 @@ use super::{
         pool::{Found, Need, Pool},
         repeat::is_idempotent,
     },
-    Stream, Taken, websocket,
+    Load, Stream, Taken,
+    head::{HeadSize, Share},
+    websocket,
 };
 use crate::{
     error::{Error, ErrorKind, classify},
@@ -57,7 +63,8 @@ pub(in super::super) async fn exchange(
     if is_upgrade && (pool.http2.lacks_connect() || !websocket::is_asked_for(&request)) {
         return Ok(Outcome::Http1(pool.wait(need).await?, request));
     }
-    let mut stream = match pool.take_http2(need).await? {
+    let head = HeadSize::of(&request);
+    let mut stream = match take(&pool, need, head, is_upgrade).await? {
         Taken::Http2(stream) => stream,
         Taken::Http1(found) => return Ok(Outcome::Http1(found, request)),
     };
@@ -68,23 +75,38 @@ pub(in super::super) async fn exchange(
             return Ok(Outcome::Http1(pool.wait(need).await?, request));
         }
         let accept = websocket::as_connect(&mut request);
-        let response = send(&mut stream, as_http2(request)?).await.map_err(|(error, _)| error)?;
+        let response = send(&pool, &mut stream, as_http2(request)?, head).await.map_err(|(error, _)| error)?;
         return Ok(Outcome::Answered(websocket::as_switch(response, stream, accept)));
     }
     request = as_http2(request)?;
-    let unread = match send(&mut stream, request).await {
+    let unread = match send(&pool, &mut stream, request, head).await {
         Ok(response) => return Ok(Outcome::Answered(answered(response, stream))),
         Err((_, Some(unread))) => unread,
         Err((error, None)) => return Err(error),
     };
     drop(stream);
-    match pool.take_http2(need).await? {
-        Taken::Http2(mut stream) => match send(&mut stream, unread).await {
+    match take(&pool, need, head, false).await? {
+        Taken::Http2(mut stream) => match send(&pool, &mut stream, unread, head).await {
             Ok(response) => Ok(Outcome::Answered(answered(response, stream))),
             Err((error, _)) => Err(error),
         },
         // A backend that has changed its mind since a moment ago.
         Taken::Http1(connection) => Ok(Outcome::Http1(connection, as_http1(unread))),
+    }
+}
+
+/// Takes a place for a request with such a head. An upgrade has a connection of its own, as in HTTP/1.1: small frames that a tunnel's
+/// client doesn't read would end it.
+async fn take(pool: &Arc<Pool>, need: Need, head: HeadSize, is_upgrade: bool) -> Result<Taken, Error> {
+    let share = if is_upgrade { Share::Alone } else { Share::Shared };
+    let taken = pool.take_http2(need, share).await?;
+    let Taken::Http2(stream) = &taken else { return Ok(taken) };
+    match pool.http2.heads.admit(head, stream.max_head())? {
+        Share::Alone if share == Share::Shared => {
+            drop(taken);
+            pool.take_http2(need, Share::Alone).await
+        }
+        _ => Ok(taken),
     }
 }
 
@@ -94,17 +116,58 @@ fn answered(response: Response<hyper::body::Incoming>, stream: Stream) -> Respon
 
 /// Sends a request on a stream. With the error comes the request, if the backend can't have processed it.
 async fn send(
+    pool: &Pool,
     stream: &mut Stream,
     request: Request<Body>,
+    head: HeadSize,
 ) -> Result<Response<hyper::body::Incoming>, (Error, Option<Request<Body>>)> {
     let again = copy(&request);
     let sent = stream.sender.try_send_request(request).await;
     stream.is_answered = true;
-    sent.map_err(|mut error| {
-        let unread =
-            error.take_message().or_else(|| again.filter(|again| is_unprocessed(error.error(), again.method())));
-        (classify(error.into_error().into(), ErrorKind::Closed), unread)
-    })
+    let (heads, limit) = (&pool.http2.heads, pool.http2.answers);
+    match sent {
+        Ok(response) if response.headers().len() > limit.fields => {
+            let why = format!("its {} fields are more than {}", response.headers().len(), limit.fields);
+            Err((Error::with_source(ErrorKind::ResponseHeadTooLarge, why), None))
+        }
+        Ok(response) => {
+            if stream.share == Share::Alone {
+                heads.prove(head);
+            }
+            Ok(response)
+        }
+        Err(mut error) => {
+            heads.doubt(head);
+            let message = error.take_message();
+            let kind = if stream.share == Share::Alone && stream.load.is_overwhelmed() {
+                ErrorKind::RequestHeadTooLarge
+            } else if is_refused_by_us(error.error()) && stream.load.has_had_large_head() {
+                ErrorKind::ResponseHeadTooLarge
+            } else {
+                let unread = message.or_else(|| again.filter(|again| is_unprocessed(error.error(), again.method())));
+                return Err((classify(error.into_error().into(), ErrorKind::Closed), unread));
+            };
+            Err((Error::with_source(kind, error.into_error()), None))
+        }
+    }
+}
+
+/// Whether it's h2 that refused an answer.
+fn is_refused_by_us(error: &hyper::Error) -> bool {
+    error.source().and_then(|cause| cause.downcast_ref::<h2::Error>()).is_some_and(h2::Error::is_library)
+}
+
+impl Load {
+    /// Whether the backend ends the connection because a request was too much for it. On a connection of its own, that's for its
+    /// head.
+    fn is_overwhelmed(&self) -> bool {
+        self.goes_for.load(Ordering::Relaxed) == u32::from(Reason::ENHANCE_YOUR_CALM)
+    }
+
+    /// Whether the head of an answer has come that may be too large, since this was asked last. h2 doesn't tell why it refuses one.
+    fn has_had_large_head(&self) -> bool {
+        self.has_large_head.swap(false, Ordering::Relaxed)
+    }
 }
 
 /// The request once more, to be sent a second time. `None`: it has a body, and nothing of that would be left, or credentials

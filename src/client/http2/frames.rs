@@ -4,31 +4,49 @@
 /// Follows the octets of one direction, in pieces of any size. It keeps a frame's head and one setting, never a payload.
 #[derive(Debug, Default)]
 pub(in super::super) struct Frames {
-    /// A frame's head, or a setting, as far as it has come.
+    /// A frame's head, or a part of its payload, as far as it has come.
     part: [u8; HEAD],
     have: usize,
     /// How much of the frame's payload is to come.
     left: usize,
-    is_settings: bool,
+    payload: Payload,
     peer: Peer,
+    /// How large the head of an answer is that comes, in octets as they are sent.
+    block: usize,
     /// The first frame wasn't SETTINGS: the peer doesn't speak HTTP/2.
     is_foreign: bool,
     /// What h2 charges for small DATA frames, since it was taken last.
     overhead: usize,
 }
 
-/// What the peer has set (RFC 9113, section 6.5).
+/// What is read of a frame's payload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Payload {
+    #[default]
+    Nothing,
+    Settings,
+    GoAway,
+}
+
+/// What the peer has set (RFC 9113, section 6.5) and said of the connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in super::super) struct Peer {
     /// How many SETTINGS frames have come whole.
     pub(super) frames: u32,
     pub(super) max_header_list_size: Option<u32>,
+    /// Why it ends the connection: the code of its last GOAWAY.
+    pub(super) goes_for: Option<u32>,
 }
 
 const HEAD: usize = 9;
 const SETTING: usize = 6;
+/// The last stream, and the error code.
+const LAST_AND_CODE: usize = 8;
 const DATA: u8 = 0;
+const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
 const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const PADDED: u8 = 8;
@@ -41,14 +59,19 @@ impl Frames {
     /// Follows what was read next.
     pub(in super::super) fn read(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && !self.is_foreign {
+            let part = match self.payload {
+                Payload::Nothing => usize::MAX,
+                Payload::Settings => SETTING,
+                Payload::GoAway => LAST_AND_CODE,
+            };
             if self.left == 0 {
                 if self.fill(&mut bytes, HEAD) {
                     self.begin();
                 }
-            } else if self.is_settings && self.left + self.have >= SETTING {
+            } else if self.left + self.have >= part {
                 let before = self.have;
-                let is_whole = self.fill(&mut bytes, SETTING);
-                self.left -= if is_whole { SETTING } else { self.have } - before;
+                let is_whole = self.fill(&mut bytes, part);
+                self.left -= if is_whole { part } else { self.have } - before;
                 if is_whole {
                     self.set();
                 }
@@ -79,10 +102,19 @@ impl Frames {
     fn begin(&mut self) {
         let [a, b, c, kind, flags, stream @ ..] = self.part;
         self.left = u32::from_be_bytes([0, a, b, c]) as usize;
-        self.is_settings = kind == SETTINGS && flags & ACK == 0;
-        if self.peer.frames == 0 && !(self.is_settings && stream == [0; 4]) {
+        self.payload = match kind {
+            SETTINGS if flags & ACK == 0 => Payload::Settings,
+            GOAWAY => Payload::GoAway,
+            _ => Payload::Nothing,
+        };
+        if self.peer.frames == 0 && !(self.payload == Payload::Settings && stream == [0; 4]) {
             self.is_foreign = true;
             return;
+        }
+        match kind {
+            HEADERS => self.block = self.left,
+            CONTINUATION => self.block = self.block.saturating_add(self.left),
+            _ => self.block = 0,
         }
         if kind == DATA && flags & END_STREAM == 0 {
             // Padding doesn't count: it's taken for as costly as can be.
@@ -93,18 +125,29 @@ impl Frames {
     }
 
     fn set(&mut self) {
-        let [a, b, value @ .., _, _, _] = self.part;
-        if u16::from_be_bytes([a, b]) == MAX_HEADER_LIST_SIZE {
-            self.peer.max_header_list_size = Some(u32::from_be_bytes(value));
+        let [a, b, c, d, e, f, g, h, _] = self.part;
+        if self.payload == Payload::GoAway {
+            self.peer.goes_for = Some(u32::from_be_bytes([e, f, g, h]));
+            self.payload = Payload::Nothing;
+        } else if u16::from_be_bytes([a, b]) == MAX_HEADER_LIST_SIZE {
+            self.peer.max_header_list_size = Some(u32::from_be_bytes([c, d, e, f]));
         }
     }
 
     fn end(&mut self) {
-        if self.left == 0 && self.is_settings {
-            self.is_settings = false;
-            self.have = 0;
+        if self.left > 0 {
+            return;
+        }
+        self.have = 0;
+        if self.payload == Payload::Settings {
             self.peer.frames = self.peer.frames.saturating_add(1);
         }
+        self.payload = Payload::Nothing;
+    }
+
+    /// Returns how large the head of an answer is that comes, in octets as they are sent; 0 if none does.
+    pub(super) fn block(&self) -> usize {
+        self.block
     }
 
     /// Whether small frames have been charged so much since it was asked last.
@@ -146,6 +189,8 @@ mod tests {
             // One octet too many: it's h2's to refuse.
             frame(SETTINGS, 0, 0, &[&setting(6, 7)[..], &[1]].concat()),
             frame(SETTINGS, 0, 0, &setting(6, 8)),
+            frame(GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 11, b'w', b'h', b'y']),
+            frame(GOAWAY, 0, 0, &[0; 3]),
         ]
         .concat();
         for size in 1..=bytes.len() {
@@ -155,10 +200,11 @@ mod tests {
                 frames.read(piece);
                 seen.push(frames.peer());
             }
-            assert_eq!(frames.peer(), Peer { frames: 4, max_header_list_size: Some(8) }, "{size}");
+            assert_eq!(frames.peer(), Peer { frames: 4, max_header_list_size: Some(8), goes_for: Some(11) }, "{size}");
             assert!(!frames.is_foreign && seen.is_sorted_by_key(|peer| peer.frames), "{size}");
             if size == 1 {
-                assert!(seen.contains(&Peer { frames: 1, max_header_list_size: Some(0x0102_0304) }));
+                let first = Peer { frames: 1, max_header_list_size: Some(0x0102_0304), goes_for: None };
+                assert!(seen.contains(&first));
             }
         }
     }
@@ -173,6 +219,16 @@ mod tests {
             frames.read(&frame(SETTINGS, 0, 0, &[]));
             assert_eq!(frames.peer(), Peer::default());
             assert!(frames.is_foreign);
+        }
+    }
+
+    #[test]
+    fn a_head_is_as_large_as_its_frames() {
+        let mut frames = Frames::default();
+        let blocks = [(SETTINGS, 0, 0), (HEADERS, 20, 20), (CONTINUATION, 30, 50), (DATA, 9, 0), (HEADERS, 5, 5)];
+        for (kind, payload, block) in blocks {
+            frames.read(&frame(kind, 0, u32::from(kind != SETTINGS), &vec![0; payload]));
+            assert_eq!(frames.block(), block, "{kind}");
         }
     }
 

@@ -48,6 +48,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Inspected<T> {
             load.hear();
         }
         frames.read(read);
+        load.watch(frames);
         Poll::Ready(Ok(()))
     }
 }

@@ -2,6 +2,7 @@
 
 mod exchange;
 mod frames;
+mod head;
 mod inspect;
 mod place;
 mod unread;
@@ -27,7 +28,13 @@ use tokio::{
 
 pub(super) use self::exchange::{Outcome, exchange};
 pub(super) use self::unread::Reader;
-use self::{frames::Peer, inspect::Inspected, place::Freed, unread::Unread};
+use self::{
+    frames::{Frames, Peer},
+    head::{HeadLimit, Share},
+    inspect::Inspected,
+    place::Freed,
+    unread::Unread,
+};
 use super::{ClientOptions, connect::Stream as Io, pool::Found};
 
 /// The HTTP/2 connections to one backend.
@@ -43,10 +50,19 @@ pub(super) struct Connections {
     /// Whether the backend's last SETTINGS were without extended CONNECT: its WebSockets are HTTP/1.1's.
     lacks_connect: AtomicBool,
     freed: Arc<Freed>,
+    heads: HeadLimit,
+    answers: AnswerLimit,
     windows: Windows,
     keep_alive: KeepAlive,
     /// How long a connection may be without a stream.
     idle_timeout: Option<Duration>,
+}
+
+/// How large the head of an answer may be.
+#[derive(Clone, Copy, Debug, Default)]
+struct AnswerLimit {
+    bytes: usize,
+    fields: usize,
 }
 
 /// How often an open connection is pinged, and whether also while no stream is open.
@@ -124,6 +140,13 @@ struct Load {
     /// Signals that the SETTINGS have come.
     changed: Notify,
     freed: Arc<Freed>,
+    /// How large a request's head the backend takes, if it has set that; else [`u32::MAX`].
+    max_head: AtomicU32,
+    answers: AnswerLimit,
+    /// Whether the head of an answer has come that may be larger than allowed.
+    has_large_head: AtomicBool,
+    /// Why the backend ends the connection: the code of its GOAWAY. Before that, [`u32::MAX`].
+    goes_for: AtomicU32,
     /// How many SETTINGS frames the backend has sent. With `most` but without any, it has closed, or doesn't speak HTTP/2.
     settings: AtomicU32,
     /// Whether the backend offers extended CONNECT. Final with the first SETTINGS (RFC 8441, section 3).
@@ -133,7 +156,7 @@ struct Load {
 }
 
 impl Load {
-    fn new(freed: Arc<Freed>, windows: Windows) -> Self {
+    fn new(freed: Arc<Freed>, windows: Windows, answers: AnswerLimit) -> Self {
         Self {
             streams: AtomicUsize::new(1),
             unused: AtomicU64::new(0),
@@ -145,6 +168,10 @@ impl Load {
             is_silent: AtomicBool::new(false),
             changed: Notify::new(),
             freed,
+            max_head: AtomicU32::new(u32::MAX),
+            answers,
+            has_large_head: AtomicBool::new(false),
+            goes_for: AtomicU32::new(u32::MAX),
             settings: AtomicU32::new(0),
             connect: AtomicBool::new(false),
             applied: Notify::new(),
@@ -153,6 +180,7 @@ impl Load {
 
     /// Takes over what the backend has set.
     fn settle(&self, peer: Peer) {
+        self.max_head.store(peer.max_header_list_size.unwrap_or(u32::MAX), Ordering::Relaxed);
         self.settings.store(peer.frames, Ordering::Relaxed);
         self.applied.notify_one();
     }
@@ -181,6 +209,17 @@ impl Load {
     /// Whether the peer may be frozen, and there's no stream that could show that it isn't.
     fn is_lost(&self) -> bool {
         self.is_silent.load(Ordering::Relaxed) && self.streams.load(Ordering::Relaxed) == 0
+    }
+
+    /// Takes over what shows in the frames and hyper doesn't show.
+    fn watch(&self, frames: &Frames) {
+        // Compressed, and without what a field counts beside its text, it's up to eight times smaller.
+        if frames.block() > self.answers.bytes / 8 {
+            self.has_large_head.store(true, Ordering::Relaxed);
+        }
+        if let Some(code) = frames.peer().goes_for {
+            self.goes_for.store(code, Ordering::Relaxed);
+        }
     }
 
     /// Something has been read.
@@ -226,6 +265,7 @@ impl Load {
 pub(super) struct Stream {
     pub(super) sender: SendRequest<Body>,
     load: Arc<Load>,
+    share: Share,
     began: Instant,
     /// How often something had been read by then.
     reads: u64,
@@ -254,8 +294,24 @@ impl Connections {
     }
 
     pub(super) fn new(options: &ClientOptions) -> Self {
-        let (keep_alive, idle_timeout) = (options.http2_keep_alive, options.pool_idle_timeout);
-        Self { enabled: options.http2, windows: options.http2_windows, keep_alive, idle_timeout, ..Self::default() }
+        Self {
+            enabled: options.http2,
+            heads: HeadLimit::new(options.http2_max_request_head),
+            answers: AnswerLimit { bytes: options.max_response_head, fields: options.max_response_fields },
+            windows: options.http2_windows,
+            keep_alive: options.http2_keep_alive,
+            idle_timeout: options.pool_idle_timeout,
+            ..Self::default()
+        }
+    }
+
+    /// Forgets a connection that has no stream, if there is one: another is wanted in its place.
+    fn forget_one_unused(&self) {
+        let mut open = self.lock();
+        let unused = open.iter().position(|shared| shared.load.unused_since().is_some());
+        let unused = unused.map(|unused| open.remove(unused));
+        drop(open);
+        drop(unused);
     }
 
     pub(super) fn are_http1(&self) -> bool {
@@ -271,15 +327,17 @@ impl Connections {
         self.lacks_connect.load(Ordering::Relaxed)
     }
 
-    /// Makes a connection of a stream, and takes a place on it. It's made when the backend's SETTINGS have come.
-    async fn open(&self, io: Io) -> Result<Stream, BoxError> {
-        let load = Arc::new(Load::new(self.freed.clone(), self.windows));
+    /// Makes a connection of a stream, and takes a place on it; nobody finds it who may not share it. It's made when the
+    /// backend's SETTINGS have come.
+    async fn open(&self, io: Io, share: Share) -> Result<Stream, BoxError> {
+        let load = Arc::new(Load::new(self.freed.clone(), self.windows, self.answers));
         let io = TokioIo::new(Inspected::new(TokioIo::new(io), load.clone()));
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             // Fixed: adaptive windows leave the connection's at 64 KiB, and half of it is what h2 allows small frames to cost.
             .initial_connection_window_size(self.windows.connection)
             .initial_stream_window_size(self.windows.stream)
+            .max_header_list_size(u32::try_from(self.answers.bytes).unwrap_or(u32::MAX))
             // What comes late on a stream that a client has left is expected. Forgotten, it would count as an error of the
             // connection, which ends with too many of them.
             .max_concurrent_reset_streams(1024)
@@ -318,8 +376,12 @@ impl Connections {
         load.settled().await?;
         self.lacks_connect.store(!load.connect.load(Ordering::Relaxed), Ordering::Relaxed);
         let shared = Shared { sender, load };
-        self.lock().push(shared.clone());
-        Ok(shared.stream())
+        if share == Share::Shared {
+            self.lock().push(shared.clone());
+        }
+        let mut stream = shared.stream();
+        stream.share = share;
+        Ok(stream)
     }
 
     /// Something has come back that those may need who wait for it.
@@ -373,7 +435,7 @@ impl Shared {
     fn stream(self) -> Stream {
         let Self { sender, load } = self;
         let reads = load.reads.load(Ordering::Relaxed);
-        Stream { sender, load, began: Instant::now(), reads, is_answered: false }
+        Stream { sender, load, share: Share::Shared, began: Instant::now(), reads, is_answered: false }
     }
 }
 
@@ -381,6 +443,12 @@ impl Stream {
     /// Whether the connection can carry a WebSocket.
     fn can_connect(&self) -> bool {
         self.load.connect.load(Ordering::Relaxed)
+    }
+
+    /// How large a request's head the backend takes, if it has said so.
+    fn max_head(&self) -> Option<usize> {
+        let max_head = self.load.max_head.load(Ordering::Relaxed);
+        (max_head != u32::MAX).then_some(max_head as usize)
     }
 }
 

@@ -14,6 +14,7 @@ use super::{
         pool::{Found, Need, Pool, Slot},
     },
     Taken,
+    head::Share,
 };
 use crate::error::Error;
 
@@ -25,15 +26,16 @@ enum Place<'a> {
 }
 
 impl Pool {
-    /// Takes a place on an HTTP/2 connection, on a new one if the streams of those that are open have run out. `need` is for a
-    /// backend that has chosen HTTP/1.1.
-    pub(super) async fn take_http2(self: &Arc<Self>, need: Need) -> Result<Taken, Error> {
-        if !self.http2.freed.is_awaited()
+    /// Takes a place on an HTTP/2 connection, on a new one if the streams of those that are open have run out, or if it's to be
+    /// the only one. `need` is for a backend that has chosen HTTP/1.1.
+    pub(super) async fn take_http2(self: &Arc<Self>, need: Need, share: Share) -> Result<Taken, Error> {
+        if share == Share::Shared
+            && !self.http2.freed.is_awaited()
             && let Some(stream) = self.http2.take()
         {
             return Ok(Taken::Http2(stream));
         }
-        let place = self.in_time(self.place(need)).await?;
+        let place = self.in_time(self.place(need, share)).await?;
         let (slot, _connecting) = match place {
             Place::Taken(taken) => return Ok(taken),
             Place::Slot(slot, connecting) => (slot, connecting),
@@ -46,18 +48,20 @@ impl Pool {
                     let connection = self.connector.handshake_http1(io).await?;
                     return Ok::<_, BoxError>(Taken::Http1(Found { connection, idle: None }));
                 }
-                Ok(Taken::Http2(self.http2.open(io).await?))
+                Ok(Taken::Http2(self.http2.open(io, share).await?))
             })
             .await
     }
 
     /// Waits for a place, or until it's this one's turn to make one.
-    async fn place(self: &Arc<Self>, need: Need) -> Place<'_> {
+    async fn place(self: &Arc<Self>, need: Need, share: Share) -> Place<'_> {
         let connecting = self.http2.connecting.lock().await;
         let mut awaited = None;
         // There's one request at a time here. A permit of `freed` is stored for it as soon as something has changed.
         loop {
-            if let Some(stream) = self.http2.take() {
+            if share == Share::Shared
+                && let Some(stream) = self.http2.take()
+            {
                 return Place::Taken(Taken::Http2(stream));
             }
             if self.http2.are_http1()
@@ -67,7 +71,12 @@ impl Pool {
             }
             if let Some(slot) = self.slot() {
                 // Nobody waits for a connection that it can't share.
-                return Place::Slot(slot, (!self.http2.are_http1()).then_some(connecting));
+                let is_awaited = share == Share::Shared && !self.http2.are_http1();
+                return Place::Slot(slot, is_awaited.then_some(connecting));
+            }
+            if share == Share::Alone {
+                // An unused one is in the way of one that is needed.
+                self.http2.forget_one_unused();
             }
             awaited.get_or_insert_with(|| self.http2.freed.awaited());
             self.http2.freed.told.notified().await;

@@ -1,0 +1,242 @@
+//! Request heads that are too large for an HTTP/2 backend: nobody else's exchange ends for them.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::Request,
+    http::{HeaderName, HeaderValue, header::COOKIE},
+    response::Response,
+};
+use http_body_util::{BodyExt, Channel};
+use hyper::body::Incoming;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::Notify,
+    time::timeout,
+};
+use tower::ServiceExt;
+use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
+
+use crate::{
+    http2_backend::{DATA, HEADERS, Http2, STATUS_200, frame},
+    support::{PATIENCE, backend},
+};
+
+const CONTINUATION: u8 = 9;
+const GOAWAY: u8 = 7;
+const ENHANCE_YOUR_CALM: u8 = 11;
+
+/// What nginx does: it sets no limit, and ends the connection for a head with more than so many octets. On each connection, the first
+/// answer is whole when a second request has come.
+async fn like_nginx(most: usize) -> (String, Arc<AtomicUsize>) {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = connections.clone();
+    let url = backend(move |wire| {
+        let (mut stream, number) = (wire.stream, counted.fetch_add(1, Ordering::SeqCst));
+        async move {
+            let mut preface = [0; 24];
+            stream.read_exact(&mut preface).await.unwrap();
+            stream.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+            let (mut head, mut block, mut requests) = ([0; 9], 0, 0);
+            while stream.read_exact(&mut head).await.is_ok() {
+                let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+                stream.read_exact(&mut payload).await.unwrap();
+                let id = u32::from_be_bytes(head[5..].try_into().unwrap());
+                match (head[3], head[4] & 4 != 0) {
+                    (HEADERS | CONTINUATION, is_whole) => {
+                        block += payload.len();
+                        if block > most {
+                            let last = [&id.to_be_bytes()[..], &[0, 0, 0, ENHANCE_YOUR_CALM]].concat();
+                            stream.write_all(&frame(GOAWAY, 0, 0, &last)).await.unwrap();
+                            // What is unread would become a reset, in which the frame is lost.
+                            stream.shutdown().await.unwrap();
+                            let _ = stream.read_to_end(&mut Vec::new()).await;
+                            return;
+                        }
+                        if !is_whole {
+                            continue;
+                        }
+                        block = 0;
+                        requests += 1;
+                        let mut answer = frame(HEADERS, 4, id, STATUS_200);
+                        if number > 0 || requests > 1 {
+                            answer.extend(frame(DATA, 1, id, format!("connection {number}").as_bytes()));
+                        }
+                        if number == 0 && requests == 2 {
+                            answer.extend(frame(DATA, 1, 1, b"whole"));
+                        }
+                        stream.write_all(&answer).await.unwrap();
+                    }
+                    (4, _) if head[4] & 1 == 0 => stream.write_all(&frame(4, 1, 0, &[])).await.unwrap(),
+                    _ => {}
+                }
+            }
+        }
+    })
+    .await;
+    (url, connections)
+}
+
+fn request() -> Request {
+    Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap()
+}
+
+fn cookie(length: usize) -> Request {
+    let mut request = request();
+    request.headers_mut().insert(COOKIE, HeaderValue::try_from("c".repeat(length)).unwrap());
+    request
+}
+
+async fn call(proxy: &ReverseProxy, request: Request) -> Response {
+    let Ok(response): Result<_, Infallible> =
+        timeout(PATIENCE, proxy.clone().oneshot(request)).await.expect("an answer");
+    response
+}
+
+/// The status of the answer, the kind of a failure, and the text where there's none.
+async fn outcome(proxy: &ReverseProxy, request: Request) -> (u16, Option<ErrorKind>, String) {
+    let response = call(proxy, request).await;
+    let (status, kind) = (response.status().as_u16(), response.extensions().get::<Error>().map(Error::kind));
+    let text = timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
+    (status, kind, String::from_utf8(text.into()).unwrap())
+}
+
+#[tokio::test]
+async fn a_head_that_the_backend_ends_its_connection_for_ends_nobody_elses() {
+    let (url, connections) = like_nginx(8000).await;
+    let proxy = ReverseProxyLayer::new(url).http2(true).into_service();
+    let held = call(&proxy, request()).await;
+    let mut path = request();
+    *path.uri_mut() = format!("/{}", "p".repeat(20_000)).parse().unwrap();
+    for (large, text) in [(cookie(20_000), "cookie"), (path, "path")] {
+        let (status, kind, _) = outcome(&proxy, large).await;
+        assert_eq!((status, kind), (431, Some(ErrorKind::RequestHeadTooLarge)), "{text}");
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 3);
+    // Of this one, nothing is sent.
+    let mut fields = request();
+    for number in 0..90 {
+        let name = HeaderName::try_from(format!("x-{number}")).unwrap();
+        fields.headers_mut().insert(name, HeaderValue::try_from("f".repeat(4000)).unwrap());
+    }
+    assert_eq!(outcome(&proxy, fields).await.0, 431);
+    assert_eq!(outcome(&proxy, request()).await, (200, None, "connection 0".into()));
+    assert_eq!(connections.load(Ordering::SeqCst), 3);
+    let whole = timeout(PATIENCE, held.into_body().collect()).await.unwrap().unwrap();
+    assert_eq!(whole.to_bytes(), "whole");
+}
+
+#[tokio::test]
+async fn large_heads_that_the_backend_answers_share_its_connections() {
+    let (url, connections) = like_nginx(usize::MAX).await;
+    let proxy = ReverseProxyLayer::new(url).http2(true).into_service();
+    let _held = call(&proxy, request()).await;
+    for (length, connection) in [(7000, 0), (16_000, 1), (16_000, 0), (10_000, 0), (17_000, 2), (17_000, 0)] {
+        let expected = (200, None, format!("connection {connection}"));
+        assert_eq!(outcome(&proxy, cookie(length)).await, expected, "{length}");
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn a_large_head_waits_where_there_are_as_many_connections_as_there_may_be() {
+    let (url, connections) = like_nginx(usize::MAX).await;
+    let proxy = ReverseProxyLayer::new(url).http2(true).max_connections(1).into_service();
+    drop(call(&proxy, request()).await);
+    // The one that is there isn't used.
+    assert_eq!(outcome(&proxy, cookie(16_000)).await, (200, None, "connection 1".into()));
+    assert_eq!(connections.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn the_limits_of_the_backend_and_the_operator_hold() {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let counted = seen.clone();
+    // hyper's server takes 16 KiB, and sets that.
+    let (url, backend, _ended) = Http2::serve(100, move |_: hyper::Request<Incoming>| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async { Response::new(Body::from("ok")) }
+    })
+    .await;
+    let layer = || ReverseProxyLayer::new(&url).http2(true);
+    let too_large = Some(ErrorKind::RequestHeadTooLarge);
+    for (layer, length, kind) in [
+        (layer(), 15_000, None),
+        (layer(), 17_000, too_large),
+        (layer().http2_max_request_head(1000), 100, None),
+        (layer().http2_max_request_head(1000), 1000, too_large),
+        (layer().http2_max_request_head(100_000), 17_000, too_large),
+    ] {
+        let (status, failed, _) = outcome(&layer.into_service(), cookie(length)).await;
+        assert_eq!((status, failed), (if kind.is_some() { 431 } else { 200 }, kind), "{length}");
+    }
+    assert_eq!(seen.load(Ordering::SeqCst), 2);
+    assert_eq!(backend.connections.load(Ordering::SeqCst), 5);
+}
+
+#[tokio::test]
+async fn the_head_of_an_answer_is_as_large_as_it_may_be() {
+    let second = Arc::new(Notify::new());
+    let let_go = second.clone();
+    let (url, backend, _ended) = Http2::serve(100, move |request: hyper::Request<Incoming>| {
+        let second = second.clone();
+        async move {
+            let (count, length) = request.uri().path()[1..].split_once('/').unwrap();
+            let (count, length): (usize, usize) = (count.parse().unwrap(), length.parse().unwrap());
+            let (mut sender, body) = Channel::<Bytes>::new(1);
+            tokio::spawn(async move {
+                if count == 0 {
+                    second.notified().await;
+                }
+                let _ = sender.send_data("ok".into()).await;
+            });
+            let mut response = Response::new(Body::new(body));
+            for number in 0..count {
+                let name = HeaderName::try_from(format!("x-{number}")).unwrap();
+                response.headers_mut().insert(name, HeaderValue::try_from("f".repeat(length)).unwrap());
+            }
+            response
+        }
+    })
+    .await;
+    let layer = ReverseProxyLayer::new(url).http2(true);
+    let proxy = layer.clone().into_service();
+    let get = |path: &str| Request::get(path).header("host", "front.example").body(Body::empty()).unwrap();
+    // Another one on the same connection, all the while.
+    let held = call(&proxy, get("/0/0")).await;
+    let ok = (200, None, "ok".to_owned());
+    let too_large = (502, Some(ErrorKind::ResponseHeadTooLarge), "Bad Gateway".to_owned());
+    for (path, expected) in [
+        ("/1/20000", &ok),
+        ("/60/1000", &ok),
+        ("/200/1000", &ok),
+        ("/250/10", &ok),
+        ("/300/10", &too_large),
+        ("/100/3000", &too_large),
+        ("/1/290000", &too_large),
+        ("/1/1", &ok),
+    ] {
+        assert_eq!(&outcome(&proxy, get(path)).await, expected, "{path}");
+    }
+    let_go.notify_one();
+    assert_eq!(timeout(PATIENCE, held.into_body().collect()).await.unwrap().unwrap().to_bytes(), "ok");
+    assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
+    // So large a head ends the connection: it's said all the same.
+    assert_eq!(outcome(&proxy, get("/100/10000")).await, too_large);
+    // Less, and more.
+    let narrow = layer.clone().max_response_head(1000).max_response_fields(5).into_service();
+    for (path, expected) in [("/1/1000", &too_large), ("/6/1", &too_large), ("/1/100", &ok)] {
+        assert_eq!(&outcome(&narrow, get(path)).await, expected, "{path}");
+    }
+    let wide = layer.max_response_head(1 << 20).max_response_fields(400).into_service();
+    for (path, expected) in [("/1/290000", &ok), ("/300/10", &ok)] {
+        assert_eq!(&outcome(&wide, get(path)).await, expected, "{path}");
+    }
+}
