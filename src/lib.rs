@@ -39,7 +39,7 @@
 //!  3  remove hop-by-hop fields, then all that any Connection line names; keep TE: trailers and Trailer
 //!  4  remove what isn't the client's to say: names with `_`, Remote-User, X-Forwarded-*, Forwarded, X-Real-IP, Proxy,
 //!     trailers that would matter as fields
-//!  5  target: path and query as they came, also under nest; or with the prefix stripped or replaced
+//!  5  target: path and query as they came, also under nest; or with the prefix stripped or replaced; Destination alike
 //!  6  Host, forwarding fields, Via, cookie crumbs, hidden cookies
 //!  7  framing: Content-Length as the body is, chunked for a GET with a body
 //!  8  HTTP/1.1

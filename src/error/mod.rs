@@ -47,6 +47,10 @@ pub enum ErrorKind {
     TransferCoding,
     /// The request's `Content-Length` is malformed, or given more than once with different values: 400.
     ContentLength,
+    /// The `Destination` of a `COPY` or `MOVE` is malformed, repeated, or leaves the prefix by dot segments: 400.
+    Destination,
+    /// The `Destination` of a `COPY` or `MOVE` isn't below the prefix, or on another server: 502 (RFC 4918, section 9.8.5).
+    ForeignDestination,
     /// The method isn't forwarded (`TRACE`, and `CONNECT` but for a WebSocket): 501.
     Method,
     /// The request offers to switch protocols and has a body: 400.
@@ -119,6 +123,8 @@ impl ErrorKind {
             | Self::TransferEncoding
             | Self::TransferCoding
             | Self::ContentLength
+            | Self::Destination
+            | Self::ForeignDestination
             | Self::Method
             | Self::UpgradeBody
             | Self::Loop
@@ -146,6 +152,7 @@ impl ErrorKind {
             | Self::Host
             | Self::TransferEncoding
             | Self::ContentLength
+            | Self::Destination
             | Self::UpgradeBody
             | Self::RequestBody
             | Self::ClientGone => StatusCode::BAD_REQUEST,
@@ -160,7 +167,8 @@ impl ErrorKind {
             Self::ConnectTimeout | Self::SendTimeout | Self::HeaderTimeout | Self::ResponseBodyTimeout => {
                 StatusCode::GATEWAY_TIMEOUT
             }
-            Self::Connect
+            Self::ForeignDestination
+            | Self::Connect
             | Self::Closed
             | Self::InvalidResponse
             | Self::ResponseHeadTooLarge
@@ -179,6 +187,8 @@ impl ErrorKind {
             Self::TransferEncoding => "the request's Transfer-Encoding isn't exactly one `chunked`",
             Self::TransferCoding => "the request's Transfer-Encoding names a coding other than `chunked`",
             Self::ContentLength => "the request's Content-Length isn't one length",
+            Self::Destination => "the Destination isn't one URL or absolute path, or leaves the prefix",
+            Self::ForeignDestination => "the Destination isn't below the prefix",
             Self::Method => "the method isn't forwarded",
             Self::UpgradeBody => "the request offers to switch protocols and has a body",
             Self::Loop => "the request has come through this proxy before",

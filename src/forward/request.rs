@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use axum_core::body::Body;
 use http::{
-    Extensions, HeaderName, Method, Request, Uri, Version,
+    Extensions, HeaderName, HeaderValue, Method, Request, Uri, Version,
     header::{CONTENT_LENGTH, CONTENT_TYPE, HOST},
     uri::PathAndQuery,
 };
@@ -13,7 +13,11 @@ use super::rules::Rules;
 use crate::{
     error::{Error, ErrorKind},
     headers::{
-        self, cookie, forwarded, framing, hop, host, identity,
+        self, cookie,
+        destination::{self, DESTINATION},
+        forwarded, framing,
+        front::Front,
+        hop, host, identity, location,
         trailers::{self, ForbiddenTrailers},
         via,
     },
@@ -28,10 +32,17 @@ pub(super) struct Exchange {
     pub(super) method: Method,
     /// The client's.
     pub(super) version: Version,
-    /// The directory as the client sees it, if the backend sees another one.
-    pub(super) public_prefix: Option<String>,
+    /// What the client sees, if the backend sees another directory.
+    pub(super) public: Option<Box<Public>>,
     /// The protocols that the client would switch to.
     pub(super) offer: Option<Offer>,
+}
+
+/// The front as the client sees it.
+#[derive(Debug)]
+pub(super) struct Public {
+    pub(super) prefix: String,
+    pub(super) front: Front,
 }
 
 /// What stops a request before it's forwarded.
@@ -56,7 +67,11 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
 
     // 1  what must not be forwarded
     refuse_method(request.method())?;
-    let (target, public_prefix) = target(rules, request)?;
+    let trusted = rules.forwarded.trusts(peer);
+    let Destinations { target, public_prefix, destination } = destinations(rules, request, trusted)?;
+    if let Some(destination) = destination {
+        request.headers_mut().insert(DESTINATION, destination);
+    }
     let host = host::authority(request.uri(), version, request.headers())?;
     framing::check_transfer_encoding(request.headers())?;
     framing::collapse_content_length(request.headers_mut())?;
@@ -71,7 +86,6 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
     let offer = Offer::take(request, &rules.upgrades)?;
 
     // 3, 4  hop-by-hop fields, and what isn't the client's to say
-    let trusted = rules.forwarded.trusts(peer);
     hop::remove_from_request(request.headers_mut(), |name| {
         (!trusted && forwarded::is_claim(name))
             || (!trusted && !rules.keep_identity_claims && is_identity_claim(name))
@@ -88,6 +102,7 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
         request.headers_mut().insert(HOST, host);
     }
     rules.forwarded.apply(request.headers_mut(), peer, public_prefix.as_deref());
+    let public = public_prefix.map(|prefix| Box::new(Public { prefix, front: Front::of(request.headers()) }));
     if let Some(via) = &rules.via {
         via.append_to(request.headers_mut(), version);
     }
@@ -101,7 +116,7 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
     if let Some(offer) = &offer {
         offer.make(request);
     }
-    Ok(Exchange { method: request.method().clone(), version, public_prefix, offer })
+    Ok(Exchange { method: request.method().clone(), version, public, offer })
 }
 
 /// Whether a client, or a peer that isn't trusted, claims somebody's identity. Says so: the application may wonder where it is.
@@ -122,10 +137,44 @@ fn refuse_method(method: &Method) -> Result<(), ErrorKind> {
     if method == Method::TRACE { Err(ErrorKind::Method) } else { Ok(()) }
 }
 
-fn target(rules: &Rules, request: &Request<Body>) -> Result<(PathAndQuery, Option<String>), ErrorKind> {
+/// Where a request leads.
+struct Destinations {
+    target: PathAndQuery,
+    /// The directory as the client sees it, if the backend sees another one.
+    public_prefix: Option<String>,
+    /// What its `Destination` has to become.
+    destination: Option<HeaderValue>,
+}
+
+fn destinations(rules: &Rules, request: &Request<Body>, trusted: bool) -> Result<Destinations, ErrorKind> {
     let target = Target::parse(request.uri(), nest(request.extensions()), &rules.prefix)?;
     let public_prefix = (rules.path != PathPolicy::Keep).then(|| target.public_prefix().into_owned());
-    Ok((target.for_backend(&rules.path)?, public_prefix))
+    let destination = match destination::is_for(request.method()) {
+        true => destination(rules, request, &target, trusted)?,
+        false => None,
+    };
+    Ok(Destinations { target: target.for_backend(&rules.path)?, public_prefix, destination })
+}
+
+/// Makes the `Destination` one that the backend takes for its own, whatever its scheme and its `Host`: an absolute path.
+fn destination(
+    rules: &Rules,
+    request: &Request<Body>,
+    target: &Target<'_>,
+    trusted: bool,
+) -> Result<Option<HeaderValue>, ErrorKind> {
+    let mut lines = request.headers().get_all(DESTINATION).iter();
+    let Some(value) = lines.next() else { return Ok(None) };
+    if lines.next().is_some() {
+        return Err(ErrorKind::Destination);
+    }
+    let authority = request.uri().authority().map(|authority| authority.as_str().as_bytes());
+    let host = authority.or_else(|| request.headers().get(HOST).map(HeaderValue::as_bytes));
+    // Where a trusted proxy has another `Host` for us, this is what the client knows.
+    let forwarded = trusted.then(|| forwarded::hosts(request.headers())).into_iter().flatten();
+    let path = destination::path_and_query(value.as_bytes(), host.into_iter().chain(forwarded))?;
+    let path = location::path_absolute(target.other_for_backend(&path, &rules.path)?.as_bytes());
+    HeaderValue::try_from(path).map(Some).map_err(|_| ErrorKind::Destination)
 }
 
 /// Inserts the list of trailers that upstream layers forbid, if the client's body may end in trailers. In HTTP/1.1 these are

@@ -55,9 +55,14 @@ where
 
     // 14  the front's own cookies, the path half of references and cookies
     cookie::drop_set(response.headers_mut(), &rules.hidden_cookies);
-    if let (PathPolicy::Replace(from), Some(to)) = (&rules.path, &exchange.public_prefix) {
-        location::map_references(response.headers_mut(), |url| location::with_prefix(url, from.as_str(), to));
-        cookie::map_path(response.headers_mut(), from.as_str(), to);
+    if let (PathPolicy::Replace(from), Some(public)) = (&rules.path, &exchange.public) {
+        let (from, to) = (from.as_str(), &*public.prefix);
+        location::map_references(response.headers_mut(), |url| match public.front.without_origin(url) {
+            // From a backend that knows the front's origin, and not its prefix.
+            Some(reference) => location::with_prefix(&reference, from, to),
+            None => location::with_prefix(url, from, to),
+        });
+        cookie::map_path(response.headers_mut(), from, to);
     }
 
     if let Some(switch) = switch {

@@ -18,12 +18,12 @@ use http::{
 };
 use ipnet::IpNet;
 
-use super::{identity::reads_as, is_token_byte};
+use super::{identity::reads_as, is_token_byte, members};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 /// Which of the fields are sent, and whose are believed.
@@ -137,6 +137,11 @@ impl ForwardedPolicy {
         }
         element
     }
+}
+
+/// The hosts that a proxy in front says that the client has asked for.
+pub(crate) fn hosts(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    members(headers, X_FORWARDED_HOST)
 }
 
 /// Whether a field claims something about the way to here that a client doesn't get to say, in whatever spelling.

@@ -72,7 +72,7 @@ pub(crate) fn with_prefix(reference: &[u8], from: &str, to: &str) -> Option<Vec<
 }
 
 /// Writes what follows an authority so that it can stand alone (RFC 3986, section 4.2).
-fn path_absolute(tail: &[u8]) -> Vec<u8> {
+pub(crate) fn path_absolute(tail: &[u8]) -> Vec<u8> {
     match tail.first() {
         // A dot segment keeps the path's two slashes from being the start of an authority.
         Some(b'/') if is_network_path(tail) => [b"/.", tail].concat(),
@@ -88,7 +88,7 @@ fn is_network_path(reference: &[u8]) -> bool {
     slash(seen.next()) && slash(seen.next())
 }
 
-fn same_authority(one: &[u8], other: &[u8], scheme: &Scheme) -> bool {
+pub(super) fn same_authority(one: &[u8], other: &[u8], scheme: &Scheme) -> bool {
     let default = if *scheme == Scheme::HTTPS { &b"443"[..] } else { b"80" };
     let ((host, port), (other_host, other_port)) = (host_and_port(one, default), host_and_port(other, default));
     !host.is_empty() && host.eq_ignore_ascii_case(other_host) && port == other_port

@@ -1,8 +1,10 @@
 //! HTTP fields: pure functions over a [`HeaderMap`], one room for each thing that RFC 9110 says of intermediaries.
 
 pub(crate) mod cookie;
+pub(crate) mod destination;
 pub(crate) mod forwarded;
 pub(crate) mod framing;
+pub(crate) mod front;
 pub(crate) mod hop;
 pub(crate) mod host;
 pub(crate) mod identity;

@@ -83,6 +83,26 @@ impl<'a> Target<'a> {
         }
     }
 
+    /// Returns what another path of the client's becomes for the backend, with its query.
+    ///
+    /// # Errors
+    ///
+    /// One that isn't below the public prefix, and one that could leave it.
+    pub(crate) fn other_for_backend(&self, target: &str, policy: &PathPolicy) -> Result<String, ErrorKind> {
+        let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
+        let public = self.public_prefix();
+        let rest = path.strip_prefix(&*public).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+        let rest = rest.ok_or(ErrorKind::ForeignDestination)?;
+        if !is_decodable(rest) || leaves(rest) {
+            return Err(ErrorKind::Destination);
+        }
+        Ok(match policy {
+            PathPolicy::Keep => target.to_owned(),
+            PathPolicy::Replace(with) if with.as_str().is_empty() && rest.is_empty() => ["/", query].concat(),
+            PathPolicy::Replace(with) => [with.as_str(), rest, query].concat(),
+        })
+    }
+
     /// Returns the target to ask the backend for.
     ///
     /// # Errors
@@ -220,6 +240,42 @@ mod tests {
             let target = Target::parse(&current, nest, &prefix).unwrap();
             assert_eq!(target.public_prefix(), public, "{current} {original:?}");
         }
+    }
+
+    #[test]
+    fn another_path_becomes_what_the_target_does() {
+        use ErrorKind as E;
+        let strip = PathPolicy::Replace(Prefix::root());
+        let other = PathPolicy::Replace(prefix("/other"));
+        for (path, kept, stripped, replaced) in [
+            ("/outer/mydir/y", Ok("/outer/mydir/y"), Ok("/y"), Ok("/other/y")),
+            (
+                "/outer/mydir/a%2Fb/?c=/../d",
+                Ok("/outer/mydir/a%2Fb/?c=/../d"),
+                Ok("/a%2Fb/?c=/../d"),
+                Ok("/other/a%2Fb/?c=/../d"),
+            ),
+            ("/outer/mydir", Ok("/outer/mydir"), Ok("/"), Ok("/other")),
+            ("/outer/mydir?q", Ok("/outer/mydir?q"), Ok("/?q"), Ok("/other?q")),
+            ("/outer/mydir//x", Ok("/outer/mydir//x"), Ok("//x"), Ok("/other//x")),
+            ("/outer/mydirx", Err(E::ForeignDestination), Err(E::ForeignDestination), Err(E::ForeignDestination)),
+            ("/outer/y", Err(E::ForeignDestination), Err(E::ForeignDestination), Err(E::ForeignDestination)),
+            ("/mydir/y", Err(E::ForeignDestination), Err(E::ForeignDestination), Err(E::ForeignDestination)),
+            ("/outer/mydir/../y", Err(E::Destination), Err(E::Destination), Err(E::Destination)),
+            ("/outer/mydir/a/%2e%2e%2f../y", Err(E::Destination), Err(E::Destination), Err(E::Destination)),
+            ("/outer/mydir/%u002e/", Err(E::Destination), Err(E::Destination), Err(E::Destination)),
+        ] {
+            let (current, original) = ("/mydir/x".parse().unwrap(), "/outer/mydir/x".parse().unwrap());
+            let prefix = prefix("/mydir");
+            let nest = Some(Nest { original: &original, segments: 1 });
+            let target = Target::parse(&current, nest, &prefix).unwrap();
+            for (policy, result) in [(&PathPolicy::Keep, kept), (&strip, stripped), (&other, replaced)] {
+                assert_eq!(target.other_for_backend(path, policy), result.map(str::to_owned), "{path} {policy:?}");
+            }
+        }
+        let (current, root) = ("/x".parse().unwrap(), Prefix::root());
+        let target = Target::parse(&current, None, &root).unwrap();
+        assert_eq!(target.other_for_backend("/any/y", &PathPolicy::Keep).as_deref(), Ok("/any/y"));
     }
 
     #[test]

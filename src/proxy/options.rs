@@ -37,6 +37,10 @@ impl<U, P> ReverseProxyLayer<U, P> {
     /// fallback. A router that is to be nested needs a `fallback` before this layer; or mount a
     /// [`ReverseProxy`](crate::ReverseProxy) in it with `nest_service`.
     ///
+    /// The `Destination` of a `COPY` or `MOVE` has to be below the prefix too: one that isn't, or that names another server than
+    /// the client's `Host`, is answered with 502 (RFC 4918, section 9.8.5), one with dot segments that leave the prefix with 400.
+    /// The backend gets it as an absolute path, which it takes for its own whatever its scheme and `Host` are.
+    ///
     /// # How many
     ///
     /// A request passes each layer that isn't its own. In axum that costs about 0.5 µs and 1.5 KiB of stack for each
@@ -56,8 +60,13 @@ impl<U, P> ReverseProxyLayer<U, P> {
     /// Takes the public prefix away on the way to the backend: `/mydir/x` becomes `/x`. Default: the path passes as it is.
     ///
     /// The public prefix is the directory as the client sees it, nests included. The backend gets it as
-    /// `X-Forwarded-Prefix`. `Location`, `Content-Location`, `Refresh` and the `Path` of cookies are mapped back. Links
-    /// inside of pages are not: a backend that doesn't know its prefix will send visitors out of it.
+    /// `X-Forwarded-Prefix`. `Location`, `Content-Location`, `Refresh` and the `Path` of cookies are mapped back, also if the
+    /// backend builds the reference from the scheme and the host that it was [forwarded](Self::forwarded_proto):
+    /// `https://front.example/login` becomes `/mydir/login`. Links inside of pages are not: a backend that doesn't know its
+    /// prefix will send visitors out of it.
+    ///
+    /// The `Destination` of WebDAV's `COPY` and `MOVE` (RFC 4918, section 10.3) is mapped as the target is; see
+    /// [`prefix`](Self::prefix).
     pub fn strip_prefix(self) -> Self {
         self.rules(|rules| rules.path = PathPolicy::Replace(Prefix::root()))
     }
@@ -334,8 +343,8 @@ impl<C, L: Layer<Client, Service = C> + Clone> ReverseProxyLayer<Upstream<C>, To
     /// Sets whether `Location`, `Content-Location` and `Refresh` with the backend's own origin become references to the
     /// front, and a cookie's `Domain` that names the backend is dropped. Default: `true`.
     ///
-    /// The origin has to be exactly the backend's: its authority, or the `Host` that it was sent, with its scheme. What it
-    /// becomes is a path, so that no scheme is guessed and no client's `Host` gets into it.
+    /// The origin has to be exactly the backend's: its authority with its scheme, or the `Host` that it was sent with its
+    /// scheme or, if that isn't the client's, the one that was [forwarded](Self::forwarded_proto). What it becomes is a path, so that no scheme is guessed and no client's `Host` gets into it.
     pub fn map_location(self, map: bool) -> Self {
         self.rebuild(|parts| parts.to.map_location = map)
     }

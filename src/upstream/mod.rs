@@ -20,6 +20,7 @@ use crate::{
     backend::{Backend, is_authority},
     headers::{
         cookie,
+        front::Schemes,
         location::{self, Origin},
         trim_values,
     },
@@ -134,15 +135,16 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let host = self.to.address(&mut request);
+        let (host, schemes) = self.to.address(&mut request);
         let to = self.to.map_location.then(|| self.to.clone());
-        UpstreamFuture { inner: self.client.call(request), to, host }
+        UpstreamFuture { inner: self.client.call(request), to, host, schemes }
     }
 }
 
 impl To {
-    /// Makes the request one to the backend; returns the `Host` that it gets.
-    fn address<B>(&self, request: &mut Request<B>) -> HeaderValue {
+    /// Makes the request one to the backend; returns the `Host` that it gets, and the schemes that a backend which believes the
+    /// forwarding fields combines with it.
+    fn address<B>(&self, request: &mut Request<B>) -> (HeaderValue, Schemes) {
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
         parts.scheme = Some(self.backend.scheme().clone());
         parts.authority = Some(self.backend.authority().clone());
@@ -152,17 +154,18 @@ impl To {
         let own = || self.backend.host();
         let host = match &self.host {
             HostPolicy::Preserve => match request.headers().get(HOST) {
-                Some(host) => return host.clone(),
+                // With the client's Host, such a reference leads to the front as it is.
+                Some(host) => return (host.clone(), Schemes::default()),
                 None => own(),
             },
             HostPolicy::Backend => own(),
             HostPolicy::Fixed(name) => HeaderValue::from_str(name.as_str()).unwrap_or_else(|_| own()),
         };
         request.headers_mut().insert(HOST, host.clone());
-        host
+        (host, Schemes::forwarded_in(request.headers()))
     }
 
-    fn map<B>(&self, response: &mut Response<B>, host: &HeaderValue) {
+    fn map<B>(&self, response: &mut Response<B>, host: &HeaderValue, schemes: Schemes) {
         // HTTP/1 removes outer blanks when it reads a field.
         if response.version() == Version::HTTP_2 {
             trim_values(response.headers_mut());
@@ -171,7 +174,9 @@ impl To {
         let own = Origin { scheme, authority: self.backend.authority().as_str().as_bytes() };
         let sent = Origin { scheme, authority: host.as_bytes() };
         location::map_references(response.headers_mut(), |url| {
-            location::without_origin(url, own).or_else(|| location::without_origin(url, sent))
+            location::without_origin(url, own)
+                .or_else(|| location::without_origin(url, sent))
+                .or_else(|| schemes.without_origin(url, host.as_bytes()))
         });
         cookie::drop_domain(response.headers_mut(), || self.backend.authority().host());
         if let HostPolicy::Fixed(name) = &self.host {
@@ -189,6 +194,7 @@ pin_project! {
         inner: F,
         to: Option<Arc<To>>,
         host: HeaderValue,
+        schemes: Schemes,
     }
 }
 
@@ -202,7 +208,7 @@ where
         let this = self.project();
         let mut response = ready!(this.inner.poll(cx))?;
         if let Some(to) = this.to {
-            to.map(&mut response, this.host);
+            to.map(&mut response, this.host, *this.schemes);
         }
         Poll::Ready(Ok(response))
     }

@@ -5,10 +5,14 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use axum::{Router, http::uri::Authority, routing::any};
+use axum::{
+    Router,
+    http::uri::{Authority, Scheme},
+    routing::any,
+};
 use tower_reverse_proxy::{HostPolicy, ReverseProxy, ReverseProxyLayer};
 
-use crate::support::{answering, backend, front, get, mirror};
+use crate::support::{Message, answering, ask, backend, front, get, mirror};
 
 /// `/mydir` is the backend's.
 fn app(origin: &str) -> Router {
@@ -277,4 +281,147 @@ async fn under_a_nest_the_backend_sees_the_full_path() {
     }
     let addr = front(Router::new().nest_service("/mydir", ReverseProxy::new(obliging().await))).await;
     assert_eq!(answered(addr, "/mydir/x", "Location", "{origin}/mydir/y").await, "/mydir/y");
+}
+
+#[tokio::test]
+async fn a_backend_that_believes_the_forwarded_scheme_stays_in_its_prefix() {
+    let origin = obliging().await;
+    let https = || layer(&origin).forwarded_proto(Scheme::HTTPS);
+    let stripped = front(Router::new().layer(https().strip_prefix())).await;
+    let rfc7239 = https().x_forwarded(false).forwarded(true).strip_prefix();
+    let rfc7239 = front(Router::new().layer(rfc7239)).await;
+    let replaced = front(Router::new().layer(https().replace_prefix("/other"))).await;
+    let nested = Router::new().nest_service(
+        "/mydir",
+        ReverseProxyLayer::new(&origin).strip_prefix().forwarded_proto(Scheme::HTTPS).into_service(),
+    );
+    let nested = front(nested).await;
+    let unknown = front(Router::new().layer(layer(&origin).strip_prefix())).await;
+    let kept = front(Router::new().layer(https())).await;
+    let virtual_host = HostPolicy::Fixed(Authority::from_static("virtual.example"));
+    let virtual_host = front(Router::new().layer(https().host(virtual_host).strip_prefix())).await;
+    let own = front(Router::new().layer(https().host(HostPolicy::Backend))).await;
+    let own_authority = format!("https://{}/mydir/y", &origin["http://".len()..]);
+    for (addr, reference, result) in [
+        (stripped, "https://front.example/login", "/mydir/login"),
+        (stripped, "https://front.example:443?a", "/mydir/?a"),
+        (stripped, "http://front.example/login", "/mydir/login"),
+        (stripped, "https://front.example//evil.example", "/mydir/.//evil.example"),
+        (rfc7239, "https://front.example/login", "/mydir/login"),
+        (nested, "https://front.example/login", "/mydir/login"),
+        (replaced, "https://front.example/other/login", "/mydir/login"),
+        (virtual_host, "https://virtual.example/login", "/mydir/login"),
+        (virtual_host, "https://front.example/login", "/mydir/login"),
+        (own, &own_authority, "/mydir/y"),
+        // Not the front's, not the backend's, or right as they are.
+        (stripped, "https://front.example/mydir/login", "https://front.example/mydir/login"),
+        (stripped, "https://front.example.evil/login", "https://front.example.evil/login"),
+        (stripped, "https://front.example@evil/login", "https://front.example@evil/login"),
+        (stripped, "https://front.example:8443/login", "https://front.example:8443/login"),
+        (replaced, "https://front.example/login", "https://front.example/login"),
+        (unknown, "https://front.example/login", "https://front.example/login"),
+        (kept, "https://front.example/login", "https://front.example/login"),
+        (virtual_host, "https://virtual.example.evil/login", "https://virtual.example.evil/login"),
+    ] {
+        for name in ["Location", "Content-Location"] {
+            assert_eq!(answered(addr, "/mydir/x", name, reference).await, result, "{name}: {reference}");
+        }
+        let refreshed = answered(addr, "/mydir/x", "Refresh", &format!("5; url={reference}")).await;
+        assert_eq!(refreshed, format!("5; url={result}"));
+    }
+}
+
+#[tokio::test]
+async fn the_scheme_that_a_proxy_in_front_forwards_names_the_front_if_it_is_trusted() {
+    let origin = obliging().await;
+    let trusting = layer(&origin).strip_prefix().trusted_proxies(["127.0.0.0/8".parse().unwrap()]);
+    let untrusting = front(Router::new().layer(layer(&origin).strip_prefix())).await;
+    let trusting = front(Router::new().layer(trusting)).await;
+    let login = "https://public.example/login";
+    for (addr, result) in [(trusting, "/mydir/login"), (untrusting, login)] {
+        let fields =
+            format!("X-Forwarded-Proto: https\r\nX-Forwarded-Host: public.example\r\nX-Answer: Location: {login}\r\n");
+        assert_eq!(get(addr, "/mydir/x", &fields).await.field("location"), Some(result));
+    }
+}
+
+/// Sends a request of WebDAV's and returns the answer.
+async fn dav(addr: SocketAddr, method: &str, fields: &str) -> Message {
+    ask(addr, format!("{method} /mydir/x HTTP/1.1\r\nHost: front.example\r\n{fields}\r\n")).await
+}
+
+#[tokio::test]
+async fn a_destination_goes_the_way_of_the_target() {
+    let origin = mirror().await;
+    let kept = front(app(&origin)).await;
+    let stripped = front(Router::new().layer(layer(&origin).strip_prefix())).await;
+    let https = layer(&origin).strip_prefix().host(HostPolicy::Backend).forwarded_proto(Scheme::HTTPS);
+    let https = front(Router::new().layer(https)).await;
+    let replaced = front(Router::new().layer(layer(&origin).replace_prefix("/other"))).await;
+    let nested =
+        front(Router::new().nest_service("/mydir", ReverseProxyLayer::new(&origin).strip_prefix().into_service()))
+            .await;
+    for (addr, target, destination, sent) in [
+        (kept, "/mydir/x", "http://front.example/mydir/y%20z?a", "/mydir/y%20z?a"),
+        (kept, "/mydir/x", "/mydir/y", "/mydir/y"),
+        (stripped, "/x", "http://front.example/mydir/y%20z?a", "/y%20z?a"),
+        (stripped, "/x", "HTTPS://FRONT.example:443/mydir/d/", "/d/"),
+        (stripped, "/x", "/mydir", "/"),
+        (stripped, "/x", "/mydir//evil.example/y", "/.//evil.example/y"),
+        (https, "/x", "https://front.example/mydir/y", "/y"),
+        (https, "/x", " http://front.example/mydir/y\t", "/y"),
+        (replaced, "/other/x", "https://front.example/mydir/y", "/other/y"),
+        (nested, "/x", "http://front.example/mydir/y", "/y"),
+    ] {
+        for method in ["COPY", "MOVE"] {
+            let answer = dav(addr, method, &format!("Destination: {destination}\r\nOverwrite: F\r\n")).await.mirrored();
+            assert_eq!(answer.start_line(), format!("{method} {target} HTTP/1.1"));
+            assert_eq!(answer.field("destination"), Some(sent), "{destination}");
+            assert_eq!(answer.field("overwrite"), Some("F"));
+        }
+        // It has a meaning for these methods only.
+        let answer = dav(addr, "PUT", &format!("Destination: {destination}\r\nContent-Length: 0\r\n")).await.mirrored();
+        assert_eq!(answer.field("destination"), Some(destination.trim()));
+    }
+    assert_eq!(dav(stripped, "MOVE", "").await.mirrored().field("destination"), None);
+}
+
+#[tokio::test]
+async fn a_destination_leaves_neither_the_prefix_nor_the_front() {
+    let origin = mirror().await;
+    let kept = front(app(&origin)).await;
+    let stripped = front(Router::new().layer(layer(&origin).strip_prefix())).await;
+    let foreign = origin.clone() + "/mydir/y";
+    for addr in [kept, stripped] {
+        for (destination, status) in [
+            ("http://front.example/y", 502),
+            ("/y", 502),
+            ("/mydirx/y", 502),
+            (&*foreign, 502),
+            ("http://other.example/mydir/y", 502),
+            ("http://front.example@evil/mydir/y", 502),
+            ("/mydir/../y", 400),
+            ("http://front.example/mydir/a/%2e%2e/..%2fy", 400),
+            ("/mydir/%u002e%u002e/y", 400),
+            ("/mydir/y%00", 400),
+            ("//front.example/mydir/y", 400),
+            ("mydir/y", 400),
+            ("", 400),
+            ("/mydir/y\r\nDestination: /mydir/z", 400),
+        ] {
+            let fields = format!("Destination: {destination}\r\n");
+            assert_eq!(dav(addr, "MOVE", &fields).await.status(), status, "{destination}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_destination_may_name_the_host_that_a_trusted_proxy_was_asked_for() {
+    let origin = mirror().await;
+    let trusting = layer(&origin).strip_prefix().trusted_proxies(["127.0.0.0/8".parse().unwrap()]);
+    let fields = "X-Forwarded-Host: public.example\r\nDestination: https://public.example/mydir/y\r\n";
+    let seen = dav(front(Router::new().layer(trusting)).await, "COPY", fields).await.mirrored();
+    assert_eq!(seen.field("destination"), Some("/y"));
+    let untrusting = front(Router::new().layer(layer(&origin).strip_prefix())).await;
+    assert_eq!(dav(untrusting, "COPY", fields).await.status(), 502);
 }
