@@ -23,7 +23,7 @@ use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_service::Service;
 
 #[cfg(feature = "tls")]
-use super::tls::{Handshaker, Tls};
+use super::tls::LazyHandshaker;
 use super::{ClientOptions, http1, pool::Slot};
 use crate::{
     backend::Backend,
@@ -215,14 +215,12 @@ fn tcp(timeout: Option<Duration>) -> HttpConnector {
 
 #[cfg(feature = "tls")]
 fn tls(backend: &Backend, options: &ClientOptions, offers_http2: bool) -> Dial {
-    let tls = options.tls.clone().unwrap_or_else(Tls::new);
-    // An error is what every connection fails with.
-    let handshaker = tls.and_then(|tls| Handshaker::new(&tls, backend, offers_http2)).map(Arc::new);
-    let tcp = tcp(options.connect_timeout);
+    let handshaker = LazyHandshaker::new(options.tls.as_ref(), &options.platform_tls, backend, offers_http2);
+    let (handshaker, tcp) = (Arc::new(handshaker), tcp(options.connect_timeout));
     BoxCloneSyncService::new(service_fn(move |uri| {
         let (mut tcp, handshaker) = (tcp.clone(), handshaker.clone());
         async move {
-            let stream = handshaker?.handshake(tcp.call(uri).await?.into_inner()).await?;
+            let stream = handshaker.get().await?.handshake(tcp.call(uri).await?.into_inner()).await?;
             let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             Ok(Dialed { io: Box::new(TokioIo::new(stream)), is_http2 })
         }

@@ -30,6 +30,8 @@ pub(crate) use self::connect::boxed;
 #[cfg(feature = "http2")]
 pub(crate) use self::http2::{KeepAlive, Windows};
 #[cfg(feature = "tls")]
+use self::tls::PlatformTls;
+#[cfg(feature = "tls")]
 pub use self::tls::{InvalidTls, Tls};
 pub use self::{body::ClientBody, future::ClientFuture};
 use self::{connect::Dial, pool::Pool};
@@ -82,14 +84,13 @@ pub(crate) struct ClientOptions {
     /// Made once, not with every option that is set: it reads the platform's roots. An error shows when it connects: by then
     /// it may have been replaced.
     #[cfg(feature = "tls")]
-    pub(crate) tls: Option<Result<Tls, InvalidTls>>,
+    pub(crate) tls: Option<Tls>,
+    #[cfg(feature = "tls")]
+    platform_tls: PlatformTls,
 }
 
 impl ClientOptions {
-    /// The defaults for a backend.
-    pub(crate) fn new(backend: &Backend) -> Self {
-        #[cfg(not(feature = "tls"))]
-        let _ = backend;
+    pub(crate) fn new() -> Self {
         Self {
             connect_timeout: Some(Duration::from_secs(5)),
             // Below the keep-alive times that most servers have.
@@ -110,7 +111,9 @@ impl ClientOptions {
             #[cfg(feature = "http2")]
             http2_max_request_head: None,
             #[cfg(feature = "tls")]
-            tls: (*backend.scheme() == Scheme::HTTPS).then(Tls::new),
+            tls: None,
+            #[cfg(feature = "tls")]
+            platform_tls: PlatformTls::default(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{error, fmt, io, sync::Arc};
 
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::OnceCell, task::spawn_blocking};
 use tokio_rustls::{
     TlsConnector,
     client::TlsStream,
@@ -60,7 +60,7 @@ impl Tls {
     ///
     /// # Errors
     ///
-    /// If there are none, or no provider. A proxy that isn't given its `Tls` says so only when it connects.
+    /// If there are none, or no provider. A proxy that isn't given its `Tls` reads them when it first connects, and fails then.
     pub fn new() -> Result<Self, InvalidTls> {
         let found = rustls_native_certs::load_native_certs();
         let mut roots = RootCertStore::empty();
@@ -146,6 +146,22 @@ impl fmt::Debug for Tls {
     }
 }
 
+/// The [`Tls`] of a proxy that isn't given one. Clones share it, so that the platform's roots are read once, and only if a
+/// connection needs them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PlatformTls(Arc<OnceCell<Result<Tls, InvalidTls>>>);
+
+impl PlatformTls {
+    /// Reads the roots, at the first call, on a thread that may block: they are many files.
+    pub(super) async fn get(&self) -> Result<Tls, InvalidTls> {
+        let read = || async {
+            let tls = spawn_blocking(Tls::new).await;
+            tls.unwrap_or_else(|error| Err(InvalidTls::new(format!("the platform's roots weren't read: {error}"))))
+        };
+        self.0.get_or_init(read).await.clone()
+    }
+}
+
 /// The error of what TLS can't be made of. Its text says what is wrong and what to write instead, and repeats no key.
 #[derive(Clone, Debug)]
 pub struct InvalidTls {
@@ -188,6 +204,31 @@ impl Handshaker {
     pub(super) async fn handshake(&self, tcp: TcpStream) -> Result<TlsStream<TcpStream>, HandshakeError> {
         let handshake = self.connector.connect(self.name.clone(), tcp).await;
         handshake.map_err(|error| HandshakeError { name: self.name.clone(), cause: Cause::from(error) })
+    }
+}
+
+/// A [`Handshaker`] that is there at once with the operator's own [`Tls`], and with the platform's at the first connection.
+pub(super) struct LazyHandshaker {
+    /// An error is what every connection fails with.
+    known: OnceCell<Result<Handshaker, InvalidTls>>,
+    platform: PlatformTls,
+    backend: Backend,
+    offers_http2: bool,
+}
+
+impl LazyHandshaker {
+    pub(super) fn new(tls: Option<&Tls>, platform: &PlatformTls, backend: &Backend, offers_http2: bool) -> Self {
+        Self {
+            known: OnceCell::new_with(tls.map(|tls| Handshaker::new(tls, backend, offers_http2))),
+            platform: platform.clone(),
+            backend: backend.clone(),
+            offers_http2,
+        }
+    }
+
+    pub(super) async fn get(&self) -> Result<&Handshaker, InvalidTls> {
+        let make = || async { Handshaker::new(&self.platform.get().await?, &self.backend, self.offers_http2) };
+        self.known.get_or_init(make).await.as_ref().map_err(Clone::clone)
     }
 }
 
@@ -300,6 +341,17 @@ mod tests {
         for good in ["backend.example", "127.0.0.1", "::1"] {
             assert!(tls().server_name(good).is_ok(), "{good}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_platforms_roots_are_read_when_they_are_needed() {
+        let backend = "https://backend.example".parse().unwrap();
+        let options = crate::client::ClientOptions::new();
+        let _client = crate::client::Client::new(&backend, &options);
+        assert!(!options.platform_tls.0.initialized(), "a proxy may be given its own");
+        let clone = options.platform_tls.clone();
+        let _ = clone.get().await;
+        assert!(options.platform_tls.0.initialized(), "read once for all");
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub struct ToBackend<L = Identity> {
 
 impl ToBackend {
     pub(super) fn new(backend: Backend) -> Self {
-        let client = ClientOptions::new(&backend);
+        let client = ClientOptions::new();
         Self { to: To::new(backend), client, layers: Identity::new() }
     }
 }

@@ -454,7 +454,7 @@ impl<C, L: Layer<Client, Service = C> + Clone> ReverseProxyLayer<Upstream<C>, To
     pub fn tls(self, tls: Tls) -> Self {
         let backend = &self.parts.to.backend;
         assert!(*backend.scheme() == Scheme::HTTPS, "TLS for the backend \"{backend}\": write an `https://` origin");
-        self.rebuild(|parts| parts.client.tls = Some(Ok(tls)))
+        self.rebuild(|parts| parts.client.tls = Some(tls))
     }
 
     /// Pings HTTP/2 connections in this interval when nothing is read, also unused ones, and closes one whose ping isn't
