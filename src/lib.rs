@@ -32,13 +32,13 @@
 //! the application's router → ReverseProxyService
 //!  0  below the prefix, on a segment boundary of the raw path?  no → the wrapped service, nothing touched
 //! request half
-//!  1  trim values; refuse what must not be forwarded: TRACE, CONNECT but for a WebSocket, targets that are no path, dot segments that leave the prefix,
+//!  1  trim values; refuse what must not be forwarded: TRACE, CONNECT but for a WebSocket, targets that are no path, dot segments that leave the prefix, a `%` without two hex digits,
 //!     a Host missing, repeated or malformed, a Transfer-Encoding that isn't one `chunked`, a Content-Length that isn't one
 //!     length, a Via loop, Max-Forwards: 0
 //!  2  take the upgrade offer; drop one that isn't allowed
 //!  3  remove hop-by-hop fields, then all that any Connection line names; keep TE: trailers and Trailer
-//!  4  remove what isn't the client's to say: names with `_`, Remote-User, X-Forwarded-*, Forwarded, X-Real-IP, Proxy,
-//!     trailers that would matter as fields
+//!  4  remove what isn't the client's to say: names with `_`, Remote-User and other claims of an identity, X-Forwarded-*,
+//!     Forwarded, X-Real-IP, Proxy, trailers that would matter as fields
 //!  5  target: path and query as they came, also under nest; or with the prefix stripped or replaced; Destination alike
 //!  6  Host, forwarding fields, Via, cookie crumbs, hidden cookies
 //!  7  framing: Content-Length as the body is, chunked for a GET with a body

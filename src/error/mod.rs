@@ -303,3 +303,25 @@ impl error::Error for Error {
         self.inner.source.as_ref().map(|source| &**source as _)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_had_no_connection_is_unsent() {
+        use ErrorKind as K;
+        for (kind, unsent, connect) in [
+            (K::Connect, true, true),
+            (K::ConnectTimeout, true, true),
+            (K::Overloaded, true, false),
+            (K::Closed, false, false),
+            (K::SendTimeout, false, false),
+            (K::HeaderTimeout, false, false),
+            (K::Upstream, false, false),
+        ] {
+            let error = Error::new(kind);
+            assert_eq!((error.is_unsent(), error.is_connect()), (unsent, connect), "{kind:?}");
+        }
+    }
+}

@@ -111,7 +111,8 @@ impl ForwardedPolicy {
     /// Says once that the backend doesn't learn its clients' addresses: nothing else shows it.
     #[cold]
     fn say_no_address(&self) {
-        if !self.said_no_address.swap(true, Ordering::Relaxed) {
+        // Read first: after the first time, no request writes to what others read.
+        if !self.said_no_address.load(Ordering::Relaxed) && !self.said_no_address.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 target: "tower_reverse_proxy",
                 "the backend gets no X-Forwarded-For, because requests come without the peer's address: serve the application with \

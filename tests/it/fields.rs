@@ -198,3 +198,20 @@ async fn paths_that_decoders_read_in_different_ways_are_refused() {
         }
     }
 }
+
+#[cfg(feature = "http2")]
+#[tokio::test]
+async fn outer_blanks_of_an_http2_backend_are_removed() {
+    // As an HTTP/2 backend may send them, to clients that would refuse them.
+    let backend = Router::new().fallback(|headers: axum::http::HeaderMap| async move {
+        let location = format!(" http://{}/mydir/y\t", headers["x-authority"].to_str().unwrap());
+        let value = HeaderValue::from_str(&location).unwrap();
+        [("location", value), ("x-blank", HeaderValue::from_static("\t a  b "))]
+    });
+    let authority = front(backend).await;
+    let addr = front(Router::new().layer(layer(&format!("http://{authority}")).http2(true))).await;
+    let request = Request::get("http://front.example/mydir/x").header("x-authority", authority.to_string());
+    let response = http2(addr).await.send_request(request.body(Body::empty()).unwrap()).await.unwrap();
+    assert_eq!(response.headers()["location"], "/mydir/y");
+    assert_eq!(response.headers()["x-blank"], "a  b");
+}
