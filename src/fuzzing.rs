@@ -1,19 +1,31 @@
 //! What the fuzz targets call: pure functions that read what a client or a backend sends, and what must hold of them.
 //!
-//! Built with `--cfg fuzzing` only, which cargo-fuzz sets.
+//! Built for tests, which run the seeds, and with `--cfg fuzzing`, which cargo-fuzz sets.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Uri, header::HOST, uri::Scheme};
+use http::{
+    Extensions, HeaderMap, HeaderName, HeaderValue, Uri, Version,
+    header::{CONTENT_LENGTH, COOKIE, HOST, REFRESH, SET_COOKIE, TRAILER, TRANSFER_ENCODING},
+    uri::Scheme,
+};
+use http_body::SizeHint;
 
 use crate::{
     headers::{
+        cookie,
         forwarded::ForwardedPolicy,
-        hop,
+        framing, hop,
         location::{self, Origin},
+        trailers::{self, ForbiddenTrailers},
+        via::{self, Pseudonym},
     },
     path::{PathPolicy, Prefix, Target},
+    upgrade,
 };
 
-/// A request target: what is forwarded is what came, can be decoded in one way, and stays below its prefix by RFC 3986, section 5.2.4.
+const BACKEND: Origin<'static> = Origin { scheme: &Scheme::HTTP, authority: b"backend:9000" };
+
+/// A request target: what is forwarded is what came, can be decoded in one way, and stays below its prefix by RFC 3986,
+/// section 5.2.4.
 pub fn path(data: &[u8]) {
     let Ok(uri) = Uri::try_from(data) else { return };
     let Ok(prefix) = "/mydir".parse::<Prefix>() else { return };
@@ -36,35 +48,169 @@ pub fn path(data: &[u8]) {
     let _ = target.for_backend(&PathPolicy::Replace(Prefix::root()));
 }
 
-/// Fields, one per line: after the removal, none that a `Connection` line named is left.
+/// Fields, one per line: after the removal, none that a `Connection` line named is left. Only allowed protocols are offered,
+/// and a proxy that has added itself to `Via` finds itself there.
 pub fn hop(data: &[u8]) {
-    let mut headers = HeaderMap::new();
-    for line in data.split(|&b| b == b'\n') {
-        let Some(colon) = line.iter().position(|&b| b == b':') else { continue };
-        let name = HeaderName::from_bytes(&line[..colon]);
-        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(&line[colon + 1..])) {
-            headers.append(name, value);
-        }
+    let mut headers = fields(data);
+    for token in upgrade::tokens(&headers, &upgrade::Allowed::default()).split(|&b| b == b',') {
+        assert!(token.is_empty() || token.trim_ascii().eq_ignore_ascii_case(b"websocket"), "{token:?}");
     }
+    let mut answer = headers.clone();
     let named: Vec<_> = headers.get_all("connection").iter().cloned().collect();
     hop::remove_from_request(&mut headers, |_| false);
+    hop::remove_from_response(&mut answer);
     for line in named {
         for member in line.as_bytes().split(|&b| b == b',') {
             let Ok(name) = HeaderName::from_bytes(member.trim_ascii()) else { continue };
-            let kept = ["content-length", "host", "te", "trailer"].contains(&name.as_str());
-            assert!(kept || !headers.contains_key(&name), "{name}");
+            let kept = ["content-length", "host", "trailer"].contains(&name.as_str());
+            assert!(kept || name == "te" || !headers.contains_key(&name), "{name}");
+            assert!(kept || !answer.contains_key(&name), "{name} in the response");
         }
     }
+    let _ = via::may_go_on(&mut headers);
+    if let Some(own) = Pseudonym::new("front") {
+        own.append_to(&mut headers, Version::HTTP_11);
+        assert!(own.is_in(&headers));
+    }
+}
+
+/// Fields, one per line: a response has one framing.
+pub fn framing(data: &[u8]) {
+    let given = fields(data);
+    for length in [None, Some(5)] {
+        let mut headers = given.clone();
+        if framing::reconcile_response(&mut headers, length).is_ok() {
+            let lengths: Vec<_> = headers.get_all(CONTENT_LENGTH).iter().collect();
+            assert!(lengths.len() <= usize::from(!given.contains_key(TRANSFER_ENCODING)), "{lengths:?}");
+            for said in lengths {
+                assert!(said.as_bytes().iter().all(u8::is_ascii_digit), "{said:?}");
+                assert!(length.is_none() || said == "5", "{said:?}");
+            }
+        }
+    }
+    let mut headers = given.clone();
+    if framing::check_transfer_encoding(&headers).is_ok() {
+        framing::reconcile_request(&mut headers, &SizeHint::with_exact(5));
+        assert_eq!(headers.contains_key(CONTENT_LENGTH), given.contains_key(CONTENT_LENGTH));
+        framing::reconcile_request(&mut headers, &SizeHint::new());
+        assert!(headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING));
+    }
+}
+
+/// Fields, one per line: what is announced in `Trailer` passes, and no trailer passes that matters as a field, in whatever
+/// spelling, or that a layer forbids.
+pub fn trailers(data: &[u8]) {
+    let given = fields(data);
+    let forbidden = ForbiddenTrailers::default();
+    let mut extensions = Extensions::new();
+    extensions.insert(forbidden.clone());
+    ForbiddenTrailers::add(&extensions, &HeaderName::from_static("x-user"));
+    let from_request = |trailers: &mut HeaderMap| ForbiddenTrailers::default().remove_from(trailers);
+    type Step<'a> = &'a dyn Fn(&mut HeaderMap);
+    let both: [(Step<'_>, Step<'_>); 2] = [
+        (&trailers::announce_in_request, &from_request),
+        (&trailers::announce_in_response, &trailers::remove_from_response),
+    ];
+    for (announce, remove) in both {
+        let mut headers = given.clone();
+        announce(&mut headers);
+        let members = headers.get_all(TRAILER).iter().flat_map(|line| line.as_bytes().split(|&b| b == b','));
+        for member in members.map(<[u8]>::trim_ascii).filter(|member| !member.is_empty()) {
+            let name = HeaderName::from_bytes(member);
+            let mut trailers = HeaderMap::from_iter(name.map(|name| (name, HeaderValue::from_static("1"))));
+            assert_eq!(trailers.len(), 1, "{member:?} is no name");
+            remove(&mut trailers);
+            assert_eq!(trailers.len(), 1, "{member:?} is announced and removed");
+        }
+    }
+    let harmful = ["authorization", "content-length", "cookie", "host", "remote-user", "transfer-encoding", "x-user"];
+    let mut left = given.clone();
+    forbidden.remove_from(&mut left);
+    for name in left.keys() {
+        let folded = name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        assert!(!harmful.contains(&&*folded) && !folded.starts_with("x-forwarded-"), "{name}");
+    }
+    let mut left = given;
+    trailers::remove_from_response(&mut left);
+    for name in ["connection", "content-length", "set-cookie", "trailer", "transfer-encoding"] {
+        assert!(!left.contains_key(name), "{name}");
+    }
+}
+
+/// A `Set-Cookie`: its name, its value and every attribute but the mapped one stay as they are, in order, and to map twice is to
+/// map once. `Cookie` crumbs, one per line, become one.
+pub fn cookie(data: &[u8]) {
+    let crumbs: HeaderMap = data
+        .split(|&b| b == b'\n')
+        .filter_map(|line| HeaderValue::from_bytes(line).ok())
+        .map(|crumb| (COOKIE, crumb))
+        .collect();
+    let mut joined = crumbs.clone();
+    cookie::join_crumbs(&mut joined);
+    let whole = crumbs.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+    assert!(joined.get_all(COOKIE).iter().map(HeaderValue::as_bytes).eq((!crumbs.is_empty()).then_some(&*whole)));
+    let hidden = ["id".to_owned()];
+    cookie::hide(&mut joined, &hidden);
+    if let Some(left) = joined.get(COOKIE) {
+        assert!(!parts(left).into_iter().any(|pair| named(pair) == b"id"), "{left:?}");
+        let kept = whole.split(|&b| b == b';').filter(|pair| named(pair) != b"id");
+        assert!(parts(left).into_iter().map(<[u8]>::trim_ascii).eq(kept.map(<[u8]>::trim_ascii)), "{left:?}");
+    }
+
+    let Ok(given) = HeaderValue::from_bytes(data) else { return };
+    let map = |value: &HeaderValue, map: &dyn Fn(&mut HeaderMap)| {
+        let mut headers = HeaderMap::from_iter([(SET_COOKIE, value.clone())]);
+        map(&mut headers);
+        headers.remove(SET_COOKIE).unwrap_or_else(|| panic!("{value:?} is gone"))
+    };
+    for (from, to) in [("", "/mydir"), ("/old", "/mydir"), ("/old", "")] {
+        let by = |headers: &mut HeaderMap| cookie::map_path(headers, from, to);
+        let mapped = map(&given, &by);
+        let (before, after) = (parts(&given), parts(&mapped));
+        assert_eq!(before.len(), after.len(), "{given:?} {mapped:?}");
+        for (index, (before, after)) in before.iter().zip(after).enumerate() {
+            if *before != after {
+                let path = attribute(after, b"path").unwrap_or_else(|| panic!("{given:?} {mapped:?}"));
+                assert!(index > 0 && path.starts_with(if to.is_empty() { b"/" } else { to.as_bytes() }), "{mapped:?}");
+                assert!(attribute(before, b"path").is_some_and(|path| path.starts_with(from.as_bytes())), "{given:?}");
+            }
+        }
+        if !to.is_empty() {
+            assert_eq!(map(&mapped, &by), mapped, "{given:?}");
+        }
+    }
+    let mapped = map(&given, &|headers| cookie::drop_domain(headers, || "backend"));
+    let is_ours = |part: &&[u8]| {
+        attribute(part, b"domain").is_some_and(|domain| {
+            let domain = domain.to_ascii_lowercase();
+            domain == b"backend" || domain == b".backend"
+        })
+    };
+    let left = parts(&given).into_iter().enumerate().filter(|(index, part)| *index == 0 || !is_ours(part));
+    assert!(parts(&mapped).into_iter().eq(left.map(|(_, part)| part)), "{given:?} {mapped:?}");
 }
 
 /// A reference: what is mapped is a path, and no browser reads another host in it.
 pub fn location(data: &[u8]) {
-    let origin = Origin { scheme: &Scheme::HTTP, authority: b"backend:9000" };
-    let Some(reference) = location::without_origin(data, origin) else { return };
+    let Some(reference) = location::without_origin(data, BACKEND) else { return };
     let mapped = location::with_prefix(&reference, "", "/mydir").unwrap_or_else(|| reference.clone());
     for reference in [reference, mapped] {
-        let seen: Vec<_> = reference.iter().filter(|&&b| b != b'\t').take(2).collect();
-        assert!(seen.first() == Some(&&b'/') && !matches!(seen.get(1), Some(b'/' | b'\\')), "{reference:?}");
+        assert!(is_path(&reference), "{reference:?}");
+    }
+}
+
+/// A `Refresh`: where a browser reads the backend's URL, it reads the mapped path instead, and anything else as it was.
+pub fn refresh(data: &[u8]) {
+    let Ok(given) = HeaderValue::from_bytes(data) else { return };
+    let mut headers = HeaderMap::from_iter([(REFRESH, given.clone())]);
+    location::map_references(&mut headers, |url| location::without_origin(url, BACKEND));
+    let mapped = &headers[REFRESH];
+    match refreshed(given.as_bytes()).map(|url| (url, location::without_origin(url, BACKEND))) {
+        Some((_, Some(path))) => {
+            assert!(is_path(&path), "{path:?}");
+            assert_eq!(refreshed(mapped.as_bytes()), Some(&*path), "{given:?} {mapped:?}");
+        }
+        _ => assert_eq!(&given, mapped),
     }
 }
 
@@ -88,4 +234,98 @@ pub fn forwarded(data: &[u8]) {
         }
     }
     assert!(!quoted && parameters == 2, "{element:?}");
+}
+
+/// Fields, one per line, without outer blanks, as the HTTP stack hands them on.
+fn fields(data: &[u8]) -> HeaderMap {
+    data.split(|&b| b == b'\n')
+        .filter_map(|line| {
+            let colon = line.iter().position(|&b| b == b':')?;
+            let name = HeaderName::from_bytes(&line[..colon]).ok()?;
+            Some((name, HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).ok()?))
+        })
+        .collect()
+}
+
+/// What a cookie and its attributes are between the semicolons (RFC 6265, section 5.2).
+fn parts(cookie: &HeaderValue) -> Vec<&[u8]> {
+    cookie.as_bytes().split(|&b| b == b';').collect()
+}
+
+/// The name in a cookie pair.
+fn named(pair: &[u8]) -> &[u8] {
+    pair.split(|&b| b == b'=').next().unwrap_or_default().trim_ascii()
+}
+
+/// The value of an attribute, if the part is one of this name.
+fn attribute<'a>(part: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let equals = part.iter().position(|&b| b == b'=')?;
+    part[..equals].trim_ascii().eq_ignore_ascii_case(name).then(|| part[equals + 1..].trim_ascii())
+}
+
+/// Whether a browser reads a path here, and no authority: it takes `\` for `/` and doesn't see tabs (WHATWG URL).
+fn is_path(reference: &[u8]) -> bool {
+    let seen: Vec<_> = reference.iter().filter(|&&b| b != b'\t').take(2).collect();
+    seen.first() == Some(&&b'/') && !matches!(seen.get(1), Some(b'/' | b'\\'))
+}
+
+/// The URL that a browser reads in a `Refresh` (HTML, "shared declarative refresh steps").
+fn refreshed(value: &[u8]) -> Option<&[u8]> {
+    let rest = value.trim_ascii_start();
+    let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
+    if digits == 0 && rest.first() != Some(&b'.') {
+        return None;
+    }
+    let rest = &rest[rest.iter().take_while(|b| b.is_ascii_digit() || **b == b'.').count()..];
+    if !rest.first().is_some_and(|&b| b";,".contains(&b) || b.is_ascii_whitespace()) {
+        return None;
+    }
+    let rest = rest.trim_ascii_start();
+    let url = match rest {
+        [b';' | b',', rest @ ..] => rest,
+        rest => rest,
+    }
+    .trim_ascii_start();
+    let named = url.split_at_checked(3).filter(|(name, _)| name.eq_ignore_ascii_case(b"url"));
+    let named = named.and_then(|(_, rest)| rest.trim_ascii_start().strip_prefix(b"=")).map(<[u8]>::trim_ascii_start);
+    let url = match named.unwrap_or(url) {
+        [quote @ (b'"' | b'\''), url @ ..] => url.split(|b| b == quote).next().unwrap_or_default(),
+        url => url,
+    };
+    Some(url.trim_ascii())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    #[test]
+    fn seeds_and_past_findings_hold() {
+        type Target = fn(&[u8]);
+        let targets: [(&str, Target); 8] = [
+            ("cookie", cookie),
+            ("forwarded", forwarded),
+            ("framing", framing),
+            ("hop", hop),
+            ("location", location),
+            ("path", path),
+            ("refresh", refresh),
+            ("trailers", trailers),
+        ];
+        let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
+        // The published package is without them.
+        if !seeds.exists() {
+            return;
+        }
+        assert_eq!(fs::read_dir(&seeds).unwrap().count(), targets.len());
+        for (name, target) in targets {
+            let files: Vec<_> = fs::read_dir(seeds.join(name)).unwrap().map(|file| file.unwrap().path()).collect();
+            assert!(files.len() > 4, "{name}");
+            for file in files {
+                target(&fs::read(file).unwrap());
+            }
+        }
+    }
 }

@@ -91,7 +91,7 @@ pub mod trace_redirect;
 mod forward;
 pub mod proxy;
 
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 
 #[cfg(feature = "tls")]

@@ -104,20 +104,32 @@ fn host_and_port<'a>(authority: &'a [u8], default: &'a [u8]) -> (&'a [u8], &'a [
     }
 }
 
-/// Maps the URL in `5; url=…`.
+/// Maps the URL of a `Refresh`.
 fn map_refresh(value: &[u8], map: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
-    let delimiter = value.iter().position(|b| b";,".contains(b))?;
-    let named = value[delimiter + 1..].trim_ascii_start();
-    let (name, rest) = named.split_at_checked(3)?;
-    if !name.eq_ignore_ascii_case(b"url") {
+    let (time, url) = split_refresh(value)?;
+    Some([time, b" url=", &map(url)?].concat())
+}
+
+/// Splits `5; url=…` into the time with its delimiter and the URL, as browsers do (HTML, "shared declarative refresh steps"):
+/// a blank delimits too, and `url=` may be missing.
+fn split_refresh(value: &[u8]) -> Option<(&[u8], &[u8])> {
+    let time = value.trim_ascii_start();
+    let rest = &time[time.iter().take_while(|&&b| b.is_ascii_digit() || b == b'.').count()..];
+    if rest.len() == time.len() || !matches!(rest.first()?, b';' | b',' | b' ' | b'\t') {
         return None;
     }
-    let url = rest.trim_ascii_start().strip_prefix(b"=")?.trim_ascii();
-    let url = match url {
-        [quote @ (b'"' | b'\''), url @ ..] => &url[..url.iter().position(|b| b == quote).unwrap_or(url.len())],
+    let mut target = rest.trim_ascii_start();
+    if let [b';' | b',', rest @ ..] = target {
+        target = rest.trim_ascii_start();
+    }
+    let time = value[..value.len() - target.len()].trim_ascii_end();
+    let named = target.split_at_checked(3).filter(|(name, _)| name.eq_ignore_ascii_case(b"url"));
+    let named = named.and_then(|(_, rest)| rest.trim_ascii_start().strip_prefix(b"="));
+    let url = match named.unwrap_or(target).trim_ascii() {
+        [quote @ (b'"' | b'\''), url @ ..] => url.split(|b| b == quote).next()?.trim_ascii(),
         url => url,
     };
-    Some([&value[..=delimiter], b" url=", &map(url)?].concat())
+    Some((time, url))
 }
 
 #[cfg(test)]
@@ -223,7 +235,13 @@ mod tests {
             ("5; url=http://backend:9000/x", Some("5; url=/x")),
             ("0;URL='http://backend:9000/x'", Some("0; url=/x")),
             ("0, url = \"http://backend:9000/x\" ", Some("0, url=/x")),
+            ("5 url=http://backend:9000/x", Some("5 url=/x")),
+            ("5;http://backend:9000/x", Some("5; url=/x")),
+            (".5 , 'http://backend:9000/x'y", Some(".5 , url=/x")),
             ("5", None),
+            ("5x; url=http://backend:9000/x", None),
+            ("url=http://backend:9000/x", None),
+            ("5; url=http://other/; url=http://backend:9000/x", None),
             ("5; url=http://other/x", None),
             ("5; ur", None),
             ("5; url", None),

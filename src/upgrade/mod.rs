@@ -172,6 +172,7 @@ fn asks_for_upgrade(headers: &HeaderMap) -> bool {
     members(headers, CONNECTION).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
 }
 
-fn tokens(headers: &HeaderMap, allowed: &Allowed) -> Vec<u8> {
+/// The allowed ones of the protocols that `Upgrade` names, as a list.
+pub(crate) fn tokens(headers: &HeaderMap, allowed: &Allowed) -> Vec<u8> {
     members(headers, UPGRADE).filter(|token| allowed.has(token)).collect::<Vec<_>>().join(&b", "[..])
 }
