@@ -67,6 +67,10 @@
 //! - `tls`: TLS to `https` backends, on rustls, with a provider of cryptography of the application's own; see [`Tls`]. Without
 //!   it, an `https` backend is an error.
 //! - `tls-ring`, `tls-aws-lc-rs`: `tls` with that provider.
+//!
+//! # Limits
+//!
+#![doc = include_str!("docs/limits.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;

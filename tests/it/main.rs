@@ -25,6 +25,8 @@ mod http2_silence;
 mod http2_windows;
 mod identity;
 mod layering;
+#[cfg(feature = "http2")]
+mod limits;
 mod mapping;
 mod mounting;
 mod panics;
