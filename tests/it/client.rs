@@ -4,6 +4,7 @@
 use std::{
     convert::Infallible,
     future::{Future, poll_fn},
+    io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -16,20 +17,21 @@ use axum::{
     Router,
     body::{Body, Bytes},
     extract::Request,
+    http::Uri,
     response::Response,
 };
 use http_body_util::{BodyExt, Channel};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex},
     net::TcpStream,
     sync::mpsc,
     task::{JoinSet, yield_now},
     time::{sleep, timeout},
 };
-use tower::ServiceExt;
+use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
-use crate::support::{PATIENCE, Wire, backend, client, front, get, seen_to_be_kept};
+use crate::support::{PATIENCE, Pipe, Wire, backend, client, front, get, seen_to_be_kept};
 
 fn request(method: &str, target: &str, body: impl Into<Body>) -> Request {
     Request::builder().method(method).uri(target).header("host", "front.example").body(body.into()).unwrap()
@@ -131,49 +133,87 @@ async fn an_exchange_can_be_dropped_at_every_point() {
     assert!(polls > 5, "it had more points than {polls}");
 }
 
+/// Lets no time pass, others run, or up to 15 ms pass.
+async fn pause(choice: usize) {
+    match choice {
+        0..5 => {}
+        5..10 => yield_now().await,
+        delay => sleep(Duration::from_millis(delay as u64 - 9)).await,
+    }
+}
+
+/// Answers one request, tells of it if it's a `POST`, and closes at a moment that the choice gives: at once, or within 20 ms.
+async fn answer_and_close<S>(mut wire: Wire<S>, choice: usize, posts: mpsc::UnboundedSender<String>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let Some(request) = wire.message().await else { return };
+    if request.head.starts_with("POST") {
+        assert_eq!(request.text(), "hi");
+        posts.send(request.head.split(' ').nth(1).unwrap().to_owned()).unwrap();
+    }
+    wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    pause(choice % 30).await;
+}
+
+/// Sends requests one after the other, with pauses. Returns the targets of those that are answered, and of those that fail.
+async fn in_sequence(proxy: &ReverseProxy, of: usize) -> (Vec<String>, Vec<String>) {
+    let (mut answered, mut failed) = (Vec::new(), Vec::new());
+    for round in 0..60 {
+        pause((round * 11 + of) % 25).await;
+        let (method, body) = if round % 3 == 0 { ("GET", "") } else { ("POST", "hi") };
+        let target = format!("/{method}/{of}/{round}");
+        let response = timeout(PATIENCE, call(proxy, request(method, &target, body))).await.expect("an answer");
+        match response.status().as_u16() {
+            200 => {
+                assert_eq!(text(response).await, "ok");
+                answered.push(target);
+            }
+            502 => failed.push(target),
+            status => panic!("{target}: {status}"),
+        }
+    }
+    (answered, failed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_closes_at_any_moment_fails_nothing() {
+    for of in 0..8 {
+        let opened = Arc::new(AtomicUsize::new(0));
+        let (seen, mut posts) = mpsc::unbounded_channel();
+        let layer = ReverseProxyLayer::new("http://backend.example").connector(service_fn(move |_: Uri| {
+            let (ours, theirs) = duplex(64 * 1024);
+            let choice = opened.fetch_add(1, Ordering::SeqCst) * 7 + of;
+            tokio::spawn(answer_and_close(Wire::new(theirs), choice, seen.clone()));
+            async { Ok::<_, io::Error>(Pipe::new(ours)) }
+        }));
+        let proxy = layer.into_service();
+        let (mut answered, failed) = in_sequence(&proxy, of).await;
+        assert_eq!(failed, [""; 0]);
+        answered.retain(|target| target.starts_with("/POST"));
+        drop(proxy);
+        assert_eq!(std::iter::from_fn(|| posts.try_recv().ok()).collect::<Vec<_>>(), answered);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backend_that_closes_at_any_moment_fails_nothing_and_gets_no_post_twice() {
+async fn a_backend_that_closes_at_any_moment_fails_no_get_and_gets_no_post_twice() {
     async fn sequence(of: usize) {
         let opened = AtomicUsize::new(0);
         let (seen, mut posts) = mpsc::unbounded_channel();
-        let url = backend(move |mut wire| {
-            let (connection, seen) = (opened.fetch_add(1, Ordering::SeqCst), seen.clone());
-            async move {
-                let request = wire.message().await.unwrap();
-                if request.head.starts_with("POST") {
-                    assert_eq!(request.text(), "hi");
-                    seen.send(request.head.split(' ').nth(1).unwrap().to_owned()).unwrap();
-                }
-                wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-                // From at once, with or without others in between, to 20 ms.
-                match (connection * 7 + of) % 30 {
-                    0..5 => {}
-                    5..10 => yield_now().await,
-                    delay => sleep(Duration::from_millis(delay as u64 - 9)).await,
-                }
-            }
-        })
-        .await;
-        let proxy = ReverseProxy::new(url);
-        let mut sent = Vec::new();
-        for round in 0..60 {
-            match (round * 11 + of) % 25 {
-                0..5 => {}
-                5..10 => yield_now().await,
-                delay => sleep(Duration::from_millis(delay as u64 - 9)).await,
-            }
-            let target = format!("/{of}/{round}");
-            let (method, body) = if round % 3 == 0 { ("GET", "") } else { ("POST", "hi") };
-            let response = call(&proxy, request(method, &target, body)).await;
-            assert_eq!(response.status(), 200, "{method} {target}: {:?}", response.extensions().get::<Error>());
-            assert_eq!(text(response).await, "ok");
-            if method == "POST" {
-                sent.push(target);
-            }
-        }
-        drop(proxy);
+        let url =
+            backend(move |wire| answer_and_close(wire, opened.fetch_add(1, Ordering::SeqCst) * 7 + of, seen.clone()))
+                .await;
+        let (answered, failed) = in_sequence(&ReverseProxy::new(url), of).await;
+        // On a busy machine, the backend closes late: it has been seen to keep connections, and a POST may be lost.
+        assert!(failed.iter().all(|target| target.starts_with("/POST")), "{failed:?}");
         let seen: Vec<_> = std::iter::from_fn(|| posts.try_recv().ok()).collect();
-        assert_eq!(seen, sent);
+        for target in answered.iter().filter(|target| target.starts_with("/POST")) {
+            assert_eq!(seen.iter().filter(|seen| *seen == target).count(), 1, "{target}");
+        }
+        for target in failed {
+            assert!(seen.iter().filter(|seen| **seen == target).count() <= 1, "{target}");
+        }
     }
 
     let mut sequences = JoinSet::new();

@@ -1,6 +1,7 @@
 //! Which connections to the backend are kept, and what is never done with them.
 
 use std::{
+    io,
     net::SocketAddr,
     path::Path,
     sync::{
@@ -10,19 +11,19 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, extract::Request};
+use axum::{Router, body::Body, extract::Request, http::Uri};
 use http_body_util::BodyExt;
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncWriteExt, duplex},
     net::{TcpStream, UnixListener},
     sync::{Notify, mpsc},
     time::timeout,
 };
-use tower::ServiceExt;
+use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::{Backend, HostPolicy, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{
-    Message, PATIENCE, Wire, ask, backend, client, elsewhere, front, get, http2, seen_to_be_kept, tasks_left,
+    Message, PATIENCE, Pipe, Wire, ask, backend, client, elsewhere, front, get, http2, seen_to_be_kept, tasks_left,
 };
 
 /// What a backend with numbered connections heard.
@@ -447,29 +448,32 @@ fn on_socket(path: &Path) {
     });
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_connection_that_has_grown_is_not_kept_for_long() {
     let (tell, mut closed) = mpsc::unbounded_channel();
-    let url = backend(move |mut wire| {
+    let layer = ReverseProxyLayer::new("http://backend.example").connector(service_fn(move |_: Uri| {
+        let (ours, theirs) = duplex(1 << 20);
         let tell = tell.clone();
-        async move {
-            let mut last = 0;
+        tokio::spawn(async move {
+            let (mut wire, mut last) = (Wire::new(theirs), 0);
             while let Some(request) = wire.message().await {
                 last = if request.start_line().starts_with("GET /large") { 4 << 20 } else { 1 };
                 wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {last}\r\n\r\n").as_bytes()).await;
                 wire.send(&vec![b'x'; last]).await;
             }
             let _ = tell.send(last);
-        }
-    })
-    .await;
-    let addr = proxied(url).await;
+        });
+        async { Ok::<_, io::Error>(Pipe::new(ours)) }
+    }));
+    let proxy = layer.into_service();
     // What was large once and isn't any more is kept.
-    for targets in [&["large", "small"][..], &["large"]] {
+    for targets in [&["/large", "/small"][..], &["/large"]] {
         for target in targets {
-            assert!(get(addr, &format!("/{target}"), "").await.complete);
+            let request = Request::get(*target).header("host", "front.example").body(Body::empty()).unwrap();
+            let Ok(response) = proxy.clone().oneshot(request).await;
+            axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
         }
-        let idle = tokio::time::timeout(Duration::from_secs(3), closed.recv()).await;
+        let idle = timeout(Duration::from_secs(3), closed.recv()).await;
         assert_eq!(idle.ok().flatten(), (targets.len() == 1).then_some(4 << 20));
     }
 }

@@ -3,22 +3,15 @@
 use std::{
     convert::Infallible,
     io,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{body::Body, extract::Request, http::Uri, response::Response};
 use http_body_util::BodyExt;
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::{
-    client::legacy::connect::{Connected, Connection},
-    rt::TokioIo,
-};
 use tokio::{
     io::{AsyncWriteExt, DuplexStream, duplex},
     sync::Semaphore,
@@ -28,7 +21,7 @@ use tokio::{
 use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer, Tunnels};
 
-use crate::support::{PATIENCE, Wire};
+use crate::support::{PATIENCE, Pipe, Wire};
 
 /// A backend in memory. Connections are made, and requests to `/held` answered, as they are let.
 #[derive(Clone)]
@@ -63,7 +56,7 @@ impl Memory {
         self.connects.acquire().await.map_err(io::Error::other)?.forget();
         let (ours, theirs) = duplex(64 * 1024);
         tokio::spawn(self.talk(Wire::new(theirs)));
-        Ok(Pipe(TokioIo::new(ours)))
+        Ok(Pipe::new(ours))
     }
 
     /// Answers with the number of the connection.
@@ -91,35 +84,6 @@ impl Memory {
 
     fn asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
-    }
-}
-
-/// A connection of a connector that isn't ours.
-struct Pipe(TokioIo<DuplexStream>);
-
-impl Connection for Pipe {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
-}
-
-impl Read for Pipe {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl Write for Pipe {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 

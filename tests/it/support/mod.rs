@@ -2,9 +2,11 @@
 
 #[cfg(feature = "http2")]
 pub(crate) mod memory;
+mod patience;
 mod peers;
+mod pipe;
 
-use std::{future::Future, net::SocketAddr, time::Duration};
+use std::{future::Future, net::SocketAddr};
 
 use axum::{Router, extract::connect_info::IntoMakeServiceWithConnectInfo};
 use tokio::{
@@ -12,13 +14,14 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
+use self::patience::watch;
+pub(crate) use self::patience::{PATIENCE, Progress};
 pub(crate) use self::peers::{elsewhere, front_on, http2, http2_get, recording, tasks_left};
-
-/// How long anything here may take before the test fails: much longer than it ever does.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) use self::pipe::Pipe;
 
 /// Serves an app on loopback, with the peer's address known.
 pub(crate) async fn front(app: Router) -> SocketAddr {
+    watch();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let service: IntoMakeServiceWithConnectInfo<Router, SocketAddr> = app.into_make_service_with_connect_info();
@@ -158,6 +161,7 @@ pub(crate) struct Wire<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     pub(crate) fn new(stream: S) -> Self {
+        watch();
         Self { stream, read: Vec::new(), head_only: false }
     }
 

@@ -1,0 +1,66 @@
+//! Bounds: a test fails when nothing happens any more, not when it takes long, and never hangs.
+
+use std::{
+    future::Future,
+    pin::pin,
+    process,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{RecvTimeoutError, Sender, channel},
+    },
+    thread,
+    time::Duration,
+};
+
+use tokio::time::timeout;
+
+/// How long a test waits for one thing before it fails. A busy machine needs a small part of it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a test may take. The slowest one needs seconds, and a minute on a busy machine.
+const HANGS: Duration = Duration::from_secs(600);
+
+/// Counts the steps of a test that has much to do.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress(Arc<AtomicUsize>);
+
+impl Progress {
+    pub(crate) fn step(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits for a future while there is progress. Fails after [`PATIENCE`] without a step.
+    pub(crate) async fn of<T>(&self, future: impl Future<Output = T>) -> T {
+        let mut future = pin!(future);
+        loop {
+            let before = self.0.load(Ordering::Relaxed);
+            match timeout(PATIENCE, &mut future).await {
+                Ok(output) => return output,
+                Err(_) => assert_ne!(before, self.0.load(Ordering::Relaxed), "steps: there is no further one"),
+            }
+        }
+    }
+}
+
+/// Ends the process if the test that calls it hangs, whatever it awaits.
+pub(super) fn watch() {
+    thread_local! {
+        static WATCHED: Option<Sender<()>> = watched();
+    }
+    WATCHED.with(|_| ());
+}
+
+/// The sender is dropped with the thread, which ends with its test.
+fn watched() -> Option<Sender<()>> {
+    // Only a test's own thread has its path as the name. Peers live in other ones, some as long as the process.
+    let name = thread::current().name().filter(|name| name.contains("::"))?.to_owned();
+    let (alive, ended) = channel();
+    thread::spawn(move || {
+        if ended.recv_timeout(HANGS) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("test {name} hangs");
+            process::abort();
+        }
+    });
+    Some(alive)
+}
