@@ -123,12 +123,13 @@ pub fn trailers(data: &[u8]) {
             assert_eq!(trailers.len(), 1, "{member:?} is announced and removed");
         }
     }
-    let harmful = ["authorization", "content-length", "cookie", "host", "remote-user", "transfer-encoding", "x-user"];
     let mut left = given.clone();
     forbidden.remove_from(&mut left);
     for name in left.keys() {
+        let harmful = ["authorization", "content-length", "cookie", "host", "transfer-encoding"];
+        assert!(!harmful.contains(&name.as_str()), "{name}");
         let folded = name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-        assert!(!harmful.contains(&&*folded) && !folded.starts_with("x-forwarded-"), "{name}");
+        assert!(!["remote-user", "x-user"].contains(&&*folded) && !folded.starts_with("x-forwarded-"), "{name}");
     }
     let mut left = given;
     trailers::remove_from_response(&mut left);
