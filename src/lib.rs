@@ -106,6 +106,7 @@ pub use self::{
     basic_auth::BasicAuthLayer,
     client::{Client, ClientBody, ClientFuture},
     error::{Error, ErrorKind, Phase},
+    forward::Failure,
     identity::{ClientAddr, RemoteUser},
     path::{InvalidPrefix, Prefix},
     proxy::{ReverseProxy, ReverseProxyLayer, ReverseProxyService},

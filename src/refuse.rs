@@ -16,6 +16,11 @@ use crate::error::Error;
 /// The body of the inner service's response, or none. It asks nothing of the inner body, so it fits around any client.
 pub type RefusableBody<B> = Either<B, Empty<Bytes>>;
 
+/// Marks the response of a layer that has refused a request, as a response extension. An [`Error`] alone marks the failure of
+/// a nested proxy, which has reported it, and has made its page.
+#[derive(Clone, Debug)]
+pub(crate) struct Refused(pub(crate) Error);
+
 pin_project! {
     /// The future of a layer that refuses some requests itself.
     #[derive(Debug)]
@@ -60,7 +65,8 @@ where
                 if let Some(challenge) = error.challenge() {
                     response.headers_mut().insert(WWW_AUTHENTICATE, challenge.clone());
                 }
-                // The proxy makes the response of it that all its failures have.
+                // The proxy around the layer makes the response of it that all its failures have.
+                response.extensions_mut().insert(Refused(error.clone()));
                 response.extensions_mut().insert(error.clone());
                 response
             }

@@ -17,7 +17,7 @@ use std::{
 use axum::{Extension, Router};
 use tokio::{io::AsyncWriteExt, net::TcpListener};
 use tower_reverse_proxy::{
-    BasicAuthLayer, Error, RemoteUser, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer, Tunnels,
+    BasicAuthLayer, RemoteUser, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer, Tunnels,
 };
 use tracing::{
     Event, Level, Subscriber,
@@ -229,6 +229,28 @@ async fn each_claim_of_an_identity_that_is_removed_is_one_event() {
 }
 
 #[tokio::test]
+async fn a_half_closed_tunnel_that_stays_silent_ends_in_an_event_that_names_the_timeout() {
+    let turn = Turn::take().await;
+    // It ignores the client's end.
+    let origin = backend(|mut wire| async move {
+        wire.head().await;
+        wire.send(ACCEPT).await;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let tunnels = Tunnels::new();
+    let layer = ReverseProxyLayer::new(origin).tunnel_half_closed_timeout(SHORT).tunnels(tunnels.clone());
+    let mut wire = client(front(Router::new().layer(layer)).await).await;
+    wire.send(OFFER.as_bytes()).await;
+    assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101 "));
+    wire.stream.shutdown().await.unwrap();
+    assert!(wire.closed().await);
+    tunnels.wait().await;
+    let event = turn.event();
+    assert_eq!((&*event["message"], &*event["ended_by"]), ("a tunnel has ended", "half-closed timeout"));
+}
+
+#[tokio::test]
 async fn a_tunnel_that_never_opened_has_no_end() {
     let turn = Turn::take().await;
     let tunnels = Tunnels::new();
@@ -397,8 +419,8 @@ async fn no_event_and_no_error_shows_a_secret() {
             .body_idle_timeout(SHORT)
             .tunnel_idle_timeout(SHORT)
             .tunnels(tunnels.clone())
-            .on_error(move |error: &Error| {
-                let cause = std::error::Error::source(error);
+            .on_error(move |error| {
+                let cause = std::error::Error::source(error.error());
                 *heard.lock().unwrap() += &format!("{error} {error:?} {error:#?} {cause:?}\n");
                 error.status()
             })
@@ -416,6 +438,24 @@ async fn no_event_and_no_error_shows_a_secret() {
     // As it is, and as Basic has it: `service:s3cret`.
     for text in [format!("{events:?}"), shown.lock().unwrap().clone()] {
         assert!(!text.contains("s3cret") && !text.contains("c2VydmljZTpzM2NyZXQ"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_failure_of_a_nested_proxy_is_one_event() {
+    let turn = Turn::take().await;
+    for response in ["", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart"] {
+        let origin = backend(move |mut wire| async move {
+            wire.message().await;
+            wire.send(response.as_bytes()).await;
+        })
+        .await;
+        let outer = ReverseProxyLayer::with_upstream(ReverseProxyLayer::new(origin).into_service());
+        let mut wire = client(front(Router::new().layer(outer)).await).await;
+        wire.send(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+        let answer = wire.message().await.unwrap();
+        assert!(answer.status() == 502 || !answer.complete, "{answer:?}");
+        turn.event();
     }
 }
 

@@ -12,13 +12,15 @@ pub(crate) use cause::{classify, classify_request_body, classify_response_body};
 /// A failure of the proxy, as it stands in the extensions of the response that it became.
 ///
 /// A middleware outside of the proxy finds it with `response.extensions().get::<Error>()`; an
-/// [`on_error`](crate::ReverseProxyLayer::on_error) hook gets it as its argument. Clones share one value.
+/// [`on_error`](crate::ReverseProxyLayer::on_error) hook gets it in a [`Failure`](crate::Failure). Clones share one value.
 ///
 /// `Display` says what happened without its cause; the cause is the [`source`](error::Error::source). Neither holds
 /// credentials or header values. Both may hold addresses of the backend: fit for logs, not for clients.
 #[derive(Clone)]
 pub struct Error {
     inner: Arc<Inner>,
+    /// Of this clone, because requests that waited for one connection share what it failed with.
+    reported: bool,
 }
 
 struct Inner {
@@ -53,7 +55,7 @@ pub enum ErrorKind {
     ForeignDestination,
     /// The method isn't forwarded (`TRACE`, and `CONNECT` but for a WebSocket): 501.
     Method,
-    /// The request offers to switch protocols and has a body: 400.
+    /// The request offers to switch protocols and has a body, for a WebSocket, or without a `Content-Length`: 400.
     UpgradeBody,
     /// The request has come through this proxy before: 508.
     Loop,
@@ -190,7 +192,7 @@ impl ErrorKind {
             Self::Destination => "the Destination isn't one URL or absolute path, or leaves the prefix",
             Self::ForeignDestination => "the Destination isn't below the prefix",
             Self::Method => "the method isn't forwarded",
-            Self::UpgradeBody => "the request offers to switch protocols and has a body",
+            Self::UpgradeBody => "the request offers to switch protocols and has a body that this protocol can't have",
             Self::Loop => "the request has come through this proxy before",
             Self::SignInRequired => "nobody is signed in",
             Self::UserName => "the user's name can't be said to the backend",
@@ -216,21 +218,31 @@ impl ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind) -> Self {
-        Self { inner: Arc::new(Inner { kind, source: None, challenge: None }) }
+        Self { inner: Arc::new(Inner { kind, source: None, challenge: None }), reported: false }
     }
 
     pub(crate) fn with_source(kind: ErrorKind, source: impl Into<BoxError>) -> Self {
-        Self { inner: Arc::new(Inner { kind, source: Some(source.into()), challenge: None }) }
+        Self { inner: Arc::new(Inner { kind, source: Some(source.into()), challenge: None }), reported: false }
     }
 
     /// A failure that is answered with 401 and this `WWW-Authenticate`.
     pub(crate) fn with_challenge(kind: ErrorKind, challenge: HeaderValue) -> Self {
-        Self { inner: Arc::new(Inner { kind, source: None, challenge: Some(challenge) }) }
+        Self { inner: Arc::new(Inner { kind, source: None, challenge: Some(challenge) }), reported: false }
     }
 
     /// The `WWW-Authenticate` of the response that it becomes.
     pub(crate) fn challenge(&self) -> Option<&HeaderValue> {
         self.inner.challenge.as_ref()
+    }
+
+    /// Sets that the event of this failure has been emitted: by a nested proxy, if it comes from one.
+    pub(crate) fn report(&mut self) {
+        self.reported = true;
+    }
+
+    /// Returns whether the event of this failure has been emitted.
+    pub(crate) fn is_reported(&self) -> bool {
+        self.reported
     }
 
     /// Returns what failed.

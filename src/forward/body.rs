@@ -17,7 +17,7 @@ use pin_project_lite::pin_project;
 use super::{
     expect::Expectation,
     idle::Idle,
-    upload::{Turn, Upload},
+    upload::{ExchangeUpload, Turn, Upload},
 };
 use crate::{
     error::{Error, ErrorKind, classify_request_body, classify_response_body},
@@ -35,6 +35,7 @@ pin_project! {
         upload: Arc<Upload>,
         version: Version,
         forbidden: Option<ForbiddenTrailers>,
+        ended: bool,
         #[pin]
         expectation: Option<Expectation>,
     }
@@ -58,7 +59,7 @@ impl RequestBody {
         idle_timeout: Option<Duration>,
         upload: Arc<Upload>,
     ) -> Self {
-        Self { inner, idle: Idle::new(idle_timeout), upload, version, forbidden, expectation }
+        Self { inner, idle: Idle::new(idle_timeout), upload, version, forbidden, ended: false, expectation }
     }
 }
 
@@ -72,13 +73,26 @@ impl http_body::Body for RequestBody {
             ready!(expectation.poll(cx));
             this.expectation.set(None);
         }
-        let frame = match this.inner.as_mut().poll_frame(cx) {
+        let polled = if *this.ended { Poll::Ready(None) } else { this.inner.as_mut().poll_frame(cx) };
+        let frame = match polled {
+            Poll::Ready(None)
+                if !this.inner.is_end_stream()
+                    && let Some(confirmation) = this.upload.confirmation() =>
+            {
+                if !*this.ended {
+                    *this.ended = true;
+                    this.upload.set(Turn::Done);
+                }
+                let is_end = ready!(confirmation.poll_end(cx));
+                (!is_end).then(|| Err(ErrorKind::ClientGone.into()))
+            }
             Poll::Ready(frame) => {
                 frame.map(|frame| frame.map_err(|error| classify_request_body(error.into(), *this.version)))
             }
             Poll::Pending => {
-                this.upload.set(Turn::Client);
-                ready!(this.idle.as_mut().poll_elapsed(cx));
+                this.upload.wait_for_client();
+                // Once the response's head is through, what comes of the response shows that the exchange is alive.
+                ready!(this.idle.as_mut().poll_elapsed(cx, || this.upload.answered()));
                 Some(Err(ErrorKind::RequestBodyTimeout.into()))
             }
         };
@@ -87,10 +101,10 @@ impl http_body::Body for RequestBody {
             Some(Ok(_)) if !this.inner.is_end_stream() => Turn::Backend,
             _ => Turn::Done,
         };
-        this.upload.set(turn);
         if let Some(Err(error)) = &frame {
             this.upload.fail(error);
         }
+        this.upload.set(turn);
         let forbidden = this.forbidden.as_ref();
         Poll::Ready(frame.and_then(|frame| {
             match frame {
@@ -122,19 +136,25 @@ pin_project! {
         #[pin]
         idle: Idle,
         hide_length: bool,
-        upload: Option<Arc<Upload>>,
+        upload: Option<ExchangeUpload>,
         failure: Option<Error>,
     }
 }
 
-impl<B> ResponseBody<B> {
+impl<B: http_body::Body> ResponseBody<B> {
     /// `upload` is the request's body, if it had one: it may still be under way.
     pub(super) fn new(
         inner: B,
         idle_timeout: Option<Duration>,
         hide_length: bool,
-        upload: Option<Arc<Upload>>,
+        upload: Option<ExchangeUpload>,
     ) -> Self {
+        if let Some(upload) = &upload {
+            upload.answer();
+            if inner.is_end_stream() {
+                upload.complete();
+            }
+        }
         Self { inner, idle: Idle::new(idle_timeout), hide_length, upload, failure: None }
     }
 }
@@ -152,8 +172,12 @@ where
         if let Some(failure) = this.failure.take() {
             return Poll::Ready(Some(Err(failure)));
         }
-        let error = match this.inner.poll_frame(cx) {
-            Poll::Pending => match this.idle.poll_elapsed(cx) {
+        if let Some(upload) = this.upload {
+            upload.polled(cx);
+        }
+        let mut error: Error = match this.inner.as_mut().poll_frame(cx) {
+            // An upload that flows shows that the exchange is alive.
+            Poll::Pending => match this.idle.poll_elapsed(cx, || this.upload.as_ref()?.flowed()) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(()) => ErrorKind::ResponseBodyTimeout.into(),
             },
@@ -163,11 +187,25 @@ where
             }
             Poll::Ready(Some(Ok(frame))) => {
                 this.idle.as_mut().stop();
+                if let Some(upload) = this.upload {
+                    upload.answer();
+                    if frame.is_trailers() || this.inner.is_end_stream() {
+                        upload.complete();
+                    }
+                }
                 return Poll::Ready(without_trailers(frame, trailers::remove_from_response).map(Ok));
             }
-            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Ready(None) => {
+                if let Some(upload) = this.upload {
+                    upload.complete();
+                }
+                return Poll::Ready(None);
+            }
         };
-        super::failure::trace(&error);
+        if !error.is_reported() {
+            super::failure::trace(&error);
+            error.report();
+        }
         // hyper's server writes when the body is pending, and closes the connection on an error without writing what it has
         // buffered. The head, and the frames before the error, go out first, so that the client sees a cut response.
         *this.failure = Some(error);

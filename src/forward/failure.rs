@@ -1,27 +1,104 @@
 //! What becomes of a failure: one response, with the error in its extensions, and one event.
 
-use std::error::Error as _;
+use std::{error::Error as _, fmt, ops::Deref};
 
 use axum_core::body::Body;
 use http::{
-    HeaderMap, HeaderValue, Response, StatusCode, Version,
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{ALLOW, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
 
 use super::{request::Refusal, response::no_body, rules::Rules};
 use crate::error::{Error, ErrorKind};
 
-/// Answers in the backend's place.
-pub(super) fn respond(rules: &Rules, refusal: Refusal, is_grpc: bool) -> Response<Body> {
+/// A failure, as an [`on_error`](crate::ReverseProxyLayer::on_error) hook gets it: the [`Error`], which it dereferences to, and
+/// the request that it happened to, as the client sent it.
+///
+/// `Debug` and `Display` show the error alone: the request's fields may hold credentials.
+#[derive(Clone)]
+pub struct Failure {
+    error: Error,
+    request: RequestHead,
+}
+
+/// The head of a request, kept for a hook.
+#[derive(Clone)]
+pub(super) struct RequestHead {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+}
+
+impl Failure {
+    /// Returns the error.
+    pub fn error(&self) -> &Error {
+        &self.error
+    }
+
+    /// Returns the request's method.
+    pub fn method(&self) -> &Method {
+        &self.request.method
+    }
+
+    /// Returns the request's target as the client sent it: what nested routers have stripped is in it.
+    pub fn uri(&self) -> &Uri {
+        &self.request.uri
+    }
+
+    /// Returns the request's fields as the client sent them, hop-by-hop fields and credentials included.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.request.headers
+    }
+}
+
+impl Deref for Failure {
+    type Target = Error;
+
+    fn deref(&self) -> &Error {
+        &self.error
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Failure").field("error", &self.error).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl RequestHead {
+    /// Keeps the head of a request, if there is a hook to get it: it is moved to the backend, and a failure may come after that.
+    pub(super) fn keep(rules: &Rules, request: &Request<Body>) -> Option<Box<Self>> {
+        rules.on_error.as_ref()?;
+        Some(Box::new(Self {
+            method: request.method().clone(),
+            uri: super::request::original_uri(request).clone(),
+            headers: request.headers().clone(),
+        }))
+    }
+}
+
+/// Answers in the backend's place. `request` is there if there is a hook.
+pub(super) fn respond(
+    rules: &Rules,
+    refusal: Refusal,
+    is_grpc: bool,
+    request: Option<Box<RequestHead>>,
+) -> Response<Body> {
     let error = match refusal {
         Refusal::Failed(error) => error,
         Refusal::Final => return final_recipient(),
     };
     trace(&error);
-    let mut response = match &rules.on_error {
+    let mut response = match (&rules.on_error, request) {
         _ if is_grpc => grpc_response(&error),
-        Some(on_error) => on_error(&error),
-        None => plain_response(&error),
+        (Some(on_error), Some(request)) => on_error(&Failure { error: error.clone(), request: *request }),
+        _ => plain_response(&error),
     };
     // A page of the application's may have chosen another status, or its own challenge.
     if let Some(challenge) = error.challenge()

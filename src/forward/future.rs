@@ -19,40 +19,43 @@ use tower_service::Service;
 use super::{
     body::RequestBody,
     expect::Expectation,
-    failure,
+    failure::{self, RequestHead},
     request::{self, Exchange, Refusal},
     response,
     rules::Rules,
-    upload::{Turn, Upload},
+    upload::{ExchangeUpload, Turn, Upload},
 };
-use crate::error::{Error, ErrorKind, classify};
+use crate::{
+    error::{ErrorKind, classify},
+    refuse::Refused,
+};
 
 /// Forwards a request to an upstream service, which becomes ready inside of the future.
 pub(crate) fn forward<U>(rules: Arc<Rules>, upstream: U, mut request: Request<Body>) -> ForwardFuture<U>
 where
     U: Service<Request<Body>>,
 {
-    let is_grpc = request::is_grpc(&request);
     let version = request.version();
+    let head = RequestHead::keep(&rules, &request);
     let exchange = match request::prepare(&rules, &mut request) {
         Ok(exchange) => exchange,
         Err(refusal) => {
-            let response = failure::respond(&rules, refusal, is_grpc);
+            let response = failure::respond(&rules, refusal, request::is_grpc(&request), head);
             return ForwardFuture { state: State::Refused { response: Some(response) } };
         }
     };
     let expectation = Expectation::of(&mut request, rules.continue_timeout);
     let mut upload = None;
     if !request.body().is_end_stream() {
-        let shared = Arc::new(Upload::new());
-        upload = Some(shared.clone());
+        let shared = Arc::new(Upload::new(version));
+        upload = Some(ExchangeUpload::new(shared.clone()));
         let forbidden = request::forbidden_trailers(&mut request, version);
         request = request.map(|body| {
             Body::new(RequestBody::new(body, version, forbidden, expectation, rules.body_idle_timeout, shared))
         });
     }
     let call = Oneshot::new(upstream, request);
-    ForwardFuture { state: State::Calling { call, clock: None, upload, exchange, is_grpc, rules } }
+    ForwardFuture { state: State::Calling { call, clock: None, upload, exchange, head, rules } }
 }
 
 pin_project! {
@@ -79,9 +82,9 @@ pin_project! {
             call: Oneshot<U, Request<Body>>,
             #[pin]
             clock: Option<Sleep>,
-            upload: Option<Arc<Upload>>,
+            upload: Option<ExchangeUpload>,
             exchange: Exchange,
-            is_grpc: bool,
+            head: Option<Box<RequestHead>>,
             rules: Arc<Rules>,
         },
     }
@@ -101,11 +104,14 @@ where
             StateProj::Refused { response } => {
                 Poll::Ready(response.take().unwrap_or_else(|| panic!("polled after completion")))
             }
-            StateProj::Calling { call, clock, upload, exchange, is_grpc, rules } => {
+            StateProj::Calling { call, clock, upload, exchange, head, rules } => {
+                if let Some(upload) = upload {
+                    upload.polled(cx);
+                }
                 let finished = match call.poll(cx) {
-                    Poll::Ready(Ok(mut response)) => match response.extensions_mut().remove::<Error>() {
+                    Poll::Ready(Ok(mut response)) => match response.extensions_mut().remove::<Refused>() {
                         // A layer of the upstream side has refused the request.
-                        Some(refusal) => Err(refusal),
+                        Some(Refused(error)) => Err(error),
                         None => response::finish(rules, exchange, response, upload.take()),
                     },
                     Poll::Ready(Err(error)) => {
@@ -117,7 +123,9 @@ where
                         Poll::Pending => return Poll::Pending,
                     },
                 };
-                Poll::Ready(finished.unwrap_or_else(|error| failure::respond(rules, Refusal::Failed(error), *is_grpc)))
+                Poll::Ready(finished.unwrap_or_else(|error| {
+                    failure::respond(rules, Refusal::Failed(error), exchange.is_grpc, head.take())
+                }))
             }
         }
     }

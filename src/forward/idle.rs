@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -31,8 +31,13 @@ impl Idle {
         *self.project().running = false;
     }
 
-    /// Lets the clock run; ready when it has run for the whole timeout.
-    pub(super) fn poll_elapsed(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    /// Lets the clock run; ready when it has run for the whole timeout, and as much time has passed since `other`: the last
+    /// frame in the other direction.
+    pub(super) fn poll_elapsed(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        other: impl Fn() -> Option<Instant>,
+    ) -> Poll<()> {
         let mut this = self.project();
         let Some(timeout) = *this.timeout else { return Poll::Pending };
         if !*this.running {
@@ -42,9 +47,13 @@ impl Idle {
                 None => this.sleep.set(Some(tokio::time::sleep(timeout))),
             }
         }
-        match this.sleep.as_pin_mut() {
-            Some(sleep) => sleep.poll(cx),
-            None => Poll::Pending,
+        let Some(mut sleep) = this.sleep.as_pin_mut() else { return Poll::Pending };
+        loop {
+            ready!(sleep.as_mut().poll(cx));
+            match other().map(|last| last + timeout) {
+                Some(due) if due > Instant::now() => sleep.as_mut().reset(due),
+                _ => return Poll::Ready(()),
+            }
         }
     }
 }

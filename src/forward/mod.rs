@@ -4,6 +4,7 @@
 //! operator chose of them; [`body`] watches what flows; [`future`] drives one exchange from one half to the other.
 
 mod body;
+mod confirm;
 mod expect;
 mod failure;
 mod future;
@@ -13,6 +14,7 @@ mod response;
 mod rules;
 mod upload;
 
+pub use self::failure::Failure;
 pub(crate) use self::{
     future::{ForwardFuture, forward},
     rules::Rules,

@@ -32,6 +32,8 @@ pub(super) struct Exchange {
     pub(super) method: Method,
     /// The client's.
     pub(super) version: Version,
+    /// Whether failures have to be said in gRPC's way.
+    pub(super) is_grpc: bool,
     /// What the client sees, if the backend sees another directory.
     pub(super) public: Option<Box<Public>>,
     /// The protocols that the client would switch to.
@@ -61,7 +63,7 @@ impl From<ErrorKind> for Refusal {
 
 /// Turns the client's request into the one for the upstream, step by step. One that is refused is left halfway.
 pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exchange, Refusal> {
-    let version = request.version();
+    let (version, is_grpc) = (request.version(), is_grpc(request));
     let peer = peer(request.extensions());
     headers::trim_values(request.headers_mut());
 
@@ -116,7 +118,7 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
     if let Some(offer) = &offer {
         offer.make(request);
     }
-    Ok(Exchange { method: request.method().clone(), version, public, offer })
+    Ok(Exchange { method: request.method().clone(), version, is_grpc, public, offer })
 }
 
 /// Whether a client, or a peer that isn't trusted, claims somebody's identity. Says so: the application may wonder where it is.
@@ -206,6 +208,11 @@ fn peer(extensions: &Extensions) -> Option<IpAddr> {
     #[cfg(feature = "axum")]
     let addr = addr.or_else(|| crate::axum::peer(extensions));
     addr
+}
+
+/// Returns the target as the client sent it.
+pub(super) fn original_uri<B>(request: &Request<B>) -> &Uri {
+    nest(request.extensions()).map_or(request.uri(), |nest| nest.original)
 }
 
 fn nest(extensions: &Extensions) -> Option<Nest<'_>> {

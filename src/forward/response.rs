@@ -1,7 +1,5 @@
 //! The response half: from what the backend answered to what the client may hear.
 
-use std::sync::Arc;
-
 use axum_core::{BoxError, body::Body};
 use bytes::Bytes;
 use http::{
@@ -9,7 +7,7 @@ use http::{
     header::{CONNECTION, CONTENT_LENGTH},
 };
 
-use super::{body::ResponseBody, request::Exchange, rules::Rules, upload::Upload};
+use super::{body::ResponseBody, request::Exchange, rules::Rules, upload::ExchangeUpload};
 use crate::{
     error::{Error, ErrorKind},
     headers::{self, cookie, framing, hop, location, trailers},
@@ -23,7 +21,7 @@ pub(super) fn finish<B>(
     rules: &Rules,
     exchange: &mut Exchange,
     mut response: Response<B>,
-    upload: Option<Arc<Upload>>,
+    upload: Option<ExchangeUpload>,
 ) -> Result<Response<Body>, Error>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -66,6 +64,10 @@ where
     }
 
     if let Some(switch) = switch {
+        // The client switches when the request's body is over: it may have failed since the backend answered.
+        if let Some(failure) = upload.and_then(|upload| upload.failure()) {
+            return Err(failure);
+        }
         switch.start(&mut response, &rules.tunnels);
         return Ok(response.map(|_| Body::empty()));
     }

@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use axum_core::body::Body;
 use http::Response;
 
+use super::failure::Failure;
 use crate::{
-    error::Error,
     headers::{forwarded::ForwardedPolicy, via::Pseudonym},
     path::{PathPolicy, Prefix},
     upgrade::{Allowed, TunnelOptions},
@@ -32,7 +32,7 @@ pub(crate) struct Rules {
     pub(crate) on_error: Option<OnError>,
 }
 
-pub(crate) type OnError = Arc<dyn Fn(&Error) -> Response<Body> + Send + Sync>;
+pub(crate) type OnError = Arc<dyn Fn(&Failure) -> Response<Body> + Send + Sync>;
 
 impl Default for Rules {
     fn default() -> Self {

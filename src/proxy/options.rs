@@ -18,8 +18,7 @@ use crate::client::KeepAlive;
 use crate::client::Tls;
 use crate::{
     client::{Client, boxed},
-    error::Error,
-    forward::Rules,
+    forward::{Failure, Rules},
     headers::{cookie::is_cookie_name, via::Pseudonym},
     path::{InvalidPrefix, PathPolicy, Prefix},
     upgrade::Tunnels,
@@ -238,6 +237,18 @@ impl<U, P> ReverseProxyLayer<U, P> {
     ///
     /// An offer of any other protocol is dropped, and the request goes on without it.
     ///
+    /// An offer may come with a body that has a `Content-Length`, as the `POST` of `docker exec` does: the body goes to the
+    /// backend first, and the tunnel begins behind it. An offer of `websocket` has no body (RFC 6455, section 4.1), and one
+    /// with a body is answered with 400; so is an offer whose body has no `Content-Length`.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// // `docker exec` and `podman attach`, to a daemon behind the proxy.
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:2375").prefix("/v1.43").allow_upgrade("tcp");
+    /// # let _ = proxy;
+    /// ```
+    ///
     /// # Panics
     ///
     /// If it isn't a token, or is `h2c` or `HTTP/…`: a tunnel around every rule here.
@@ -258,10 +269,42 @@ impl<U, P> ReverseProxyLayer<U, P> {
         self.rules(|rules| rules.tunnels.tunnels = tunnels)
     }
 
-    /// Sets how long a tunnel may carry nothing either way. Default: for ever, TCP keep-alive finds peers that are gone.
+    /// Sets how long a tunnel may carry nothing either way. Default: for ever.
+    ///
+    /// TCP keep-alive finds a backend that is gone: the crate's client sets it. On the client's side, it's the server's to
+    /// set. Without it, the tunnels of clients that vanish without a FIN stay. With `axum::serve` and the crate socket2:
+    ///
+    /// ```ignore
+    /// use axum::serve::ListenerExt;
+    /// use socket2::{SockRef, TcpKeepalive};
+    ///
+    /// let keep_alive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
+    /// let listener = listener.tap_io(move |stream| {
+    ///     let _ = SockRef::from(&*stream).set_tcp_keepalive(&keep_alive);
+    /// });
+    /// axum::serve(listener, app).await?;
+    /// ```
     pub fn tunnel_idle_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         let timeout = bounded(timeout.into());
         self.rules(|rules| rules.tunnels.idle_timeout = timeout)
+    }
+
+    /// Sets how long a tunnel may carry nothing after one side has ended. Default: 60 seconds. `None`: for ever.
+    ///
+    /// The end of one side is passed on, and the other direction goes on: a client may send a FIN and read the rest. A peer
+    /// that ignores the FIN would keep the tunnel open for ever. Each byte starts the time anew. A tunnel that is ended for it has
+    /// `half-closed timeout` for its `ended_by`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").tunnel_half_closed_timeout(Duration::from_secs(10));
+    /// # let _ = proxy;
+    /// ```
+    pub fn tunnel_half_closed_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
+        let timeout = bounded(timeout.into());
+        self.rules(|rules| rules.tunnels.half_closed_timeout = timeout)
     }
 
     /// Sets how long a tunnel may be open. Default: for ever.
@@ -290,32 +333,49 @@ impl<U, P> ReverseProxyLayer<U, P> {
 
     /// Sets how long either body may stand still. Default: 5 minutes. `None`: for ever.
     ///
-    /// Each frame starts the time anew; a slow body isn't cut. A client that sends nothing more gets 408, a backend that
-    /// takes nothing more becomes 504, and one that sends nothing more an aborted response. A client that doesn't read is
-    /// the server's to watch.
+    /// Each frame starts the time anew; a slow body isn't cut. Before the response head, a client that sends nothing more
+    /// gets 408, and a backend that takes nothing more becomes 504. After the head, a frame in either direction starts the
+    /// time anew for both: a client may listen to answers for hours, or send while the backend is silent. An exchange that
+    /// is silent in both directions is aborted. A client that doesn't read is the server's to watch.
     pub fn body_idle_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         let timeout = bounded(timeout.into());
         self.rules(|rules| rules.body_idle_timeout = timeout)
     }
 
-    /// Makes the response of a failure, in place of a short text. The [`Error`] is put into its extensions.
+    /// Makes the response of a failure, in place of a short text. The [`Error`](crate::Error) is put into its extensions.
+    ///
+    /// The [`Failure`] is the error, and the method, target and fields of the request:
     ///
     /// ```
-    /// use axum::response::Html;
-    /// use tower_reverse_proxy::ReverseProxyLayer;
+    /// use axum::{
+    ///     http::{StatusCode, header::{ACCEPT, CONTENT_TYPE}},
+    ///     response::{Html, IntoResponse, Response},
+    /// };
+    /// use tower_reverse_proxy::{Failure, ReverseProxyLayer};
     ///
-    /// let legacy = ReverseProxyLayer::new("http://127.0.0.1:8000")
-    ///     .on_error(|error| (error.status(), Html("<h1>Back in a minute</h1>")));
+    /// fn page(failure: &Failure) -> (StatusCode, Response) {
+    ///     let accept = failure.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    ///     let page = if accept.contains("application/json") {
+    ///         ([(CONTENT_TYPE, "application/json")], r#"{"error":"back in a minute"}"#).into_response()
+    ///     } else {
+    ///         Html("<h1>Back in a minute</h1>").into_response()
+    ///     };
+    ///     (failure.status(), page)
+    /// }
+    ///
+    /// let legacy = ReverseProxyLayer::new("http://127.0.0.1:8000").on_error(page);
     /// # let _ = legacy;
     /// ```
     ///
-    /// gRPC requests get a gRPC status instead.
+    /// gRPC requests get a gRPC status instead. With a hook, each request's method, target and fields are cloned, because the
+    /// request is gone when it fails; without one, nothing is.
     ///
     /// # Security
     ///
-    /// The error's text and source are for the log: they may hold addresses of the backend.
-    pub fn on_error<R: IntoResponse>(self, respond: impl Fn(&Error) -> R + Send + Sync + 'static) -> Self {
-        self.rules(|rules| rules.on_error = Some(Arc::new(move |error| respond(error).into_response())))
+    /// The error's text and source are for the log: they may hold addresses of the backend. The request's fields may hold
+    /// credentials.
+    pub fn on_error<R: IntoResponse>(self, respond: impl Fn(&Failure) -> R + Send + Sync + 'static) -> Self {
+        self.rules(|rules| rules.on_error = Some(Arc::new(move |failure| respond(failure).into_response())))
     }
 
     fn rules(mut self, change: impl FnOnce(&mut Rules)) -> Self {

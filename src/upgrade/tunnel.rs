@@ -17,6 +17,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes},
+    sync::Notify,
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -93,16 +94,28 @@ impl fmt::Debug for Tunnels {
 }
 
 /// What can be chosen of tunnels.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct TunnelOptions {
     pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) half_closed_timeout: Option<Duration>,
     pub(crate) max_age: Option<Duration>,
     pub(crate) tunnels: Tunnels,
 }
 
+impl Default for TunnelOptions {
+    fn default() -> Self {
+        Self {
+            idle_timeout: None,
+            half_closed_timeout: Some(Duration::from_secs(60)),
+            max_age: None,
+            tunnels: Tunnels::default(),
+        }
+    }
+}
+
 /// Carries bytes both ways until both sides have ended, or one has failed. Each side's end is passed on as it comes.
 async fn tunnel(client: OnUpgrade, backend: OnUpgrade, options: TunnelOptions) {
-    let TunnelOptions { idle_timeout, max_age, tunnels } = options;
+    let TunnelOptions { idle_timeout, half_closed_timeout, max_age, tunnels } = options;
     // The client's side is ready when our answer has been written, or fails when its connection ends before.
     let both = async { Ok::<_, hyper::Error>((client.await?, backend.await?)) };
     let (client, backend) = match tunnels.stop.run_until_cancelled(both).await {
@@ -118,7 +131,9 @@ async fn tunnel(client: OnUpgrade, backend: OnUpgrade, options: TunnelOptions) {
     let mut backend = Side { name: "backend", io: TokioIo::new(backend), account: account.clone() };
     let mut carried = pin!(copy_bidirectional_with_sizes(&mut client, &mut backend, BUFFER, BUFFER));
     let (mut idle, mut age) = (pin!(account.idle(idle_timeout)), pin!(after(max_age)));
+    let mut half_closed = pin!(account.half_closed(half_closed_timeout));
     let mut stop = pin!(tunnels.stop.cancelled());
+    let mut outlived = false;
     let error = poll_fn(|cx| {
         if let Poll::Ready(outcome) = carried.as_mut().poll(cx) {
             return Poll::Ready(outcome.err().map(|error| error.to_string()));
@@ -133,6 +148,10 @@ async fn tunnel(client: OnUpgrade, backend: OnUpgrade, options: TunnelOptions) {
                 return Poll::Ready(None);
             }
         }
+        if half_closed.as_mut().poll(cx).is_ready() {
+            outlived = true;
+            return Poll::Ready(None);
+        }
         Poll::Pending
     })
     .await;
@@ -141,7 +160,7 @@ async fn tunnel(client: OnUpgrade, backend: OnUpgrade, options: TunnelOptions) {
         up = account.up.load(Ordering::Relaxed),
         down = account.down.load(Ordering::Relaxed),
         age_ms = u64::try_from(account.start.elapsed().as_millis()).unwrap_or(u64::MAX),
-        ended_by = account.end.get().copied().unwrap_or_default(),
+        ended_by = if outlived { "half-closed timeout" } else { account.end.get().copied().unwrap_or_default() },
         error,
         "a tunnel has ended"
     );
@@ -168,22 +187,43 @@ struct Account {
     down: AtomicU64,
     /// What came first: the end of a side, or of our patience.
     end: OnceLock<&'static str>,
+    /// Notified when the first side has ended.
+    closed: Notify,
 }
 
 impl Account {
     fn new() -> Self {
         let zero = AtomicU64::default;
-        Self { start: Instant::now(), last: zero(), up: zero(), down: zero(), end: OnceLock::new() }
+        let (end, closed) = (OnceLock::new(), Notify::new());
+        Self { start: Instant::now(), last: zero(), up: zero(), down: zero(), end, closed }
     }
 
     fn ended_by(&self, name: &'static str) {
         let _ = self.end.set(name);
     }
 
+    /// Counts the end of a side as its last byte.
+    fn close(&self, name: &'static str) {
+        if self.end.set(name).is_ok() {
+            self.touch();
+            self.closed.notify_one();
+        }
+    }
+
     fn count(&self, counter: &AtomicU64, bytes: usize) {
         counter.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.touch();
+    }
+
+    fn touch(&self) {
         let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last.store(elapsed, Ordering::Relaxed);
+    }
+
+    /// Ready when one side has ended, and nothing was carried for so long since.
+    async fn half_closed(&self, timeout: Option<Duration>) {
+        self.closed.notified().await;
+        self.idle(timeout).await;
     }
 
     /// Ready when nothing was carried for so long.
@@ -211,7 +251,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Side<T> {
         let before = buf.filled().len();
         let outcome = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
         match buf.filled().len() - before {
-            0 => self.account.ended_by(self.name),
+            0 => self.account.close(self.name),
             bytes if self.name == "client" => self.account.count(&self.account.up, bytes),
             bytes => self.account.count(&self.account.down, bytes),
         }

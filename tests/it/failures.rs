@@ -31,7 +31,7 @@ use tower::{
     ServiceExt, limit::ConcurrencyLimitLayer, load_shed::LoadShedLayer, service_fn, timeout::TimeoutLayer,
     util::MapRequestLayer,
 };
-use tower_reverse_proxy::{Error, ErrorKind, Phase, ReverseProxy, ReverseProxyLayer};
+use tower_reverse_proxy::{Error, ErrorKind, Failure, Phase, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{Message, PATIENCE, Wire, answering, ask, backend, client, front, get as ask_get, http2, mirror};
 
@@ -189,6 +189,42 @@ async fn on_error_makes_the_response() {
     let answer = ask_get(addr, "/x", "").await;
     assert_eq!(failure(&answer), "418 Connect Connect");
     assert_eq!((answer.field("x-own"), &*answer.text()), (Some("1"), "the backend can't be reached"));
+}
+
+#[tokio::test]
+async fn on_error_sees_the_request_as_the_client_sent_it() {
+    fn page(failure: &Failure) -> (StatusCode, String) {
+        let json = failure.headers().get("accept").is_some_and(|accept| accept == "application/json");
+        let kind = if json { "json" } else { "html" };
+        (failure.status(), format!("{} {} {kind} {:?}", failure.method(), failure.uri(), failure.error().kind()))
+    }
+    let url = refusing().await;
+    let proxy = || ReverseProxyLayer::new(&url).on_error(page);
+    // Before it's forwarded, after that, and below a nest.
+    let nested = Router::new().nest_service("/nest", proxy().strip_prefix().into_service());
+    for (app, target, kind) in [
+        (Router::new().layer(proxy().prefix("/p").strip_prefix()), "/p/x?q", "Connect"),
+        (Router::new().layer(proxy().prefix("/p")), "/p/../x", "Target"),
+        (nested, "/nest/x", "Connect"),
+    ] {
+        let addr = told(app).await;
+        for (accept, page) in [("application/json", "json"), ("text/html", "html")] {
+            let fields = format!("Accept: {accept}\r\nConnection: accept\r\nContent-Length: 2\r\n");
+            let answer = ask(addr, format!("POST {target} HTTP/1.1\r\nHost: a\r\n{fields}\r\nhi")).await;
+            assert_eq!(answer.text(), format!("POST {target} {page} {kind}"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_failure_shows_nothing_of_the_request() {
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let proxy = ReverseProxyLayer::new(refusing().await).on_error(move |failure| {
+        assert_eq!(failure.headers()["authorization"], "s3cret");
+        tell.send(format!("{failure} {failure:?} {failure:#?}")).unwrap();
+    });
+    ask_get(front(Router::new().layer(proxy)).await, "/x?s3cret", "Authorization: s3cret\r\n").await;
+    assert!(!told.recv().await.unwrap().contains("s3cret"));
 }
 
 #[tokio::test]

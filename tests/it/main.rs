@@ -29,6 +29,7 @@ mod layering;
 mod limits;
 mod mapping;
 mod mounting;
+mod nested;
 mod panics;
 mod pool;
 mod queue;
@@ -39,7 +40,9 @@ mod stress;
 #[cfg(feature = "tls-ring")]
 mod tls;
 mod trailers;
+mod tunnels;
 mod upgrade;
+mod uploads;
 mod upstream_side;
 mod waiting;
 mod websocket;

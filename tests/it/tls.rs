@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tower_reverse_proxy::{
-    Error, ErrorKind, ReverseProxyLayer, Tls,
+    Error, ErrorKind, Failure, ReverseProxyLayer, Tls,
     rustls::{
         self, ClientConfig, ProtocolVersion, RootCertStore, ServerConfig,
         crypto::{CryptoProvider, ring},
@@ -131,7 +131,7 @@ fn nothing(_: &rustls::ServerConnection) -> String {
 
 /// A front whose failures say their kind and the whole chain of causes, as the log has it.
 async fn proxied(proxy: ReverseProxyLayer) -> SocketAddr {
-    front(Router::new().layer(proxy.on_error(|error: &Error| {
+    front(Router::new().layer(proxy.on_error(|error: &Failure| {
         let chain = std::iter::successors(error.source(), |&cause| cause.source());
         let chain: Vec<String> = chain.map(ToString::to_string).collect();
         (error.status(), format!("{:?}: {}", error.kind(), chain.join(": ")))

@@ -1,0 +1,56 @@
+//! A proxy whose upstream is a proxy: a failure is reported, and its page made, by the one that it happened to.
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::StatusCode,
+    response::{Html, Response},
+};
+use tokio::net::TcpListener;
+use tower::ServiceExt;
+use tower_reverse_proxy::{Error, ErrorKind, Failure, RemoteUserLayer, ReverseProxy, ReverseProxyLayer};
+
+use crate::support::{front, get, mirror};
+
+async fn refusing() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
+
+#[tokio::test]
+async fn the_failure_of_a_nested_proxy_passes_with_its_page_and_status() {
+    let inner = ReverseProxyLayer::new(refusing().await)
+        .on_error(|_| (StatusCode::IM_A_TEAPOT, [("x-inner", "1")], Html("inner")))
+        .into_service();
+    let outer = ReverseProxyLayer::with_upstream(inner).on_error(|_| (StatusCode::BAD_GATEWAY, Html("outer")));
+    let answer = get(front(Router::new().layer(outer.clone())).await, "/x", "").await;
+    assert_eq!((answer.status(), answer.field("x-inner"), &*answer.text()), (418, Some("1"), "inner"));
+    // The error is there for what is around both.
+    let request = Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
+    let Ok(response): Result<Response, std::convert::Infallible> = outer.into_service().oneshot(request).await;
+    assert_eq!(response.extensions().get::<Error>().unwrap().kind(), ErrorKind::Connect);
+}
+
+#[tokio::test]
+async fn a_nested_proxys_default_page_passes() {
+    let inner = ReverseProxy::new(refusing().await);
+    let outer = ReverseProxyLayer::with_upstream(inner).on_error(|_| Html("outer"));
+    let answer = get(front(Router::new().layer(outer)).await, "/x", "").await;
+    assert_eq!((answer.status(), &*answer.text()), (502, "Bad Gateway"));
+}
+
+#[tokio::test]
+async fn a_layer_that_refuses_on_either_side_has_the_page_of_the_proxy_around_it() {
+    let page = |name: &'static str| move |_: &Failure| (StatusCode::IM_A_TEAPOT, Html(name));
+    let inner = ReverseProxyLayer::new(mirror().await).on_error(page("inner"));
+    let within = inner.clone().upstream_layer(RemoteUserLayer::new().required()).into_service();
+    let within = ReverseProxyLayer::with_upstream(within).on_error(page("outer"));
+    let between = ReverseProxyLayer::with_upstream(inner.into_service())
+        .on_error(page("outer"))
+        .upstream_layer(RemoteUserLayer::new().required());
+    for (app, text) in [(Router::new().layer(within), "inner"), (Router::new().layer(between), "outer")] {
+        let answer = get(front(app).await, "/x", "").await;
+        assert_eq!((answer.status(), &*answer.text()), (418, text));
+    }
+}

@@ -1,0 +1,232 @@
+//! How tunnels begin behind a body, and how they end when one side has.
+
+use std::time::Duration;
+
+use axum::Router;
+use tokio::{
+    io::{AsyncWriteExt, DuplexStream},
+    sync::mpsc::unbounded_channel,
+    time::{sleep, timeout},
+};
+use tower_reverse_proxy::{ReverseProxyLayer, Tunnels};
+
+use crate::{
+    support::{PATIENCE, Wire, answering, ask, backend, client, front},
+    uploads::InMemory,
+};
+
+const OFFER: &[u8] = b"GET /chat HTTP/1.1\r\nHost: front.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+const ACCEPT: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+/// Opens a tunnel, and returns its two ends.
+async fn opened(memory: &mut InMemory) -> (Wire<DuplexStream>, Wire<DuplexStream>) {
+    let mut client = memory.client();
+    client.send(OFFER).await;
+    let mut backend = memory.backend().await;
+    backend.head().await.unwrap();
+    backend.send(ACCEPT).await;
+    assert_eq!(client.message().await.unwrap().status(), 101);
+    (client, backend)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_half_closed_tunnel_ends_after_a_minute_without_a_byte() {
+    let tunnels = Tunnels::new();
+    let account = tunnels.clone();
+    let mut memory = InMemory::new(|layer| layer.tunnels(account));
+    let mut open = Vec::new();
+    for _ in 0..10 {
+        open.push(opened(&mut memory).await);
+    }
+    // Of one that is open, the silence is nobody's end.
+    sleep(Duration::from_secs(3600)).await;
+    assert_eq!(tunnels.count(), 10);
+    for (client, backend) in &mut open {
+        client.stream.shutdown().await.unwrap();
+        assert!(backend.closed().await);
+    }
+    sleep(Duration::from_secs(59)).await;
+    assert_eq!(tunnels.count(), 10);
+    // A byte starts the time anew.
+    let (client, backend) = &mut open[0];
+    backend.send(b"x").await;
+    assert_eq!(client.bytes(1).await, b"x");
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(tunnels.count(), 1);
+    sleep(Duration::from_secs(56)).await;
+    assert_eq!(tunnels.count(), 1);
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(tunnels.count(), 0);
+    for (client, _) in &mut open {
+        assert!(client.closed().await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_the_backends_side_starts_the_time_too() {
+    let tunnels = Tunnels::new();
+    let account = tunnels.clone();
+    let mut memory = InMemory::new(|layer| layer.tunnels(account).tunnel_half_closed_timeout(Duration::from_secs(10)));
+    let (mut client, mut backend) = opened(&mut memory).await;
+    backend.stream.shutdown().await.unwrap();
+    assert!(client.closed().await);
+    sleep(Duration::from_secs(9)).await;
+    assert_eq!(tunnels.count(), 1);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(tunnels.count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_half_closed_tunnel_may_stay() {
+    let tunnels = Tunnels::new();
+    let account = tunnels.clone();
+    let mut memory = InMemory::new(|layer| layer.tunnels(account).tunnel_half_closed_timeout(None));
+    let (mut client, mut backend) = opened(&mut memory).await;
+    client.stream.shutdown().await.unwrap();
+    assert!(backend.closed().await);
+    sleep(Duration::from_secs(24 * 3600)).await;
+    backend.send(b"late").await;
+    assert_eq!(client.bytes(4).await, b"late");
+    drop(backend);
+    tunnels.wait().await;
+}
+
+#[tokio::test]
+async fn dead_clients_leave_no_tunnels() {
+    // The backend ignores the client's FIN.
+    let origin = backend(|mut wire| async move {
+        wire.head().await;
+        wire.send(ACCEPT).await;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let tunnels = Tunnels::new();
+    let layer =
+        ReverseProxyLayer::new(origin).tunnels(tunnels.clone()).tunnel_half_closed_timeout(Duration::from_millis(50));
+    let addr = front(Router::new().layer(layer)).await;
+    let mut open = Vec::new();
+    for _ in 0..10 {
+        let mut wire = client(addr).await;
+        wire.send(OFFER).await;
+        assert_eq!(wire.message().await.unwrap().status(), 101);
+        wire.stream.shutdown().await.unwrap();
+        open.push(wire);
+    }
+    timeout(PATIENCE, tunnels.wait()).await.expect("the tunnels end");
+}
+
+/// `docker exec`, with a body of its own, and what else.
+fn exec(fields: &str) -> String {
+    format!(
+        "POST /exec/1/start HTTP/1.1\r\nHost: front.example\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\
+         Content-Type: application/json\r\n{fields}\r\n"
+    )
+}
+
+const UPGRADED: &[u8] = b"HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\n\
+    Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
+
+async fn exec_front(origin: String) -> std::net::SocketAddr {
+    front(Router::new().layer(ReverseProxyLayer::new(origin).allow_upgrade("tcp"))).await
+}
+
+#[tokio::test]
+async fn a_tunnel_begins_behind_the_body_of_its_offer() {
+    for size in [2, 64 * 1024 + 1, 1 << 20] {
+        let (tell, mut told) = unbounded_channel();
+        let origin = backend(move |mut wire| {
+            let tell = tell.clone();
+            async move {
+                let Some(request) = wire.message().await else { return };
+                tell.send(request).unwrap();
+                wire.send(&[UPGRADED, b"hello"].concat()).await;
+                let got = wire.bytes(5).await;
+                wire.send(&got).await;
+            }
+        })
+        .await;
+        let mut wire = client(exec_front(origin).await).await;
+        let body = "x".repeat(size);
+        // What is behind the body is the tunnel's.
+        let offer = [exec(&format!("Content-Length: {size}\r\n")).as_bytes(), body.as_bytes(), b"early"].concat();
+        wire.send(&offer).await;
+        let answer = wire.message().await.unwrap();
+        assert_eq!(answer.start_line(), "HTTP/1.1 101 UPGRADED");
+        assert_eq!((answer.field("upgrade"), answer.field("connection")), (Some("tcp"), Some("upgrade")));
+        assert_eq!(answer.field("content-type"), Some("application/vnd.docker.raw-stream"));
+        assert_eq!(wire.bytes(10).await, b"helloearly");
+        assert!(wire.closed().await);
+        let request = told.recv().await.unwrap();
+        assert_eq!((request.field("upgrade"), request.field("connection")), (Some("tcp"), Some("upgrade")));
+        assert_eq!(request.field("content-length"), Some(&*size.to_string()));
+        assert!(request.text() == body);
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_accepts_early_gets_the_body_first_all_the_same() {
+    let origin = backend(move |mut wire| async move {
+        if wire.head().await.is_none() {
+            return;
+        }
+        wire.bytes(3).await;
+        wire.send(UPGRADED).await;
+        let rest = wire.bytes(3 + 5).await;
+        wire.send(&rest).await;
+    })
+    .await;
+    let mut wire = client(exec_front(origin).await).await;
+    wire.send((exec("Content-Length: 6\r\n") + "abc").as_bytes()).await;
+    sleep(Duration::from_millis(50)).await;
+    wire.send(b"defearly").await;
+    assert_eq!(wire.message().await.unwrap().status(), 101);
+    assert_eq!(wire.bytes(8).await, b"defearly");
+}
+
+#[tokio::test]
+async fn no_tunnel_opens_for_a_body_that_breaks_off() {
+    let (tell, mut told) = unbounded_channel();
+    let origin = backend(move |mut wire| {
+        let tell = tell.clone();
+        async move {
+            wire.head().await;
+            wire.bytes(3).await;
+            wire.send(UPGRADED).await;
+            tell.send(wire.closed().await).unwrap();
+        }
+    })
+    .await;
+    let tunnels = Tunnels::new();
+    let layer = ReverseProxyLayer::new(origin).allow_upgrade("tcp").tunnels(tunnels.clone());
+    let mut wire = client(front(Router::new().layer(layer)).await).await;
+    wire.send((exec("Content-Length: 6\r\n") + "abc").as_bytes()).await;
+    sleep(Duration::from_millis(50)).await;
+    drop(wire);
+    assert!(timeout(PATIENCE, told.recv()).await.unwrap().unwrap());
+    timeout(PATIENCE, tunnels.wait()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_offer_with_a_body_that_the_backend_refuses_is_an_answer_like_others() {
+    let addr = exec_front(answering("HTTP/1.1 409 Conflict\r\nContent-Length: 4\r\n\r\nnope").await).await;
+    let mut wire = client(addr).await;
+    for _ in 0..2 {
+        wire.send((exec("Content-Length: 2\r\n") + "{}").as_bytes()).await;
+        let answer = wire.message().await.unwrap();
+        assert_eq!((answer.status(), &*answer.text()), (409, "nope"));
+    }
+}
+
+#[tokio::test]
+async fn an_offer_whose_body_has_no_length_is_refused() {
+    let addr = exec_front(answering(UPGRADED).await).await;
+    let chunked = exec("Transfer-Encoding: chunked\r\n") + "2\r\n{}\r\n0\r\n\r\n";
+    assert_eq!(ask(addr, chunked).await.status(), 400);
+    // A WebSocket has no body, nor has an offer of both.
+    for tokens in ["websocket", "tcp, websocket"] {
+        let offer = exec("Content-Length: 2\r\n").replace("Upgrade: tcp", &format!("Upgrade: {tokens}")) + "{}";
+        assert_eq!(ask(addr, offer).await.status(), 400, "{tokens}");
+    }
+}

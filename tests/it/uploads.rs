@@ -1,0 +1,370 @@
+//! Uploads under way: what ends them, and what keeps an exchange alive.
+
+use std::{convert::Infallible, net::SocketAddr, time::Duration};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::Request,
+    response::Response,
+};
+use http_body_util::{BodyExt, Channel};
+use hyper::server::conn::http1;
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use tokio::{
+    io::{DuplexStream, duplex},
+    net::TcpStream,
+    sync::mpsc::{UnboundedReceiver, unbounded_channel},
+    time::{Instant, sleep, timeout},
+};
+use tower::{ServiceExt, service_fn, util::MapRequestLayer};
+use tower_http::{limit::RequestBodyLimitLayer, timeout::RequestBodyTimeoutLayer};
+use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
+
+use crate::support::{PATIENCE, Pipe, Wire, backend, client, front, http2};
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// Begins a `POST /` without a length, as a client of HTTP/2 that writes frames, with 5 octets of body.
+async fn uploading(addr: SocketAddr) -> Wire<TcpStream> {
+    let mut wire = client(addr).await;
+    wire.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    wire.send(&frame(SETTINGS, 0, 0, &[])).await;
+    // `:method: POST`, `:scheme: http`, `:path: /`, and `:authority: a`.
+    let head = [0x83, 0x86, 0x84, 0x01, 1, b'a'];
+    wire.send(&[frame(HEADERS, 4, 1, &head), frame(DATA, 0, 1, b"hello")].concat()).await;
+    wire
+}
+
+/// The applications around a proxy whose layers leave the body as it is, and those that hide how it ended.
+fn around(layer: &ReverseProxyLayer) -> [(&'static str, Router); 4] {
+    fn rebuild(request: Request) -> Request {
+        request.map(|body| Body::from_stream(body.into_data_stream()))
+    }
+    let router = || Router::new().layer(layer.clone());
+    [
+        ("as it is", router()),
+        ("limited", router().layer(RequestBodyLimitLayer::new(1 << 20))),
+        ("in time", router().layer(RequestBodyTimeoutLayer::new(PATIENCE))),
+        ("a stream", router().layer(MapRequestLayer::new(rebuild))),
+    ]
+}
+
+/// A backend that tells of each request when its first chunk is there, and then whether it came whole. With `early`, it
+/// answers in between.
+async fn reading(early: bool) -> (String, UnboundedReceiver<&'static str>) {
+    let (tell, told) = unbounded_channel();
+    let origin = backend(move |mut wire| {
+        let tell = tell.clone();
+        async move {
+            while let Some(head) = wire.head().await {
+                assert!(head.to_ascii_lowercase().contains("transfer-encoding: chunked"), "{head}");
+                assert_eq!(wire.chunk().await.unwrap(), b"hello");
+                if early {
+                    wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n").await;
+                }
+                tell.send("begun").unwrap();
+                let whole = wire.chunk().await.is_some_and(|last| last.is_empty());
+                tell.send(if whole { "whole" } else { "cut" }).unwrap();
+                wire.send(if early { b"0\r\n\r\n" } else { b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n" }).await;
+            }
+        }
+    })
+    .await;
+    (origin, told)
+}
+
+/// Waits until a backend has told what it saw.
+async fn sees(told: &mut UnboundedReceiver<&'static str>, expected: &str, name: &str) {
+    let seen = timeout(PATIENCE, told.recv()).await.unwrap_or_else(|_| panic!("{name}: {expected} wasn't seen"));
+    assert_eq!(seen, Some(expected), "{name}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_was_reset_without_an_error_is_never_whole_at_the_backend() {
+    for early in [false, true] {
+        let (origin, mut told) = reading(early).await;
+        for (name, app) in around(&ReverseProxyLayer::new(origin)) {
+            let addr = front(app).await;
+            for _ in 0..20 {
+                let mut wire = uploading(addr).await;
+                sees(&mut told, "begun", name).await;
+                wire.send(&frame(RST_STREAM, 0, 1, &[0; 4])).await;
+                sees(&mut told, "cut", name).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_to_an_upstream_that_was_reset_without_an_error_is_never_whole() {
+    // An upstream that reads in a task of its own, as HTTP/2 clients do.
+    let (tell, mut told) = unbounded_channel();
+    let upstream = service_fn(move |request: Request| {
+        let tell = tell.clone();
+        let mut body = request.into_body();
+        async move {
+            let (answer, answered) = tokio::sync::oneshot::channel::<()>();
+            tokio::spawn(async move {
+                let first = body.frame().await.unwrap().unwrap();
+                assert_eq!(first.into_data().unwrap(), "hello");
+                tell.send("begun").unwrap();
+                let rest = body.collect().await;
+                tell.send(if rest.is_ok() { "whole" } else { "cut" }).unwrap();
+                drop(answer);
+            });
+            let _ = answered.await;
+            Ok::<_, Infallible>(Response::new(Body::empty()))
+        }
+    });
+    for (name, app) in around_upstream(ReverseProxyLayer::with_upstream(upstream)) {
+        let addr = front(app).await;
+        for _ in 0..20 {
+            let mut wire = uploading(addr).await;
+            sees(&mut told, "begun", name).await;
+            wire.send(&frame(RST_STREAM, 0, 1, &[0; 4])).await;
+            sees(&mut told, "cut", name).await;
+        }
+    }
+}
+
+/// A service that hides how a body ended, and one that doesn't, around a proxy.
+fn around_upstream<U, P>(layer: ReverseProxyLayer<U, P>) -> [(&'static str, Router); 2]
+where
+    ReverseProxyLayer<U, P>: Clone,
+    ReverseProxy<U>:
+        tower::Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static,
+{
+    let router = Router::new().fallback_service(layer.into_service());
+    [("as it is", router.clone()), ("in time", router.layer(RequestBodyTimeoutLayer::new(PATIENCE)))]
+}
+
+#[cfg(feature = "http2")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_was_reset_without_an_error_is_never_whole_at_an_http2_backend() {
+    let (tell, mut told) = unbounded_channel();
+    let backend = Router::new().fallback(async move |request: Request| {
+        let mut body = request.into_body();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
+        // Told in a task of its own: the server drops this one when the stream is reset.
+        let handle = tokio::spawn(async move {
+            tell.send("begun").unwrap();
+            let whole = loop {
+                match body.frame().await {
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) => break false,
+                    None => break axum::body::HttpBody::is_end_stream(&body),
+                }
+            };
+            tell.send(if whole { "whole" } else { "cut" }).unwrap();
+        });
+        handle.await.unwrap();
+    });
+    let origin = format!("http://{}", front(backend).await);
+    for (name, app) in around(&ReverseProxyLayer::new(origin).http2(true)) {
+        let addr = front(app).await;
+        for _ in 0..20 {
+            let mut wire = uploading(addr).await;
+            sees(&mut told, "begun", name).await;
+            wire.send(&frame(RST_STREAM, 0, 1, &[0; 4])).await;
+            sees(&mut told, "cut", name).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_has_come_to_its_end_is_whole_whatever_wraps_it() {
+    for early in [false, true] {
+        let (origin, mut told) = reading(early).await;
+        for (name, app) in around(&ReverseProxyLayer::new(origin)) {
+            let addr = front(app).await;
+            for _ in 0..20 {
+                let (mut sender, body) = Channel::<Bytes>::new(1);
+                let request = Request::post("http://a/").body(Body::new(body)).unwrap();
+                let mut client = http2(addr).await;
+                let answer = client.send_request(request);
+                sender.send_data(Bytes::from_static(b"hello")).await.unwrap();
+                let answer = tokio::spawn(answer);
+                sees(&mut told, "begun", name).await;
+                drop(sender);
+                sees(&mut told, "whole", name).await;
+                let answer = timeout(PATIENCE, answer).await.unwrap().unwrap().unwrap();
+                let body = timeout(PATIENCE, answer.into_body().collect()).await.unwrap().unwrap().to_bytes();
+                assert_eq!(body, if early { "ok" } else { "" }, "{name}");
+            }
+        }
+    }
+}
+
+const FRAMES: u32 = 5;
+/// Less than the idle timeout; two of them are more.
+const PAUSE: Duration = Duration::from_secs(200);
+
+/// A request whose body the test sends.
+fn request() -> (http_body_util::channel::Sender<Bytes>, Request) {
+    let (sender, body) = Channel::<Bytes>::new(1);
+    (sender, Request::post("/x").header("host", "front.example").body(Body::new(body)).unwrap())
+}
+
+/// The proxy of an upstream that answers with a body that the test sends, and reads the request's all the while.
+fn streaming() -> (
+    impl tower::Service<Request, Response = Response, Error = Infallible, Future: Send>,
+    UnboundedReceiver<(http_body_util::channel::Sender<Bytes>, tokio::task::JoinHandle<Result<Bytes, ErrorKind>>)>,
+) {
+    let (tell, told) = unbounded_channel();
+    let proxy = ReverseProxy::with_upstream(service_fn(move |request: Request| {
+        let tell = tell.clone();
+        async move {
+            let upload = tokio::spawn(async move {
+                let read = request.into_body().collect().await;
+                read.map(|body| body.to_bytes()).map_err(|error| {
+                    let source = std::error::Error::source(&error).unwrap();
+                    source.downcast_ref::<Error>().unwrap().kind()
+                })
+            });
+            let (sender, body) = Channel::<Bytes>::new(1);
+            tell.send((sender, upload)).unwrap();
+            Ok::<_, Infallible>(Response::new(Body::new(body)))
+        }
+    }));
+    (proxy, told)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_only_listens_is_not_cut_while_answers_flow() {
+    let (proxy, mut streams) = streaming();
+    let (upload, request) = request();
+    let Ok(response) = proxy.oneshot(request).await;
+    let (mut answers, read) = streams.recv().await.unwrap();
+    let body = tokio::spawn(response.into_body().collect());
+    for _ in 0..FRAMES {
+        sleep(PAUSE).await;
+        answers.send_data(Bytes::from_static(b"x")).await.unwrap();
+    }
+    drop((answers, upload));
+    assert_eq!(body.await.unwrap().unwrap().to_bytes(), "xxxxx");
+    assert_eq!(read.await.unwrap(), Ok(Bytes::new()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_flows_is_not_cut_for_the_silence_of_the_answer() {
+    let (proxy, mut streams) = streaming();
+    let (mut upload, request) = request();
+    let Ok(response) = proxy.oneshot(request).await;
+    let (mut answers, read) = streams.recv().await.unwrap();
+    let body = tokio::spawn(response.into_body().collect());
+    for _ in 0..FRAMES {
+        sleep(PAUSE).await;
+        upload.send_data(Bytes::from_static(b"x")).await.unwrap();
+    }
+    drop(upload);
+    assert_eq!(read.await.unwrap().unwrap(), "xxxxx");
+    sleep(PAUSE).await;
+    answers.send_data(Bytes::from_static(b"ok")).await.unwrap();
+    drop(answers);
+    assert_eq!(body.await.unwrap().unwrap().to_bytes(), "ok");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_exchange_that_is_silent_in_both_directions_is_cut() {
+    for last_is_the_clients in [true, false] {
+        let (proxy, mut streams) = streaming();
+        let (mut upload, request) = request();
+        let Ok(response) = proxy.oneshot(request).await;
+        let (mut answers, read) = streams.recv().await.unwrap();
+        let body = tokio::spawn(response.into_body().collect());
+        let begun = Instant::now();
+        sleep(PAUSE).await;
+        let sender = if last_is_the_clients { &mut upload } else { &mut answers };
+        sender.send_data(Bytes::from_static(b"x")).await.unwrap();
+        let error = body.await.unwrap().unwrap_err();
+        let kind = std::error::Error::source(&error).unwrap().downcast_ref::<Error>().unwrap().kind();
+        assert!(matches!(kind, ErrorKind::ResponseBodyTimeout | ErrorKind::RequestBodyTimeout), "{kind:?}");
+        // The clock is paused: it shows what was waited for.
+        let late = begun.elapsed().saturating_sub(PAUSE + Duration::from_secs(300));
+        assert!(begun.elapsed() >= Duration::from_secs(499) && late < Duration::from_secs(1), "{:?}", begun.elapsed());
+        assert!(read.await.unwrap().is_err());
+        drop((upload, answers));
+    }
+}
+
+/// A front and a backend in memory, so that the clock can be paused.
+pub(crate) struct InMemory {
+    proxy: ReverseProxy,
+    backends: UnboundedReceiver<Wire<DuplexStream>>,
+}
+
+impl InMemory {
+    pub(crate) fn new(options: impl FnOnce(ReverseProxyLayer) -> ReverseProxyLayer) -> Self {
+        let (tell, backends) = unbounded_channel();
+        let layer = ReverseProxyLayer::new("http://backend.example").connector(service_fn(move |_| {
+            let (ours, theirs) = duplex(64 * 1024);
+            tell.send(Wire::new(theirs)).unwrap();
+            async move { Ok::<_, std::io::Error>(Pipe::new(ours)) }
+        }));
+        Self { proxy: options(layer).into_service(), backends }
+    }
+
+    /// Connects to the front.
+    pub(crate) fn client(&self) -> Wire<DuplexStream> {
+        let (ours, theirs) = duplex(64 * 1024);
+        let service = TowerToHyperService::new(self.proxy.clone());
+        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(theirs), service).with_upgrades());
+        Wire::new(ours)
+    }
+
+    /// Returns the next connection to the backend.
+    pub(crate) async fn backend(&mut self) -> Wire<DuplexStream> {
+        timeout(PATIENCE, self.backends.recv()).await.expect("a connection").unwrap()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn over_the_wire_either_direction_keeps_an_exchange_alive() {
+    let mut memory = InMemory::new(|layer| layer);
+    let mut client = memory.client();
+    client.send(b"PUT /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nu\r\n").await;
+    let mut backend = memory.backend().await;
+    backend.head().await.unwrap();
+    assert_eq!(backend.chunk().await.unwrap(), b"u");
+    backend.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    client.head().await.unwrap();
+    for _ in 0..FRAMES {
+        sleep(PAUSE).await;
+        backend.send(b"1\r\nd\r\n").await;
+        assert_eq!(client.chunk().await.unwrap(), b"d");
+    }
+    for _ in 0..FRAMES {
+        sleep(PAUSE).await;
+        client.send(b"1\r\nu\r\n").await;
+        assert_eq!(backend.chunk().await.unwrap(), b"u");
+    }
+    client.send(b"0\r\n\r\n").await;
+    assert_eq!(backend.chunk().await.unwrap(), b"");
+    sleep(PAUSE).await;
+    backend.send(b"0\r\n\r\n").await;
+    assert_eq!(client.chunk().await.unwrap(), b"");
+}
+
+#[tokio::test(start_paused = true)]
+async fn over_the_wire_silence_in_both_directions_is_the_end() {
+    let mut memory = InMemory::new(|layer| layer);
+    let mut client = memory.client();
+    client.send(b"PUT /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nu\r\n").await;
+    let mut backend = memory.backend().await;
+    backend.head().await.unwrap();
+    assert_eq!(backend.chunk().await.unwrap(), b"u");
+    backend.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    client.head().await.unwrap();
+    sleep(Duration::from_secs(301)).await;
+    assert!(client.closed().await);
+    assert!(backend.closed().await);
+}
