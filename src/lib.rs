@@ -51,7 +51,7 @@
 //! 12  101? only to what was offered, then a tunnel.  Else remove hop-by-hop fields and Alt-Svc
 //! 13  one framing, HTTP/1.1, Via
 //! 14  Location, Content-Location, Refresh, Set-Cookie: the origin in Upstream, the path here; no hidden cookie
-//! 15  body: frames as they come; an error stays an error
+//! 15  body: frames as they come, without trailers that would matter as fields; an error stays an error
 //!     a failure anywhere → a response, the Error in its extensions, one tracing event
 //! ```
 //!

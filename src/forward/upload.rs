@@ -102,6 +102,10 @@ impl Upload {
 
     /// Sets that the response's head or a frame of its body has just come.
     pub(super) fn answer(&self) {
+        // Mostly the body is over by now: nothing of it waits.
+        if self.state.load(Ordering::Acquire) & 3 == Turn::Done as u64 {
+            return;
+        }
         self.answered.store(self.elapsed() + 1, Ordering::Release);
     }
 

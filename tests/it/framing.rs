@@ -1,10 +1,16 @@
 //! How a response ends: what its length is said to be, and what a client sees of one that breaks off.
 
-use std::{convert::Infallible, pin::Pin, task::Poll};
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    mem,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 use axum::{
     BoxError, Router,
-    body::{Body, Bytes},
+    body::{Body, Bytes, HttpBody},
     extract::Request,
     http::{StatusCode, header::CONTENT_LENGTH},
     response::Response,
@@ -12,7 +18,7 @@ use axum::{
 use http_body_util::{StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
 use tokio::time::timeout;
-use tower::service_fn;
+use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::ReverseProxyLayer;
 
 use crate::support::{PATIENCE, answering, backend, client, front, http2};
@@ -129,4 +135,36 @@ async fn what_came_before_a_cut_arrives() {
             assert_eq!((answer.status(), &*answer.text(), answer.complete), (200, arrives, false));
         }
     }
+}
+
+/// A body that fails, and is at its end then, as that of the crate's client.
+struct Failing {
+    over: bool,
+}
+
+impl HttpBody for Failing {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Poll::Ready((!mem::replace(&mut self.over, true)).then(|| Err("cut".into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over
+    }
+}
+
+#[tokio::test]
+async fn a_cut_body_has_no_end_before_its_error() {
+    let upstream = service_fn(async |_: Request| Ok::<_, Infallible>(Response::new(Failing { over: false })));
+    let request = Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
+    let Ok(response) = ReverseProxyLayer::with_upstream(upstream).into_service().oneshot(request).await;
+    let mut body = response.into_body();
+    assert!(poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await.is_pending());
+    assert!(!body.is_end_stream());
+    assert!(matches!(poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await, Some(Err(_))));
 }
