@@ -1,7 +1,10 @@
 //! The body of a response: it owns the connection that it comes over, drives it, and gives it back at its end.
 
 use std::{
-    fmt, mem,
+    convert::Infallible,
+    fmt,
+    future::{Future, poll_fn},
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -10,6 +13,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{http1::Connection, pool::Pool};
 use crate::error::{Error, ErrorKind};
@@ -32,6 +36,12 @@ enum Rest {
     Ended,
     /// An HTTP/1.1 body, and the connection that it comes over.
     Leased(Incoming, Lease),
+    /// An HTTP/1.1 body of an early answer. A task carries the request's body on whether this one is read or not, and ends
+    /// the exchange when the sender is dropped.
+    Driven {
+        body: Incoming,
+        _held: oneshot::Sender<Infallible>,
+    },
     /// An HTTP/2 body: a task of its own drives its connection.
     #[cfg(feature = "http2")]
     Shared(super::http2::Reader),
@@ -50,6 +60,16 @@ impl Lease {
             pool.put(self.connection);
         }
     }
+
+    /// Carries the exchange on for a body that is polled elsewhere. Without that, it ends.
+    async fn drive(mut self, mut dropped: oneshot::Receiver<Infallible>) {
+        poll_fn(|cx| match self.connection.poll_idle(cx) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => Pin::new(&mut dropped).poll(cx).map(drop),
+        })
+        .await;
+        self.end();
+    }
 }
 
 /// How much small frames make one, in bytes. Each costs more than to copy them, above all where it becomes a chunk.
@@ -58,11 +78,15 @@ const ENOUGH: usize = 16 * 1024;
 impl ClientBody {
     /// A body that comes over a leased connection. What came with the head is taken at once: a short answer is whole then,
     /// leaves as one frame, and the connection is free.
-    pub(super) fn leased(body: Incoming, lease: Lease, cx: &mut Context<'_>) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// What came with the head is cut: nothing of the response has been passed on yet, so that it can be another one.
+    pub(super) fn leased(body: Incoming, lease: Lease, cx: &mut Context<'_>) -> Result<Self, Error> {
         let mut this = Self::new(&body);
         if body.is_end_stream() {
             lease.end();
-            return this;
+            return Ok(this);
         }
         this.rest = Rest::Leased(body, lease);
         match this.poll_gathered(cx) {
@@ -73,7 +97,28 @@ impl ClientBody {
             Poll::Ready(failed) => this.after = failed.map(Box::new),
             Poll::Pending => {}
         }
-        this
+        match this.after.take() {
+            Some(after) if after.is_err() => return after.map(|_| this),
+            after => this.after = after,
+        }
+        Ok(this.uncoupled())
+    }
+
+    /// Has the request's body carried on by a task, if it's still under way: a client that reads nothing before it has sent
+    /// everything would wait for ever.
+    fn uncoupled(mut self) -> Self {
+        if let Rest::Leased(_, lease) = &self.rest
+            && lease.connection.is_uploading()
+            && let Ok(runtime) = Handle::try_current()
+            && let Rest::Leased(body, mut lease) = mem::replace(&mut self.rest, Rest::Ended)
+        {
+            // The size of frames isn't seen there.
+            lease.connection.has_grown = true;
+            let (held, dropped) = oneshot::channel();
+            runtime.spawn(lease.drive(dropped));
+            self.rest = Rest::Driven { body, _held: held };
+        }
+        self
     }
 
     pub(super) fn empty() -> Self {
@@ -127,6 +172,10 @@ impl ClientBody {
                 let frame = ready!(lease.connection.poll_frame(body, cx));
                 (frame.map(|frame| frame.map_err(failed)), body.is_end_stream())
             }
+            Rest::Driven { body, .. } => {
+                let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+                (frame.map(|frame| frame.map_err(failed)), body.is_end_stream())
+            }
             #[cfg(feature = "http2")]
             Rest::Shared(reader) => {
                 let frame = ready!(reader.poll_frame(cx));
@@ -170,7 +219,7 @@ impl http_body::Body for ClientBody {
             && self.after.is_none()
             && match &self.rest {
                 Rest::Ended => true,
-                Rest::Leased(body, _) => body.is_end_stream(),
+                Rest::Leased(body, _) | Rest::Driven { body, .. } => body.is_end_stream(),
                 #[cfg(feature = "http2")]
                 Rest::Shared(reader) => reader.is_end_stream(),
             }

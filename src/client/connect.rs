@@ -1,19 +1,13 @@
 //! Connecting to one backend, over TCP, with or without TLS, a Unix socket, or what the operator has instead, within one
 //! timeout over name, address and handshakes.
 
-use std::{
-    error, fmt, io, iter,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{error, fmt, io, iter, sync::Arc, time::Duration};
 
 use axum_core::BoxError;
 use http::{Uri, uri::PathAndQuery};
 use hyper::{
     client::conn::http1::Builder,
-    rt::{Read, ReadBufCursor, Write},
+    rt::{Read, Write},
 };
 use hyper_util::{
     client::legacy::connect::{Connection, HttpConnector},
@@ -24,7 +18,12 @@ use tower_service::Service;
 
 #[cfg(feature = "tls")]
 use super::tls::LazyHandshaker;
-use super::{ClientOptions, http1, pool::Slot};
+use super::{
+    ClientOptions, http1,
+    pool::Slot,
+    resolve::SharedLookup,
+    stream::{Io, Stream},
+};
 use crate::{
     backend::Backend,
     error::{Error, ErrorKind},
@@ -49,11 +48,9 @@ pub(crate) type Dial = BoxCloneSyncService<Uri, Dialed, BoxError>;
 pub(crate) struct Dialed {
     io: Box<dyn Io>,
     is_http2: bool,
+    /// Whether an end is certain to be the backend's: TLS says so itself.
+    has_own_end: bool,
 }
-
-trait Io: Read + Write + Send + Unpin {}
-
-impl<T: Read + Write + Send + Unpin> Io for T {}
 
 /// What the backend may choose from, where it has a choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,11 +70,12 @@ impl Connector {
             .build();
         #[cfg(feature = "tls")]
         let is_ours = options.connector.is_none() && *backend.scheme() == http::uri::Scheme::HTTPS;
+        let tcp = tcp(options.connect_timeout);
         let dial = |_offers_http2: bool| match &options.connector {
             Some(own) => own.clone(),
             #[cfg(feature = "tls")]
-            None if is_ours => tls(backend, options, _offers_http2),
-            None => plain(backend, options.connect_timeout),
+            None if is_ours => tls(backend, options, tcp.clone(), _offers_http2),
+            None => plain(backend, tcp.clone()),
         };
         Self {
             // Of parts that were valid, with all three there, it can't fail.
@@ -151,11 +149,11 @@ impl Connector {
             #[cfg(any(not(feature = "tls"), feature = "http2"))]
             _ => &self.dial,
         };
-        let Dialed { io, is_http2 } = dial.clone().oneshot(self.uri.clone()).await?;
+        let Dialed { io, is_http2, has_own_end } = dial.clone().oneshot(self.uri.clone()).await?;
         if is_http2 && offer == Offer::Http1 {
             return Err(HTTP1_IS_NEEDED.into());
         }
-        Ok(Stream { io, is_http2, _slot: slot })
+        Ok(Stream::new(io, is_http2, has_own_end, slot))
     }
 }
 
@@ -182,12 +180,15 @@ where
     C: Service<Uri, Error: Into<BoxError>, Future: Send> + Clone + Send + Sync + 'static,
     C::Response: Connection + Read + Write + Send + Unpin + 'static,
 {
-    let dialed = |io: C::Response| Dialed { is_http2: io.connected().is_negotiated_h2(), io: Box::new(io) };
+    let dialed = |io: C::Response| {
+        let is_http2 = io.connected().is_negotiated_h2();
+        Dialed { io: Box::new(io), is_http2, has_own_end: false }
+    };
     BoxCloneSyncService::new(connector.map_response(dialed).map_err(Into::into))
 }
 
 /// Connects without TLS.
-fn plain(backend: &Backend, timeout: Option<Duration>) -> Dial {
+fn plain(backend: &Backend, tcp: Tcp) -> Dial {
     #[cfg(unix)]
     if let Some(path) = backend.socket() {
         let path = Arc::<std::path::Path>::from(path);
@@ -196,12 +197,15 @@ fn plain(backend: &Backend, timeout: Option<Duration>) -> Dial {
             async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
         }));
     }
-    boxed(tcp(timeout))
+    boxed(tcp)
 }
 
-/// Names, asked for anew with each connection, and every address that a name has (RFC 8305).
-fn tcp(timeout: Option<Duration>) -> HttpConnector {
-    let mut tcp = HttpConnector::new();
+/// TCP, with the look-ups of a backend shared.
+type Tcp = HttpConnector<SharedLookup>;
+
+/// Names, asked for anew with each connection but for one look-up at a time, and every address that a name has (RFC 8305).
+fn tcp(timeout: Option<Duration>) -> Tcp {
+    let mut tcp = HttpConnector::new_with_resolver(SharedLookup::new());
     // `https` is also TCP; what makes it TLS comes on top.
     tcp.enforce_http(false);
     // Shared by the addresses: one that is dead leaves time for the others.
@@ -214,65 +218,15 @@ fn tcp(timeout: Option<Duration>) -> HttpConnector {
 }
 
 #[cfg(feature = "tls")]
-fn tls(backend: &Backend, options: &ClientOptions, offers_http2: bool) -> Dial {
+fn tls(backend: &Backend, options: &ClientOptions, tcp: Tcp, offers_http2: bool) -> Dial {
     let handshaker = LazyHandshaker::new(options.tls.as_ref(), &options.platform_tls, backend, offers_http2);
-    let (handshaker, tcp) = (Arc::new(handshaker), tcp(options.connect_timeout));
+    let handshaker = Arc::new(handshaker);
     BoxCloneSyncService::new(service_fn(move |uri| {
         let (mut tcp, handshaker) = (tcp.clone(), handshaker.clone());
         async move {
             let stream = handshaker.get().await?.handshake(tcp.call(uri).await?.into_inner()).await?;
             let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            Ok(Dialed { io: Box::new(TokioIo::new(stream)), is_http2 })
+            Ok(Dialed { io: Box::new(TokioIo::new(stream)), is_http2, has_own_end: true })
         }
     }))
-}
-
-/// A connection to a backend.
-pub(super) struct Stream {
-    io: Box<dyn Io>,
-    #[cfg_attr(not(feature = "http2"), expect(dead_code, reason = "nobody offers HTTP/2"))]
-    pub(super) is_http2: bool,
-    _slot: Slot,
-}
-
-impl Read for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.io).poll_read(cx, buf)
-    }
-}
-
-impl Write for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.io).poll_shutdown(cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        // What is one piece, as most requests are, costs the kernel less without a vector.
-        match bufs {
-            [buf] => self.poll_write(cx, buf),
-            _ => Pin::new(&mut *self.io).poll_write_vectored(cx, bufs),
-        }
-    }
-}
-
-impl fmt::Debug for Stream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stream").finish_non_exhaustive()
-    }
 }

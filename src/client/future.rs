@@ -21,6 +21,7 @@ use super::{
     http1::Connection,
     pool::{Found, Need, Pool, Waiting},
     repeat,
+    upload::Upload,
 };
 use crate::error::{Error, ErrorKind, classify};
 
@@ -37,11 +38,7 @@ pub struct ClientFuture {
 }
 
 enum State {
-    Waiting {
-        waiting: Waiting,
-        request: Request<Body>,
-        poolable: bool,
-    },
+    Waiting(Waiting, Request<Body>),
     Exchanging {
         connection: Box<Connection>,
         /// How long it had been idle.
@@ -69,11 +66,10 @@ impl Future for ClientFuture {
         let this = self.get_mut();
         loop {
             match &mut this.state {
-                State::Waiting { waiting, .. } => {
+                State::Waiting(waiting, _) => {
                     let found = ready!(Pin::new(waiting).poll(cx));
-                    let State::Waiting { request, poolable, .. } = mem::replace(&mut this.state, State::Over) else {
-                        continue;
-                    };
+                    let State::Waiting(_, request) = mem::replace(&mut this.state, State::Over) else { continue };
+                    let poolable = !super::authenticates_connection(request.headers());
                     this.state = exchange(found?, request, poolable);
                 }
                 State::Exchanging { connection, .. } => {
@@ -118,10 +114,11 @@ impl ClientFuture {
                 connection.repeat.forget();
                 let pool = poolable.then(|| self.pool.clone());
                 let lease = Lease { connection, pool };
-                Some(Ok(response.map(|body| ClientBody::leased(body, lease, cx))))
+                let (head, body) = response.into_parts();
+                Some(ClientBody::leased(body, lease, cx).map(|body| Response::from_parts(head, body)))
             }
             Err(mut error) => {
-                let unsent = error.take_message();
+                let unsent = error.take_message().map(|request| request.map(Upload::into_inner));
                 let is_closed = unsent.is_some() || is_closed(&error);
                 let again = idle.filter(|_| is_closed).and_then(|idle| {
                     // An idle connection that the backend closed as we took it (hyper issue 2136).
@@ -130,7 +127,7 @@ impl ClientFuture {
                 });
                 match again {
                     Some(request) => {
-                        self.state = State::Waiting { waiting: self.pool.wait(Need::New), request, poolable };
+                        self.state = State::Waiting(self.pool.wait(Need::New), request);
                         None
                     }
                     None => Some(Err(classify(error.into_error().into(), ErrorKind::Closed))),
@@ -155,7 +152,7 @@ fn begin(pool: &Arc<Pool>, request: Request<Body>) -> State {
     }
     match pool.take(need) {
         Some(found) => exchange(found, request, poolable),
-        None => State::Waiting { waiting: pool.wait(need), request, poolable },
+        None => State::Waiting(pool.wait(need), request),
     }
 }
 
@@ -174,7 +171,7 @@ fn exchange(Found { mut connection, idle }: Found, mut request: Request<Body>, p
 }
 
 /// Whether the backend closed the connection before it had said anything whole.
-fn is_closed(error: &TrySendError<Request<Body>>) -> bool {
+fn is_closed(error: &TrySendError<Request<Upload>>) -> bool {
     let error = error.error();
     let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
     error.is_incomplete_message()

@@ -18,11 +18,17 @@ use hyper::{
 };
 use tokio_util::sync::ReusableBoxFuture;
 
-use super::{ClientOptions, connect::Stream, gate::Gate, repeat::Repeat};
+use super::{
+    ClientOptions,
+    gate::Gate,
+    repeat::Repeat,
+    stream::Stream,
+    upload::{Progress, Upload},
+};
 
 /// A connection, idle or in one exchange. Dropping it closes it.
 pub(super) struct Connection {
-    sender: http1::SendRequest<Body>,
+    sender: http1::SendRequest<Upload>,
     /// `None` when it has come to its end: what it still held is given up with it.
     driver: Option<Driver>,
     /// The future of the response under way. hyper's type can't be named; its box is made once per connection.
@@ -30,6 +36,7 @@ pub(super) struct Connection {
     gate: Arc<Gate>,
     /// The gate's, made once.
     waker: Waker,
+    progress: Arc<Progress>,
     /// The request under way, if it may be sent again.
     pub(super) repeat: Repeat,
     /// Whether hyper's buffer has grown with the last body. It can't be told to shrink it.
@@ -45,10 +52,12 @@ const USUAL_BUFFER: usize = 400 * 1024;
 type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 
 /// What sending a request led to. The error holds the request, if nothing of it was written.
-pub(super) type Sent = Result<Response<Incoming>, TrySendError<Request<Body>>>;
+pub(super) type Sent = Result<Response<Incoming>, TrySendError<Request<Upload>>>;
 
 impl Connection {
-    pub(super) async fn handshake(stream: Stream, builder: &http1::Builder) -> hyper::Result<Self> {
+    pub(super) async fn handshake(mut stream: Stream, builder: &http1::Builder) -> hyper::Result<Self> {
+        let progress = Arc::<Progress>::default();
+        stream.progress = Some(progress.clone());
         let (sender, driver) = builder.handshake(stream).await?;
         let gate = Gate::new();
         Ok(Self {
@@ -57,6 +66,7 @@ impl Connection {
             response: ReusableBoxFuture::new(std::future::pending()),
             waker: Waker::from(gate.clone()),
             gate,
+            progress,
             repeat: Repeat::default(),
             has_grown: false,
         })
@@ -65,6 +75,7 @@ impl Connection {
     /// Begins an exchange; [`poll_response`](Self::poll_response) carries it on.
     pub(super) fn send(&mut self, request: Request<Body>) {
         self.has_grown = false;
+        let request = self.progress.begin(request);
         // It wakes the driver, which is polled next in any case, and would wake the last one who polled it.
         self.gate.hush(|| self.response.set(self.sender.try_send_request(request)));
     }
@@ -119,8 +130,23 @@ impl Connection {
         self.driver.is_some() && self.sender.is_ready()
     }
 
+    /// Whether the request's body is still under way.
+    pub(super) fn is_uploading(&self) -> bool {
+        self.driver.is_some() && self.progress.is_uploading()
+    }
+
+    /// Carries the exchange on until it's over in both directions, for a body that is polled elsewhere.
+    pub(super) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { driver, gate, waker, sender, .. } = self;
+        gate.poll(waker, cx, |cx| {
+            drive(driver, cx);
+            if driver.is_none() || sender.is_ready() { Poll::Ready(()) } else { Poll::Pending }
+        })
+    }
+
     /// Lets the driver finish what it does at its end: it hands over an upgraded connection.
     pub(super) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.progress.end();
         let Self { driver, gate, waker, .. } = self;
         gate.poll(waker, cx, |cx| {
             drive(driver, cx);

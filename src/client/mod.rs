@@ -12,8 +12,11 @@ mod http1;
 mod http2;
 mod pool;
 mod repeat;
+mod resolve;
+mod stream;
 #[cfg(feature = "tls")]
 mod tls;
+mod upload;
 
 use std::{
     fmt,

@@ -90,7 +90,8 @@ pub enum ErrorKind {
     ResponseHeadTooLarge,
     /// The backend switches to a protocol that it wasn't offered: 502.
     Upgrade,
-    /// The response's body broke off, or broke its framing. The response has begun: it is aborted.
+    /// The response's body broke off, or broke its framing. Where that came with the head: 502. Else the response has begun: it is
+    /// aborted.
     ResponseBody,
     /// No part of the response's body came within the idle timeout. The response has begun: it is aborted.
     ResponseBodyTimeout,

@@ -5,6 +5,7 @@ mod support;
 
 mod cancel;
 mod client;
+mod early_answers;
 mod failures;
 mod fields;
 mod forwarded;

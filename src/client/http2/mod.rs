@@ -35,7 +35,7 @@ use self::{
     place::Freed,
     unread::Unread,
 };
-use super::{ClientOptions, connect::Stream as Io, pool::Found};
+use super::{ClientOptions, pool::Found, stream::Stream as Io};
 
 /// The HTTP/2 connections to one backend.
 #[derive(Debug, Default)]

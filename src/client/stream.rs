@@ -1,0 +1,127 @@
+//! A connection to a backend, below HTTP.
+
+use std::{
+    fmt, io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
+
+use super::{pool::Slot, upload::Progress};
+
+pub(super) trait Io: Read + Write + Send + Unpin {}
+
+impl<T: Read + Write + Send + Unpin> Io for T {}
+
+/// A connection to a backend.
+///
+/// A backend that refuses an upload may answer, close and reset the connection. The answer is there to be read then, and the
+/// failed write doesn't matter: it is as if the backend took no more.
+pub(super) struct Stream {
+    io: Box<dyn Io>,
+    #[cfg_attr(not(feature = "http2"), expect(dead_code, reason = "nobody offers HTTP/2"))]
+    pub(super) is_http2: bool,
+    /// Whether an end is certain to be the backend's: TLS says so itself.
+    has_own_end: bool,
+    /// How far the request has come, in HTTP/1.1. `None`: each failed write counts.
+    pub(super) progress: Option<Arc<Progress>>,
+    /// A write has failed so, and it was passed over. The operating system tells it once.
+    reset: Option<io::ErrorKind>,
+    _slot: Slot,
+}
+
+impl Stream {
+    pub(super) fn new(io: Box<dyn Io>, is_http2: bool, has_own_end: bool, slot: Slot) -> Self {
+        Self { io, is_http2, has_own_end, progress: None, reset: None, _slot: slot }
+    }
+
+    /// Passes over a failed write if an answer may be there. Reading then wakes the task, or fails.
+    fn passed_over<T>(&mut self, error: io::Error) -> Poll<io::Result<T>> {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        let kind = error.kind();
+        if !matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset)
+            || !self.progress.as_ref().is_some_and(|progress| progress.is_written())
+        {
+            return Poll::Ready(Err(error));
+        }
+        // A broken pipe comes without a reset after an end that the backend has sent itself.
+        if kind != BrokenPipe {
+            self.reset = Some(kind);
+        }
+        Poll::Pending
+    }
+
+    fn written(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match written {
+            Poll::Ready(Err(error)) => self.passed_over(error),
+            Poll::Ready(Ok(_)) => {
+                if let Some(progress) = &self.progress {
+                    progress.wrote();
+                }
+                written
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl Read for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let Some(kind) = self.reset.filter(|_| !self.has_own_end && buf.remaining() > 0) else {
+            return Pin::new(&mut *self.io).poll_read(cx, buf);
+        };
+        let mut room = [0; 4096];
+        let size = room.len().min(buf.remaining());
+        let mut read = ReadBuf::new(&mut room[..size]);
+        ready!(Pin::new(&mut *self.io).poll_read(cx, read.unfilled()))?;
+        // An end after a reset isn't the backend's: what came before may be cut.
+        if read.filled().is_empty() {
+            return Poll::Ready(Err(kind.into()));
+        }
+        buf.put_slice(read.filled());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Write for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut *self.io).poll_write(cx, buf);
+        self.written(written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match Pin::new(&mut *self.io).poll_flush(cx) {
+            Poll::Ready(Err(error)) => self.passed_over(error),
+            flushed => flushed,
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.io).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        // What is one piece, as most requests are, costs the kernel less without a vector.
+        let written = match bufs {
+            [buf] => Pin::new(&mut *self.io).poll_write(cx, buf),
+            _ => Pin::new(&mut *self.io).poll_write_vectored(cx, bufs),
+        };
+        self.written(written)
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").finish_non_exhaustive()
+    }
+}
