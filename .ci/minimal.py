@@ -25,7 +25,7 @@ def library(manifest):
     kept, skips = [], False
     for line in manifest.splitlines(keepends=True):
         if line.startswith("["):
-            skips = line.strip() in ("[dev-dependencies]", "[[bench]]", "[[example]]")
+            skips = line.strip() in ("[dev-dependencies]", "[[bench]]", "[[example]]", "[[test]]")
         if not skips:
             kept.append(line)
     off = "".join("auto%s = false\n" % kind for kind in ("benches", "examples", "tests"))

@@ -1,0 +1,146 @@
+//! A front for a small company's legacy applications: one server, configured by a TOML file, one mount per backend.
+//!
+//! ```sh
+//! cargo run --release --example gateway -- gateway.toml
+//! ```
+//!
+//! ```toml
+//! listen = "127.0.0.1:3000"         # HTTP/1.1, and HTTP/2 with prior knowledge, on one port
+//! threads = 1                       # worker threads; absent: tokio's default. 1 means the current-thread runtime
+//! header_read_timeout_ms = 30000    # how long a client may take for a request head, its first octet included; absent: 30 s
+//! max_header_bytes = 65536          # one limit for the request heads of HTTP/1.1 and HTTP/2; beyond: 431. Absent: 64 KiB
+//! trusted_proxies = ["10.0.0.0/8", "unix"] # peers whose X-Forwarded-* are believed; absent: nobody's
+//! forwarded_proto = "https"         # how clients reach this front, for X-Forwarded-Proto; absent: http. Also per mount
+//!
+//! [[mount]]
+//! prefix = "/mydir"                 # a directory; "/" takes everything. The longest prefix wins
+//! backend = "http://127.0.0.1:8000" # http://, https://, or unix:/run/app.sock
+//! ca_file = "ca.pem"                # trust this CA, and no other, for an https backend; absent: the platform's
+//! http2 = true                      # HTTP/2 to the backend: prior knowledge on http, ALPN on https; default: false
+//! strip_prefix = true               # default: false
+//! host = "backend"                  # or "preserve"; absent: the crate's default
+//! forwarded = true                  # X-Forwarded-For/-Host/-Proto; default: true
+//! remote_user = true                # Remote-User from the signed-in user; default: false
+//! basic_password = "s3cret"         # Basic with the signed-in user's name and this password; absent: none
+//! hide_cookies = ["id"]             # cookies of the front's own that the backend doesn't get; absent: none
+//! allow_upgrades = ["tcp"]          # protocols besides websocket that clients may switch to; absent: none
+//! trace_redirects = true            # default: false
+//! connect_timeout_ms = 5000         # absent: the crate's defaults, for all three
+//! header_timeout_ms = 60000
+//! body_idle_timeout_ms = 300000
+//! ```
+//!
+//! `test_sign_in = true` believes whoever the client says it is. It's for test beds.
+//!
+//! `config` reads the file, `mounts` is the table of the mounts, `serve` accepts connections and ends them. SIGTERM and Ctrl-C
+//! end tunnels and idle connections at once, and let requests finish for 10 seconds.
+
+#![allow(clippy::print_stdout)]
+
+mod config;
+mod mounts;
+mod serve;
+mod sign_in;
+
+use std::{env, io::IsTerminal, process::ExitCode, sync::Arc};
+
+use axum::{
+    Router,
+    extract::Extension,
+    http::{Request, StatusCode},
+    response::Response,
+    routing::get,
+};
+use hyper::body::Incoming;
+use tokio::net::TcpListener;
+use tower::ServiceExt;
+use tower_reverse_proxy::{RemoteUser, Tunnels};
+
+use self::{config::Config, mounts::Table};
+
+/// What is wrong, in one line.
+type Wrong = String;
+
+fn main() -> ExitCode {
+    ExitCode::from(start(&env::args().skip(1).collect::<Vec<_>>()))
+}
+
+/// Runs with these arguments; returns the exit code.
+pub(crate) fn start(arguments: &[String]) -> u8 {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let outcome = match arguments {
+        [path] => run(path),
+        _ => Err("usage: gateway CONFIG.toml".into()),
+    };
+    match outcome {
+        Ok(()) => 0,
+        Err(wrong) => {
+            eprintln!("gateway: {}", wrong.replace('\n', " "));
+            2
+        }
+    }
+}
+
+/// Serves as the file says, until a signal ends it.
+fn run(path: &str) -> Result<(), Wrong> {
+    let config = Config::read(path)?;
+    let tunnels = Tunnels::new();
+    let mounts = mounts::table(&config, &tunnels).map_err(|wrong| format!("{path}: {wrong}"))?;
+    let front = Front { own: own_routes(), mounts, test_sign_in: config.test_sign_in };
+
+    let mut runtime = match config.threads {
+        Some(1) => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    if let Some(threads) = config.threads {
+        runtime.worker_threads(threads);
+    }
+    let runtime = runtime.enable_all().build().map_err(|error| error.to_string())?;
+    let outcome = runtime.block_on(async {
+        let listener = TcpListener::bind(config.listen).await.map_err(|error| format!("{}: {error}", config.listen))?;
+        println!("listening on http://{}", listener.local_addr().map_err(|error| error.to_string())?);
+        serve::serve(listener, Arc::new(front), config.limits, &tunnels, serve::stop_signal()).await;
+        Ok(())
+    });
+    // Dropping the runtime would wait for name look-ups, which can't be cancelled.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn own_routes() -> Router {
+    Router::new()
+        .route("/front/health", get(|| async { "front ok" }))
+        .route("/front/whoami", get(whoami))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "front 404") })
+}
+
+async fn whoami(user: Option<Extension<RemoteUser>>) -> String {
+    user.map(|Extension(user)| user.to_string()).unwrap_or_default()
+}
+
+/// The mounts, and the gateway's own routes behind them.
+struct Front {
+    own: Router,
+    mounts: Table<mounts::Proxy>,
+    test_sign_in: bool,
+}
+
+impl Front {
+    async fn answer(&self, mut request: Request<Incoming>) -> Response {
+        // Before the mounts, because they pass on who is signed in.
+        if self.test_sign_in
+            && let Err(refusal) = sign_in::sign_in(&mut request)
+        {
+            return refusal;
+        }
+        let Ok(response) = match self.mounts.find(request.uri().path()) {
+            Some(proxy) => proxy(request).await,
+            None => self.own.clone().oneshot(request).await,
+        };
+        response
+    }
+}

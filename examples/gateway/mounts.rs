@@ -1,0 +1,277 @@
+//! The mounts: a table that finds a path's mount, and how a mount is made of its configuration.
+
+use std::{
+    cell::OnceCell, collections::HashMap, convert::Infallible, fs, future::Future, net::IpAddr, pin::Pin,
+    time::Duration,
+};
+
+use axum::{
+    http::{HeaderName, Request, uri::Scheme},
+    response::Response,
+};
+use hyper::body::Incoming;
+use ipnet::IpNet;
+use tower::{Service, util::option_layer};
+use tower_reverse_proxy::{
+    Backend, BasicAuthLayer, HostPolicy, Prefix, RemoteUserLayer, ReverseProxy, ReverseProxyLayer, Tls,
+    TraceRedirectLayer, Tunnels,
+};
+
+use super::{
+    Wrong,
+    config::{Config, Host, Mount},
+};
+
+/// What is mounted where. It's found by the longest prefix, segment by segment, so that thousands of mounts cost what one
+/// does, and a path is never looked at beyond the deepest prefix.
+pub(crate) struct Table<T> {
+    /// The directories; the first one is `/`.
+    directories: Vec<Directory<T>>,
+}
+
+struct Directory<T> {
+    mounted: Option<T>,
+    /// The directories in this one, by name.
+    below: HashMap<Box<str>, usize>,
+}
+
+impl<T> Directory<T> {
+    fn new() -> Self {
+        Self { mounted: None, below: HashMap::new() }
+    }
+}
+
+impl<T> Table<T> {
+    pub(crate) fn new() -> Self {
+        Self { directories: vec![Directory::new()] }
+    }
+
+    /// Mounts something; returns what was mounted there before.
+    pub(crate) fn insert(&mut self, prefix: &str, mount: T) -> Option<T> {
+        let mut at = 0;
+        for segment in prefix.split('/').filter(|segment| !segment.is_empty()) {
+            let next = self.directories.len();
+            at = *self.directories[at].below.entry(segment.into()).or_insert(next);
+            if at == next {
+                self.directories.push(Directory::new());
+            }
+        }
+        self.directories[at].mounted.replace(mount)
+    }
+
+    /// Finds what is mounted at the longest prefix of the path. Segments are compared byte for byte, as [`Prefix`] does it.
+    pub(crate) fn find(&self, path: &str) -> Option<&T> {
+        let mut segments = path.strip_prefix('/')?.split('/');
+        let mut directory = &self.directories[0];
+        let mut found = &directory.mounted;
+        while !directory.below.is_empty()
+            && let Some(&next) = segments.next().and_then(|segment| directory.below.get(segment))
+        {
+            directory = &self.directories[next];
+            found = if directory.mounted.is_some() { &directory.mounted } else { found };
+        }
+        found.as_ref()
+    }
+}
+
+/// A proxy whose type is forgotten: which layers it has depends on the configuration.
+pub(crate) type Proxy = Box<dyn Fn(Request<Incoming>) -> Answer + Send + Sync>;
+type Answer = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+fn boxed<U>(proxy: ReverseProxy<U>) -> Proxy
+where
+    ReverseProxy<U>: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send + 'static>,
+    U: Clone + Send + Sync + 'static,
+{
+    Box::new(move |request| Box::pin(proxy.clone().call(request)))
+}
+
+/// Makes every mount of the file.
+pub(crate) fn table(config: &Config, tunnels: &Tunnels) -> Result<Table<Proxy>, Wrong> {
+    let common = Common::new(config, tunnels)?;
+    let mut table = Table::new();
+    for mount in &config.mounts {
+        let proxy = common.proxy(mount).map_err(|wrong| format!("mount {:?}: {wrong}", mount.prefix))?;
+        if table.insert(&mount.prefix, proxy).is_some() {
+            return Err(format!("mount {:?}: two mounts have this prefix: write each prefix once", mount.prefix));
+        }
+    }
+    Ok(table)
+}
+
+/// What all mounts share.
+struct Common<'a> {
+    tunnels: &'a Tunnels,
+    proto: Scheme,
+    trusted: Vec<IpNet>,
+    trust_unix: bool,
+    /// The platform's roots are read once, and only if a mount needs them.
+    platform_tls: OnceCell<Tls>,
+}
+
+impl<'a> Common<'a> {
+    fn new(config: &Config, tunnels: &'a Tunnels) -> Result<Self, Wrong> {
+        let is_unix = |block: &&String| *block == "unix";
+        let blocks = config.trusted_proxies.iter().filter(|block| !is_unix(block)).map(|block| {
+            let address = block.parse::<IpNet>().or_else(|_| block.parse::<IpAddr>().map(IpNet::from));
+            address.map_err(|_| {
+                format!("trusted_proxies: {block:?}: write a CIDR block, such as \"10.0.0.0/8\", or \"unix\"")
+            })
+        });
+        Ok(Self {
+            tunnels,
+            proto: config.forwarded_proto.into(),
+            trusted: blocks.collect::<Result<_, _>>()?,
+            trust_unix: config.trusted_proxies.iter().any(|block| is_unix(&block)),
+            platform_tls: OnceCell::new(),
+        })
+    }
+
+    fn proxy(&self, mount: &Mount) -> Result<Proxy, Wrong> {
+        mount.check_supported()?;
+        let Some(backend) = &mount.backend else { return Err("no backend: write backend = \"http://…\"".into()) };
+        let backend = Backend::try_from(backend).map_err(|error| error.to_string())?;
+        let prefix = Prefix::try_from(&mount.prefix).map_err(|error| error.to_string())?;
+        let tls = self.tls(mount, &backend)?;
+        let mut proxy = ReverseProxyLayer::try_new(backend)
+            .map_err(|error| error.to_string())?
+            .prefix(prefix)
+            .http2(mount.http2)
+            .tunnels(self.tunnels.clone())
+            .forwarded_proto(mount.forwarded_proto.map_or_else(|| self.proto.clone(), Scheme::from))
+            .trusted_proxies(self.trusted.iter().copied())
+            .x_forwarded(mount.forwarded.unwrap_or(true));
+        if self.trust_unix {
+            proxy = proxy.trust_unix_peers();
+        }
+        if mount.strip_prefix {
+            proxy = proxy.strip_prefix();
+        }
+        proxy = match mount.host {
+            Some(Host::Backend) => proxy.host(HostPolicy::Backend),
+            Some(Host::Preserve) => proxy.host(HostPolicy::Preserve),
+            None => proxy,
+        };
+        if let Some(tls) = tls {
+            proxy = proxy.tls(tls);
+        }
+        if let Some(ms) = mount.connect_timeout_ms {
+            proxy = proxy.connect_timeout(Duration::from_millis(ms));
+        }
+        if let Some(ms) = mount.header_timeout_ms {
+            proxy = proxy.header_timeout(Duration::from_millis(ms));
+        }
+        if let Some(ms) = mount.body_idle_timeout_ms {
+            proxy = proxy.body_idle_timeout(Duration::from_millis(ms));
+        }
+        if let Some(name) = mount.hide_cookies.iter().find(|name| !is_token(name)) {
+            return Err(format!("hide_cookies: {name:?}: write a cookie's name alone, such as \"id\""));
+        }
+        proxy = proxy.hide_cookies(mount.hide_cookies.iter().cloned());
+        for token in &mount.allow_upgrades {
+            let is_http =
+                token.to_ascii_lowercase().starts_with("h2c") || token.to_ascii_lowercase().starts_with("http/");
+            if is_http || !token.splitn(2, '/').all(is_token) {
+                return Err(format!(
+                    "allow_upgrades: {token:?}: write a protocol's token, not HTTP's, such as \"tcp\""
+                ));
+            }
+            proxy = proxy.allow_upgrade(token);
+        }
+
+        let remote_user = RemoteUserLayer::new();
+        let basic = match &mount.basic_password {
+            Some(password) if password.contains(char::is_control) => {
+                return Err("basic_password: write one without control characters".into());
+            }
+            password => password.as_deref().map(BasicAuthLayer::remote_user),
+        };
+        let trace = option_layer(mount.trace_redirects.then(TraceRedirectLayer::new));
+        // The layer that is added first sees the request first.
+        Ok(match (mount.remote_user, basic) {
+            (false, None) => boxed(proxy.upstream_layer(trace).into_service()),
+            (true, None) => boxed(proxy.upstream_layer(remote_user).upstream_layer(trace).into_service()),
+            (false, Some(basic)) => boxed(proxy.upstream_layer(basic).upstream_layer(trace).into_service()),
+            (true, Some(basic)) => {
+                boxed(proxy.upstream_layer(remote_user).upstream_layer(basic).upstream_layer(trace).into_service())
+            }
+        })
+    }
+
+    /// Whom an `https` backend's certificate has to come from; `None` for a backend without TLS.
+    fn tls(&self, mount: &Mount, backend: &Backend) -> Result<Option<Tls>, Wrong> {
+        match (&mount.ca_file, *backend.scheme() == Scheme::HTTPS) {
+            (None, false) => Ok(None),
+            (None, true) => {
+                if let Some(tls) = self.platform_tls.get() {
+                    return Ok(Some(tls.clone()));
+                }
+                let tls = Tls::new().map_err(|error| error.to_string())?;
+                Ok(Some(self.platform_tls.get_or_init(|| tls).clone()))
+            }
+            (Some(_), false) => Err(format!("ca_file: {backend} is spoken to without TLS: write an https:// backend")),
+            (Some(path), true) => {
+                let pem = fs::read(path).map_err(|error| format!("ca_file {path:?}: {error}"))?;
+                Tls::with_ca(pem).map(Some).map_err(|error| format!("ca_file {path:?}: {error}"))
+            }
+        }
+    }
+}
+
+/// Whether it's a token (RFC 9110, section 5.6.2), as field names and cookie names are.
+fn is_token(text: &str) -> bool {
+    HeaderName::from_bytes(text.as_bytes()).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_prefix_wins_segment_by_segment() {
+        let mut table = Table::new();
+        for prefix in ["/a", "/a/b/c", "/x/y"] {
+            assert!(table.insert(prefix, prefix).is_none());
+        }
+        let find = |table: &Table<&'static str>, path: &str| table.find(path).copied();
+        for (path, found) in [
+            ("/a", Some("/a")),
+            ("/a/", Some("/a")),
+            ("/a/b", Some("/a")),
+            ("/a/b/c", Some("/a/b/c")),
+            ("/a/b/c/d", Some("/a/b/c")),
+            ("/a/b/cc", Some("/a")),
+            ("/a//b/c", Some("/a")),
+            ("/ab", None),
+            ("/x", None),
+            ("/x/y/", Some("/x/y")),
+            ("//a", None),
+            ("/", None),
+            ("*", None),
+            ("", None),
+        ] {
+            assert_eq!(find(&table, path), found, "{path}");
+        }
+        assert!(table.insert("/", "/").is_none());
+        for (path, found) in
+            [("/", Some("/")), ("/x", Some("/")), ("//a", Some("/")), ("/a/b", Some("/a")), ("*", None)]
+        {
+            assert_eq!(find(&table, path), found, "{path}");
+        }
+        assert_eq!(table.insert("/x/y", "again"), Some("/x/y"));
+    }
+
+    /// The work is bounded by the deepest prefix, and nothing here recurses.
+    #[test]
+    fn deep_paths_and_many_mounts_are_found() {
+        let mut table = Table::new();
+        for number in 0..5000 {
+            assert!(table.insert(&format!("/mydir{number}/app"), number).is_none());
+        }
+        let deep = "/x".repeat(30_000);
+        assert_eq!(table.find(&deep), None);
+        assert_eq!(table.find(&format!("/mydir4999/app{deep}")), Some(&4999));
+        assert!(table.insert(&deep, 5000).is_none());
+        assert_eq!(table.find(&format!("{deep}/y")), Some(&5000));
+    }
+}

@@ -1,0 +1,350 @@
+//! The server: what a front on the internet needs and `axum::serve` doesn't have.
+//!
+//! | a client that | is ended |
+//! |---|---|
+//! | sends nothing, or half a request head, over HTTP/1.1 or HTTP/2 | after the header-read timeout |
+//! | keeps a connection without a request | the same: the next head is due |
+//! | is gone, without an end of the connection | by HTTP/2 pings, and TCP keep-alive for the rest, tunnels included |
+//! | sends too large a head | with 431 |
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, Bytes, HttpBody},
+    http::{Method, Request, Version},
+};
+use hyper::{
+    body::{Frame, Incoming, SizeHint},
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower_reverse_proxy::{ClientAddr, Tunnels};
+
+use self::stream::ClientStream;
+use super::Front;
+
+mod stream;
+
+/// What a client may take.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) header_read_timeout: Duration,
+    pub(crate) max_header_bytes: u32,
+}
+
+/// How many fields a head of HTTP/1.1 may have. hyper's default is 100, and some browsers' cookies and headers are more.
+const MAX_FIELDS: usize = 256;
+/// hyper's default: at least so much is read and written at once.
+const BUFFER: usize = 8192 + 4096 * 100;
+/// How often an HTTP/2 client is asked for a sign of life, and how long it may take to give one.
+const PING: Duration = Duration::from_secs(20);
+/// How long a client of HTTP/2 without a request has to answer the announcement that its connection ends.
+const GOODBYE: Duration = Duration::from_millis(500);
+/// How long requests may take to finish at the end of the process.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Accepts connections until `stop`, and then ends them: tunnels and idle connections at once, the others when their
+/// requests have finished, or after [`DRAIN`].
+pub(crate) async fn serve(
+    listener: TcpListener,
+    front: Arc<Front>,
+    limits: Limits,
+    tunnels: &Tunnels,
+    stop: impl Future<Output = ()>,
+) {
+    let server = Server::new(front, limits, tunnels.clone());
+    let connections = TaskTracker::new();
+    let mut stop = pin!(stop);
+    let mut is_short = false;
+    loop {
+        let (stream, peer) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                // The client's fault, and of this connection only.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(error) => {
+                    // No descriptors are left, mostly. The next connection that ends frees one, at the latest when the
+                    // timeouts end the silent ones. Until then `accept` fails at once each time: hence the pause.
+                    if !is_short {
+                        tracing::warn!("connections wait, because none can be accepted: {error}");
+                    }
+                    is_short = true;
+                    sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+            () = &mut stop => break,
+        };
+        if is_short {
+            is_short = false;
+            tracing::info!("connections are accepted again");
+        }
+        connections.spawn(server.clone().connection(stream, peer));
+    }
+
+    drop(listener);
+    server.stop.cancel();
+    // A WebSocket has no end of its own.
+    tunnels.shut_down();
+    connections.close();
+    let ended = async {
+        connections.wait().await;
+        tunnels.wait().await;
+    };
+    if timeout(DRAIN, ended).await.is_err() {
+        tracing::warn!("{} connections are cut, because they have taken too long to end", connections.len());
+    }
+}
+
+/// Ready at SIGTERM or Ctrl-C.
+pub(crate) async fn stop_signal() {
+    let interrupt = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        tokio::select! {
+            _ = terminate.recv() => return,
+            _ = interrupt => return,
+        }
+    }
+    let _ = interrupt.await;
+}
+
+/// What all connections share.
+struct Server {
+    front: Arc<Front>,
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+    header_read_timeout: Duration,
+    tunnels: Tunnels,
+    stop: CancellationToken,
+}
+
+impl Server {
+    fn new(front: Arc<Front>, limits: Limits, tunnels: Tunnels) -> Arc<Self> {
+        let max_header_bytes = limits.max_header_bytes as usize;
+        let mut http1 = http1::Builder::new();
+        http1
+            .max_headers(MAX_FIELDS)
+            .max_header_size(max_header_bytes)
+            .max_buf_size(BUFFER.max(max_header_bytes + 1))
+            // `supervise` has one timeout for both versions. hyper's own would be a new timer with each request.
+            .header_read_timeout(None);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .max_header_list_size(limits.max_header_bytes)
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PING)
+            // WebSockets of HTTP/2 clients come as extended CONNECT.
+            .enable_connect_protocol();
+        let header_read_timeout = limits.header_read_timeout;
+        Arc::new(Self { front, http1, http2, header_read_timeout, tunnels, stop: CancellationToken::new() })
+    }
+
+    /// Serves one connection until it ends, or the client has taken too long for a request head.
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let life = Arc::new(Life::new());
+        let stop = self.stop.child_token();
+        let _ = stream.set_nodelay(true);
+        // A tunnel may be silent for hours: this finds out that its client is gone.
+        let keep_alive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&keep_alive);
+
+        let mut stream = ClientStream::new(stream, life.clone());
+        let due = life.start + self.header_read_timeout;
+        let is_http2 = tokio::select! {
+            version = timeout_at(due, stream.is_http2()) => match version {
+                Ok(Ok(is_http2)) => is_http2,
+                _ => return,
+            },
+            () = stop.cancelled() => return,
+        };
+        let service = {
+            let (front, life) = (self.front.clone(), life.clone());
+            service_fn(move |mut request: Request<Incoming>| {
+                let exchange = life.exchange(&request);
+                request.extensions_mut().insert(ClientAddr::from(peer));
+                let front = front.clone();
+                async move {
+                    let response = front.answer(request).await;
+                    Ok::<_, Infallible>(response.map(|body| LiveBody { body, _exchange: exchange }))
+                }
+            })
+        };
+        let stream = TokioIo::new(stream);
+        if is_http2 {
+            let connection = self.http2.serve_connection(stream, service);
+            self.supervise(connection, http2::Connection::graceful_shutdown, &life, &stop, true).await;
+        } else {
+            let connection = self.http1.serve_connection(stream, service).with_upgrades();
+            self.supervise(connection, http1::UpgradeableConnection::graceful_shutdown, &life, &stop, false).await;
+        }
+    }
+
+    /// Drives a connection, and ends it when it's idle for too long, or at all once the process ends.
+    ///
+    /// A connection of HTTP/2 is told so first, with GOAWAY, because its client may be about to send a request.
+    async fn supervise<C: Future<Output = hyper::Result<()>>>(
+        &self,
+        connection: C,
+        graceful_shutdown: fn(Pin<&mut C>),
+        life: &Life,
+        stop: &CancellationToken,
+        is_http2: bool,
+    ) {
+        let mut connection = pin!(connection);
+        let (mut patience, mut leaving) = (self.header_read_timeout, None);
+        let mut timer = pin!(sleep_until(life.start + patience));
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut connection => {
+                    if let Err(error) = outcome {
+                        tracing::debug!("a connection has failed: {error}");
+                    }
+                    return;
+                }
+                () = stop.cancelled(), if leaving != Some(Reason::Stop) => {
+                    graceful_shutdown(connection.as_mut());
+                    leaving = Some(Reason::Stop);
+                    patience = if is_http2 { GOODBYE } else { Duration::ZERO };
+                    life.touch();
+                    timer.as_mut().reset(Instant::now() + patience);
+                }
+                () = &mut timer => match life.idle_since(&self.tunnels) {
+                    // Something is under way: its end begins a new time.
+                    None => timer.as_mut().reset(Instant::now() + patience.max(GOODBYE)),
+                    Some(since) if since + patience > Instant::now() => timer.as_mut().reset(since + patience),
+                    Some(_) if leaving.is_none() && is_http2 && life.has_begun() => {
+                        graceful_shutdown(connection.as_mut());
+                        leaving = Some(Reason::Idle);
+                        life.touch();
+                        timer.as_mut().reset(Instant::now() + patience);
+                    }
+                    Some(_) => return,
+                },
+            }
+        }
+    }
+}
+
+/// Why a connection is about to end.
+#[derive(PartialEq)]
+enum Reason {
+    Idle,
+    Stop,
+}
+
+/// What is under way on a connection.
+pub(crate) struct Life {
+    start: Instant,
+    /// Requests whose answers haven't been handed over as a whole.
+    exchanges: AtomicUsize,
+    /// Milliseconds from the start to the last moment that something was under way.
+    last: AtomicU64,
+    has_begun: AtomicBool,
+    has_tunnels: AtomicBool,
+    /// The client doesn't take what has been written: the end of an answer may be among it.
+    is_blocked: AtomicBool,
+}
+
+impl Life {
+    fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            exchanges: AtomicUsize::new(0),
+            last: AtomicU64::new(0),
+            has_begun: AtomicBool::new(false),
+            has_tunnels: AtomicBool::new(false),
+            is_blocked: AtomicBool::new(false),
+        }
+    }
+
+    /// Since when nothing has been under way; `None`: something is.
+    fn idle_since(&self, tunnels: &Tunnels) -> Option<Instant> {
+        // The tunnels of an HTTP/2 connection are streams that hyper doesn't show. One may be among those that are open.
+        let may_have_tunnels = self.has_tunnels.load(Ordering::Relaxed) && tunnels.count() > 0;
+        let is_idle = self.exchanges.load(Ordering::Acquire) == 0 && !self.is_blocked.load(Ordering::Relaxed);
+        let since = || self.start + Duration::from_millis(self.last.load(Ordering::Relaxed));
+        (is_idle && !may_have_tunnels).then(since)
+    }
+
+    fn has_begun(&self) -> bool {
+        self.has_begun.load(Ordering::Relaxed)
+    }
+
+    fn touch(&self) {
+        let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(elapsed, Ordering::Relaxed);
+    }
+
+    /// Notes whether the client took what was written.
+    pub(crate) fn written(&self, is_blocked: bool) {
+        if is_blocked {
+            self.is_blocked.store(true, Ordering::Relaxed);
+        } else if self.is_blocked.load(Ordering::Relaxed) {
+            self.is_blocked.store(false, Ordering::Relaxed);
+            self.touch();
+        }
+    }
+
+    /// Begins an exchange; it lasts as long as what is returned.
+    fn exchange<B>(self: &Arc<Self>, request: &Request<B>) -> Exchange {
+        self.exchanges.fetch_add(1, Ordering::Relaxed);
+        self.has_begun.store(true, Ordering::Relaxed);
+        if request.method() == Method::CONNECT && request.version() == Version::HTTP_2 {
+            self.has_tunnels.store(true, Ordering::Relaxed);
+        }
+        Exchange(self.clone())
+    }
+}
+
+struct Exchange(Arc<Life>);
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.0.touch();
+        self.0.exchanges.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// The body of an answer: its end is that of the exchange.
+struct LiveBody {
+    body: Body,
+    _exchange: Exchange,
+}
+
+impl HttpBody for LiveBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,506 @@
+//! The example `gateway` as a process, spoken to in raw bytes: its limits, its end and its configuration.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)] // what isn't there fails the test
+
+use std::{
+    env,
+    io::{BufRead, BufReader, ErrorKind, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::{Child, Command, Output, Stdio, exit},
+    thread,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use sha1::{Digest, Sha1};
+
+#[path = "../examples/gateway/main.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod gateway;
+
+/// How long anything here may take before the test fails: much longer than it ever does.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Not a test: the gateway, when one of the tests starts this binary anew. So it's always built of the same sources.
+#[test]
+fn process() {
+    if let Ok(path) = env::var("GATEWAY_CONFIG") {
+        exit(gateway::start(&[path]).into());
+    }
+}
+
+/// Makes a command of this binary that is the gateway with this configuration. `ulimit` are limits of the shell's kind.
+fn command(config: &str, ulimit: &str) -> (Command, tempfile::NamedTempFile) {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(config.as_bytes()).unwrap();
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{ulimit} exec \"$0\" process --exact --nocapture")]).arg(env::current_exe().unwrap());
+    command.env("GATEWAY_CONFIG", file.path()).stdin(Stdio::null());
+    (command, file)
+}
+
+struct Gateway {
+    child: Child,
+    addr: SocketAddr,
+    _config: tempfile::NamedTempFile,
+}
+
+impl Gateway {
+    fn start(config: &str) -> Self {
+        Self::start_with(config, "")
+    }
+
+    fn start_with(config: &str, ulimit: &str) -> Self {
+        let (mut command, file) = command(&format!("listen = \"127.0.0.1:0\"\n{config}"), ulimit);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let url = lines.find_map(|line| Some(line.unwrap().split_once("listening on http://")?.1.to_owned())).unwrap();
+        thread::spawn(move || lines.for_each(drop));
+        Self { child, addr: url.trim().parse().unwrap(), _config: file }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.addr).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    fn send(&self, bytes: impl AsRef<[u8]>) -> TcpStream {
+        let mut stream = self.connect();
+        stream.write_all(bytes.as_ref()).unwrap();
+        stream
+    }
+
+    /// Sends a request that ends its connection; returns the answer.
+    fn get(&self, target: &str, fields: &str) -> String {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: front.example\r\nConnection: close\r\n{fields}\r\n");
+        rest(&mut self.send(request))
+    }
+
+    fn terminate(&self) {
+        assert!(Command::new("kill").arg(self.child.id().to_string()).status().unwrap().success());
+    }
+
+    /// Waits for the end of the process; returns its exit code.
+    fn wait(&mut self) -> Option<i32> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(start.elapsed() < PATIENCE, "the gateway ends");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads until the connection ends, in whatever way.
+fn rest(stream: &mut TcpStream) -> String {
+    let (mut bytes, mut buffer) = (Vec::new(), [0; 64 * 1024]);
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => bytes.extend_from_slice(&buffer[..count]),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
+            Err(error) => {
+                panic!("the gateway ends the connection: {error}, after {:?}", String::from_utf8_lossy(&bytes))
+            }
+        }
+    }
+    bytes.into_iter().map(char::from).collect()
+}
+
+/// Reads the head of a message.
+fn head(stream: &mut TcpStream) -> String {
+    let (mut head, mut octet) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        if stream.read(&mut octet).unwrap() == 0 {
+            break;
+        }
+        head.push(octet[0]);
+    }
+    head.into_iter().map(char::from).collect()
+}
+
+/// A backend that hands each connection to `talk`.
+fn backend(talk: impl Fn(TcpStream) + Clone + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (stream, talk) = (stream.unwrap(), talk.clone());
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            thread::spawn(move || talk(stream));
+        }
+    });
+    origin
+}
+
+/// A backend whose answer's body is the head of the request.
+fn mirror() -> String {
+    backend(|mut stream| {
+        let request = head(&mut stream);
+        let answer =
+            format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{request}", request.len());
+        let _ = stream.write_all(answer.as_bytes());
+    })
+}
+
+fn mount(prefix: &str, backend: &str, keys: &str) -> String {
+    format!("[[mount]]\nprefix = {prefix:?}\nbackend = {backend:?}\n{keys}\n")
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A frame of HTTP/2 (RFC 9113, section 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// `GET path` for `front.example` as a header block.
+fn block(path: &str, fields: &[(&str, &str)]) -> Vec<u8> {
+    let pseudo = [(":method", "GET"), (":scheme", "http"), (":authority", "front.example"), (":path", path)];
+    literals(&[&pseudo, fields].concat())
+}
+
+/// A header block without compression.
+fn literals(fields: &[(&str, &str)]) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        block.push(0);
+        for text in [name, value] {
+            // A string's length is an integer with a prefix of 7 bits (RFC 7541, section 5.1).
+            let mut length = text.len();
+            if length < 127 {
+                block.push(length as u8);
+            } else {
+                block.push(127);
+                length -= 127;
+                while length >= 128 {
+                    block.push((length % 128) as u8 | 128);
+                    length /= 128;
+                }
+                block.push(length as u8);
+            }
+            block.extend_from_slice(text.as_bytes());
+        }
+    }
+    block
+}
+
+/// Reads frames until one of this kind; returns its payload.
+fn read_frame(stream: &mut TcpStream, kind: u8) -> Vec<u8> {
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        stream.read_exact(&mut payload).unwrap();
+        if head[3] == kind {
+            return payload;
+        }
+    }
+}
+
+/// A connection of HTTP/2 with one request behind it.
+fn http2_used(gateway: &Gateway) -> TcpStream {
+    let request = frame(HEADERS, END_STREAM | END_HEADERS, 1, &block("/front/health", &[]));
+    let mut stream = gateway.send([PREFACE, &frame(SETTINGS, 0, 0, b""), &request].concat());
+    read_frame(&mut stream, HEADERS);
+    stream
+}
+
+/// The status of an answer over HTTP/2. It's sent as an index of the static table, or as a literal.
+fn http2_status(gateway: &Gateway, path: &str, fields: &[(&str, &str)]) -> u16 {
+    let block = block(path, fields);
+    let mut parts = block.chunks(16 * 1024).peekable();
+    let mut request = [PREFACE, &frame(SETTINGS, 0, 0, b"")].concat();
+    let mut kind = HEADERS;
+    while let Some(part) = parts.next() {
+        let end = if parts.peek().is_none() { END_HEADERS } else { 0 };
+        let flags = if kind == HEADERS { end | END_STREAM } else { end };
+        request.extend_from_slice(&frame(kind, flags, 1, part));
+        kind = 9; // CONTINUATION
+    }
+    let answer = read_frame(&mut gateway.send(request), HEADERS);
+    match answer[0] {
+        0x88 => 200,
+        // A literal with the name of index 8, `:status`, and a value of three digits, with Huffman's code or without.
+        0x48 if answer[1] == 3 => String::from_utf8_lossy(&answer[2..5]).parse().unwrap(),
+        0x48 if answer[1..].starts_with(&[0x83, 0x69, 0x90, 0xff]) => 431,
+        _ => panic!("no status that is known here: {answer:x?}"),
+    }
+}
+
+#[test]
+fn a_thousand_mounts_fit_on_a_small_stack() {
+    let origin = mirror();
+    let mounts: String = (0..1000).map(|number| mount(&format!("/mydir{number}"), &origin, "")).collect();
+    let gateway =
+        Gateway::start(&format!("threads = 2\n{mounts}{}", mount("/mydir1/inner", &origin, "strip_prefix = true")));
+    assert!(gateway.get("/front/health", "").ends_with("front ok"));
+    assert!(gateway.get("/mydir999/x", "").contains("\r\n\r\nGET /mydir999/x HTTP/1.1"));
+    assert!(gateway.get("/mydir1/inner/x", "").contains("\r\n\r\nGET /x HTTP/1.1"));
+    assert!(gateway.get("/mydir1/innerx", "").contains("\r\n\r\nGET /mydir1/innerx HTTP/1.1"));
+    assert!(gateway.get("/mydir9999", "").ends_with("front 404"));
+}
+
+#[test]
+fn silent_clients_are_ended() {
+    let gateway = Gateway::start("header_read_timeout_ms = 300");
+    let settings = frame(SETTINGS, 0, 0, b"");
+    let block = block("/front/health", &[]);
+    let whole = frame(HEADERS, END_STREAM | END_HEADERS, 1, &block);
+    let mut clients = vec![
+        ("no octet", gateway.connect()),
+        ("one octet", gateway.send("P")),
+        ("half a preface", gateway.send("PRI * HT")),
+        ("a preface", gateway.send(PREFACE)),
+        ("settings", gateway.send([PREFACE, &settings].concat())),
+        ("half a frame", gateway.send([PREFACE, &settings, &whole[..20]].concat())),
+        ("half a block", gateway.send([PREFACE, &settings, &frame(HEADERS, END_STREAM, 1, &block)].concat())),
+        ("half a head", gateway.send("GET / HTTP/1.1\r\nHost: front.example\r\n")),
+        ("an empty line", gateway.send("\r\n")),
+        ("a second head", gateway.send("GET /front/health HTTP/1.1\r\nHost: front.example\r\n\r\nGET / HT")),
+        ("idle", gateway.send("GET /front/health HTTP/1.1\r\nHost: front.example\r\n\r\n")),
+        ("idle http2", http2_used(&gateway)),
+    ];
+    let mut half_a_second = http2_used(&gateway);
+    half_a_second.write_all(&frame(HEADERS, END_STREAM, 3, &block)).unwrap();
+    clients.push(("half a second block", half_a_second));
+    for (what, mut client) in clients {
+        println!("{what}");
+        rest(&mut client);
+    }
+}
+
+#[test]
+fn a_slow_exchange_is_no_silent_client() {
+    let origin = backend(|mut stream| {
+        head(&mut stream);
+        thread::sleep(Duration::from_secs(1));
+        stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 10\r\n\r\nfirst").unwrap();
+        thread::sleep(Duration::from_secs(1));
+        stream.write_all(b"later").unwrap();
+    });
+    let gateway = Gateway::start(&format!("header_read_timeout_ms = 200\n{}", mount("/mydir", &origin, "")));
+    let request = frame(HEADERS, END_STREAM | END_HEADERS, 1, &block("/mydir/x", &[]));
+    let mut http2 = gateway.send([PREFACE, &frame(SETTINGS, 0, 0, b""), &request].concat());
+    assert!(gateway.get("/mydir/x", "").ends_with("\r\n\r\nfirstlater"));
+    assert_eq!([read_frame(&mut http2, 0), read_frame(&mut http2, 0)].concat(), b"firstlater");
+}
+
+#[test]
+fn a_silent_tunnel_over_http2_is_no_idle_connection() {
+    let origin = backend(|mut stream| {
+        let request = head(&mut stream);
+        let key = request.lines().find(|line| line.to_ascii_lowercase().starts_with("sec-websocket-key:"));
+        let key = key.unwrap().split_once(':').unwrap().1.trim();
+        let accept = Sha1::digest(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11"));
+        let accept = BASE64_STANDARD.encode(accept);
+        let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n";
+        stream.write_all(format!("{switch}Sec-WebSocket-Accept: {accept}\r\n\r\n").as_bytes()).unwrap();
+        thread::sleep(Duration::from_secs(1));
+        stream.write_all(b"a frame").unwrap();
+        rest(&mut stream);
+    });
+    let gateway = Gateway::start(&format!("header_read_timeout_ms = 200\n{}", mount("/mydir", &origin, "")));
+    let connect = literals(&[
+        (":method", "CONNECT"),
+        (":protocol", "websocket"),
+        (":scheme", "http"),
+        (":authority", "front.example"),
+        (":path", "/mydir/ws"),
+        ("sec-websocket-version", "13"),
+    ]);
+    let connect = frame(HEADERS, END_HEADERS, 1, &connect);
+    let mut client = gateway.send([PREFACE, &frame(SETTINGS, 0, 0, b""), &connect].concat());
+    assert_eq!(read_frame(&mut client, 0), b"a frame");
+}
+
+#[test]
+fn when_silent_clients_take_every_descriptor_it_recovers() {
+    let gateway = Gateway::start_with("header_read_timeout_ms = 1000", "ulimit -n 256;");
+    let silent: Vec<TcpStream> = (0..300).map(|_| gateway.connect()).collect();
+    assert!(gateway.get("/front/health", "").ends_with("front ok"));
+    drop(silent);
+}
+
+#[test]
+fn at_the_end_what_is_idle_ends_at_once_and_an_exchange_finishes() {
+    let (tell, told) = std::sync::mpsc::channel::<TcpStream>();
+    let origin = backend(move |mut stream| {
+        let request = head(&mut stream);
+        if request.contains("pgrade: websocket") {
+            let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+                          Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+            stream.write_all(switch.as_bytes()).unwrap();
+        }
+        tell.send(stream).unwrap();
+    });
+    let mut gateway = Gateway::start(&mount("/mydir", &origin, ""));
+    let mut exchange = gateway.send("GET /mydir/x HTTP/1.1\r\nHost: front.example\r\n\r\n");
+    let mut backends_side = told.recv_timeout(PATIENCE).unwrap();
+    let upgrade = "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let mut websocket = gateway.send(format!("GET /mydir/ws HTTP/1.1\r\nHost: front.example\r\n{upgrade}\r\n"));
+    assert!(head(&mut websocket).starts_with("HTTP/1.1 101 "));
+    let mut idle = gateway.send("GET /front/health HTTP/1.1\r\nHost: front.example\r\n\r\n");
+    assert!(head(&mut idle).starts_with("HTTP/1.1 200 "));
+    let mut http2 = http2_used(&gateway);
+    let mut unused = [
+        gateway.connect(),
+        gateway.send("GET /front/health HTTP/1.1\r\nHost: fr"),
+        gateway.send(PREFACE),
+        gateway.send([PREFACE, &frame(SETTINGS, 0, 0, b"")].concat()),
+    ];
+    // They have been accepted when a later one has been served.
+    assert!(gateway.get("/front/health", "").ends_with("front ok"));
+
+    gateway.terminate();
+    rest(&mut websocket);
+    rest(&mut idle);
+    read_frame(&mut http2, GOAWAY);
+    rest(&mut http2);
+    for stream in &mut unused {
+        rest(stream);
+    }
+    // All that has ended while the exchange was under way, which may still take its time.
+    assert!(gateway.child.try_wait().unwrap().is_none());
+    backends_side.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone").unwrap();
+    assert!(rest(&mut exchange).ends_with("\r\n\r\ndone"));
+    assert_eq!(gateway.wait(), Some(0));
+}
+
+#[test]
+fn with_nothing_under_way_it_ends() {
+    let mut gateway = Gateway::start("threads = 1");
+    let _silent = (gateway.send("GET / HTTP/1.1\r\n"), http2_used(&gateway));
+    gateway.terminate();
+    assert_eq!(gateway.wait(), Some(0));
+}
+
+#[test]
+fn heads_have_one_limit_in_both_versions() {
+    let origin = mirror();
+    let gateway = Gateway::start(&mount("/mydir", &origin, ""));
+    let crumbs: Vec<String> = (0..40).map(|number| format!("c{number}={}", "x".repeat(500))).collect();
+    let fields: Vec<String> = (0..150).map(|number| format!("x-field-{number}")).collect();
+    let large = "x".repeat(60_000);
+    let too_large = "x".repeat(66_000);
+    for (what, fields, status) in [
+        ("20 kB of cookies", crumbs.iter().map(|crumb| ("cookie", &**crumb)).collect::<Vec<_>>(), 200),
+        ("150 fields", fields.iter().map(|name| (&**name, "value")).collect(), 200),
+        ("a large field", vec![("x-large", &large)], 200),
+        ("too large a field", vec![("x-large", &too_large)], 431),
+    ] {
+        assert_eq!(http2_status(&gateway, "/mydir/x", &fields), status, "{what}");
+        let lines: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let answer = gateway.get("/mydir/x", &lines);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{what}: {answer}");
+    }
+    let gateway = Gateway::start(&format!("max_header_bytes = 4096\n{}", mount("/mydir", &origin, "")));
+    assert!(gateway.get("/mydir/x", &format!("x-large: {}\r\n", &large[..5000])).starts_with("HTTP/1.1 431 "));
+    assert_eq!(http2_status(&gateway, "/mydir/x", &[("x-large", &large[..5000])]), 431);
+}
+
+#[test]
+fn a_front_behind_a_proxy_says_what_that_one_says() {
+    let origin = mirror();
+    let mounts = [mount("/a", &origin, ""), mount("/b", &origin, "forwarded_proto = \"http\"")].concat();
+    let gateway = Gateway::start(&format!("forwarded_proto = \"https\"\n{mounts}"));
+    let seen = |gateway: &Gateway, target, line: &str, is_there| {
+        let answer = gateway.get(target, "X-Forwarded-For: 10.1.2.3\r\n").to_ascii_lowercase();
+        assert_eq!(answer.contains(&format!("\r\n{line}\r\n")), is_there, "{target}: {answer}");
+    };
+    seen(&gateway, "/a/x", "x-forwarded-proto: https", true);
+    seen(&gateway, "/b/x", "x-forwarded-proto: http", true);
+    seen(&gateway, "/a/x", "x-forwarded-for: 127.0.0.1", true);
+    for trusted in ["[\"127.0.0.0/8\", \"unix\"]", "[\"127.0.0.1\"]"] {
+        let gateway = Gateway::start(&format!("trusted_proxies = {trusted}\n{mounts}"));
+        seen(&gateway, "/a/x", "x-forwarded-for: 10.1.2.3, 127.0.0.1", true);
+    }
+}
+
+#[test]
+fn a_mount_hides_cookies_and_allows_upgrades() {
+    let origin = mirror();
+    let gateway = Gateway::start(&mount("/mydir", &origin, "hide_cookies = [\"id\"]\nallow_upgrades = [\"tcp\"]"));
+    let fields = "Cookie: id=secret; theme=dark\r\nConnection: upgrade\r\nUpgrade: tcp\r\n";
+    let request = format!("GET /mydir/x HTTP/1.1\r\nHost: front.example\r\n{fields}\r\n");
+    let mut stream = gateway.send(request);
+    let answer = [head(&mut stream), head(&mut stream)].concat().to_ascii_lowercase();
+    assert!(answer.contains("\r\ncookie: theme=dark\r\n") && !answer.contains("secret"), "{answer}");
+    assert!(answer.contains("\r\nupgrade: tcp\r\n"), "{answer}");
+}
+
+/// Linux shows which timer a socket has: 2 is that of keep-alive.
+#[test]
+#[cfg(target_os = "linux")]
+fn tcp_keep_alive_watches_clients() {
+    let gateway = Gateway::start("");
+    let client = http2_used(&gateway);
+    let port = |addr: SocketAddr| format!(":{:04X}", addr.port());
+    let (here, there) = (port(gateway.addr), port(client.local_addr().unwrap()));
+    let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let timer = sockets.lines().find_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        (columns[1].ends_with(&here) && columns[2].ends_with(&there)).then(|| columns[5].to_owned())
+    });
+    let timer = timer.unwrap_or_else(|| panic!("the gateway's socket is listed:\n{sockets}"));
+    assert!(timer.starts_with("02:"), "{timer}");
+}
+
+#[test]
+fn what_is_wrong_is_said_in_one_line_before_anything_listens() {
+    let listen = "listen = \"127.0.0.1:0\"\n";
+    let with = |keys: &str| format!("{listen}{}", mount("/a", "http://127.0.0.1:1", keys));
+    let cases = [
+        ("".to_owned(), "listen"),
+        (format!("{listen}nonsense = 1\n"), "line 2: unknown field `nonsense`"),
+        (format!("{listen}threads = 0\n"), "threads = 0"),
+        (format!("{listen}header_read_timeout_ms = 0\n"), "header_read_timeout_ms"),
+        (format!("{listen}max_header_bytes = 1\n"), "max_header_bytes"),
+        (format!("{listen}max_header_bytes = 10000000000\n"), "line 2: "),
+        (format!("{listen}forwarded_proto = \"ftp\"\n"), "line 2: unknown variant `ftp`"),
+        (format!("{listen}trusted_proxies = [\"10.0.0.0/33\"]\n"), "trusted_proxies: \"10.0.0.0/33\""),
+        (format!("{listen}assertion_key = \"key.pem\"\n"), "`assertion_key` is not supported yet"),
+        (format!("{listen}[[mount]]\nprefix = \"/a\"\n"), "mount \"/a\": no backend"),
+        (with("backends = [\"http://127.0.0.1:1\"]"), "`backends` is not supported yet"),
+        (with("negotiate = \"HTTP@backend.example\""), "`negotiate` is not supported yet"),
+        (with("negotiate_as_user = true"), "`negotiate_as_user` is not supported yet"),
+        (with("bearer = \"token\""), "`bearer` is not supported yet"),
+        (with("assertion = true"), "`assertion` is not supported yet"),
+        (with("remote_groups_header = \"Remote-Groups\""), "`remote_groups_header` is not supported yet"),
+        (with("hide_cookies = [\"id=1\"]"), "hide_cookies: \"id=1\""),
+        (with("allow_upgrades = [\"h2c\"]"), "allow_upgrades: \"h2c\""),
+        (with("ca_file = \"ca.pem\""), "ca_file"),
+        (with("basic_password = \"a\\nb\""), "basic_password"),
+        (with("forwarded_proto = 1"), "line 5: "),
+        (format!("{}{}", with(""), mount("/a", "http://127.0.0.1:1", "")), "two mounts"),
+        (format!("{listen}{}", mount("a", "http://127.0.0.1:1", "")), "invalid prefix"),
+        (format!("{listen}{}", mount("/a", "http://127.0.0.1:1/path", "")), "mount \"/a\""),
+    ];
+    for (config, wrong) in cases {
+        let (mut command, _file) = command(&config, "");
+        let Output { status, stdout, stderr } = command.output().unwrap();
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert_eq!(status.code(), Some(2), "{config}: {stderr}");
+        assert!(stderr.starts_with("gateway: ") && stderr.trim_end().lines().count() == 1, "{config}: {stderr}");
+        assert!(stderr.contains(wrong), "{config}: {stderr}");
+        assert!(!String::from_utf8_lossy(&stdout).contains("listening"));
+    }
+}
