@@ -1,7 +1,8 @@
 //! Ends without cutting anybody off: requests finish, WebSockets get some time, then everything is over.
 //!
 //! ```sh
-//! cargo run --example graceful_shutdown -- http://127.0.0.1:8000
+//! cargo run --example graceful_shutdown                          # with a small backend of its own
+//! cargo run --example graceful_shutdown -- http://127.0.0.1:8000 # with yours
 //! ```
 //!
 //! Then press Ctrl-C while something is under way.
@@ -10,15 +11,27 @@
 
 use std::{env, error::Error, time::Duration};
 
-use axum::{Router, routing::get};
-use tokio::{net::TcpListener, time::timeout};
+use axum::{
+    Router,
+    extract::ws::{WebSocket, WebSocketUpgrade},
+    response::Html,
+    routing::get,
+};
+use tokio::{
+    net::TcpListener,
+    time::{sleep, timeout},
+};
 use tower_reverse_proxy::{Backend, ReverseProxyLayer, Tunnels};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let backend: Backend = env::args().nth(1).unwrap_or("http://127.0.0.1:8000".into()).parse()?;
+    let backend: Backend = match env::args().nth(1) {
+        Some(url) => url,
+        None => own_backend().await?,
+    }
+    .parse()?;
 
-    // A server takes an upgraded connection for gone: it neither waits for it nor tells it. This account knows them.
+    // A server takes an upgraded connection for gone: it neither waits for it nor ends it. This account knows them.
     let tunnels = Tunnels::new();
     let app = Router::new()
         .route("/", get(|| async { "home" }))
@@ -42,3 +55,36 @@ async fn main() -> Result<(), Box<dyn Error>> {
 async fn interrupted() {
     let _ = tokio::signal::ctrl_c().await;
 }
+
+/// Starts a backend with something to interrupt, and returns its origin.
+async fn own_backend() -> Result<String, Box<dyn Error>> {
+    let slow = async || {
+        sleep(Duration::from_secs(5)).await;
+        "finished\n"
+    };
+    let silent = async |mut socket: WebSocket| while let Some(Ok(_)) = socket.recv().await {};
+    let backend = Router::new()
+        .route("/mydir/", get(async || Html(PAGE)))
+        .route("/mydir/slow", get(slow))
+        .route("/mydir/socket", get(async move |upgrade: WebSocketUpgrade| upgrade.on_upgrade(silent)));
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let origin = format!("http://{}", listener.local_addr()?);
+    tokio::spawn(async move { axum::serve(listener, backend).await });
+    Ok(origin)
+}
+
+const PAGE: &str = r#"<!doctype html>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Graceful shutdown</title>
+<style>:root { color-scheme: light dark } body { font: 1.1rem/1.5 system-ui; max-width: 36rem; margin: 2rem auto; padding: 0 1rem }</style>
+<h1>Graceful shutdown</h1>
+<p>Press Ctrl-C in the terminal now: this page's WebSocket is <b id="state">opening</b>. It is closed after 10 seconds.</p>
+<p>Or open <a href="slow">a slow answer</a> and press Ctrl-C within its 5 seconds: it still arrives.</p>
+<script>
+  const show = state => document.getElementById("state").textContent = state;
+  const socket = new WebSocket(location.origin.replace(/^http/, "ws") + "/mydir/socket");
+  socket.onopen = () => show("open");
+  socket.onclose = () => show("closed");
+</script>
+"#;

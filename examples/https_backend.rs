@@ -8,7 +8,7 @@
 
 #![allow(clippy::print_stdout)]
 
-use std::{error::Error, net::SocketAddr, sync::Arc};
+use std::{error::Error, io::IsTerminal, net::SocketAddr, sync::Arc};
 
 use axum::{Router, routing::get};
 use hyper_util::{
@@ -26,7 +26,7 @@ use tower_reverse_proxy::{
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    tracing_subscriber::fmt().init();
+    tracing_subscriber::fmt().with_ansi(std::io::stdout().is_terminal()).init();
     let (backend, ca) = start_backend().await?;
 
     // `ca` is the text of a PEM file: in an application of your own, it's `std::fs::read("ca.pem")?`. From now on this CA is

@@ -7,7 +7,7 @@
 //! ```
 #![allow(clippy::print_stdout)]
 
-use std::{env, error::Error, net::SocketAddr};
+use std::{env, error::Error, io::IsTerminal, net::SocketAddr};
 
 use axum::{
     Router,
@@ -22,7 +22,10 @@ use tower_reverse_proxy::ReverseProxyLayer;
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     // The cause of a failure goes to the log. It's not for visitors: it may hold addresses of the old site.
-    tracing_subscriber::fmt().with_env_filter("tower_reverse_proxy=info").init();
+    tracing_subscriber::fmt()
+        .with_ansi(std::io::stdout().is_terminal())
+        .with_env_filter("tower_reverse_proxy=info")
+        .init();
     let old_site = match env::args().nth(1) {
         Some(url) => url,
         None => own_old_site().await?,
