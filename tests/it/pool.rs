@@ -171,7 +171,7 @@ async fn a_connection_that_has_been_idle_for_long_serves_no_post() {
     let (url, mut heard) = numbered(|_| After::KeepOpen).await;
     let addr = proxied(url).await;
     assert_eq!(get(addr, "/x", "").await.text(), "0");
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    seen_to_be_kept().await;
     assert_eq!(post(addr, "/x").await.text(), "1");
     // The new one is in its place.
     assert!(matches!(heard.recv().await, Some(Heard::Request { connection: 0, .. })));
@@ -179,7 +179,7 @@ async fn a_connection_that_has_been_idle_for_long_serves_no_post() {
     next.sort_by_key(|heard| matches!(heard, Heard::End { .. }));
     assert!(matches!(next, [Heard::Request { connection: 1, .. }, Heard::End { connection: 0 }]));
     // What can be sent again goes over any.
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    seen_to_be_kept().await;
     assert_eq!(get(addr, "/x", "").await.text(), "1");
 }
 

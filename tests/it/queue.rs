@@ -15,13 +15,13 @@ use http_body_util::BodyExt;
 use tokio::{
     io::{AsyncWriteExt, DuplexStream, duplex},
     sync::Semaphore,
-    task::{JoinHandle, yield_now},
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer, Tunnels};
 
-use crate::support::{PATIENCE, Pipe, Wire};
+use crate::support::{PATIENCE, Pipe, Wire, others_run};
 
 /// A backend in memory. Connections are made, and requests to `/held` answered, as they are let.
 #[derive(Clone)]
@@ -101,15 +101,8 @@ async fn get(proxy: ReverseProxy, target: &'static str) -> Outcome {
 /// Begins an exchange, and lets it go as far as it can.
 async fn begin(proxy: &ReverseProxy, target: &'static str) -> JoinHandle<Outcome> {
     let exchange = tokio::spawn(get(proxy.clone(), target));
-    rest().await;
+    others_run().await;
     exchange
-}
-
-/// Lets all others run until they wait for something.
-async fn rest() {
-    for _ in 0..100 {
-        yield_now().await;
-    }
 }
 
 fn ok(text: &str) -> Outcome {
@@ -156,13 +149,13 @@ async fn a_burst_makes_no_more_connections_than_it_needs() {
         let next = begin(&proxy, "/held").await;
         memory.answers.add_permits(1);
         assert_eq!(timeout(PATIENCE, held).await.unwrap().unwrap(), ok("1"), "{round}");
-        rest().await;
+        others_run().await;
         held = next;
     }
     assert_eq!(memory.asked(), 2);
     // When it's there at last, it's kept.
     memory.connects.add_permits(1);
-    rest().await;
+    others_run().await;
     assert_eq!(get(proxy, "/x").await.0, 200);
     assert_eq!((memory.asked(), memory.open.load(Ordering::SeqCst)), (2, 2));
 }
@@ -177,7 +170,7 @@ async fn a_connection_that_came_too_late_is_not_kept_for_long() {
         assert_eq!(timeout(PATIENCE, exchange).await.unwrap().unwrap(), ok("1"));
     }
     memory.connects.add_permits(1);
-    rest().await;
+    others_run().await;
     assert_eq!(memory.open.load(Ordering::SeqCst), 2);
     let closes = async {
         while memory.open.load(Ordering::SeqCst) > 1 {
@@ -201,7 +194,7 @@ async fn there_are_no_more_connections_than_there_may_be() {
         assert_eq!(memory.open.load(Ordering::SeqCst), 2);
         memory.answers.add_permits(1);
         assert_eq!(timeout(PATIENCE, exchange).await.expect("it's this one's turn").unwrap().0, 200);
-        rest().await;
+        others_run().await;
     }
     assert_eq!((memory.asked(), memory.most.load(Ordering::SeqCst)), (2, 2));
 }
@@ -255,7 +248,7 @@ async fn who_leaves_the_queue_takes_nothing_along() {
             first.abort();
         }
         if round == 0 {
-            rest().await;
+            others_run().await;
         }
         if memory.open.load(Ordering::SeqCst) == 0 {
             memory.connects.add_permits(1);

@@ -6,12 +6,14 @@ mod patience;
 mod peers;
 mod pipe;
 
-use std::{future::Future, net::SocketAddr};
+use std::{future::Future, net::SocketAddr, time::Duration};
 
 use axum::{Router, extract::connect_info::IntoMakeServiceWithConnectInfo};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    task::yield_now,
+    time::{advance, pause, resume},
 };
 
 use self::patience::watch;
@@ -71,10 +73,24 @@ pub(crate) async fn answering(response: impl AsRef<[u8]> + Send + Sync + 'static
     .await
 }
 
-/// Waits until the proxy has seen that the backend keeps its idle connections: only then are they used for what can't be sent
-/// twice, and only if they haven't been idle for long.
+/// Lets the proxy see that the backend keeps its idle connections: only then are they used for requests that can't be sent
+/// twice, and only if they have been idle for less than a second.
+///
+/// The clock is set forward, by nearly 2 s. A test waits for none of it, and has the more time for what comes next.
 pub(crate) async fn seen_to_be_kept() {
-    tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
+    // The connection comes back to the pool, and the pool begins to look after it.
+    others_run().await;
+    pause();
+    advance(Duration::from_millis(1900)).await;
+    others_run().await;
+    resume();
+}
+
+/// Lets all other tasks of a test's runtime run until they wait for something.
+pub(crate) async fn others_run() {
+    for _ in 0..100 {
+        yield_now().await;
+    }
 }
 
 /// Connects to a front as a client that writes bytes.
