@@ -24,7 +24,7 @@ use axum::{
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tower_reverse_proxy::{
-    BasicAuthLayer, ErrorKind, RemoteUser, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer,
+    BasicAuthLayer, ErrorKind, Failure, RemoteUser, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer,
 };
 use tower_sessions::{MemoryStore, Session, SessionManagerLayer};
 
@@ -68,23 +68,21 @@ fn front(url: &str, origin: &str) -> Router {
 
     // <shown>
     let legacy = ReverseProxyLayer::new(origin)
-        // Both sides have the same layout, /mydir/x is /mydir/x at the backend too,
-        // so that no link has to be rewritten.
+        // Both sides have the same layout: /mydir/x is /mydir/x at the backend.
+        // No link has to be rewritten.
         .prefix("/mydir")
         // No request says how visitors reach the front: with or without TLS.
         .forwarded_proto(Scheme::HTTP)
         // The session stays here. The backend needs only the name of its user.
         .hide_cookies(["id"])
-        .on_error(|error| failure(error.kind(), error.status()))
+        .on_error(failed)
         // From here on, no client can change what the layers add.
         .upstream_layer(RemoteUserLayer::new())
         .upstream_layer(BasicAuthLayer::remote_user("s3cret"))
         .upstream_layer(TraceRedirectLayer::new());
 
     // Nothing listens there.
-    let down = ReverseProxyLayer::new("http://127.0.0.1:1")
-        .prefix("/down")
-        .on_error(|error| failure(error.kind(), error.status()));
+    let down = ReverseProxyLayer::new("http://127.0.0.1:1").prefix("/down").on_error(failed);
 
     own_routes
         .layer(legacy)
@@ -106,8 +104,9 @@ async fn who_is_it(session: Session, mut request: Request, next: Next) -> Result
 }
 
 /// The page of a request that got no answer from the backend. The cause is for the log: it may hold internal addresses.
-fn failure(kind: ErrorKind, status: StatusCode) -> Response {
-    let (title, says, way) = match kind {
+fn failed(failure: &Failure) -> Response {
+    let status = failure.status();
+    let (title, says, way) = match failure.kind() {
         ErrorKind::UserName => (
             "This name can't go to the backend",
             "With Basic credentials, a name ends at its first colon, and other names have characters that no field can \
