@@ -9,7 +9,7 @@
 
 #![allow(clippy::print_stdout)]
 
-use std::{env, error::Error, time::Duration};
+use std::{env, error::Error, net::SocketAddr, time::Duration};
 
 use axum::{
     Router,
@@ -40,6 +40,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind("127.0.0.1:3000").await?;
     println!("open http://{}/mydir/ and press Ctrl-C here", listener.local_addr()?);
     // From Ctrl-C on, no connection is accepted, and requests finish.
+    let app = app.into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, app).with_graceful_shutdown(interrupted()).await?;
 
     println!("waiting for {} tunnels", tunnels.count());

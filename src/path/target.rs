@@ -360,24 +360,49 @@ mod tests {
             if let Ok(target) = Target::parse(&uri, None, &mydir) {
                 let sent = target.for_backend(&PathPolicy::Keep).unwrap();
                 prop_assert_eq!(sent.as_str(), &*path);
-                // Whatever a server takes for a slash and for a dot, by the rules of RFC 3986, section 5.2.4, it stays inside.
-                let lower = sent.path().to_ascii_lowercase().replace("%2e", ".");
-                for slashes in 0..8 {
-                    let separators = [("%2f", 1), ("%5c", 2), ("\\", 4)];
-                    let read = separators.iter().fold(lower.clone(), |path, (separator, bit)| {
-                        if slashes & bit == 0 { path } else { path.replace(separator, "/") }
-                    });
-                    let mut stack = Vec::new();
-                    for segment in read.split('/').map(|segment| segment.split(';').next().unwrap()) {
-                        match segment {
-                            "" | "." => {}
-                            ".." => drop(stack.pop()),
-                            other => stack.push(other),
-                        }
-                    }
-                    prop_assert_eq!(stack.first(), Some(&"mydir"), "{} read as {}", path, read);
+                for read in readings(sent.path()) {
+                    let inside = resolved(&read).first() == Some(&"mydir");
+                    prop_assert!(inside, "{} read as {}", path, read);
                 }
             }
         }
+
+        #[test]
+        fn no_destination_panics_or_leaves(path in "/mydir/[./%2eEfF5cC;\\\\a0uü?]{0,24}") {
+            let (current, mydir) = ("/mydir/x".parse().unwrap(), prefix("/mydir"));
+            let target = Target::parse(&current, None, &mydir).unwrap();
+            if let Ok(sent) = target.other_for_backend(&path, &PathPolicy::Keep) {
+                prop_assert_eq!(&sent, &path);
+                for read in readings(sent.split('?').next().unwrap()) {
+                    let inside = resolved(&read).first() == Some(&"mydir");
+                    prop_assert!(inside, "{} read as {}", path, read);
+                }
+                let stripped = target.other_for_backend(&path, &PathPolicy::Replace(Prefix::root())).unwrap();
+                prop_assert_eq!(format!("/mydir{stripped}"), path);
+            }
+        }
+    }
+
+    /// What a server may make of a path, whatever it takes for a slash and for a dot.
+    fn readings(path: &str) -> impl Iterator<Item = String> {
+        let lower = path.to_ascii_lowercase().replace("%2e", ".");
+        (0..8).map(move |slashes| {
+            [("%2f", 1), ("%5c", 2), ("\\", 4)].iter().fold(lower.clone(), |path, (separator, bit)| {
+                if slashes & bit == 0 { path } else { path.replace(separator, "/") }
+            })
+        })
+    }
+
+    /// The segments of a path, by the rules of RFC 3986, section 5.2.4.
+    fn resolved(path: &str) -> Vec<&str> {
+        let mut stack = Vec::new();
+        for segment in path.split('/').map(|segment| segment.split(';').next().unwrap()) {
+            match segment {
+                "" | "." => {}
+                ".." => drop(stack.pop()),
+                other => stack.push(other),
+            }
+        }
+        stack
     }
 }
