@@ -124,8 +124,8 @@ async fn begin(sender: &mut SendRequest<Body>, path: &str) -> Response<Incoming>
     timeout(PATIENCE, sender.send_request(request)).await.unwrap().unwrap()
 }
 
-/// A backend that answers by the path: `/bytes` without end, or so many, a byte a frame; `/large` in large frames; `/slow` in two
-/// halves, the second one when it's let. It tells when a `/bytes` is reset.
+/// A backend that answers by the path: `/bytes` without end, or so many, a byte a frame; `/large` in large frames; `/snapshot` in
+/// five of them, and then bytes; `/slow` in two halves, the second one when it's let. It tells when bytes are reset.
 async fn frames_of(second: Arc<Notify>) -> (String, Arc<AtomicUsize>, Http2, UnboundedReceiver<()>) {
     let (reset, resets) = unbounded_channel();
     let sent = Arc::new(AtomicUsize::new(0));
@@ -144,6 +144,14 @@ async fn frames_of(second: Arc<Notify>) -> (String, Arc<AtomicUsize>, Http2, Unb
                                 return;
                             }
                         }
+                    }
+                    // Two frames that the front takes, two that are read ahead, and half a window. The rest of it is small frames.
+                    "/snapshot" => {
+                        for length in [0x4000, 0x4000, 0x4000, 0x4000, 0x2000] {
+                            let _ = sender.send_data(vec![b's'; length].into()).await;
+                        }
+                        while sender.send_data("b".into()).await.is_ok() {}
+                        let _ = reset.send(());
                     }
                     "/large" => {
                         for _ in 0..8 << 6 {
@@ -193,6 +201,27 @@ async fn small_frames_that_a_client_does_not_read_end_its_own_answer_alone() {
     second.notify_one();
     assert_eq!(timeout(PATIENCE, slow.collect()).await.unwrap().unwrap().to_bytes(), " second");
     assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn small_frames_behind_large_ones_that_a_client_does_not_read_end_its_own_answer_alone() {
+    let second = Arc::new(Notify::new());
+    let (url, _sent, _backend, mut resets) = frames_of(second.clone()).await;
+    let addr = front(small(&url)).await;
+    let mut slow = begin(&mut narrow(addr, 65_535).await, "/slow").await.into_body();
+    assert_eq!(timeout(PATIENCE, slow.frame()).await.unwrap().unwrap().unwrap().into_data().unwrap(), "first");
+    let stalled = begin(&mut narrow(addr, 10).await, "/snapshot").await.into_body();
+    let ended = async {
+        // Others' small frames have the connection read ahead.
+        while resets.try_recv().is_err() {
+            let answer = get(addr, "/bytes?2000", "").await;
+            assert!(answer.complete && answer.body.len() == 2000, "{}", answer.body.len());
+        }
+    };
+    timeout(PATIENCE, ended).await.expect("it's reset");
+    assert!(timeout(PATIENCE, stalled.collect()).await.unwrap().is_err());
+    second.notify_one();
+    assert_eq!(timeout(PATIENCE, slow.collect()).await.unwrap().unwrap().to_bytes(), " second");
 }
 
 #[tokio::test]

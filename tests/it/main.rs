@@ -15,6 +15,8 @@ mod grpc;
 #[cfg(feature = "http2")]
 mod http2_backend;
 #[cfg(feature = "http2")]
+mod http2_budget;
+#[cfg(feature = "http2")]
 mod http2_choice;
 #[cfg(feature = "http2")]
 mod http2_frames;

@@ -1,10 +1,6 @@
 //! One exchange over HTTP/2: a place on a connection, and the response on its stream.
 
-use std::{
-    error::Error as _,
-    mem,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{error::Error as _, mem, sync::Arc};
 
 use axum_core::body::Body;
 use h2::Reason;
@@ -22,7 +18,7 @@ use super::{
         pool::{Found, Need, Pool},
         repeat::is_idempotent,
     },
-    Load, Stream, Taken,
+    Stream, Taken,
     head::{HeadSize, Share},
     websocket,
 };
@@ -101,7 +97,7 @@ async fn take(pool: &Arc<Pool>, need: Need, head: HeadSize, is_upgrade: bool) ->
     let share = if is_upgrade { Share::Alone } else { Share::Shared };
     let taken = pool.take_http2(need, share).await?;
     let Taken::Http2(stream) = &taken else { return Ok(taken) };
-    match pool.http2.heads.admit(head, stream.max_head())? {
+    match pool.http2.heads.admit(head, stream.load.max_head())? {
         Share::Alone if share == Share::Shared => {
             drop(taken);
             pool.take_http2(need, Share::Alone).await
@@ -155,19 +151,6 @@ async fn send(
 /// Whether it's h2 that refused an answer.
 fn is_refused_by_us(error: &hyper::Error) -> bool {
     error.source().and_then(|cause| cause.downcast_ref::<h2::Error>()).is_some_and(h2::Error::is_library)
-}
-
-impl Load {
-    /// Whether the backend ends the connection because a request was too much for it. On a connection of its own, that's for its
-    /// head.
-    fn is_overwhelmed(&self) -> bool {
-        self.goes_for.load(Ordering::Relaxed) == u32::from(Reason::ENHANCE_YOUR_CALM)
-    }
-
-    /// Whether the head of an answer has come that may be too large, since this was asked last. h2 doesn't tell why it refuses one.
-    fn has_had_large_head(&self) -> bool {
-        self.has_large_head.swap(false, Ordering::Relaxed)
-    }
 }
 
 /// The request once more, to be sent a second time. `None`: it has a body, and nothing of that would be left, or credentials

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Load, frames::Frames};
+use super::{frames::Frames, load::Load};
 
 /// A connection whose peer's frames are followed for its [`Load`].
 pub(super) struct Inspected<T> {
@@ -36,7 +36,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Inspected<T> {
             load.settle(peer);
         }
         if frames.is_charged(load.windows.allowance()) {
-            load.unread.read_ahead();
+            load.make_room(frames);
             // An answer whose head has just come has no reader yet: its task gets a turn.
             cx.waker().wake_by_ref();
             return Poll::Pending;

@@ -1,9 +1,11 @@
 //! HTTP/2 connections to one backend: shared by all requests, each driven by a task of its own, as many as streams need.
 
+mod config;
 mod exchange;
 mod frames;
 mod head;
 mod inspect;
+mod load;
 mod place;
 mod unread;
 mod websocket;
@@ -13,7 +15,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -21,19 +23,19 @@ use std::{
 use axum_core::{BoxError, body::Body};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::{
-    sync::Notify,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 
-pub(super) use self::exchange::{Outcome, exchange};
-pub(super) use self::unread::Reader;
+pub(crate) use self::config::{KeepAlive, Windows};
 use self::{
-    frames::{Frames, Peer},
+    config::{AnswerLimit, PONG},
     head::{HeadLimit, Share},
     inspect::Inspected,
+    load::Load,
     place::Freed,
-    unread::Unread,
+};
+pub(super) use self::{
+    exchange::{Outcome, exchange},
+    unread::Reader,
 };
 use super::{ClientOptions, pool::Found, stream::Stream as Io};
 
@@ -58,54 +60,6 @@ pub(super) struct Connections {
     idle_timeout: Option<Duration>,
 }
 
-/// How large the head of an answer may be.
-#[derive(Clone, Copy, Debug, Default)]
-struct AnswerLimit {
-    bytes: usize,
-    fields: usize,
-}
-
-/// How often an open connection is pinged, and whether also while no stream is open.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct KeepAlive {
-    pub(crate) interval: Option<Duration>,
-    pub(crate) while_idle: bool,
-}
-
-impl Default for KeepAlive {
-    fn default() -> Self {
-        Self { interval: Some(Duration::from_secs(20)), while_idle: false }
-    }
-}
-
-/// How long a ping may go unanswered.
-const PONG: Duration = Duration::from_secs(20);
-
-/// How much a backend may send before it's read (RFC 9113, section 5.2), in bytes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Windows {
-    pub(crate) connection: u32,
-    pub(crate) stream: u32,
-}
-
-impl Default for Windows {
-    fn default() -> Self {
-        Self { connection: 16 << 20, stream: 256 << 10 }
-    }
-}
-
-impl Windows {
-    /// How many streams can be full before the connection is.
-    fn capacity(self) -> usize {
-        (self.connection / self.stream.max(1)).max(1) as usize
-    }
-
-    /// How much small frames may be charged before it's read ahead: an eighth of what h2 allows.
-    fn allowance(self) -> usize {
-        (self.connection as usize / 16).max(1024)
-    }
-}
-
 /// What a backend that may choose has chosen.
 #[derive(Debug)]
 pub(super) enum Taken {
@@ -118,146 +72,6 @@ pub(super) enum Taken {
 struct Shared {
     sender: SendRequest<Body>,
     load: Arc<Load>,
-}
-
-#[derive(Debug)]
-struct Load {
-    /// How many streams of ours are on the connection.
-    streams: AtomicUsize,
-    /// When the last one ended, in milliseconds from the start.
-    unused: AtomicU64,
-    start: Instant,
-    /// How many there may be; none before the backend's SETTINGS have come.
-    most: AtomicUsize,
-    windows: Windows,
-    /// The answers that are read.
-    unread: Unread,
-    /// How often something has been read.
-    reads: AtomicU64,
-    /// Whether a stream has waited for its answer for long, and nothing at all was read meanwhile. No stream is opened before
-    /// something is.
-    is_silent: AtomicBool,
-    /// Signals that the SETTINGS have come.
-    changed: Notify,
-    freed: Arc<Freed>,
-    /// How large a request's head the backend takes, if it has set that; else [`u32::MAX`].
-    max_head: AtomicU32,
-    answers: AnswerLimit,
-    /// Whether the head of an answer has come that may be larger than allowed.
-    has_large_head: AtomicBool,
-    /// Why the backend ends the connection: the code of its GOAWAY. Before that, [`u32::MAX`].
-    goes_for: AtomicU32,
-    /// How many SETTINGS frames the backend has sent. With `most` but without any, it has closed, or doesn't speak HTTP/2.
-    settings: AtomicU32,
-    /// Whether the backend offers extended CONNECT. Final with the first SETTINGS (RFC 8441, section 3).
-    connect: AtomicBool,
-    /// Wakes the driver when SETTINGS have been applied, which hyper doesn't.
-    applied: Notify,
-}
-
-impl Load {
-    fn new(freed: Arc<Freed>, windows: Windows, answers: AnswerLimit) -> Self {
-        Self {
-            streams: AtomicUsize::new(1),
-            unused: AtomicU64::new(0),
-            start: Instant::now(),
-            most: AtomicUsize::new(0),
-            windows,
-            unread: Unread::new(windows.stream),
-            reads: AtomicU64::new(0),
-            is_silent: AtomicBool::new(false),
-            changed: Notify::new(),
-            freed,
-            max_head: AtomicU32::new(u32::MAX),
-            answers,
-            has_large_head: AtomicBool::new(false),
-            goes_for: AtomicU32::new(u32::MAX),
-            settings: AtomicU32::new(0),
-            connect: AtomicBool::new(false),
-            applied: Notify::new(),
-        }
-    }
-
-    /// Takes over what the backend has set.
-    fn settle(&self, peer: Peer) {
-        self.max_head.store(peer.max_header_list_size.unwrap_or(u32::MAX), Ordering::Relaxed);
-        self.settings.store(peer.frames, Ordering::Relaxed);
-        self.applied.notify_one();
-    }
-
-    /// Waits for the backend's SETTINGS.
-    ///
-    /// # Errors
-    ///
-    /// It has closed the connection, or answered with something else than SETTINGS.
-    async fn settled(&self) -> Result<(), BoxError> {
-        while self.most.load(Ordering::Acquire) == 0 {
-            let mut changed = pin!(self.changed.notified());
-            changed.as_mut().enable();
-            if self.most.load(Ordering::Acquire) == 0 {
-                changed.await;
-            }
-        }
-        if self.settings.load(Ordering::Relaxed) == 0 { Err(NOT_HTTP2.into()) } else { Ok(()) }
-    }
-
-    fn has_room(&self) -> bool {
-        !self.is_silent.load(Ordering::Relaxed)
-            && self.streams.load(Ordering::Relaxed) < self.most.load(Ordering::Relaxed)
-    }
-
-    /// Whether the peer may be frozen, and there's no stream that could show that it isn't.
-    fn is_lost(&self) -> bool {
-        self.is_silent.load(Ordering::Relaxed) && self.streams.load(Ordering::Relaxed) == 0
-    }
-
-    /// Takes over what shows in the frames and hyper doesn't show.
-    fn watch(&self, frames: &Frames) {
-        // Compressed, and without what a field counts beside its text, it's up to eight times smaller.
-        if frames.block() > self.answers.bytes / 8 {
-            self.has_large_head.store(true, Ordering::Relaxed);
-        }
-        if let Some(code) = frames.peer().goes_for {
-            self.goes_for.store(code, Ordering::Relaxed);
-        }
-    }
-
-    /// Something has been read.
-    fn hear(&self) {
-        self.reads.fetch_add(1, Ordering::Relaxed);
-        if self.is_silent.load(Ordering::Relaxed) {
-            self.is_silent.store(false, Ordering::Relaxed);
-            self.freed.tell();
-        }
-    }
-
-    fn begin(&self) {
-        self.streams.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn end(&self) {
-        let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.unused.store(elapsed, Ordering::Relaxed);
-        // Whoever sees that it was the last one sees when it was.
-        self.streams.fetch_sub(1, Ordering::Release);
-    }
-
-    /// Since when there's no stream; `None`: there is one.
-    fn unused_since(&self) -> Option<Instant> {
-        let unused = self.streams.load(Ordering::Acquire) == 0;
-        unused.then(|| self.start + Duration::from_millis(self.unused.load(Ordering::Relaxed)))
-    }
-
-    fn allow(&self, most: usize) {
-        let most = most.min(self.windows.capacity());
-        let before = self.most.swap(most, Ordering::Release);
-        if before == 0 && most > 0 {
-            self.changed.notify_waiters();
-        }
-        if before < most {
-            self.freed.tell();
-        }
-    }
 }
 
 /// A place on a connection, until it's dropped.
@@ -276,11 +90,6 @@ pub(super) struct Stream {
 /// How long a stream may wait for its answer, with nothing read on its connection, and be cancelled without that the connection
 /// is taken for frozen. Below it, clients that leave early would cost connections.
 const SILENCE: Duration = Duration::from_secs(1);
-
-/// Why a connection failed whose backend sent no SETTINGS.
-const NOT_HTTP2: &str = "the backend doesn't seem to speak HTTP/2: it closed the connection, or answered, without sending \
-                         SETTINGS. `http2(true)` needs prior knowledge that an `http://` or Unix-socket backend speaks it; \
-                         leave it out for HTTP/1.1, or write an `https://` origin, where the backend chooses";
 
 /// What an idle timeout is at the least: in between, the timer has nothing to do.
 const SHORTEST: Duration = Duration::from_millis(10);
@@ -443,12 +252,6 @@ impl Stream {
     /// Whether the connection can carry a WebSocket.
     fn can_connect(&self) -> bool {
         self.load.connect.load(Ordering::Relaxed)
-    }
-
-    /// How large a request's head the backend takes, if it has said so.
-    fn max_head(&self) -> Option<usize> {
-        let max_head = self.load.max_head.load(Ordering::Relaxed);
-        (max_head != u32::MAX).then_some(max_head as usize)
     }
 }
 

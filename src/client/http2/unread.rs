@@ -3,13 +3,18 @@
 //! h2 charges a connection for each DATA frame that is smaller than 256 bytes, as long as it's unread, and ends the connection
 //! when the charge exceeds half of its window. So an answer can't be left in h2 while its client doesn't read. When enough
 //! has been charged, the connection reads ahead: small frames become one piece of memory, in which they cost what they hold.
-//! Larger ones are moved too, but aren't the matter: a client that reads a download slowly is the backend's to wait for.
+//! Larger ones are moved too, but aren't the matter: a client that reads a download slowly is the backend's to wait for. So there
+//! is a limit to it, and small frames can lie behind large ones that reached it: only when these have been charged half of what
+//! h2 allows, all that there is is read.
 
 use std::{
     collections::VecDeque,
     fmt, mem,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, Waker, ready},
 };
 
@@ -28,6 +33,17 @@ pub(super) struct Unread {
     rooms: Mutex<Rooms>,
     /// How many bytes of one answer are read ahead before small frames are held against it.
     bound: usize,
+    /// What had been charged for frames that have been read since.
+    released: AtomicUsize,
+}
+
+/// How far is read ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Up to twice the bound.
+    Bounded,
+    /// All that has come, which is a window more at the most; not beyond [`MOST_BOUNDS`] all the same.
+    All,
 }
 
 #[derive(Debug, Default)]
@@ -57,23 +73,42 @@ struct Answer {
     is_drained: bool,
     /// What small frames beyond the bound have cost, since all was read.
     overhead: usize,
+    /// What had been charged for frames that have been read, and nobody knows yet.
+    released: usize,
 }
 
 /// What small frames beyond the bound may cost one answer, in bytes as h2 counts them.
 const MOST_OVERHEAD: usize = 64 * 1024;
+
+/// How many bounds of one answer are read ahead at the most.
+const MOST_BOUNDS: usize = 16;
 
 /// How large a piece of memory is that small frames are copied into.
 const PIECE: usize = 16 * 1024;
 
 impl Unread {
     pub(super) fn new(bound: u32) -> Self {
-        Self { rooms: Mutex::default(), bound: bound as usize }
+        Self { rooms: Mutex::default(), bound: bound as usize, released: AtomicUsize::new(0) }
     }
 
     /// Makes room in h2: reads ahead for the answers whose readers don't keep up.
-    pub(super) fn read_ahead(&self) {
+    pub(super) fn read_ahead(&self, reach: Reach) {
         for room in &self.lock().all {
-            room.lock().read_ahead(self.bound);
+            let mut answer = room.lock();
+            answer.read_ahead(self.bound, reach);
+            self.release(&mut answer);
+        }
+    }
+
+    /// Returns what had been charged for frames that have been read since this was asked last.
+    pub(super) fn released(&self) -> usize {
+        self.released.swap(0, Ordering::Relaxed)
+    }
+
+    fn release(&self, answer: &mut Answer) {
+        let released = mem::take(&mut answer.released);
+        if released > 0 {
+            self.released.fetch_add(released, Ordering::Relaxed);
         }
     }
 
@@ -90,8 +125,12 @@ impl Unread {
     }
 
     fn put(&self, room: Arc<Room>) {
-        let answer = mem::take(&mut *room.lock());
+        let mut answer = mem::take(&mut *room.lock());
         self.lock().free.push(room);
+        // h2 takes back the charges for what is unread.
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(Some(Ok(_))) = answer.poll_body(&mut cx) {}
+        self.release(&mut answer);
         // It resets the stream, if it isn't over.
         drop(answer);
     }
@@ -140,6 +179,12 @@ impl Answer {
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         let next = ready!(Pin::new(&mut *body).poll_frame(cx));
         let is_ended = body.is_end_stream();
+        if let Some(Ok(frame)) = &next
+            && let Some(data) = frame.data_ref()
+            && !(is_ended || data.is_empty())
+        {
+            self.released += WORTHWHILE.saturating_sub(data.len());
+        }
         let next = match next {
             Some(frame) => Some(frame.map_err(|error| Error::with_source(ErrorKind::ResponseBody, error))),
             None if is_ended => None,
@@ -152,16 +197,20 @@ impl Answer {
         Poll::Ready(next)
     }
 
-    /// Reads what there is, up to twice the bound. An answer that has come so far in small frames is given up.
-    fn read_ahead(&mut self, bound: usize) {
+    /// Reads what there is. An answer that has come beyond the bound in small frames is given up.
+    fn read_ahead(&mut self, bound: usize, reach: Reach) {
         if mem::take(&mut self.is_drained) || self.body.is_none() {
             return;
         }
+        let most = match reach {
+            Reach::Bounded => 2 * bound,
+            Reach::All => MOST_BOUNDS * bound,
+        };
         // The reader's stays the one that the next frame wakes.
         let waker = self.waker.clone().unwrap_or_else(|| Waker::noop().clone());
         let mut cx = Context::from_waker(&waker);
         while self.after.is_none()
-            && self.held < 2 * bound
+            && self.held < most
             && let Poll::Ready(Some(next)) = self.poll_body(&mut cx)
         {
             match next.map(Frame::into_data) {
@@ -212,7 +261,11 @@ impl Reader {
 
     /// The next frame. Small ones that were read ahead are one.
     pub(in super::super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
-        self.room.as_ref().map_or(Poll::Ready(None), |room| room.lock().poll_frame(cx))
+        let Some(room) = &self.room else { return Poll::Ready(None) };
+        let mut answer = room.lock();
+        let polled = answer.poll_frame(cx);
+        self.stream.load.unread.release(&mut answer);
+        polled
     }
 
     pub(in super::super) fn is_end_stream(&self) -> bool {

@@ -1,0 +1,152 @@
+//! What h2 holds against a whole connection for good: small frames that come after a reset, and empty ones. Before it ends the
+//! connection, that gets no more requests; those under way end as they would have.
+
+use std::sync::{Arc, Mutex};
+
+use axum::{body::Body, extract::Request, response::Response};
+use http_body_util::BodyExt;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    time::timeout,
+};
+use tower::ServiceExt;
+use tower_reverse_proxy::{ReverseProxy, ReverseProxyLayer};
+
+use crate::{
+    http2_backend::{DATA, HEADERS, STATUS_200, frame},
+    support::{PATIENCE, backend},
+};
+
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+
+/// A backend that reacts to the frames of its clients with bytes, and writes what the test gives it.
+struct Backend {
+    url: String,
+    /// One for each connection.
+    writers: Arc<Mutex<Vec<UnboundedSender<Vec<u8>>>>>,
+    /// Tells when a ping of the backend has been answered: all that was sent before it has been read.
+    pongs: UnboundedReceiver<()>,
+}
+
+impl Backend {
+    /// `react` gets the number of the request on its connection, the kind of the frame, and its stream.
+    async fn new(react: impl Fn(usize, u8, u32) -> Vec<u8> + Clone + Send + Sync + 'static) -> Self {
+        let (pong, pongs) = unbounded_channel();
+        let writers = Arc::<Mutex<Vec<_>>>::default();
+        let kept = writers.clone();
+        let url = backend(move |wire| {
+            let (mut read, mut write) = wire.stream.into_split();
+            let (writer, mut written) = unbounded_channel::<Vec<u8>>();
+            kept.lock().unwrap().push(writer.clone());
+            tokio::spawn(async move {
+                while let Some(bytes) = written.recv().await {
+                    if write.write_all(&bytes).await.is_err() {
+                        break;
+                    }
+                }
+            });
+            let (react, pong) = (react.clone(), pong.clone());
+            async move {
+                let _ = read.read_exact(&mut [0; 24]).await;
+                writer.send(frame(SETTINGS, 0, 0, &[])).unwrap();
+                let (mut head, mut requests) = ([0; 9], 0);
+                while read.read_exact(&mut head).await.is_ok() {
+                    let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+                    if read.read_exact(&mut payload).await.is_err() {
+                        break;
+                    }
+                    let id = u32::from_be_bytes(head[5..].try_into().unwrap());
+                    let reply = match (head[3], head[4] & 1) {
+                        (SETTINGS, 0) => frame(SETTINGS, 1, 0, &[]),
+                        (PING, 0) => frame(PING, 1, 0, &payload),
+                        (PING, _) => {
+                            let _ = pong.send(());
+                            continue;
+                        }
+                        (kind, _) => {
+                            requests += usize::from(kind == HEADERS);
+                            react(requests, kind, id)
+                        }
+                    };
+                    let _ = writer.send(reply);
+                }
+            }
+        })
+        .await;
+        Self { url, writers, pongs }
+    }
+
+    fn write(&self, connection: usize, bytes: Vec<u8>) {
+        self.writers.lock().unwrap()[connection].send(bytes).unwrap();
+    }
+
+    fn connections(&self) -> usize {
+        self.writers.lock().unwrap().len()
+    }
+}
+
+async fn call(proxy: &ReverseProxy) -> Response {
+    let request = Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
+    let response = timeout(PATIENCE, proxy.clone().oneshot(request)).await.expect("an answer").unwrap();
+    assert_eq!(response.status(), 200);
+    response
+}
+
+async fn text(response: Response) -> String {
+    let body = timeout(PATIENCE, response.into_body().collect()).await.unwrap().expect("it's whole");
+    String::from_utf8(body.to_bytes().into()).unwrap()
+}
+
+#[tokio::test]
+async fn small_frames_that_come_after_a_reset_cut_nobody() {
+    let mut backend = Backend::new(|_, kind, id| match kind {
+        HEADERS => frame(HEADERS, 4, id, STATUS_200),
+        // It has sent them before it has read that.
+        RST_STREAM => [frame(DATA, 0, id, b"e").repeat(1000), frame(PING, 0, 0, &[0; 8])].concat(),
+        _ => Vec::new(),
+    })
+    .await;
+    // Windows in which h2 allows small frames to cost 1 MiB: 4112 of them.
+    let layer = ReverseProxyLayer::new(&*backend.url).http2(true).http2_connection_window(2 << 20);
+    let proxy = layer.http2_stream_window(16 << 10).into_service();
+    let held = call(&proxy).await;
+    for _ in 0..12 {
+        drop(call(&proxy).await);
+        timeout(PATIENCE, backend.pongs.recv()).await.expect("they're read").unwrap();
+    }
+    backend.write(0, frame(DATA, 1, 1, b"whole"));
+    assert_eq!(text(held).await, "whole");
+    assert!((2..12).contains(&backend.connections()), "{}", backend.connections());
+}
+
+#[tokio::test]
+async fn empty_frames_cut_nobody() {
+    let backend = Backend::new(|request, kind, id| match (kind, request) {
+        (HEADERS, 1) => frame(HEADERS, 4, id, STATUS_200),
+        (HEADERS, _) => {
+            let empty = frame(DATA, 0, id, b"").repeat(3);
+            [frame(HEADERS, 4, id, STATUS_200), empty, frame(DATA, 1, id, b"ok")].concat()
+        }
+        _ => Vec::new(),
+    })
+    .await;
+    let proxy = ReverseProxyLayer::new(&*backend.url).http2(true).into_service();
+    let mut first_of = vec![call(&proxy).await];
+    for _ in 0..120 {
+        // The first one of a connection would wait.
+        let (response, connections) = (call(&proxy).await, backend.connections());
+        if connections == first_of.len() {
+            assert_eq!(text(response).await, "ok");
+        } else {
+            first_of.push(response);
+        }
+    }
+    for (connection, held) in first_of.into_iter().enumerate() {
+        backend.write(connection, frame(DATA, 1, 1, b"whole"));
+        assert_eq!(text(held).await, "whole");
+    }
+    assert!((2..20).contains(&backend.connections()), "{}", backend.connections());
+}
