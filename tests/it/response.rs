@@ -169,7 +169,7 @@ async fn a_coding_that_the_client_would_not_know_of_is_no_answer() {
 }
 
 /// The ways to mount a proxy at `/mydir`; each may have ideas of its own about a response without a body.
-async fn mounts(origin: &str) -> Vec<(&'static str, std::net::SocketAddr)> {
+pub(crate) async fn mounts(origin: &str) -> Vec<(&'static str, std::net::SocketAddr)> {
     let proxy = ReverseProxy::new(origin);
     let handler = {
         let proxy = proxy.clone();
