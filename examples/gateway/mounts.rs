@@ -1,9 +1,6 @@
 //! The mounts: a table that finds a path's mount, and how a mount is made of its configuration.
 
-use std::{
-    cell::OnceCell, collections::HashMap, convert::Infallible, fs, future::Future, net::IpAddr, pin::Pin,
-    time::Duration,
-};
+use std::{cell::OnceCell, collections::HashMap, convert::Infallible, fs, future::Future, pin::Pin, time::Duration};
 
 use axum::{
     http::{HeaderName, Request, uri::Scheme},
@@ -112,11 +109,10 @@ struct Common<'a> {
 impl<'a> Common<'a> {
     fn new(config: &Config, tunnels: &'a Tunnels) -> Result<Self, Wrong> {
         let is_unix = |block: &&String| *block == "unix";
-        let blocks = config.trusted_proxies.iter().filter(|block| !is_unix(block)).map(|block| {
-            let address = block.parse::<IpNet>().or_else(|_| block.parse::<IpAddr>().map(IpNet::from));
-            address.map_err(|_| {
-                format!("trusted_proxies: {block:?}: write a CIDR block, such as \"10.0.0.0/8\", or \"unix\"")
-            })
+        let blocks = config.trusted_proxies.iter().filter(|block| !is_unix(block)).map(|text| {
+            let wrong =
+                || format!("trusted_proxies: {text:?}: write a CIDR block, such as \"10.0.0.0/8\", or \"unix\"");
+            block(text).ok_or_else(wrong)
         });
         Ok(Self {
             tunnels,
@@ -216,6 +212,12 @@ impl<'a> Common<'a> {
             }
         }
     }
+}
+
+/// A block of addresses, or one address.
+fn block(text: &str) -> Option<IpNet> {
+    let bits = if text.contains(':') { 128 } else { 32 };
+    text.parse().or_else(|_| format!("{text}/{bits}").parse()).ok()
 }
 
 /// Whether it's a token (RFC 9110, section 5.6.2), as field names and cookie names are.
