@@ -90,9 +90,12 @@ pub fn framing(data: &[u8]) {
     }
     let mut headers = given.clone();
     if framing::check_transfer_encoding(&headers).is_ok() {
-        framing::reconcile_request(&mut headers, &SizeHint::with_exact(5));
-        assert_eq!(headers.contains_key(CONTENT_LENGTH), given.contains_key(CONTENT_LENGTH));
-        framing::reconcile_request(&mut headers, &SizeHint::new());
+        if framing::reconcile_request(&mut headers, &SizeHint::with_exact(5)).is_err() {
+            return;
+        }
+        let lengths: Vec<_> = headers.get_all(CONTENT_LENGTH).iter().collect();
+        assert_eq!(lengths.len(), usize::from(given.contains_key(CONTENT_LENGTH)), "{lengths:?}");
+        assert!(framing::reconcile_request(&mut headers, &SizeHint::new()).is_ok());
         assert!(headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING));
     }
 }

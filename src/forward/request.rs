@@ -65,7 +65,10 @@ impl From<ErrorKind> for Refusal {
 pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exchange, Refusal> {
     let (version, is_grpc) = (request.version(), is_grpc(request));
     let peer = peer(request.extensions());
-    headers::trim_values(request.headers_mut());
+    // HTTP/1 removes outer blanks when it reads a field.
+    if version > Version::HTTP_11 {
+        headers::trim_values(request.headers_mut());
+    }
 
     // 1  what must not be forwarded
     refuse_method(request.method())?;
@@ -76,7 +79,6 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
     }
     let host = host::authority(request.uri(), version, request.headers())?;
     framing::check_transfer_encoding(request.headers())?;
-    framing::collapse_content_length(request.headers_mut())?;
     if rules.via.as_ref().is_some_and(|via| via.is_in(request.headers())) {
         return Err(ErrorKind::Loop.into());
     }
@@ -113,7 +115,7 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
 
     // 7, 8  framing and version
     let size = http_body::Body::size_hint(request.body());
-    framing::reconcile_request(request.headers_mut(), &size);
+    framing::reconcile_request(request.headers_mut(), &size)?;
     *request.version_mut() = Version::HTTP_11;
     if let Some(offer) = &offer {
         offer.make(request);

@@ -35,7 +35,9 @@ where
         _ => None,
     };
     let version = response.version();
-    headers::trim_values(response.headers_mut());
+    if version > Version::HTTP_11 {
+        headers::trim_values(response.headers_mut());
+    }
     // 13  one framing, our version, our name. `Transfer-Encoding` tells which framing it is, and goes after that.
     let is_bodiless = is_bodiless(&exchange.method, response.status());
     let length = if is_bodiless { None } else { response.body().size_hint().exact() };

@@ -25,38 +25,31 @@ pub(crate) fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), ErrorKi
     }
 }
 
-/// Leaves one `Content-Length` in a request: equal ones, in one line or several, are one (RFC 9110, section 8.6).
+/// Makes `Content-Length` and `Transfer-Encoding` say what the body is, in one `Content-Length`: equal ones are one (RFC 9110,
+/// section 8.6).
+///
+/// An outer layer may have taken or replaced the body and left the field. And hyper drops a GET's body of unknown length
+/// unless a field announces it.
 ///
 /// # Errors
 ///
 /// Different lengths, and what is no length: HTTP/2 servers may look at the first line alone, and HTTP/1.1 backends would be
 /// told another end of the body than the one that it has.
-pub(crate) fn collapse_content_length(headers: &mut HeaderMap) -> Result<(), ErrorKind> {
-    if let Some(said) = content_length(headers) {
-        let length = said.length.ok_or(ErrorKind::ContentLength)?;
-        if said.repeated {
-            headers.insert(CONTENT_LENGTH, length.into());
-        }
-    }
-    Ok(())
-}
-
-/// Makes `Content-Length` and `Transfer-Encoding` say what the body is.
-///
-/// An outer layer may have taken or replaced the body and left the field. And hyper drops a GET's body of unknown length
-/// unless a field announces it.
-pub(crate) fn reconcile_request(headers: &mut HeaderMap, body: &SizeHint) {
-    match body.exact() {
-        Some(length) => {
-            if content_length(headers).is_some_and(|said| said.length != Some(length)) {
+pub(crate) fn reconcile_request(headers: &mut HeaderMap, body: &SizeHint) -> Result<(), ErrorKind> {
+    match (content_length(headers), body.exact()) {
+        (Some(said), exact) => {
+            let given = said.length.ok_or(ErrorKind::ContentLength)?;
+            let length = exact.unwrap_or(given);
+            if given != length || said.repeated {
                 headers.insert(CONTENT_LENGTH, length.into());
             }
         }
-        None if headers.contains_key(CONTENT_LENGTH) => {}
-        None => {
+        (None, Some(_)) => {}
+        (None, None) => {
             headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
     }
+    Ok(())
 }
 
 /// Leaves one framing in a response: where it was chunked, a `Content-Length` isn't one, and equal ones are one (RFC 9112,
@@ -148,7 +141,7 @@ mod tests {
             (Some("5"), SizeHint::new(), Some("5"), false),
         ] {
             let mut headers = map(&field.map(|value| (CONTENT_LENGTH, value)).into_iter().collect::<Vec<_>>());
-            reconcile_request(&mut headers, &body);
+            assert_eq!(reconcile_request(&mut headers, &body), Ok(()));
             assert_eq!(headers.get(CONTENT_LENGTH).map(|value| value.to_str().unwrap()), length);
             assert_eq!(headers.contains_key(TRANSFER_ENCODING), chunked);
         }
@@ -170,7 +163,8 @@ mod tests {
             (&["99999999999999999999"], Err(ErrorKind::ContentLength)),
         ] {
             let mut headers = map(&lines.iter().map(|&line| (CONTENT_LENGTH, line)).collect::<Vec<_>>());
-            assert_eq!(collapse_content_length(&mut headers), result.map(|_| ()), "{lines:?}");
+            let outcome = reconcile_request(&mut headers, &SizeHint::with_exact(5));
+            assert_eq!(outcome, result.map(|_| ()), "{lines:?}");
             if let Ok(length) = result {
                 assert_eq!(headers.get_all(CONTENT_LENGTH).iter().collect::<Vec<_>>(), Vec::from_iter(length));
             }

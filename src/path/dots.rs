@@ -29,9 +29,11 @@ pub(super) fn leaves(rest: &str) -> bool {
 ///
 /// Decoders differ in what they make of others: `%u002e` is a dot to IIS, and a path may end at NUL.
 pub(super) fn is_decodable(path: &str) -> bool {
-    path.split('%').skip(1).all(|rest| match rest.as_bytes() {
-        [high, low, ..] => high.is_ascii_hexdigit() && low.is_ascii_hexdigit() && [*high, *low] != *b"00",
-        _ => false,
+    let bytes = path.as_bytes();
+    // Mostly there is none, and a path is short.
+    bytes.iter().enumerate().filter(|(_, b)| **b == b'%').all(|(at, _)| match bytes.get(at + 1..at + 3) {
+        Some(digits) => digits.iter().all(u8::is_ascii_hexdigit) && digits != b"00",
+        None => false,
     })
 }
 

@@ -167,7 +167,7 @@ impl To {
 
     fn map<B>(&self, response: &mut Response<B>, host: &HeaderValue, schemes: Schemes) {
         // HTTP/1 removes outer blanks when it reads a field.
-        if response.version() == Version::HTTP_2 {
+        if response.version() > Version::HTTP_11 {
             trim_values(response.headers_mut());
         }
         let scheme = self.backend.scheme();

@@ -187,7 +187,8 @@ fn as_http1(mut request: Request<Body>) -> Request<Body> {
         request.headers_mut().insert(HOST, host);
     }
     let size = request.body().size_hint();
-    framing::reconcile_request(request.headers_mut(), &size);
+    // The forwarder has refused what isn't one length.
+    let _ = framing::reconcile_request(request.headers_mut(), &size);
     request
 }
 
