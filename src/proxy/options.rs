@@ -565,7 +565,9 @@ impl<C, L: Layer<Client, Service = C> + Clone> ReverseProxyLayer<Upstream<C>, To
     /// Sets how much a backend may send on one HTTP/2 stream before it's read, in bytes. Default: 256 KiB.
     ///
     /// It limits how fast one download is over a long way: a window per round trip. It's also what a client that doesn't read
-    /// costs in memory.
+    /// costs in memory, and up to twice as much again where the backend sends DATA frames of less than 256 bytes: h2 charges
+    /// them to the whole connection, so they are read ahead. An answer in such frames that isn't read beyond that is cut, and
+    /// its stream reset, for the others' sake; a download in larger frames waits for its client.
     ///
     /// # Panics
     ///

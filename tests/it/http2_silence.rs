@@ -10,15 +10,15 @@ use std::{
 };
 
 use axum::{
+    Router,
     body::{Body, Bytes},
     extract::Request,
     response::Response,
+    routing::get,
 };
 use http_body_util::{BodyExt, Channel};
-use hyper::body::Incoming;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream},
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex, split},
     sync::{Notify, watch},
     time::{Instant, sleep, timeout},
 };
@@ -26,34 +26,36 @@ use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
 use crate::{
-    http2_backend::{HEADERS, Http2, STATUS_200, frame},
-    support::{PATIENCE, memory::Pipe},
+    http2_backend::{HEADERS, STATUS_200, frame},
+    support::{
+        PATIENCE,
+        memory::{Pipe, serve},
+    },
 };
 
-/// The way to a backend, connection by connection: each can be frozen.
+/// The ways to a backend in memory, connection by connection: each can be frozen.
 #[derive(Clone, Default)]
 struct Ways {
     frozen: Arc<Mutex<Vec<watch::Sender<bool>>>>,
 }
 
 impl Ways {
-    /// Listens in the backend's place.
-    async fn to(url: String) -> (String, Self) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let front = format!("http://{}", listener.local_addr().unwrap());
+    /// Leads to an app.
+    fn to(app: Router) -> (ReverseProxyLayer, Self) {
         let this = Self::default();
         let ways = this.clone();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let backend = TcpStream::connect(url.trim_start_matches("http://")).await.unwrap();
-                let (frozen, is_frozen) = watch::channel(false);
-                ways.frozen.lock().unwrap().push(frozen);
-                let ((read, write), (answer, ask)) = (stream.into_split(), backend.into_split());
-                tokio::spawn(carry(read, ask, is_frozen.clone()));
-                tokio::spawn(carry(answer, write, is_frozen));
-            }
+        let connector = service_fn(move |_| {
+            let (ours, theirs) = Pipe::pair(false);
+            let (way, backend) = duplex(64 * 1024);
+            tokio::spawn(serve(backend, app.clone()));
+            let (frozen, is_frozen) = watch::channel(false);
+            ways.frozen.lock().unwrap().push(frozen);
+            let ((read, write), (answer, ask)) = (split(theirs), split(way));
+            tokio::spawn(carry(read, ask, is_frozen.clone()));
+            tokio::spawn(carry(answer, write, is_frozen));
+            async { Ok::<_, io::Error>(ours) }
         });
-        (front, this)
+        (ReverseProxyLayer::new("http://backend.example").connector(connector).http2(true), this)
     }
 
     fn freeze(&self, way: usize, is_frozen: bool) {
@@ -86,15 +88,10 @@ async fn call(proxy: &ReverseProxy, path: &str) -> Response {
     timeout(PATIENCE, proxy.clone().oneshot(request)).await.expect("an answer").unwrap()
 }
 
-/// Longer than a stream has to wait for its connection to be taken for frozen.
-const HEADER_TIMEOUT: Duration = Duration::from_millis(1200);
-
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_connection_that_stays_silent_gets_no_more_requests() {
-    let (url, _backend, _ended) =
-        Http2::serve(100, async |_: hyper::Request<Incoming>| Response::new(Body::from("ok"))).await;
-    let (url, ways) = Ways::to(url).await;
-    let proxy = ReverseProxyLayer::new(url).http2(true).header_timeout(HEADER_TIMEOUT).into_service();
+    let (layer, ways) = Ways::to(Router::new().fallback(|| async { "ok" }));
+    let proxy = layer.header_timeout(HEADER_TIMEOUT).into_service();
     assert_eq!(call(&proxy, "/x").await.status(), 200);
     ways.freeze(0, true);
     assert_eq!(call(&proxy, "/x").await.status(), 504);
@@ -104,16 +101,16 @@ async fn a_connection_that_stays_silent_gets_no_more_requests() {
     assert_eq!(ways.count(), 2);
 }
 
-#[tokio::test]
+/// Longer than a stream has to wait for its connection to be taken for frozen, and less than a ping.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_that_is_alive_again_is_used_again() {
     let tick = Arc::new(Notify::new());
     let ticks = tick.clone();
-    let (url, _backend, _ended) = Http2::serve(100, move |request: hyper::Request<Incoming>| {
+    let ticking = move || {
         let tick = ticks.clone();
         async move {
-            if request.uri().path() != "/ticks" {
-                return Response::new(Body::from("ok"));
-            }
             let (mut sender, body) = Channel::<Bytes>::new(1);
             tokio::spawn(async move {
                 loop {
@@ -125,10 +122,9 @@ async fn a_connection_that_is_alive_again_is_used_again() {
             });
             Response::new(Body::new(body))
         }
-    })
-    .await;
-    let (url, ways) = Ways::to(url).await;
-    let proxy = ReverseProxyLayer::new(url).http2(true).header_timeout(HEADER_TIMEOUT).into_service();
+    };
+    let (layer, ways) = Ways::to(Router::new().route("/ticks", get(ticking)).fallback(|| async { "ok" }));
+    let proxy = layer.header_timeout(HEADER_TIMEOUT).into_service();
     let mut ticking = call(&proxy, "/ticks").await.into_body();
     ways.freeze(0, true);
     assert_eq!(call(&proxy, "/x").await.status(), 504);
@@ -143,22 +139,18 @@ async fn a_connection_that_is_alive_again_is_used_again() {
     assert_eq!(ways.count(), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_client_that_leaves_early_costs_no_connection() {
-    let (url, backend, _ended) = Http2::serve(100, async |request: hyper::Request<Incoming>| {
-        if request.uri().path() == "/never" {
-            std::future::pending::<()>().await;
-        }
-        Response::new(Body::from("ok"))
-    })
-    .await;
-    let proxy = ReverseProxyLayer::new(url).http2(true).into_service();
+    let app = Router::new().route("/never", get(std::future::pending::<()>)).fallback(|| async { "ok" });
+    let (layer, ways) = Ways::to(app);
+    let proxy = layer.into_service();
     for _ in 0..5 {
         assert_eq!(call(&proxy, "/x").await.status(), 200);
         let request = Request::get("/never").header("host", "front.example").body(Body::empty()).unwrap();
-        let _ = timeout(Duration::from_millis(20), proxy.clone().oneshot(request)).await.expect_err("no answer");
+        let left = timeout(Duration::from_millis(900), proxy.clone().oneshot(request));
+        assert!(left.await.is_err(), "no answer");
     }
-    assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
+    assert_eq!(ways.count(), 1);
 }
 
 /// A backend in memory that answers its first request whole, begins to answer the others, and acknowledges no ping.
