@@ -214,11 +214,12 @@ fn request() -> (http_body_util::channel::Sender<Bytes>, Request) {
     (sender, Request::post("/x").header("host", "front.example").body(Body::new(body)).unwrap())
 }
 
+/// The sender of each response's body, and what was read of the request's.
+type Streams =
+    UnboundedReceiver<(http_body_util::channel::Sender<Bytes>, tokio::task::JoinHandle<Result<Bytes, ErrorKind>>)>;
+
 /// The proxy of an upstream that answers with a body that the test sends, and reads the request's all the while.
-fn streaming() -> (
-    impl tower::Service<Request, Response = Response, Error = Infallible, Future: Send>,
-    UnboundedReceiver<(http_body_util::channel::Sender<Bytes>, tokio::task::JoinHandle<Result<Bytes, ErrorKind>>)>,
-) {
+fn streaming() -> (impl tower::Service<Request, Response = Response, Error = Infallible, Future: Send>, Streams) {
     let (tell, told) = unbounded_channel();
     let proxy = ReverseProxy::with_upstream(service_fn(move |request: Request| {
         let tell = tell.clone();
