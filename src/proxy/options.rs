@@ -275,15 +275,19 @@ impl<U, P> ReverseProxyLayer<U, P> {
     /// TCP keep-alive finds a backend that is gone: the crate's client sets it. On the client's side, it's the server's to
     /// set. Without it, the tunnels of clients that vanish without a FIN stay. With `axum::serve` and the crate socket2:
     ///
-    /// ```ignore
+    /// ```no_run
     /// use axum::serve::ListenerExt;
     /// use socket2::{SockRef, TcpKeepalive};
+    /// # use std::time::Duration;
     ///
+    /// # async fn run(listener: tokio::net::TcpListener, app: axum::Router) -> std::io::Result<()> {
     /// let keep_alive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
     /// let listener = listener.tap_io(move |stream| {
     ///     let _ = SockRef::from(&*stream).set_tcp_keepalive(&keep_alive);
     /// });
     /// axum::serve(listener, app).await?;
+    /// # Ok(())
+    /// # }
     /// ```
     pub fn tunnel_idle_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         let timeout = bounded(timeout.into());
