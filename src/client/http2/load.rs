@@ -92,7 +92,8 @@ impl Load {
 
     /// Takes over what the backend has set.
     pub(super) fn settle(&self, peer: Peer) {
-        self.max_head.store(peer.max_header_list_size.unwrap_or(u32::MAX), Ordering::Relaxed);
+        let max_head = peer.max_header_list_size.map_or(u32::MAX, |size| size.min(u32::MAX - 1));
+        self.max_head.store(max_head, Ordering::Relaxed);
         self.settings.store(peer.frames, Ordering::Relaxed);
         self.applied.notify_one();
     }
