@@ -53,8 +53,8 @@ pub(super) fn watch() {
 
 /// The sender is dropped with the thread, which ends with its test.
 fn watched() -> Option<Sender<()>> {
-    // Only a test's own thread has its path as the name. Peers live in other ones, some as long as the process.
-    let name = thread::current().name().filter(|name| name.contains("::"))?.to_owned();
+    // A test's own thread has its name. Peers live in other ones, some as long as the process.
+    let name = thread::current().name().filter(|name| *name != "main" && !name.starts_with("tokio"))?.to_owned();
     let (alive, ended) = channel();
     thread::spawn(move || {
         if ended.recv_timeout(HANGS) == Err(RecvTimeoutError::Timeout) {
