@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use axum_core::body::Body;
 use http::{
-    Extensions, HeaderName, HeaderValue, Method, Request, Uri, Version,
+    Extensions, HeaderValue, Method, Request, Uri, Version,
     header::{CONTENT_LENGTH, CONTENT_TYPE, HOST},
     uri::PathAndQuery,
 };
@@ -91,6 +91,7 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
 
     // 3, 4  hop-by-hop fields, and what isn't the client's to say
     hop::remove_from_request(request.headers_mut(), |name| {
+        let name = name.as_str();
         (!trusted && forwarded::is_claim(name))
             || (!trusted && !rules.keep_identity_claims && is_identity_claim(name))
             || identity::is_reserved(name)
@@ -124,12 +125,12 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
 }
 
 /// Whether a client, or a peer that isn't trusted, claims somebody's identity. Says so: the application may wonder where it is.
-fn is_identity_claim(name: &HeaderName) -> bool {
+fn is_identity_claim(name: &str) -> bool {
     let is_claim = identity::is_claim(name);
     if is_claim {
         tracing::debug!(
             target: "tower_reverse_proxy",
-            header = %name,
+            header = name,
             "the peer isn't trusted and claims an identity: the field is removed"
         );
     }

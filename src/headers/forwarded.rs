@@ -148,9 +148,9 @@ pub(crate) fn hosts(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
 /// Whether a field claims something about the way to here that a client doesn't get to say, in whatever spelling.
 ///
 /// `X-Original-URL` and `X-Rewrite-URL` take the path's place in some frameworks, and lead out of every prefix.
-pub(crate) fn is_claim(name: &HeaderName) -> bool {
+pub(crate) fn is_claim(name: &str) -> bool {
     // Nearly every claim begins with an x, as few other fields do.
-    let name = name.as_str().as_bytes();
+    let name = name.as_bytes();
     match name.first() {
         Some(b'x') => {
             ["x-forwarded", "x-original-url", "x-real-ip", "x-rewrite-url"].iter().any(|claim| reads_as(name, claim))
@@ -278,10 +278,10 @@ mod tests {
             "x-original-url",
             "x-rewrite-url",
         ] {
-            assert!(is_claim(&name.parse().unwrap()), "{name}");
+            assert!(is_claim(&name.to_ascii_lowercase()), "{name}");
         }
         for name in ["x-forward", "x-real-ips", "x-original-host", "forwarded-by", "accept", "x-original-host"] {
-            assert!(!is_claim(&name.parse().unwrap()), "{name}");
+            assert!(!is_claim(&name.to_ascii_lowercase()), "{name}");
         }
     }
 

@@ -98,10 +98,10 @@ fn is_harmless_in_request(name: &HeaderName) -> bool {
             "authorization" | "cookie" | "expect" | "max-forwards" | "origin" | "range" | "referer"
         )
         && !name.as_str().starts_with("if-")
-        && !identity::is_reserved(name)
-        && !identity::is_claim(name)
-        && !identity::is_underscored(name)
-        && !forwarded::is_claim(name)
+        && !identity::is_reserved(name.as_str())
+        && !identity::is_claim(name.as_str())
+        && !identity::is_underscored(name.as_str())
+        && !forwarded::is_claim(name.as_str())
 }
 
 /// A client that merges trailers would be misled by framing, response control and credentials; and references and cookies
