@@ -238,9 +238,9 @@ impl<U, P> ReverseProxyLayer<U, P> {
     ///
     /// An offer of any other protocol is dropped, and the request goes on without it.
     ///
-    /// An offer may come with a body that has a `Content-Length`, as the `POST` of `docker exec` does: the body goes to the
-    /// backend first, and the tunnel begins behind it. An offer of `websocket` has no body (RFC 6455, section 4.1), and one
-    /// with a body is answered with 400; so is an offer whose body has no `Content-Length`.
+    /// An offer may come with a body, as the `POST` of `docker exec` does: the body goes to the backend first, and the tunnel
+    /// begins behind it. An offer of `websocket` has no body (RFC 6455, section 4.1), and one with a body is answered with
+    /// 400.
     ///
     /// ```
     /// use tower_reverse_proxy::ReverseProxyLayer;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version,
-    header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE},
+    header::{CONNECTION, CONTENT_LENGTH, UPGRADE},
 };
 use hyper::upgrade::OnUpgrade;
 
@@ -63,8 +63,7 @@ impl Offer {
     ///
     /// # Errors
     ///
-    /// `CONNECT`, unless it's an extended one for an allowed protocol. An offer of a WebSocket with a body, and one with a body
-    /// whose length isn't known.
+    /// `CONNECT`, unless it's an extended one for an allowed protocol. An offer of a WebSocket with a body.
     pub(crate) fn take<B>(request: &mut Request<B>, allowed: &Allowed) -> Result<Option<Self>, ErrorKind>
     where
         B: http_body::Body,
@@ -82,7 +81,8 @@ impl Offer {
         if request.version() != Version::HTTP_11 || tokens.is_empty() || !asks_for_upgrade(request.headers()) {
             return Ok(None);
         }
-        if !request.body().is_end_stream() && (has_member(&tokens, b"websocket") || !has_length(request)) {
+        // hyper's server and client both come to the end of a body before they switch.
+        if !request.body().is_end_stream() && has_member(&tokens, b"websocket") {
             return Err(ErrorKind::UpgradeBody);
         }
         let tokens = HeaderValue::try_from(tokens).map_err(|_| ErrorKind::UpgradeBody)?;
@@ -172,13 +172,6 @@ impl Switch {
 /// Whether any `Connection` line has the option: Firefox sends `keep-alive, Upgrade`.
 fn asks_for_upgrade(headers: &HeaderMap) -> bool {
     members(headers, CONNECTION).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
-}
-
-/// Whether the body has a length of its own. hyper's server and client both come to its end before they switch.
-fn has_length<B: http_body::Body>(request: &Request<B>) -> bool {
-    let headers = request.headers();
-    request.body().size_hint().exact().is_some()
-        || (headers.contains_key(CONTENT_LENGTH) && !headers.contains_key(TRANSFER_ENCODING))
 }
 
 fn has_member(tokens: &[u8], token: &[u8]) -> bool {
