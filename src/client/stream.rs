@@ -38,6 +38,7 @@ impl Stream {
     }
 
     /// Passes over a failed write if an answer may be there. Reading then wakes the task, or fails.
+    #[cold]
     fn passed_over<T>(&mut self, error: io::Error) -> Poll<io::Result<T>> {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
         let kind = error.kind();
@@ -51,6 +52,28 @@ impl Stream {
             self.reset = Some(kind);
         }
         Poll::Pending
+    }
+
+    /// Reads what came before a reset. An end after it isn't the backend's, and what came before may be cut.
+    #[cold]
+    fn poll_read_after(
+        &mut self,
+        reset: io::ErrorKind,
+        cx: &mut Context<'_>,
+        mut buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.has_own_end || buf.remaining() == 0 {
+            return Pin::new(&mut *self.io).poll_read(cx, buf);
+        }
+        let mut room = [0; 4096];
+        let size = room.len().min(buf.remaining());
+        let mut read = ReadBuf::new(&mut room[..size]);
+        ready!(Pin::new(&mut *self.io).poll_read(cx, read.unfilled()))?;
+        if read.filled().is_empty() {
+            return Poll::Ready(Err(reset.into()));
+        }
+        buf.put_slice(read.filled());
+        Poll::Ready(Ok(()))
     }
 
     fn written(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -68,20 +91,11 @@ impl Stream {
 }
 
 impl Read for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        let Some(kind) = self.reset.filter(|_| !self.has_own_end && buf.remaining() > 0) else {
-            return Pin::new(&mut *self.io).poll_read(cx, buf);
-        };
-        let mut room = [0; 4096];
-        let size = room.len().min(buf.remaining());
-        let mut read = ReadBuf::new(&mut room[..size]);
-        ready!(Pin::new(&mut *self.io).poll_read(cx, read.unfilled()))?;
-        // An end after a reset isn't the backend's: what came before may be cut.
-        if read.filled().is_empty() {
-            return Poll::Ready(Err(kind.into()));
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        match self.reset {
+            None => Pin::new(&mut *self.io).poll_read(cx, buf),
+            Some(kind) => self.poll_read_after(kind, cx, buf),
         }
-        buf.put_slice(read.filled());
-        Poll::Ready(Ok(()))
     }
 }
 
