@@ -13,6 +13,8 @@ pub(in super::super) struct Frames {
     peer: Peer,
     /// How large the head of an answer is that comes, in octets as they are sent.
     block: usize,
+    /// The largest one since this was asked last.
+    largest: usize,
     /// The first frame wasn't SETTINGS: the peer doesn't speak HTTP/2.
     is_foreign: bool,
     charges: Charges,
@@ -129,6 +131,7 @@ impl Frames {
             CONTINUATION => self.block = self.block.saturating_add(self.left),
             _ => self.block = 0,
         }
+        self.largest = self.largest.max(self.block);
         if kind == DATA && flags & END_STREAM == 0 {
             if flags & PADDED != 0 {
                 self.payload = Payload::Padding;
@@ -168,9 +171,10 @@ impl Frames {
         self.payload = Payload::Nothing;
     }
 
-    /// Returns how large the head of an answer is that comes, in octets as they are sent; 0 if none does.
-    pub(super) fn block(&self) -> usize {
-        self.block
+    /// Returns how large the largest head of an answer is that has come, or is coming, since this was asked last, in octets as they
+    /// are sent; 0 if there is none. What follows it in the same read doesn't hide it.
+    pub(super) fn largest_block(&mut self) -> usize {
+        std::mem::take(&mut self.largest)
     }
 
     /// Whether small frames have been charged so much since it was asked last.
@@ -279,10 +283,14 @@ mod tests {
     fn a_head_is_as_large_as_its_frames() {
         let mut frames = Frames::default();
         let blocks = [(SETTINGS, 0, 0), (HEADERS, 20, 20), (CONTINUATION, 30, 50), (DATA, 9, 0), (HEADERS, 5, 5)];
-        for (kind, payload, block) in blocks {
-            frames.read(&frame(kind, 0, u32::from(kind != SETTINGS), &vec![0; payload]));
-            assert_eq!(frames.block(), block, "{kind}");
+        let bytes = blocks.map(|(kind, payload, _)| frame(kind, 0, u32::from(kind != SETTINGS), &vec![0; payload]));
+        for (bytes, (kind, _, block)) in bytes.iter().zip(blocks) {
+            frames.read(bytes);
+            assert_eq!(frames.largest_block(), block, "{kind}");
         }
+        // All in one read.
+        frames.read(&bytes.concat());
+        assert_eq!((frames.largest_block(), frames.largest_block()), (50, 0));
     }
 
     #[test]

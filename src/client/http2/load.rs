@@ -127,9 +127,9 @@ impl Load {
     }
 
     /// Takes over what shows in the frames and hyper doesn't show.
-    pub(super) fn watch(&self, frames: &Frames) {
+    pub(super) fn watch(&self, frames: &mut Frames) {
         // Compressed, and without what a field counts beside its text, it's up to eight times smaller.
-        if frames.block() > self.answers.bytes / 8 {
+        if frames.largest_block() > self.answers.bytes / 8 {
             self.has_large_head.store(true, Ordering::Relaxed);
         }
         if let Some(code) = frames.peer().goes_for {
