@@ -28,7 +28,7 @@
 
 #![allow(clippy::print_stdout)]
 
-use std::{convert::Infallible, env, error::Error, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, env, error::Error, net::SocketAddr};
 
 use axum::{
     Router,
@@ -54,9 +54,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         // A server may be silent until its first message, and a stream between two of them: for as long as the client likes.
         // The defaults are 60 seconds and 5 minutes.
         .header_timeout(None)
-        .body_idle_timeout(None)
-        // A backend that is gone without a word: nothing else would tell.
-        .http2_keep_alive(Duration::from_secs(30));
+        .body_idle_timeout(None);
 
     // Every service is the backend's: `/package.Service/Method` has no route here. For one service alone, it would be
     // `.layer(grpc.prefix("/package.Service"))`.

@@ -31,7 +31,7 @@ use tower_service::Service;
 
 pub(crate) use self::connect::boxed;
 #[cfg(feature = "http2")]
-pub(crate) use self::http2::{KeepAlive, Windows};
+use self::http2::{KeepAlive, Windows};
 #[cfg(feature = "tls")]
 use self::tls::PlatformTls;
 #[cfg(feature = "tls")]
@@ -50,7 +50,7 @@ use crate::{
 ///
 /// A request is sent a second time only if nothing of the first was written, or if it is idempotent, has no body, and went
 /// over a reused connection that the backend closed instead of an answer. Over HTTP/2, also if it has no body and the backend
-/// refused its stream unprocessed. Never else. What may not be sent twice goes over no connection that has been idle for a
+/// refused its stream unprocessed, or is idempotent besides and the backend ended the connection with a GOAWAY. Never else. What may not be sent twice goes over no connection that has been idle for a
 /// second, or for half as long as the backend was seen to keep one: it may just be closing that.
 ///
 /// # Cancel safety

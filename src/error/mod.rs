@@ -55,7 +55,7 @@ pub enum ErrorKind {
     ForeignDestination,
     /// The method isn't forwarded (`TRACE`, and `CONNECT` but for a WebSocket): 501.
     Method,
-    /// The request offers to switch protocols and has a body, for a WebSocket, or without a `Content-Length`: 400.
+    /// The request offers to switch protocols and has a body, for a WebSocket: 400.
     UpgradeBody,
     /// The request has come through this proxy before: 508.
     Loop,

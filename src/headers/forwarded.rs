@@ -146,14 +146,12 @@ pub(crate) fn hosts(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Whether a field claims something about the way to here that a client doesn't get to say, in whatever spelling.
-///
-/// `X-Original-URL` and `X-Rewrite-URL` take the path's place in some frameworks, and lead out of every prefix.
 pub(crate) fn is_claim(name: &str) -> bool {
     // Nearly every claim begins with an x, as few other fields do.
     let name = name.as_bytes();
     match name.first() {
         Some(b'x') => {
-            ["x-forwarded", "x-original-url", "x-real-ip", "x-rewrite-url"].iter().any(|claim| reads_as(name, claim))
+            ["x-forwarded", "x-real-ip"].iter().any(|claim| reads_as(name, claim))
                 || name.get(.."x-forwarded-".len()).is_some_and(|start| reads_as(start, "x-forwarded-"))
         }
         _ => name == b"forwarded",
@@ -275,8 +273,6 @@ mod tests {
             "x_real_ip",
             "x-forwarded",
             "x~forwarded~for",
-            "x-original-url",
-            "x-rewrite-url",
         ] {
             assert!(is_claim(&name.to_ascii_lowercase()), "{name}");
         }

@@ -6,9 +6,17 @@ use super::{remove_where, retain_members};
 
 /// Whether a client may not say this field at all.
 ///
-/// `Remote-User` is the front's to say. `Proxy` becomes `HTTP_PROXY` in a CGI (CVE-2016-5385).
+/// `Remote-User` is the front's to set. `Proxy` becomes `HTTP_PROXY` in a CGI (CVE-2016-5385). `X-Original-URL` and
+/// `X-Rewrite-URL` take the path's place in some frameworks and lead out of every prefix. They are removed whatever the peer
+/// is, because trusted proxies pass on what their clients send under these names.
 pub(crate) fn is_reserved(name: &str) -> bool {
-    name == "proxy" || reads_as(name.as_bytes(), "remote-user")
+    let name = name.as_bytes();
+    match name.first() {
+        Some(b'p') => name == b"proxy",
+        Some(b'r') => reads_as(name, "remote-user"),
+        Some(b'x') => reads_as(name, "x-original-url") || reads_as(name, "x-rewrite-url"),
+        _ => false,
+    }
 }
 
 /// Whether a field claims somebody's identity, as only proxies that sign users in set it, in whatever spelling. The name is in
@@ -75,6 +83,16 @@ mod tests {
         }
         for name in ["remote-users", "x-remote-user", "remoteuser", ""] {
             assert!(!reads_as(name.as_bytes(), "remote-user"), "{name}");
+        }
+    }
+
+    #[test]
+    fn reserved_names() {
+        for name in ["proxy", "remote-user", "remote_user", "x-original-url", "x_original_url", "x-rewrite.url"] {
+            assert!(is_reserved(name), "{name}");
+        }
+        for name in ["proxy-x", "remote-users", "x-original-host", "x-rewrite-urls", "x", "accept", ""] {
+            assert!(!is_reserved(name), "{name}");
         }
     }
 

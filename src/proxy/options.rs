@@ -12,8 +12,6 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{build::ToBackend, layer::ReverseProxyLayer};
-#[cfg(feature = "http2")]
-use crate::client::KeepAlive;
 #[cfg(feature = "tls")]
 use crate::client::Tls;
 use crate::{
@@ -120,6 +118,11 @@ impl<U, P> ReverseProxyLayer<U, P> {
     /// From such a peer, `X-Forwarded-For` and `Forwarded` are appended to, the others kept, and so are [claims of an
     /// identity](Self::keep_identity_claims) but for `Remote-User`. A peer on a Unix socket has no
     /// address: see [`trust_unix_peers`](Self::trust_unix_peers).
+    ///
+    /// # Security
+    ///
+    /// A trusted proxy must set or remove these fields itself. nginx, for one, passes on what its clients send, `Remote-Groups` and
+    /// `X-WEBAUTH-USER` among it, unless its configuration names them (`proxy_set_header Remote-Groups "";`).
     pub fn trusted_proxies(self, blocks: impl IntoIterator<Item = IpNet>) -> Self {
         let trusted = blocks.into_iter().collect();
         self.rules(|rules| rules.forwarded.trusted = trusted)
@@ -522,17 +525,42 @@ impl<C, L: Layer<Client, Service = C> + Clone> ReverseProxyLayer<Upstream<C>, To
         self.rebuild(|parts| parts.client.tls = Some(tls))
     }
 
-    /// Pings HTTP/2 connections in this interval when nothing is read, also unused ones, and closes one whose ping isn't
-    /// answered within 20 seconds: its streams fail. Default: every 20 seconds, while streams are open. `None`: no pings.
+    /// Sets how often an HTTP/2 connection is pinged while streams are open and nothing is read. Default: every 20 seconds. `None`:
+    /// no pings. A connection whose ping isn't answered within 20 seconds is closed, and its streams fail.
     ///
     /// A backend may be frozen, or a firewall may have forgotten the connection, and TCP doesn't show it. Besides, a
     /// connection on which a request has waited for more than a second, and nothing at all was read until it was given up, gets
     /// no further requests before something is read.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// // A firewall on the way forgets connections that are silent for a minute.
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000")
+    ///     .http2(true)
+    ///     .http2_keep_alive(Duration::from_secs(30))
+    ///     .http2_keep_alive_while_idle(true);
+    /// # let _ = proxy;
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If it's 0: a connection would be pinged without a pause.
     #[cfg(feature = "http2")]
     #[cfg_attr(docsrs, doc(cfg(feature = "http2")))]
+    #[track_caller]
     pub fn http2_keep_alive(self, interval: impl Into<Option<Duration>>) -> Self {
         let interval = bounded(interval.into());
-        self.rebuild(|parts| parts.client.http2_keep_alive = KeepAlive { interval, while_idle: true })
+        assert!(interval != Some(Duration::ZERO), "invalid HTTP/2 ping interval of 0: write `None` for no pings");
+        self.rebuild(|parts| parts.client.http2_keep_alive.interval = interval)
+    }
+
+    /// Sets whether [pings](Self::http2_keep_alive) are also sent while no stream is open. Default: `false`.
+    #[cfg(feature = "http2")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "http2")))]
+    pub fn http2_keep_alive_while_idle(self, ping: bool) -> Self {
+        self.rebuild(|parts| parts.client.http2_keep_alive.while_idle = ping)
     }
 
     /// Sets how much a backend may send on one HTTP/2 connection before it's read, in bytes (RFC 9113, section 5.2). Default:
@@ -569,9 +597,10 @@ impl<C, L: Layer<Client, Service = C> + Clone> ReverseProxyLayer<Upstream<C>, To
     /// Sets how much a backend may send on one HTTP/2 stream before it's read, in bytes. Default: 256 KiB.
     ///
     /// It limits how fast one download is over a long way: a window per round trip. It's also what a client that doesn't read
-    /// costs in memory, and up to twice as much again where the backend sends DATA frames of less than 256 bytes: h2 charges
-    /// them to the whole connection, so they are read ahead. An answer in such frames that isn't read beyond that is cut, and
-    /// its stream reset, for the others' sake; a download in larger frames waits for its client.
+    /// costs in memory. Where a backend sends DATA frames of less than 256 bytes, answers on that connection are read ahead,
+    /// because h2 charges such frames to the whole connection: an answer then costs up to 16 windows. An answer in small
+    /// frames that isn't read beyond two windows is cut, and its stream reset, so that the others go on; a download in larger
+    /// frames waits for its client.
     ///
     /// # Panics
     ///
@@ -601,10 +630,19 @@ impl<C, L: Layer<Client, Service = C> + Clone> ReverseProxyLayer<Upstream<C>, To
     /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").http2(true).http2_max_request_head(32_000);
     /// # let _ = proxy;
     /// ```
+    ///
+    /// # Panics
+    ///
+    /// If it's 0: no request would pass.
     #[cfg(feature = "http2")]
     #[cfg_attr(docsrs, doc(cfg(feature = "http2")))]
+    #[track_caller]
     pub fn http2_max_request_head(self, bytes: impl Into<Option<usize>>) -> Self {
         let bytes = bytes.into();
+        assert!(
+            bytes != Some(0),
+            "invalid limit of 0 bytes for request heads: write `None` for the backend's own limit"
+        );
         self.rebuild(|parts| parts.client.http2_max_request_head = bytes)
     }
 

@@ -179,9 +179,10 @@ async fn never_pongs(mut stream: DuplexStream, pings: Arc<AtomicUsize>) {
 async fn a_connection_is_pinged_while_it_has_streams() {
     const HOUR: Duration = Duration::from_secs(3600);
     type Layer = fn(ReverseProxyLayer) -> ReverseProxyLayer;
-    let cases: [(&str, Layer, bool, bool); 3] = [
+    let cases: [(&str, Layer, bool, bool); 4] = [
         ("default", |layer| layer, false, true),
-        ("also unused ones", |layer| layer.http2_keep_alive(Duration::from_secs(30)), true, true),
+        ("another interval", |layer| layer.http2_keep_alive(Duration::from_secs(30)), false, true),
+        ("also unused ones", |layer| layer.http2_keep_alive_while_idle(true), true, true),
         ("none", |layer| layer.http2_keep_alive(None), false, false),
     ];
     for (case, layer, pings_unused, ends) in cases {

@@ -273,6 +273,13 @@ fn windows_that_cannot_be_are_refused() {
         assert!(message.starts_with("invalid HTTP/2") && message.contains("2,147,483,647"), "{message}");
     }
     drop(layer().http2_connection_window(65_535).http2_stream_window(1));
+    for wrong in [
+        std::panic::catch_unwind(|| drop(layer().http2_keep_alive(std::time::Duration::ZERO))),
+        std::panic::catch_unwind(|| drop(layer().http2_max_request_head(0))),
+    ] {
+        let message = *wrong.unwrap_err().downcast::<&str>().unwrap();
+        assert!(message.starts_with("invalid") && message.contains("write `None`"), "{message}");
+    }
 }
 
 /// A request head that expects to be told to go on.

@@ -483,6 +483,16 @@ async fn reserved_fields_of_the_client_never_arrive() {
 }
 
 #[tokio::test]
+async fn no_other_target_arrives_from_a_trusted_proxy_either() {
+    let layer = layer(&mirror().await).trusted_proxies(["127.0.0.0/8".parse().unwrap()]);
+    let addr = front(Router::new().layer(layer)).await;
+    let fields = "X-Original-URL: /admin\r\nX-Rewrite-URL: /admin\r\nX-Forwarded-Proto: https\r\n";
+    let mirrored = get(addr, "/mydir/x", fields).await.mirrored();
+    assert_eq!(["x-original-url", "x-rewrite-url"].map(|name| mirrored.field(name)), [None, None]);
+    assert_eq!(mirrored.field("x-forwarded-proto"), Some("https"));
+}
+
+#[tokio::test]
 async fn no_other_target_and_no_other_spelling_of_a_claim_arrives() {
     let fields = [
         // Rewriting servers and frameworks take these for the target.
