@@ -21,16 +21,18 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::mpsc,
-    time::Instant,
+    sync::{Notify, mpsc},
+    time::{Instant, timeout},
 };
 use tower::service_fn;
 use tower_reverse_proxy::{Error, ErrorKind, ReverseProxyLayer};
 
 use crate::support::{
-    answering, ask, backend, front, get,
+    PATIENCE, answering, ask, backend, front, get,
     memory::{Pipe, client_of, serve},
 };
+
+const NEGOTIATE: &str = "Authorization: Negotiate YII=\r\n";
 
 const WEBSOCKET: &str = "GET /x HTTP/1.1\r\nHost: front.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 
@@ -83,6 +85,51 @@ async fn credentials_of_a_connection_never_go_over_http2_by_a_unix_socket() {
     let addr = front(Router::new().layer(layer)).await;
     assert_eq!(get(addr, "/x", "").await.text(), "HTTP/2.0 0");
     assert_eq!(get(addr, "/x", "Authorization: Negotiate YII=\r\n").await.text(), "HTTP/1.1 1");
+}
+
+#[tokio::test]
+async fn an_unused_http2_connection_makes_room_for_an_http1_one() {
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(both().await).http2(true).max_connections(1))).await;
+    for (fields, expected) in [
+        ("", "HTTP/2.0 0"),
+        (NEGOTIATE, "HTTP/1.1 1"),
+        (NEGOTIATE, "HTTP/1.1 2"),
+        ("", "HTTP/2.0 3"),
+        ("", "HTTP/2.0 3"),
+        (NEGOTIATE, "HTTP/1.1 4"),
+    ] {
+        assert_eq!(get(addr, "/x", fields).await.text(), expected, "{fields}");
+    }
+}
+
+#[tokio::test]
+async fn an_http2_connection_makes_room_when_its_last_stream_ends() {
+    let (held, let_go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (holds, goes) = (held.clone(), let_go.clone());
+    let app = Router::new().fallback(move |request: Request| async move {
+        if request.version() == Version::HTTP_2 {
+            holds.notify_one();
+            goes.notified().await;
+        }
+        format!("{:?}", request.version())
+    });
+    let connector = service_fn(move |_| {
+        let (ours, theirs) = Pipe::pair(false);
+        tokio::spawn(serve(theirs, app.clone()));
+        async { Ok::<_, io::Error>(ours) }
+    });
+    // Whether unused connections are closed in the long run doesn't matter.
+    for idle in [Some(Duration::from_secs(30)), None] {
+        let layer = ReverseProxyLayer::new("http://backend.example").connector(connector.clone()).http2(true);
+        let addr = front(Router::new().layer(layer.max_connections(1).pool_idle_timeout(idle))).await;
+        let first = tokio::spawn(get(addr, "/x", ""));
+        timeout(PATIENCE, held.notified()).await.unwrap();
+        let second = tokio::spawn(get(addr, "/x", NEGOTIATE));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let_go.notify_one();
+        assert_eq!(first.await.unwrap().text(), "HTTP/2.0", "{idle:?}");
+        assert_eq!(second.await.unwrap().text(), "HTTP/1.1", "{idle:?}");
+    }
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
@@ -165,6 +165,63 @@ async fn requests_beside_the_sweeper_find_their_connections() {
         while let Some(client) = clients.join_next().await {
             client.unwrap();
         }
+    }
+}
+
+/// Does something once, when it's woken.
+struct OnWake(Hook);
+
+impl Wake for OnWake {
+    fn wake(self: Arc<Self>) {
+        let hook = self.0.lock().unwrap().take();
+        if let Some(hook) = hook {
+            hook();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_come_while_others_are_served_wait_no_longer_than_the_queue_timeout() {
+    let (hook, connects) = (Hook::default(), AtomicUsize::new(0));
+    let (hooked, connects) = (hook.clone(), Arc::new(connects));
+    // Only the first connection is ever made.
+    let connector = service_fn(move |_: Uri| {
+        let (hook, number) = (hooked.clone(), connects.fetch_add(1, Ordering::SeqCst));
+        async move {
+            if number > 0 {
+                pending::<()>().await;
+            }
+            Ok::<_, io::Error>(answering(hook))
+        }
+    });
+    let layer = ReverseProxyLayer::new("http://backend.example").connector(connector).connect_timeout(None);
+    let layer = layer.header_timeout(None).pool_idle_timeout(Duration::from_millis(400));
+    let proxy = layer.max_connections(3).queue_timeout(Duration::from_millis(50)).into_service();
+    assert_eq!(done(exchange(&proxy, "GET")).await, (204, None));
+    let (begun, mut exchanges) = mpsc::unbounded_channel();
+    // As the first request gets the connection that was checked, three come: one has the first one's connect, one has room for
+    // its own, one has to wait.
+    *hook.lock().unwrap() = Some(Box::new(move || {
+        let mut first = exchange(&proxy, "GET");
+        let told = begun.clone();
+        let others: Hook = Arc::new(Mutex::new(Some(Box::new(move || {
+            for _ in 0..3 {
+                let mut exchange = exchange(&proxy, "GET");
+                assert!(polled(&mut exchange).is_pending());
+                told.send(exchange).unwrap();
+            }
+        }))));
+        let waker = Waker::from(Arc::new(OnWake(others)));
+        assert!(first.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        begun.send(first).unwrap();
+    }));
+    let mut begun = Vec::new();
+    for _ in 0..4 {
+        begun.push(timeout(PATIENCE, exchanges.recv()).await.expect("the connection is checked").unwrap());
+    }
+    assert_eq!(done(begun.pop().unwrap()).await, (503, Some(ErrorKind::Overloaded)));
+    for exchange in &mut begun[1..] {
+        assert!(polled(exchange).is_pending());
     }
 }
 

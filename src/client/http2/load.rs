@@ -42,6 +42,8 @@ pub(super) struct Load {
     is_retired: AtomicBool,
     /// Signals that the SETTINGS have come.
     changed: Notify,
+    /// Signals that the connection has become unused where HTTP/1.1 requests wait for what unused ones have.
+    pub(super) wanted: Notify,
     pub(super) freed: Arc<Freed>,
     /// How large a request's head the backend takes, if it has set that; else [`u32::MAX`].
     max_head: AtomicU32,
@@ -79,6 +81,7 @@ impl Load {
             is_silent: AtomicBool::new(false),
             is_retired: AtomicBool::new(false),
             changed: Notify::new(),
+            wanted: Notify::new(),
             freed,
             max_head: AtomicU32::new(u32::MAX),
             answers,
@@ -185,12 +188,12 @@ impl Load {
         let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.unused.store(elapsed, Ordering::Relaxed);
         // Whoever sees that it was the last one sees when it was.
-        self.streams.fetch_sub(1, Ordering::Release);
+        self.streams.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Since when there's no stream; `None`: there is one.
     pub(super) fn unused_since(&self) -> Option<Instant> {
-        let unused = self.streams.load(Ordering::Acquire) == 0;
+        let unused = self.streams.load(Ordering::SeqCst) == 0;
         unused.then(|| self.start + Duration::from_millis(self.unused.load(Ordering::Relaxed)))
     }
 

@@ -23,7 +23,7 @@ use std::{
 use axum_core::{BoxError, body::Body};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, timeout_at};
 
 pub(crate) use self::config::{KeepAlive, Windows};
 use self::{
@@ -115,12 +115,22 @@ impl Connections {
     }
 
     /// Forgets a connection that has no stream, if there is one: another is wanted in its place.
-    fn forget_one_unused(&self) {
+    pub(super) fn forget_one_unused(&self) {
         let mut open = self.lock();
         let unused = open.iter().position(|shared| shared.load.unused_since().is_some());
         let unused = unused.map(|unused| open.remove(unused));
         drop(open);
         drop(unused);
+    }
+
+    /// Sets whether HTTP/1.1 requests wait for what unused connections have; returns that.
+    pub(super) fn want_unused(&self, are_wanted: bool) -> bool {
+        let are_wanted = self.enabled && are_wanted;
+        if self.enabled {
+            // Before the unused are looked for: a connection becomes unused before it's seen whether it's wanted.
+            self.freed.is_unused_wanted.store(are_wanted, Ordering::SeqCst);
+        }
+        are_wanted
     }
 
     pub(super) fn are_http1(&self) -> bool {
@@ -209,20 +219,25 @@ fn lock(open: &Mutex<Vec<Shared>>) -> MutexGuard<'_, Vec<Shared>> {
     open.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Forgets a connection that has had no stream for so long; then it's never ready. Forgotten, it closes by itself, as soon as
-/// nothing is under way on it.
+/// Forgets a connection that has had no stream for so long, or has none when its place is wanted; then it's never ready.
+/// Forgotten, it closes by itself, as soon as nothing is under way on it.
 async fn forget_unused(open: Weak<Mutex<Vec<Shared>>>, load: Arc<Load>, timeout: Option<Duration>) {
-    let Some(timeout) = timeout else { return pending().await };
-    let timeout = timeout.max(SHORTEST);
-    let mut due = load.start + timeout;
+    let timeout = timeout.map(|timeout| timeout.max(SHORTEST));
+    let mut due = timeout.map(|timeout| load.start + timeout);
     loop {
-        sleep_until(due).await;
+        let is_wanted = match due {
+            Some(due) => timeout_at(due, load.wanted.notified()).await.is_ok(),
+            None => {
+                load.wanted.notified().await;
+                true
+            }
+        };
         let Some(open) = open.upgrade() else { break };
         // Nobody opens a stream meanwhile.
         let mut open = lock(&open);
-        let now = Instant::now();
-        due = load.unused_since().unwrap_or(now) + timeout;
-        if due <= now {
+        let (now, unused) = (Instant::now(), load.unused_since());
+        due = timeout.map(|timeout| unused.unwrap_or(now) + timeout);
+        if unused.is_some() && (is_wanted || due.is_some_and(|due| due <= now)) {
             open.retain(|shared| !Arc::ptr_eq(&shared.load, &load));
             break;
         }
@@ -263,5 +278,8 @@ impl Drop for Stream {
         }
         self.load.end();
         self.load.freed.tell();
+        if self.load.freed.is_unused_wanted.load(Ordering::SeqCst) && self.load.unused_since().is_some() {
+            self.load.wanted.notify_one();
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use axum_core::BoxError;
@@ -90,6 +90,8 @@ pub(super) struct Freed {
     told: Notify,
     /// How many wait for it: it isn't for requests that come after. Who is woken doesn't depend on it.
     waiting: AtomicUsize,
+    /// Whether HTTP/1.1 requests wait for what unused connections have.
+    pub(super) is_unused_wanted: AtomicBool,
 }
 
 impl Freed {

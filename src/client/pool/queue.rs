@@ -69,10 +69,17 @@ impl Pool {
             let runtime = Handle::current();
             state.queue.waiters.push_back(Waiter { number, tell, need, runtime });
             // Who has only to wait for the connect has a time of its own for that.
-            self.queue_timeout.filter(|_| self.is_full(&state)).map(|timeout| Box::pin(tokio::time::sleep(timeout)))
+            self.queue_timeout.filter(|_| self.is_overfull(&state)).map(|timeout| Box::pin(tokio::time::sleep(timeout)))
         };
         self.serve(state);
         Waiting { pool: self.clone(), number, told, patience }
+    }
+
+    /// Whether the last waiter gets no connection of its own: not all that the waiters need have been reserved yet where another
+    /// call is serving them.
+    fn is_overfull(&self, state: &State) -> bool {
+        let needed = state.queue.waiters.len().saturating_sub(state.connecting);
+        self.max_connections.is_some_and(|most| state.open + needed > most)
     }
 
     /// Gives a connection to the first waiter that it will do for, or keeps it.
@@ -120,7 +127,14 @@ impl Pool {
         }
         state.serving = false;
         mem::forget(unwinding);
+        #[cfg(feature = "http2")]
+        let is_one_wanted = self.http2.want_unused(self.is_overfull(&state));
         drop(state);
+        #[cfg(feature = "http2")]
+        if is_one_wanted {
+            // As it's closed, its slot comes back here.
+            self.http2.forget_one_unused();
+        }
         #[cfg(feature = "http2")]
         self.http2.tell_freed();
     }
