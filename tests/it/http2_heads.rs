@@ -156,6 +156,38 @@ async fn a_large_head_waits_where_there_are_as_many_connections_as_there_may_be(
 }
 
 #[tokio::test]
+async fn the_limit_of_a_large_heads_own_connection_holds() {
+    let (connections, heads) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (counted, seen) = (connections.clone(), heads.clone());
+    let url = backend(move |wire| {
+        let (mut stream, number, seen) = (wire.stream, counted.fetch_add(1, Ordering::SeqCst), seen.clone());
+        async move {
+            let mut preface = [0; 24];
+            stream.read_exact(&mut preface).await.unwrap();
+            // 10,000, but for the first one.
+            let limit: &[u8] = if number == 0 { &[] } else { &[0, 6, 0, 0, 0x27, 0x10] };
+            stream.write_all(&frame(4, 0, 0, limit)).await.unwrap();
+            let mut head = [0; 9];
+            while stream.read_exact(&mut head).await.is_ok() {
+                let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+                stream.read_exact(&mut payload).await.unwrap();
+                if head[3] == HEADERS {
+                    seen.fetch_add(1, Ordering::SeqCst);
+                    let id = u32::from_be_bytes(head[5..].try_into().unwrap());
+                    stream.write_all(&frame(HEADERS, 5, id, STATUS_200)).await.unwrap();
+                }
+            }
+        }
+    })
+    .await;
+    let proxy = ReverseProxyLayer::new(url).http2(true).into_service();
+    assert_eq!(outcome(&proxy, request()).await.0, 200);
+    let (status, kind, _) = outcome(&proxy, cookie(20_000)).await;
+    assert_eq!((status, kind), (431, Some(ErrorKind::RequestHeadTooLarge)));
+    assert_eq!((connections.load(Ordering::SeqCst), heads.load(Ordering::SeqCst)), (2, 1));
+}
+
+#[tokio::test]
 async fn the_limits_of_the_backend_and_the_operator_hold() {
     let seen = Arc::new(AtomicUsize::new(0));
     let counted = seen.clone();

@@ -100,7 +100,12 @@ async fn take(pool: &Arc<Pool>, need: Need, head: HeadSize, is_upgrade: bool) ->
     match pool.http2.heads.admit(head, stream.load.max_head())? {
         Share::Alone if share == Share::Shared => {
             drop(taken);
-            pool.take_http2(need, Share::Alone).await
+            let taken = pool.take_http2(need, Share::Alone).await?;
+            if let Taken::Http2(stream) = &taken {
+                // Another connection may have another limit.
+                pool.http2.heads.admit(head, stream.load.max_head())?;
+            }
+            Ok(taken)
         }
         _ => Ok(taken),
     }
