@@ -1,6 +1,7 @@
 //! HTTP/2 connections to a backend that is frozen: it says nothing, and its socket is open.
 
 use std::{
+    future::pending,
     io,
     sync::{
         Arc, Mutex,
@@ -17,9 +18,14 @@ use axum::{
     routing::get,
 };
 use http_body_util::{BodyExt, Channel};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex, split},
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
     time::{Instant, sleep, timeout},
 };
 use tower::{ServiceExt, service_fn};
@@ -141,7 +147,7 @@ async fn a_connection_that_is_alive_again_is_used_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_leaves_early_costs_no_connection() {
-    let app = Router::new().route("/never", get(std::future::pending::<()>)).fallback(|| async { "ok" });
+    let app = Router::new().route("/never", get(pending::<()>)).fallback(|| async { "ok" });
     let (layer, ways) = Ways::to(app);
     let proxy = layer.into_service();
     for _ in 0..5 {
@@ -151,6 +157,74 @@ async fn a_client_that_leaves_early_costs_no_connection() {
         assert!(left.await.is_err(), "no answer");
     }
     assert_eq!(ways.count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_connection_is_used_where_there_may_be_no_other() {
+    let quiet = async || {
+        let (sender, body) = Channel::<Bytes>::new(1);
+        tokio::spawn(async move {
+            let _sender = sender;
+            pending::<()>().await;
+        });
+        Response::new(Body::new(body))
+    };
+    let app = Router::new().route("/never", get(pending::<()>)).route("/quiet", get(quiet));
+    let (layer, ways) = Ways::to(app.fallback(|| async { "ok" }));
+    let proxy = layer.max_connections(1).into_service();
+    let _quiet = call(&proxy, "/quiet").await;
+    let request = Request::get("/never").header("host", "front.example").body(Body::empty()).unwrap();
+    assert!(timeout(SILENCE, proxy.clone().oneshot(request)).await.is_err(), "no answer");
+    for _ in 0..3 {
+        assert_eq!(call(&proxy, "/x").await.status(), 200);
+    }
+    assert_eq!(ways.count(), 1);
+}
+
+/// Longer than a stream has to wait for its connection to be taken for frozen, and less than the queue timeout.
+const SILENCE: Duration = Duration::from_millis(1100);
+
+#[tokio::test(start_paused = true)]
+async fn freed_places_go_to_those_that_wait_behind_a_stuck_connect() {
+    let (let_go, connects) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (permits, counted) = (let_go.clone(), connects.clone());
+    let app = Router::new().fallback(move || async move {
+        permits.acquire().await.unwrap().forget();
+        "ok"
+    });
+    let connector = service_fn(move |_| {
+        let (app, number) = (app.clone(), counted.fetch_add(1, Ordering::SeqCst));
+        async move {
+            if number > 0 {
+                pending::<()>().await;
+            }
+            let (ours, theirs) = Pipe::pair(false);
+            let mut server = auto::Builder::new(TokioExecutor::new());
+            server.http2().max_concurrent_streams(1);
+            tokio::spawn(async move {
+                let _ = server.serve_connection(TokioIo::new(theirs), TowerToHyperService::new(app)).await;
+            });
+            Ok::<_, io::Error>(ours)
+        }
+    });
+    let layer = ReverseProxyLayer::new("http://backend.example").connector(connector).http2(true);
+    let proxy = layer.connect_timeout(None).header_timeout(None).into_service();
+    let (answered, mut answers) = mpsc::unbounded_channel();
+    for number in 0..5 {
+        let (proxy, answered) = (proxy.clone(), answered.clone());
+        tokio::spawn(async move {
+            let status = call(&proxy, "/x").await.status();
+            answered.send((number, status.as_u16())).unwrap();
+        });
+        sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(connects.load(Ordering::SeqCst), 2);
+    // The second one's connect is stuck. The others are served in turn.
+    let_go.add_permits(5);
+    for number in [0, 2, 3, 4] {
+        let answer = timeout(PATIENCE / 2, answers.recv()).await;
+        assert_eq!(answer.expect("there is room"), Some((number, 200)));
+    }
 }
 
 /// A backend in memory that answers its first request whole, begins to answer the others, and acknowledges no ping.

@@ -35,8 +35,8 @@ pub(super) struct Load {
     pub(super) unread: Unread,
     /// How often something has been read.
     pub(super) reads: AtomicU64,
-    /// Whether a stream has waited for its answer for long, and nothing at all was read meanwhile. No stream is opened before
-    /// something is.
+    /// Whether a stream has waited for its answer for long, and nothing at all was read meanwhile. Before something is, no stream
+    /// is opened, unless there can't be another connection.
     pub(super) is_silent: AtomicBool,
     /// Whether h2 is about to end the connection. The streams that are open go on as long as they can.
     is_retired: AtomicBool,
@@ -118,8 +118,12 @@ impl Load {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        !self.is_silent.load(Ordering::Relaxed)
-            && self.streams.load(Ordering::Relaxed) < self.most.load(Ordering::Relaxed)
+        !self.is_silent.load(Ordering::Relaxed) && self.has_stream()
+    }
+
+    /// Whether the backend allows one more stream.
+    pub(super) fn has_stream(&self) -> bool {
+        self.streams.load(Ordering::Relaxed) < self.most.load(Ordering::Relaxed)
     }
 
     /// Whether no more streams are to come: the connection is retired, or the peer may be frozen, and there's no stream that could

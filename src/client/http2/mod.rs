@@ -45,6 +45,8 @@ pub(super) struct Connections {
     /// Whether HTTP/2 is to be spoken at all.
     enabled: bool,
     open: Arc<Mutex<Vec<Shared>>>,
+    /// Held by the first of those that wait for a place.
+    turn: tokio::sync::Mutex<()>,
     /// Held while a connection is made: a burst waits for one, and then sees whether it needs another.
     connecting: tokio::sync::Mutex<()>,
     /// Whether the backend chose HTTP/1.1 the last time that it could choose.
@@ -97,9 +99,21 @@ const SHORTEST: Duration = Duration::from_millis(10);
 impl Connections {
     /// Takes a place on the first connection that has one.
     fn take(&self) -> Option<Stream> {
+        self.take_if(Load::has_room)
+    }
+
+    /// Takes a place on the first connection that has one, even if that may be frozen. The streams that it has will show it.
+    fn take_silent(&self) -> Option<Stream> {
+        self.take_if(Load::has_stream)
+    }
+
+    fn take_if(&self, has_room: impl Fn(&Load) -> bool) -> Option<Stream> {
         let mut open = self.lock();
         open.retain(|shared| !shared.sender.is_closed() && !shared.load.is_lost());
-        open.iter().find_map(Shared::take)
+        // Only ever raised under the lock of the list.
+        let shared = open.iter().find(|shared| has_room(&shared.load))?;
+        shared.load.begin();
+        Some(shared.clone().stream())
     }
 
     pub(super) fn new(options: &ClientOptions) -> Self {
@@ -246,15 +260,6 @@ async fn forget_unused(open: Weak<Mutex<Vec<Shared>>>, load: Arc<Load>, timeout:
 }
 
 impl Shared {
-    fn take(&self) -> Option<Stream> {
-        // Only ever raised under the lock of the list.
-        if !self.load.has_room() {
-            return None;
-        }
-        self.load.begin();
-        Some(self.clone().stream())
-    }
-
     /// A place that is counted already.
     fn stream(self) -> Stream {
         let Self { sender, load } = self;

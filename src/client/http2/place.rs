@@ -1,8 +1,13 @@
-//! Waiting for a place on an HTTP/2 connection, where there are as many connections as there may be.
+//! Waiting for a place on an HTTP/2 connection, where there are as many connections as there may be, or one is being made.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::Poll,
 };
 
 use axum_core::BoxError;
@@ -13,7 +18,7 @@ use super::{
         connect::Offer,
         pool::{Found, Need, Pool, Slot},
     },
-    Taken,
+    Connections, Taken,
     head::Share,
 };
 use crate::error::Error;
@@ -55,8 +60,8 @@ impl Pool {
 
     /// Waits for a place, or until it's this one's turn to make one.
     async fn place(self: &Arc<Self>, need: Need, share: Share) -> Place<'_> {
-        let connecting = self.http2.connecting.lock().await;
-        let mut awaited = None;
+        let _awaited = self.http2.freed.awaited();
+        let _turn = self.http2.turn.lock().await;
         // There's one request at a time here. A permit of `freed` is stored for it as soon as something has changed.
         loop {
             if share == Share::Shared
@@ -69,18 +74,41 @@ impl Pool {
             {
                 return Place::Taken(Taken::Http1(found));
             }
+            // Nobody waits for a connection that it can't share.
+            let is_awaited = share == Share::Shared && !self.http2.are_http1();
+            let connecting = if is_awaited { self.http2.connecting.try_lock().ok() } else { None };
+            if is_awaited && connecting.is_none() {
+                self.http2.freed_or_connected().await;
+                continue;
+            }
             if let Some(slot) = self.slot() {
-                // Nobody waits for a connection that it can't share.
-                let is_awaited = share == Share::Shared && !self.http2.are_http1();
-                return Place::Slot(slot, is_awaited.then_some(connecting));
+                return Place::Slot(slot, connecting);
             }
-            if share == Share::Alone {
+            drop(connecting);
+            match share {
+                Share::Shared => {
+                    // One that may be frozen is better than none.
+                    if let Some(stream) = self.http2.take_silent() {
+                        return Place::Taken(Taken::Http2(stream));
+                    }
+                }
                 // An unused one is in the way of one that is needed.
-                self.http2.forget_one_unused();
+                Share::Alone => self.http2.forget_one_unused(),
             }
-            awaited.get_or_insert_with(|| self.http2.freed.awaited());
             self.http2.freed.told.notified().await;
         }
+    }
+}
+
+impl Connections {
+    /// Waits until something has come back, or the connection that is being made is there, or has failed.
+    async fn freed_or_connected(&self) {
+        let (mut freed, mut connected) = (pin!(self.freed.told.notified()), pin!(self.connecting.lock()));
+        poll_fn(|cx| match freed.as_mut().poll(cx).is_ready() || connected.as_mut().poll(cx).is_ready() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        })
+        .await;
     }
 }
 
