@@ -147,9 +147,9 @@ impl fmt::Debug for Tls {
 }
 
 /// The [`Tls`] of a proxy that isn't given one. Clones share it, so that the platform's roots are read once, and only if a
-/// connection needs them.
+/// connection needs them. After a failure, the next connection reads them again.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct PlatformTls(Arc<OnceCell<Result<Tls, InvalidTls>>>);
+pub(crate) struct PlatformTls(Arc<OnceCell<Tls>>);
 
 impl PlatformTls {
     /// Reads the roots, at the first call, on a thread that may block: they are many files.
@@ -158,7 +158,7 @@ impl PlatformTls {
             let tls = spawn_blocking(Tls::new).await;
             tls.unwrap_or_else(|error| Err(InvalidTls::new(format!("the platform's roots weren't read: {error}"))))
         };
-        self.0.get_or_init(read).await.clone()
+        self.0.get_or_try_init(read).await.cloned()
     }
 }
 
@@ -207,10 +207,10 @@ impl Handshaker {
     }
 }
 
-/// A [`Handshaker`] that is there at once with the operator's own [`Tls`], and with the platform's at the first connection.
+/// A [`Handshaker`] that is made at the first connection, of the operator's own [`Tls`] or of the platform's.
 pub(super) struct LazyHandshaker {
-    /// An error is what every connection fails with.
-    known: OnceCell<Result<Handshaker, InvalidTls>>,
+    known: OnceCell<Handshaker>,
+    own: Option<Tls>,
     platform: PlatformTls,
     backend: Backend,
     offers_http2: bool,
@@ -219,7 +219,8 @@ pub(super) struct LazyHandshaker {
 impl LazyHandshaker {
     pub(super) fn new(tls: Option<&Tls>, platform: &PlatformTls, backend: &Backend, offers_http2: bool) -> Self {
         Self {
-            known: OnceCell::new_with(tls.map(|tls| Handshaker::new(tls, backend, offers_http2))),
+            known: OnceCell::new(),
+            own: tls.cloned(),
             platform: platform.clone(),
             backend: backend.clone(),
             offers_http2,
@@ -227,8 +228,14 @@ impl LazyHandshaker {
     }
 
     pub(super) async fn get(&self) -> Result<&Handshaker, InvalidTls> {
-        let make = || async { Handshaker::new(&self.platform.get().await?, &self.backend, self.offers_http2) };
-        self.known.get_or_init(make).await.as_ref().map_err(Clone::clone)
+        let make = || async {
+            let tls = match &self.own {
+                Some(tls) => tls,
+                None => &self.platform.get().await?,
+            };
+            Handshaker::new(tls, &self.backend, self.offers_http2)
+        };
+        self.known.get_or_try_init(make).await
     }
 }
 
@@ -350,8 +357,32 @@ mod tests {
         let _client = crate::client::Client::new(&backend, &options);
         assert!(!options.platform_tls.0.initialized(), "a proxy may be given its own");
         let clone = options.platform_tls.clone();
-        let _ = clone.get().await;
-        assert!(options.platform_tls.0.initialized(), "read once for all");
+        let is_read = clone.get().await.is_ok();
+        assert_eq!(options.platform_tls.0.initialized(), is_read, "read once for all");
+    }
+
+    #[tokio::test]
+    async fn roots_that_were_not_read_are_read_by_the_next_connection() {
+        let (platform, backend) = (PlatformTls::default(), "https://backend.example".parse().unwrap());
+        let handshaker = LazyHandshaker::new(None, &platform, &backend, false);
+        let theirs = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let handle = theirs.handle().clone();
+        theirs.shutdown_background();
+        let failed = std::thread::scope(|scope| {
+            let failed = scope.spawn(|| {
+                let _inside = handle.enter();
+                let mut reading = std::pin::pin!(handshaker.get());
+                let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+                let std::task::Poll::Ready(Err(error)) = reading.as_mut().poll(&mut cx) else { panic!("no error") };
+                error.to_string()
+            });
+            failed.join().unwrap()
+        });
+        assert!(failed.contains("weren't read"), "{failed}");
+        // Whatever this machine has.
+        if let Err(error) = handshaker.get().await {
+            assert_ne!(error.to_string(), failed);
+        }
     }
 
     #[test]
