@@ -114,7 +114,7 @@ impl Connection {
     /// Whether the last exchange is over in both directions, and nothing stray is left of it.
     pub(super) fn is_idle(&mut self) -> bool {
         // The driver says so when it has come to the end of a message and found nothing behind it.
-        (self.driver.is_some() && self.sender.is_ready()) || self.is_reusable()
+        !self.progress.is_broken() && ((self.driver.is_some() && self.sender.is_ready()) || self.is_reusable())
     }
 
     /// Whether the connection is idle and the backend has neither closed it nor said anything since.

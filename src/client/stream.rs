@@ -18,7 +18,8 @@ impl<T: Read + Write + Send + Unpin> Io for T {}
 /// A connection to a backend.
 ///
 /// A backend that refuses an upload may answer, close and reset the connection. The answer is there to be read then, and the
-/// failed write doesn't matter: it is as if the backend took no more.
+/// failed write doesn't matter. What is left of the upload is thrown away, so that a client that sends all of it before it
+/// reads comes to its answer.
 pub(super) struct Stream {
     io: Box<dyn Io>,
     #[cfg_attr(not(feature = "http2"), expect(dead_code, reason = "nobody offers HTTP/2"))]
@@ -29,17 +30,19 @@ pub(super) struct Stream {
     pub(super) progress: Option<Arc<Progress>>,
     /// A write has failed so, and it was passed over. The operating system tells it once.
     reset: Option<io::ErrorKind>,
+    /// Whether the last write after that has waited for a turn of reading.
+    has_waited: bool,
     _slot: Slot,
 }
 
 impl Stream {
     pub(super) fn new(io: Box<dyn Io>, is_http2: bool, has_own_end: bool, slot: Slot) -> Self {
-        Self { io, is_http2, has_own_end, progress: None, reset: None, _slot: slot }
+        Self { io, is_http2, has_own_end, progress: None, reset: None, has_waited: false, _slot: slot }
     }
 
-    /// Passes over a failed write if an answer may be there. Reading then wakes the task, or fails.
+    /// Passes over a failed write if an answer may be there: reading then shows it, or fails.
     #[cold]
-    fn passed_over<T>(&mut self, error: io::Error) -> Poll<io::Result<T>> {
+    fn passed_over<T>(&mut self, error: io::Error, done: T) -> Poll<io::Result<T>> {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
         let kind = error.kind();
         if !matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset)
@@ -47,11 +50,31 @@ impl Stream {
         {
             return Poll::Ready(Err(error));
         }
+        if let Some(progress) = &self.progress {
+            progress.fail();
+        }
         // A broken pipe comes without a reset after an end that the backend has sent itself.
         if kind != BrokenPipe {
             self.reset = Some(kind);
         }
-        Poll::Pending
+        Poll::Ready(Ok(done))
+    }
+
+    /// Whether a write was passed over: what comes behind it is thrown away.
+    fn is_broken(&self) -> bool {
+        self.progress.as_ref().is_some_and(|progress| progress.is_broken())
+    }
+
+    /// Throws a write away. Every other one waits first, because hyper reads only when it can't write: a body that is always
+    /// there would keep it from the answer.
+    #[cold]
+    fn throw_away(&mut self, size: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.has_waited = !self.has_waited;
+        if self.has_waited {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(size))
     }
 
     /// Reads what came before a reset. An end after it isn't the backend's, and what came before may be cut.
@@ -76,9 +99,9 @@ impl Stream {
         Poll::Ready(Ok(()))
     }
 
-    fn written(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn written(&mut self, written: Poll<io::Result<usize>>, size: usize) -> Poll<io::Result<usize>> {
         match written {
-            Poll::Ready(Err(error)) => self.passed_over(error),
+            Poll::Ready(Err(error)) => self.passed_over(error, size),
             Poll::Ready(Ok(_)) => {
                 if let Some(progress) = &self.progress {
                     progress.wrote();
@@ -101,13 +124,19 @@ impl Read for Stream {
 
 impl Write for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.is_broken() {
+            return self.throw_away(buf.len(), cx);
+        }
         let written = Pin::new(&mut *self.io).poll_write(cx, buf);
-        self.written(written)
+        self.written(written, buf.len())
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_broken() {
+            return Poll::Ready(Ok(()));
+        }
         match Pin::new(&mut *self.io).poll_flush(cx) {
-            Poll::Ready(Err(error)) => self.passed_over(error),
+            Poll::Ready(Err(error)) => self.passed_over(error, ()),
             flushed => flushed,
         }
     }
@@ -126,11 +155,15 @@ impl Write for Stream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         // What is one piece, as most requests are, costs the kernel less without a vector.
-        let written = match bufs {
-            [buf] => Pin::new(&mut *self.io).poll_write(cx, buf),
-            _ => Pin::new(&mut *self.io).poll_write_vectored(cx, bufs),
-        };
-        self.written(written)
+        if let [buf] = bufs {
+            return self.poll_write(cx, buf);
+        }
+        let size = bufs.iter().map(|buf| buf.len()).sum();
+        if self.is_broken() {
+            return self.throw_away(size, cx);
+        }
+        let written = Pin::new(&mut *self.io).poll_write_vectored(cx, bufs);
+        self.written(written, size)
     }
 }
 

@@ -29,6 +29,8 @@ const UNWRITTEN: u8 = 0;
 const WRITTEN: u8 = 1;
 /// There are no more requests: the connection is a tunnel.
 const TUNNEL: u8 = 2;
+/// A write has failed after something was written.
+const BROKEN: u8 = 3;
 
 impl Progress {
     /// Begins with another request.
@@ -50,6 +52,15 @@ impl Progress {
         if self.written.load(Ordering::Relaxed) == UNWRITTEN {
             self.written.store(WRITTEN, Ordering::Relaxed);
         }
+    }
+
+    /// A write has failed: the backend takes no more, and the connection serves no other request.
+    pub(super) fn fail(&self) {
+        self.written.store(BROKEN, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.written.load(Ordering::Relaxed) == BROKEN
     }
 
     /// Whether an answer may come: something of the request is written.

@@ -20,6 +20,7 @@ use super::{
     body::RequestBody,
     expect::Expectation,
     failure::{self, RequestHead},
+    idle::poll_clock,
     request::{self, Exchange, Refusal},
     response,
     rules::Rules,
@@ -151,7 +152,7 @@ fn poll_overdue(
     }
     let Some(mut clock) = clock.as_pin_mut() else { return Poll::Pending };
     loop {
-        if clock.as_mut().poll(cx).is_pending() {
+        if poll_clock(clock.as_mut(), cx).is_pending() {
             return Poll::Pending;
         }
         let Some(upload) = upload else { return Poll::Ready(ErrorKind::HeaderTimeout) };

@@ -2,13 +2,16 @@
 
 use std::{
     future::Future,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep};
+use tokio::{
+    task::unconstrained,
+    time::{Instant, Sleep},
+};
 
 pin_project! {
     /// Made at the first wait, set again at each wait that follows a frame: a body that comes at once never needs a timer.
@@ -49,11 +52,17 @@ impl Idle {
         }
         let Some(mut sleep) = this.sleep.as_pin_mut() else { return Poll::Pending };
         loop {
-            ready!(sleep.as_mut().poll(cx));
+            ready!(poll_clock(sleep.as_mut(), cx));
             match other().map(|last| last + timeout) {
                 Some(due) if due > Instant::now() => sleep.as_mut().reset(due),
                 _ => return Poll::Ready(()),
             }
         }
     }
+}
+
+/// Polls a clock, whatever the task has used up of tokio's budget for it: a peer that always has something to read would
+/// otherwise stop the clock.
+pub(super) fn poll_clock(clock: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
+    pin!(unconstrained(clock)).poll(cx)
 }

@@ -28,16 +28,22 @@ pub(crate) fn is_claim(name: &str) -> bool {
     let name = name.as_bytes();
     // Each is the beginning of a name. Nearly every other field is told apart by its first octets.
     let claims: &[&str] = match name {
-        [b'x', _, b'a', ..] => &["x-arr-clientcert", "x-auth-request-", "x-authenticated-", "x-authentik-"],
-        [b'x', _, b'c', ..] => &["x-client-cert"],
+        [b'x', _, b'a', ..] => {
+            &["x-arr-clientcert", "x-auth-request-", "x-authenticated-", "x-authentik-", "x-amzn-oidc-identity"]
+        }
+        [b'x', _, b'c', ..] => &["x-client-cert", "x-client-dn", "x-client-verify"],
         [b'x', _, b'g', ..] => &["x-goog-authenticated-user-"],
         [b'x', _, b'm', ..] => &["x-ms-client-principal"],
+        [b'x', _, b'p', ..] => &["x-pomerium-claim-"],
         [b'x', _, b'r', ..] => &["x-remote-user", "x-remote-group", "x-remote-extra-"],
         [b'x', _, b's', ..] => &["x-ssl-"],
+        [b'x', _, b'v', ..] => &["x-vouch-"],
         [b'x', _, b'w', ..] => &["x-webauth-"],
+        [b'c', b'f', ..] => &["cf-access-authenticated-user-"],
         [b'c', b'l', ..] => &["client-cert"],
         [b'e', b's', ..] => &["es-security-runas-user"],
         [b'o', b'i', ..] => &["oidc-claim-"],
+        [b'p', b'r', b'o', ..] => &["proxy-remote-user"],
         [b'r', b'e', b'm', ..] => &["remote-"],
         [b's', b's', ..] => &["ssl-client-"],
         [b't', b'a', ..] => &["tailscale-user-"],
@@ -128,6 +134,13 @@ mod tests {
             "X-Remote-User",
             "X-Remote-Extra-Scopes",
             "OIDC_CLAIM_sub",
+            "Cf-Access-Authenticated-User-Email",
+            "X-Amzn-Oidc-Identity",
+            "X-Client-DN",
+            "X_Client_Verify",
+            "X-Pomerium-Claim-Email",
+            "X-Vouch-User",
+            "Proxy-Remote-User",
         ] {
             assert!(is_claim(&name.to_ascii_lowercase()), "{name}");
         }

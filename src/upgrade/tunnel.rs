@@ -18,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes},
     sync::Notify,
+    task::unconstrained,
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -130,9 +131,10 @@ async fn tunnel(client: OnUpgrade, backend: OnUpgrade, options: TunnelOptions) {
     let mut client = Side { name: "client", io: TokioIo::new(client), account: account.clone() };
     let mut backend = Side { name: "backend", io: TokioIo::new(backend), account: account.clone() };
     let mut carried = pin!(copy_bidirectional_with_sizes(&mut client, &mut backend, BUFFER, BUFFER));
-    let (mut idle, mut age) = (pin!(account.idle(idle_timeout)), pin!(after(max_age)));
-    let mut half_closed = pin!(account.half_closed(half_closed_timeout));
-    let mut stop = pin!(tunnels.stop.cancelled());
+    // A side that always has something to read uses up tokio's budget for the task, which would stop these.
+    let (mut idle, mut age) = (pin!(unconstrained(account.idle(idle_timeout))), pin!(unconstrained(after(max_age))));
+    let mut half_closed = pin!(unconstrained(account.half_closed(half_closed_timeout)));
+    let mut stop = pin!(unconstrained(tunnels.stop.cancelled()));
     let mut outlived = false;
     let error = poll_fn(|cx| {
         if let Poll::Ready(outcome) = carried.as_mut().poll(cx) {

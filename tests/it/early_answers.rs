@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use axum::{Router, body::Body, extract::Request, http::Uri, response::Response};
@@ -208,6 +209,28 @@ async fn a_client_that_sends_on_gets_the_answer_of_a_backend_that_resets() {
 }
 
 /// A backend that reads heads alone: what it leaves in its socket resets the connection.
+/// A client that sends all of its upload before it reads comes to its end, when the backend has answered and reset.
+#[tokio::test]
+async fn an_upload_comes_to_its_end_behind_a_reset() {
+    const SIZE: usize = 24 << 20;
+    let origin = backend(|mut wire| async move {
+        wire.head().await;
+        let body = vec![b'a'; 8 << 20];
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        wire.stream.write_all(head.as_bytes()).await.unwrap();
+        // It closes with octets of the upload unread, which resets the connection.
+        let _ = timeout(Duration::from_millis(300), wire.stream.write_all(&body)).await;
+    })
+    .await;
+    let mut wire = client(front(Router::new().layer(ReverseProxyLayer::new(origin).prefix("/mydir"))).await).await;
+    let head = format!("POST /mydir/x HTTP/1.1\r\nHost: a\r\nContent-Length: {SIZE}\r\n\r\n");
+    wire.send(head.as_bytes()).await;
+    // `send` fails the test if the front doesn't take it.
+    wire.send(&vec![b'x'; SIZE]).await;
+    let answer = wire.message().await.unwrap();
+    assert_eq!((answer.status(), answer.complete), (200, false));
+}
+
 async fn refusing(status: &'static str) -> String {
     backend(move |mut wire| async move {
         wire.head().await;
