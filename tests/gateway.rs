@@ -168,7 +168,9 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
@@ -203,14 +205,23 @@ fn literals(fields: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
+/// Reads a frame: its kind and payload. `None`: the connection has ended.
+fn any_frame(stream: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
+    let mut head = [0; 9];
+    match stream.read_exact(&mut head) {
+        Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => return None,
+        read => read.unwrap(),
+    }
+    let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+    stream.read_exact(&mut payload).unwrap();
+    Some((head[3], payload))
+}
+
 /// Reads frames until one of this kind; returns its payload.
 fn read_frame(stream: &mut TcpStream, kind: u8) -> Vec<u8> {
     loop {
-        let mut head = [0; 9];
-        stream.read_exact(&mut head).unwrap();
-        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
-        stream.read_exact(&mut payload).unwrap();
-        if head[3] == kind {
+        let (is, payload) = any_frame(stream).unwrap();
+        if is == kind {
             return payload;
         }
     }
@@ -307,13 +318,7 @@ fn a_slow_exchange_is_no_silent_client() {
 /// What the client hasn't taken yet may wait in the server, after the exchange's last frame. In one of these sizes it does.
 #[test]
 fn a_client_that_reads_late_gets_the_whole_answer() {
-    let origin = backend(|mut stream| {
-        let request = head(&mut stream);
-        let size: usize = request.split(['/', ' ']).find_map(|part| part.parse().ok()).unwrap();
-        let answer = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n");
-        let _ = stream.write_all(&[answer.as_bytes(), &vec![b'x'; size]].concat());
-    });
-    let gateway = Gateway::start(&format!("header_read_timeout_ms = 200\n{}", mount("/mydir", &origin, "")));
+    let gateway = Gateway::start(&format!("header_read_timeout_ms = 200\n{}", mount("/mydir", &sized(), "")));
     let sizes: Vec<usize> = (1..32).map(|number| number * 200_000).collect();
     let request = |size| format!("GET /mydir/{size} HTTP/1.1\r\nHost: front.example\r\nConnection: close\r\n\r\n");
     let mut clients: Vec<TcpStream> = sizes.iter().map(|size| gateway.send(request(size))).collect();
@@ -321,6 +326,120 @@ fn a_client_that_reads_late_gets_the_whole_answer() {
     for (client, size) in clients.iter_mut().zip(sizes) {
         let answer = rest(client);
         assert_eq!(answer.split_once("\r\n\r\n").unwrap().1.len(), size);
+    }
+}
+
+/// A backend whose answers have as many octets as the request's path says.
+fn sized() -> String {
+    backend(|mut stream| {
+        let request = head(&mut stream);
+        let size: usize = request.split(['/', ' ']).find_map(|part| part.parse().ok()).unwrap();
+        let answer = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n");
+        let _ = stream.write_all(&[answer.as_bytes(), &vec![b'x'; size]].concat());
+    })
+}
+
+/// A connection of HTTP/2 with a request for `path`; the window is the initial one, 65,535 octets.
+fn http2_get(gateway: &Gateway, path: &str) -> TcpStream {
+    let request = frame(HEADERS, END_STREAM | END_HEADERS, 1, &block(path, &[]));
+    gateway.send([PREFACE, &frame(SETTINGS, 0, 0, b""), &request].concat())
+}
+
+/// hyper hands the end of an answer to h2 before the client's window has room for it.
+#[test]
+fn a_client_of_http2_that_reads_late_gets_the_whole_answer() {
+    let mut gateway = Gateway::start(&format!("header_read_timeout_ms = 200\n{}", mount("/mydir", &sized(), "")));
+    for is_end_of_process in [false, true] {
+        let mut clients: Vec<TcpStream> = (0..2).map(|_| http2_get(&gateway, "/mydir/100000")).collect();
+        let mut taken = [0; 2];
+        for (client, taken) in clients.iter_mut().zip(&mut taken) {
+            while *taken < 65_535 {
+                *taken += read_frame(client, 0).len();
+            }
+        }
+        if is_end_of_process {
+            gateway.terminate();
+        }
+        thread::sleep(Duration::from_secs(1));
+        for (mut client, mut taken) in clients.into_iter().zip(taken) {
+            let more = 100_000_u32.to_be_bytes();
+            client.write_all(&[frame(WINDOW_UPDATE, 0, 0, &more), frame(WINDOW_UPDATE, 0, 1, &more)].concat()).unwrap();
+            while taken < 100_000 {
+                taken += read_frame(&mut client, 0).len();
+            }
+        }
+    }
+    assert_eq!(gateway.wait(), Some(0));
+}
+
+#[test]
+fn a_client_of_http2_that_takes_nothing_is_ended() {
+    let gateway = Gateway::start(&format!("header_read_timeout_ms = 200\n{}", mount("/mydir", &sized(), "")));
+    let no_window = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    let request = frame(HEADERS, END_STREAM | END_HEADERS, 1, &block("/mydir/10", &[]));
+    let clients = [
+        http2_get(&gateway, "/mydir/100000"),
+        http2_get(&gateway, "/mydir/10000000"),
+        gateway.send([PREFACE, &no_window, &request].concat()),
+    ];
+    for mut client in clients {
+        while let Some((kind, _)) = any_frame(&mut client) {
+            assert_ne!(kind, PING, "the connection ends before the first ping, whose timeout would be another end");
+        }
+    }
+}
+
+/// Many such clients would take every descriptor.
+#[test]
+fn a_client_that_never_reads_is_ended() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let origin = backend(move |mut stream| {
+        head(&mut stream);
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n").unwrap();
+        while stream.write_all(&[b'x'; 64 * 1024]).is_ok() {}
+        tell.send(()).unwrap();
+    });
+    let gateway = Gateway::start(&format!("header_read_timeout_ms = 200\n{}", mount("/mydir", &origin, "")));
+    let _large = gateway.send("GET /mydir/x HTTP/1.1\r\nHost: front.example\r\n\r\n");
+    // The gateway reads no more requests once their answers aren't taken.
+    let mut pipelined = gateway.connect();
+    pipelined.set_write_timeout(Some(PATIENCE)).unwrap();
+    let requests = "GET /front/health HTTP/1.1\r\nHost: front.example\r\n\r\n".repeat(1000);
+    let error = (0..1000).find_map(|_| pipelined.write_all(requests.as_bytes()).err()).unwrap();
+    assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
+    told.recv_timeout(PATIENCE).unwrap();
+}
+
+#[test]
+fn a_refused_connect_over_http2_is_no_tunnel() {
+    let origin = backend(|mut stream| {
+        head(&mut stream);
+        let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+                      Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+        stream.write_all(switch.as_bytes()).unwrap();
+        rest(&mut stream);
+    });
+    let gateway = Gateway::start(&format!("header_read_timeout_ms = 200\n{}", mount("/mydir", &origin, "")));
+    let upgrade = "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let mut tunnel = gateway.send(format!("GET /mydir/ws HTTP/1.1\r\nHost: front.example\r\n{upgrade}\r\n"));
+    assert!(head(&mut tunnel).starts_with("HTTP/1.1 101 "));
+    let connect = literals(&[
+        (":method", "CONNECT"),
+        (":protocol", "websocket"),
+        (":scheme", "http"),
+        (":authority", "front.example"),
+        (":path", "/nowhere"),
+        ("sec-websocket-version", "13"),
+    ]);
+    let connect = frame(HEADERS, END_HEADERS | END_STREAM, 1, &connect);
+    let mut client = gateway.send([PREFACE, &frame(SETTINGS, 0, 0, b""), &connect].concat());
+    read_frame(&mut client, HEADERS);
+    loop {
+        match any_frame(&mut client).unwrap().0 {
+            GOAWAY => break,
+            kind => assert_ne!(kind, PING, "the connection is told to end before the first ping"),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | sends nothing, or half a request head, over HTTP/1.1 or HTTP/2 | after the header-read timeout |
 //! | keeps a connection without a request | the same: the next head is due |
+//! | takes nothing of an answer that is there for it | after twice the header-read timeout, but at least 5 seconds |
 //! | is gone, without an end of the connection | by HTTP/2 pings, and TCP keep-alive for the rest, tunnels included |
 //! | sends too large a head | with 431 |
 
@@ -59,6 +60,8 @@ const BUFFER: usize = 8192 + 4096 * 100;
 const PING: Duration = Duration::from_secs(20);
 /// How long a client of HTTP/2 without a request has to answer the announcement that its connection ends.
 const GOODBYE: Duration = Duration::from_millis(500);
+/// The least time that a client gets to take something of an answer, however short the header-read timeout is.
+const MIN_SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long requests may take to finish at the end of the process.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -134,6 +137,8 @@ struct Server {
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
     header_read_timeout: Duration,
+    /// How long a client may take nothing of an answer: 60 seconds by default, which is nginx's `send_timeout` too.
+    send_timeout: Duration,
     tunnels: Tunnels,
     stop: CancellationToken,
 }
@@ -157,7 +162,9 @@ impl Server {
             // WebSockets of HTTP/2 clients come as extended CONNECT.
             .enable_connect_protocol();
         let header_read_timeout = limits.header_read_timeout;
-        Arc::new(Self { front, http1, http2, header_read_timeout, tunnels, stop: CancellationToken::new() })
+        let send_timeout = header_read_timeout.saturating_mul(2).max(MIN_SEND_TIMEOUT);
+        let stop = CancellationToken::new();
+        Arc::new(Self { front, http1, http2, header_read_timeout, send_timeout, tunnels, stop })
     }
 
     /// Serves one connection until it ends, or the client has taken too long for a request head.
@@ -181,12 +188,16 @@ impl Server {
         let service = {
             let (front, life) = (self.front.clone(), life.clone());
             service_fn(move |mut request: Request<Incoming>| {
-                let exchange = life.exchange(&request);
+                let exchange = life.exchange();
+                let is_connect = request.method() == Method::CONNECT && request.version() == Version::HTTP_2;
                 request.extensions_mut().insert(ClientAddr::from(peer));
                 let front = front.clone();
                 async move {
                     let response = front.answer(request).await;
-                    Ok::<_, Infallible>(response.map(|body| LiveBody { body, _exchange: exchange }))
+                    if is_connect && response.status().is_success() {
+                        exchange.life.has_tunnels.store(true, Ordering::Relaxed);
+                    }
+                    Ok::<_, Infallible>(response.map(|body| LiveBody::new(body, exchange)))
                 }
             })
         };
@@ -200,7 +211,8 @@ impl Server {
         }
     }
 
-    /// Drives a connection, and ends it when it's idle for too long, or at all once the process ends.
+    /// Drives a connection, and ends it when it's idle for too long, or at all once the process ends; also when its client
+    /// takes nothing of an answer for too long.
     ///
     /// A connection of HTTP/2 is told so first, with GOAWAY, because its client may be about to send a request.
     async fn supervise<C: Future<Output = hyper::Result<()>>>(
@@ -230,18 +242,26 @@ impl Server {
                     life.touch();
                     timer.as_mut().reset(Instant::now() + patience);
                 }
-                () = &mut timer => match life.idle_since(&self.tunnels) {
-                    // Something is under way: its end begins a new time.
-                    None => timer.as_mut().reset(Instant::now() + patience.max(GOODBYE)),
-                    Some(since) if since + patience > Instant::now() => timer.as_mut().reset(since + patience),
-                    Some(_) if leaving.is_none() && is_http2 && life.has_begun() => {
+                () = &mut timer => {
+                    let again = Instant::now() + patience.max(GOODBYE);
+                    let (end, is_idle) = match life.turn(&self.tunnels) {
+                        // Its end begins a new time.
+                        Turn::Ours => (again, false),
+                        // At the end of the process `DRAIN` is less.
+                        Turn::ClientTakes(since) => (since + self.send_timeout, false),
+                        Turn::ClientAsks(since) => (since + patience, true),
+                    };
+                    if end > Instant::now() {
+                        timer.as_mut().reset(end.min(again));
+                    } else if leaving.is_none() && is_http2 && is_idle && life.has_begun() {
                         graceful_shutdown(connection.as_mut());
                         leaving = Some(Reason::Idle);
                         life.touch();
                         timer.as_mut().reset(Instant::now() + patience);
+                    } else {
+                        return;
                     }
-                    Some(_) => return,
-                },
+                }
             }
         }
     }
@@ -254,15 +274,29 @@ enum Reason {
     Stop,
 }
 
+/// Who has to do something next, and since when if it's the client.
+enum Turn {
+    Ours,
+    /// Of an answer, or of the end of one, there is more than the client has taken.
+    ClientTakes(Instant),
+    /// Nothing is under way.
+    ClientAsks(Instant),
+}
+
 /// What is under way on a connection.
 pub(crate) struct Life {
     start: Instant,
     /// Requests whose answers haven't been handed over as a whole.
     exchanges: AtomicUsize,
+    /// Those of them that wait for the front or a backend, and not for the client to take what is there.
+    working: AtomicUsize,
     /// Milliseconds from the start to the last moment that something was under way.
     last: AtomicU64,
     has_begun: AtomicBool,
+    /// A CONNECT of HTTP/2 has been granted.
     has_tunnels: AtomicBool,
+    /// Answers over HTTP/2 have begun, and their ends haven't been written.
+    is_answering: AtomicBool,
     /// The client doesn't take what has been written: the end of an answer may be among it.
     is_blocked: AtomicBool,
 }
@@ -272,20 +306,26 @@ impl Life {
         Self {
             start: Instant::now(),
             exchanges: AtomicUsize::new(0),
+            working: AtomicUsize::new(0),
             last: AtomicU64::new(0),
             has_begun: AtomicBool::new(false),
             has_tunnels: AtomicBool::new(false),
+            is_answering: AtomicBool::new(false),
             is_blocked: AtomicBool::new(false),
         }
     }
 
-    /// Since when nothing has been under way; `None`: something is.
-    fn idle_since(&self, tunnels: &Tunnels) -> Option<Instant> {
+    fn turn(&self, tunnels: &Tunnels) -> Turn {
+        let is_answering = self.is_answering.load(Ordering::Relaxed);
         // The tunnels of an HTTP/2 connection are streams that hyper doesn't show. One may be among those that are open.
-        let may_have_tunnels = self.has_tunnels.load(Ordering::Relaxed) && tunnels.count() > 0;
-        let is_idle = self.exchanges.load(Ordering::Acquire) == 0 && !self.is_blocked.load(Ordering::Relaxed);
-        let since = || self.start + Duration::from_millis(self.last.load(Ordering::Relaxed));
-        (is_idle && !may_have_tunnels).then(since)
+        let may_have_tunnels = is_answering && self.has_tunnels.load(Ordering::Relaxed) && tunnels.count() > 0;
+        if may_have_tunnels || self.working.load(Ordering::Acquire) > 0 {
+            return Turn::Ours;
+        }
+        let has_more =
+            is_answering || self.is_blocked.load(Ordering::Relaxed) || self.exchanges.load(Ordering::Acquire) > 0;
+        let since = self.start + Duration::from_millis(self.last.load(Ordering::Relaxed));
+        if has_more { Turn::ClientTakes(since) } else { Turn::ClientAsks(since) }
     }
 
     fn has_begun(&self) -> bool {
@@ -295,6 +335,13 @@ impl Life {
     fn touch(&self) {
         let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last.store(elapsed, Ordering::Relaxed);
+    }
+
+    /// Notes that octets have been read over HTTP/1.1: a client may read an answer that has come early only after its upload.
+    pub(crate) fn read(&self) {
+        if self.exchanges.load(Ordering::Relaxed) > 0 {
+            self.touch();
+        }
     }
 
     /// Notes whether the client took what was written.
@@ -307,30 +354,63 @@ impl Life {
         }
     }
 
+    /// Notes that octets of answers over HTTP/2 have been written, and whether their ends are still to come.
+    pub(crate) fn answered(&self, is_answering: bool) {
+        self.is_answering.store(is_answering, Ordering::Relaxed);
+        self.touch();
+    }
+
     /// Begins an exchange; it lasts as long as what is returned.
-    fn exchange<B>(self: &Arc<Self>, request: &Request<B>) -> Exchange {
+    fn exchange(self: &Arc<Self>) -> Exchange {
         self.exchanges.fetch_add(1, Ordering::Relaxed);
+        self.working.fetch_add(1, Ordering::Relaxed);
         self.has_begun.store(true, Ordering::Relaxed);
-        if request.method() == Method::CONNECT && request.version() == Version::HTTP_2 {
-            self.has_tunnels.store(true, Ordering::Relaxed);
-        }
-        Exchange(self.clone())
+        Exchange { life: self.clone(), is_working: true }
     }
 }
 
-struct Exchange(Arc<Life>);
+struct Exchange {
+    life: Arc<Life>,
+    is_working: bool,
+}
+
+impl Exchange {
+    /// Notes whether the exchange waits for the front or a backend.
+    fn set_working(&mut self, is_working: bool) {
+        if self.is_working == is_working {
+            return;
+        }
+        self.is_working = is_working;
+        if is_working {
+            self.life.working.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.life.touch();
+            self.life.working.fetch_sub(1, Ordering::Release);
+        }
+    }
+}
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.0.touch();
-        self.0.exchanges.fetch_sub(1, Ordering::Release);
+        self.set_working(false);
+        self.life.touch();
+        self.life.exchanges.fetch_sub(1, Ordering::Release);
     }
 }
 
 /// The body of an answer: its end is that of the exchange.
+///
+/// hyper asks for a frame when there is room for it, so that between two frames it's the client's turn.
 struct LiveBody {
     body: Body,
-    _exchange: Exchange,
+    exchange: Exchange,
+}
+
+impl LiveBody {
+    fn new(body: Body, mut exchange: Exchange) -> Self {
+        exchange.set_working(false);
+        Self { body, exchange }
+    }
 }
 
 impl HttpBody for LiveBody {
@@ -338,7 +418,9 @@ impl HttpBody for LiveBody {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.exchange.set_working(polled.is_pending());
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -21,12 +21,14 @@ pub(crate) struct ClientStream {
     stream: TcpStream,
     /// What was read to tell the version, and hasn't been handed on yet.
     begun: Vec<u8>,
+    /// What is written over HTTP/2.
+    frames: Option<Frames>,
     life: Arc<Life>,
 }
 
 impl ClientStream {
     pub(crate) fn new(stream: TcpStream, life: Arc<Life>) -> Self {
-        Self { stream, begun: Vec::new(), life }
+        Self { stream, begun: Vec::new(), frames: None, life }
     }
 
     /// Reads the first octets, until they tell the version.
@@ -40,14 +42,37 @@ impl ClientStream {
             let end = self.begun.len() + read;
             self.begun.extend_from_slice(&octets[end - read..end]);
         }
-        Ok(self.begun == PREFACE)
+        let is_http2 = self.begun == PREFACE;
+        self.frames = is_http2.then(Frames::default);
+        Ok(is_http2)
+    }
+
+    /// Tells `life` what has become of a write of these octets.
+    fn note<'a>(&mut self, polled: &Poll<io::Result<usize>>, slices: impl Iterator<Item = &'a [u8]>) {
+        self.life.written(polled.is_pending());
+        if let (Some(frames), Poll::Ready(Ok(count))) = (&mut self.frames, polled) {
+            let (mut left, mut is_answer) = (*count, false);
+            for octets in slices {
+                let octets = &octets[..left.min(octets.len())];
+                left -= octets.len();
+                is_answer |= frames.written(octets);
+            }
+            if is_answer {
+                self.life.answered(!frames.answers.is_empty());
+            }
+        }
     }
 }
 
 impl AsyncRead for ClientStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.begun.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
+            let before = buf.filled().len();
+            let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+            if self.frames.is_none() && buf.filled().len() > before {
+                self.life.read();
+            }
+            return polled;
         }
         let count = self.begun.len().min(buf.remaining());
         buf.put_slice(&self.begun[..count]);
@@ -59,7 +84,7 @@ impl AsyncRead for ClientStream {
 impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, octets: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, octets);
-        self.life.written(polled.is_pending());
+        self.note(&polled, [octets].into_iter());
         polled
     }
 
@@ -69,7 +94,7 @@ impl AsyncWrite for ClientStream {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.life.written(polled.is_pending());
+        self.note(&polled, slices.iter().map(|slice| &**slice));
         polled
     }
 
@@ -83,5 +108,73 @@ impl AsyncWrite for ClientStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// How many answers are followed at once: more than hyper lets a client have.
+const MAX_ANSWERS: usize = 256;
+const FRAME_HEAD: usize = 9;
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const END_STREAM: u8 = 1;
+
+/// Follows the frames that are written (RFC 9113, section 4.1), because hyper hands a body's last octets to h2 beyond the
+/// client's window, and doesn't show what h2 still has.
+#[derive(Default)]
+struct Frames {
+    head: [u8; FRAME_HEAD],
+    /// Octets of the head that have been written.
+    in_head: usize,
+    /// Octets of the payload that haven't.
+    in_payload: usize,
+    /// The streams of the answers that have begun and not ended. One that the client has reset may stay among them.
+    answers: Vec<u32>,
+}
+
+impl Frames {
+    /// Whether any of it belongs to an answer.
+    fn written(&mut self, mut octets: &[u8]) -> bool {
+        let mut is_answer = false;
+        while !octets.is_empty() {
+            if self.in_head == FRAME_HEAD {
+                let count = self.in_payload.min(octets.len());
+                is_answer |= matches!(self.head[3], DATA | HEADERS);
+                octets = &octets[count..];
+                self.in_payload -= count;
+            } else {
+                let count = (FRAME_HEAD - self.in_head).min(octets.len());
+                self.head[self.in_head..][..count].copy_from_slice(&octets[..count]);
+                octets = &octets[count..];
+                self.in_head += count;
+                if self.in_head == FRAME_HEAD {
+                    is_answer |= self.begin();
+                }
+            }
+            if self.in_head == FRAME_HEAD && self.in_payload == 0 {
+                self.in_head = 0;
+            }
+        }
+        is_answer
+    }
+
+    /// Takes a frame's head, and tells whether the frame belongs to an answer.
+    fn begin(&mut self) -> bool {
+        let [a, b, c, kind, flags, stream @ ..] = self.head;
+        self.in_payload = u32::from_be_bytes([0, a, b, c]) as usize;
+        let stream = u32::from_be_bytes(stream);
+        match kind {
+            DATA | HEADERS if flags & END_STREAM != 0 => self.answers.retain(|&answer| answer != stream),
+            RST_STREAM => self.answers.retain(|&answer| answer != stream),
+            HEADERS if !self.answers.contains(&stream) => {
+                if self.answers.len() == MAX_ANSWERS {
+                    self.answers.remove(0);
+                }
+                self.answers.push(stream);
+            }
+            DATA | HEADERS => {}
+            _ => return false,
+        }
+        true
     }
 }
