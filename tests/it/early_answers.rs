@@ -208,14 +208,14 @@ async fn a_client_that_sends_on_gets_the_answer_of_a_backend_that_resets() {
     }
 }
 
-/// A backend that reads heads alone: what it leaves in its socket resets the connection.
 /// A client that sends all of its upload before it reads comes to its end, when the backend has answered and reset.
 #[tokio::test]
 async fn an_upload_comes_to_its_end_behind_a_reset() {
     const SIZE: usize = 24 << 20;
     let origin = backend(|mut wire| async move {
         wire.head().await;
-        let body = vec![b'a'; 8 << 20];
+        // More than what fits between here and a client that doesn't read.
+        let body = vec![b'a'; 64 << 20];
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
         wire.stream.write_all(head.as_bytes()).await.unwrap();
         // It closes with octets of the upload unread, which resets the connection.
@@ -231,6 +231,7 @@ async fn an_upload_comes_to_its_end_behind_a_reset() {
     assert_eq!((answer.status(), answer.complete), (200, false));
 }
 
+/// A backend that reads heads alone: what it leaves in its socket resets the connection.
 async fn refusing(status: &'static str) -> String {
     backend(move |mut wire| async move {
         wire.head().await;
