@@ -66,3 +66,25 @@ impl Idle {
 pub(super) fn poll_clock(clock: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
     pin!(unconstrained(clock)).poll(cx)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::{task::coop::consume_budget, time::sleep};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_goes_on_when_the_budget_of_its_task_is_used_up() {
+        let mut clock = pin!(sleep(Duration::from_secs(1)));
+        sleep(Duration::from_secs(2)).await;
+        poll_fn(|cx| {
+            while pin!(consume_budget()).poll(cx).is_ready() {}
+            assert!(clock.as_mut().poll(cx).is_pending(), "there is no budget");
+            assert!(poll_clock(clock.as_mut(), cx).is_ready());
+            Poll::Ready(())
+        })
+        .await;
+    }
+}
