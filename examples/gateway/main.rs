@@ -9,7 +9,7 @@
 //! threads = 1                       # worker threads; absent: tokio's default. 1 means the current-thread runtime
 //! header_read_timeout_ms = 30000    # how long a client may take for a request head, its first octet included; absent: 30 s
 //! max_header_bytes = 65536          # one limit for the request heads of HTTP/1.1 and HTTP/2; beyond: 431. Absent: 64 KiB
-//! trusted_proxies = ["10.0.0.0/8", "unix"] # peers whose X-Forwarded-* are believed; absent: nobody's
+//! trusted_proxies = ["10.0.0.0/8", "unix"] # peers whose X-Forwarded-* are trusted; absent: none
 //! forwarded_proto = "https"         # how clients reach this front, for X-Forwarded-Proto; absent: http. Also per mount
 //!
 //! [[mount]]
@@ -30,7 +30,7 @@
 //! body_idle_timeout_ms = 300000
 //! ```
 //!
-//! `test_sign_in = true` believes whoever the client says it is. It's for test beds.
+//! `test_sign_in = true` takes the user's name from the request without a check, for test beds.
 //!
 //! `config` reads the file, `mounts` is the table of the mounts, `serve` accepts connections and ends them. SIGTERM and Ctrl-C
 //! end tunnels and idle connections at once, and let requests finish for 10 seconds.
@@ -85,7 +85,7 @@ pub(crate) fn start(arguments: &[String]) -> u8 {
     }
 }
 
-/// Serves as the file says, until a signal ends it.
+/// Serves the configured mounts until SIGTERM or Ctrl-C.
 fn run(path: &str) -> Result<(), Wrong> {
     let config = Config::read(path)?;
     let tunnels = Tunnels::new();

@@ -214,7 +214,7 @@ impl Server {
     /// Drives a connection, and ends it when it's idle for too long, or at all once the process ends; also when its client
     /// takes nothing of an answer for too long.
     ///
-    /// A connection of HTTP/2 is told so first, with GOAWAY, because its client may be about to send a request.
+    /// An HTTP/2 connection gets GOAWAY first, because its client may be about to send a request.
     async fn supervise<C: Future<Output = hyper::Result<()>>>(
         &self,
         connection: C,

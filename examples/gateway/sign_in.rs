@@ -1,4 +1,4 @@
-//! A sign-in for test beds: it believes whoever the client says it is.
+//! A sign-in for test beds: it takes the user's name from the request without a check.
 
 use axum::{
     http::{HeaderMap, Request, StatusCode, header::AUTHORIZATION},
@@ -7,7 +7,7 @@ use axum::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use tower_reverse_proxy::RemoteUser;
 
-/// Signs in whoever the request names: `X-Test-User`, else Basic credentials with the password `front-secret`.
+/// Signs in the user that the request names: `X-Test-User`, else Basic credentials with the password `front-secret`.
 #[expect(clippy::result_large_err, reason = "it is the response")]
 pub(crate) fn sign_in<B>(request: &mut Request<B>) -> Result<(), Response> {
     let user = test_user(request.headers());

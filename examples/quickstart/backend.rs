@@ -157,10 +157,10 @@ async fn echo(mut socket: WebSocket) {
     }
 }
 
-fn legacy_page(title: &str, says: &str, body: &str) -> Html<String> {
+fn legacy_page(title: &str, subtitle: &str, body: &str) -> Html<String> {
     let links = "<nav><a href=/mydir/>Start</a> <a href='/mydir/request?a=1&amp;b=%2F'>Request</a> \
                  <a href=/mydir/redirect>Redirect</a> <a href=/mydir/form>Form</a> <a href=/mydir/cookie>Cookie</a> \
                  <a href=/mydir/stream>Stream</a> <a href=/mydir/websocket>WebSocket</a> \
                  <a href=/>Back to the app</a></nav>";
-    page("backend", title, says, &format!("{body}{links}"))
+    page("backend", title, subtitle, &format!("{body}{links}"))
 }

@@ -2,13 +2,13 @@
 
 use axum::response::Html;
 
-/// A page, in the colour of the site that made it. `title`, `says` and `body` are HTML.
-pub(crate) fn page(site: &str, title: &str, says: &str, body: &str) -> Html<String> {
+/// A page, in the colour of the site that made it. `title`, `subtitle` and `body` are HTML.
+pub(crate) fn page(site: &str, title: &str, subtitle: &str, body: &str) -> Html<String> {
     Html(format!(
         "<!doctype html><html lang=en><meta charset=utf-8>\
          <meta name=viewport content='width=device-width, initial-scale=1'><link rel=icon href=/favicon.ico>\
          <title>{title}</title><style>{CSS}</style>\
-         <body class={site}><header>Made by the {site}</header><main><h1>{title}</h1><p class=says>{says}</p>{body}</main>"
+         <body class={site}><header>Made by the {site}</header><main><h1>{title}</h1><p class=subtitle>{subtitle}</p>{body}</main>"
     ))
 }
 
@@ -36,7 +36,7 @@ const CSS: &str = "
     main { max-width: 46rem; margin: 2rem auto; padding: 1.5rem 2rem; background: var(--page); border-radius: .6rem;
         border: 1px solid var(--line) }
     h1 { margin: 0; font-size: 1.7rem } h2 { margin: 2rem 0 .5rem; font-size: 1.15rem }
-    .says { margin: .3rem 0 1.5rem; color: var(--faint) }
+    .subtitle { margin: .3rem 0 1.5rem; color: var(--faint) }
     ul { padding-left: 1.2rem } li { margin: .4rem 0 } a { color: var(--link) }
     code, pre { font: .9em ui-monospace, monospace; background: var(--code); border-radius: .3rem; padding: .1em .3em }
     pre { padding: .8rem; font-size: .8em; line-height: 1.5; white-space: pre-wrap }
