@@ -1,5 +1,6 @@
 //! The proxy as a user meets it: a service of its own, or a layer around an application.
 
+mod backend_options;
 mod build;
 mod future;
 mod layer;
