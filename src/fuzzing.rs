@@ -83,7 +83,8 @@ pub fn framing(data: &[u8]) {
             let lengths: Vec<_> = headers.get_all(CONTENT_LENGTH).iter().collect();
             assert!(lengths.len() <= usize::from(!given.contains_key(TRANSFER_ENCODING)), "{lengths:?}");
             for said in lengths {
-                assert!(said.as_bytes().iter().all(u8::is_ascii_digit), "{said:?}");
+                let number = said.to_str().ok().and_then(|said| said.parse::<u64>().ok());
+                assert!(number.is_some_and(|number| said == number.to_string().as_str()), "{said:?}");
                 assert!(length.is_none() || said == "5", "{said:?}");
             }
         }

@@ -25,8 +25,8 @@ pub(crate) fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), ErrorKi
     }
 }
 
-/// Makes `Content-Length` and `Transfer-Encoding` say what the body is, in one `Content-Length`: equal ones are one (RFC 9110,
-/// section 8.6).
+/// Makes `Content-Length` and `Transfer-Encoding` say what the body is, in one `Content-Length` without leading zeros: equal
+/// ones are one (RFC 9110, section 8.6).
 ///
 /// An outer layer may have taken or replaced the body and left the field. And hyper drops a GET's body of unknown length
 /// unless a field announces it.
@@ -40,7 +40,7 @@ pub(crate) fn reconcile_request(headers: &mut HeaderMap, body: &SizeHint) -> Res
         (Some(said), exact) => {
             let given = said.length.ok_or(ErrorKind::ContentLength)?;
             let length = exact.unwrap_or(given);
-            if given != length || said.repeated {
+            if given != length || !said.canonical {
                 headers.insert(CONTENT_LENGTH, length.into());
             }
         }
@@ -66,7 +66,7 @@ pub(crate) fn reconcile_response(headers: &mut HeaderMap, length: Option<u64>) -
         headers.remove(CONTENT_LENGTH);
     } else if let Some(said) = content_length(headers) {
         let length = length.or(said.length).ok_or(ErrorKind::InvalidResponse)?;
-        if said.length != Some(length) || said.repeated {
+        if said.length != Some(length) || !said.canonical {
             headers.insert(CONTENT_LENGTH, length.into());
         }
     }
@@ -77,21 +77,22 @@ pub(crate) fn reconcile_response(headers: &mut HeaderMap, length: Option<u64>) -
 struct Said {
     /// `None`: nothing that is a length, or more than one.
     length: Option<u64>,
-    /// Whether it's anything but one number: more than one of them, or a list.
-    repeated: bool,
+    /// Whether it's one number without leading zeros, which some read as octal.
+    canonical: bool,
 }
 
 fn content_length(headers: &HeaderMap) -> Option<Said> {
     let mut lines = headers.get_all(CONTENT_LENGTH).iter();
     let first = lines.next()?;
     // Nearly always there's one line, with one number.
-    if let (Some(length), None) = (number(first.as_bytes()), lines.next()) {
-        return Some(Said { length: Some(length), repeated: false });
+    let digits = first.as_bytes();
+    if let (Some(length), None) = (number(digits), lines.next()) {
+        return Some(Said { length: Some(length), canonical: digits[0] != b'0' || digits.len() == 1 });
     }
     let mut said = members(headers, CONTENT_LENGTH).map(number);
     let length = said.next().flatten();
     let others = said.map(|other| other == length).collect::<Vec<_>>();
-    Some(Said { length: length.filter(|_| others.iter().all(|&same| same)), repeated: true })
+    Some(Said { length: length.filter(|_| others.iter().all(|&same| same)), canonical: false })
 }
 
 /// A decimal number and nothing else: `parse` would take a sign.
@@ -155,6 +156,7 @@ mod tests {
             (&["5", "5"], Ok(Some("5"))),
             (&["5, 5", "5"], Ok(Some("5"))),
             (&["5,"], Ok(Some("5"))),
+            (&["005"], Ok(Some("5"))),
             (&["5", "6"], Err(ErrorKind::ContentLength)),
             (&["5, 6"], Err(ErrorKind::ContentLength)),
             (&["+5"], Err(ErrorKind::ContentLength)),
@@ -179,6 +181,9 @@ mod tests {
             (&["3"], Some(5), Some("5")),
             (&["2", "2"], None, Some("2")),
             (&["2, 2"], None, Some("2")),
+            (&["02"], None, Some("2")),
+            (&["0"], None, Some("0")),
+            (&["00"], Some(0), Some("0")),
             (&["2", "3"], None, None),
             (&["2, 3"], None, None),
         ] {
