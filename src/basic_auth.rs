@@ -149,7 +149,7 @@ impl Credentials {
                         user = ?user.as_str(),
                         "a user name that can't be said in Basic credentials: the request is refused"
                     );
-                    ErrorKind::UserName
+                    ErrorKind::UnrepresentableUser
                 })?
             }
         };

@@ -216,7 +216,7 @@ impl Rules {
                     header = %self.header,
                     "a user name that can't be said in a header field: the request is refused"
                 );
-                Err(ErrorKind::UserName.into())
+                Err(ErrorKind::UnrepresentableUser.into())
             }
         }
     }

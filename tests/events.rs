@@ -519,6 +519,6 @@ async fn a_user_name_that_cannot_be_said_is_told_to_the_operator() {
         let events = turn.events();
         let [event, failure] = &events[..] else { panic!("two events: {events:?}") };
         assert_eq!((&*event["level"], event["user"].clone()), ("ERROR", format!("{name:?}")));
-        assert_eq!((&*failure["level"], &*failure["kind"]), ("DEBUG", "UserName"));
+        assert_eq!((&*failure["level"], &*failure["kind"]), ("DEBUG", "UnrepresentableUser"));
     }
 }

@@ -107,7 +107,7 @@ async fn who_is_it(session: Session, mut request: Request, next: Next) -> Result
 fn failed(failure: &Failure) -> Response {
     let status = failure.status();
     let (title, says, way) = match failure.kind() {
-        ErrorKind::UserName => (
+        ErrorKind::UnrepresentableUser => (
             "This name can't go to the backend",
             "With Basic credentials, a name ends at its first colon, and other names have characters that no field can \
              carry. The backend would take you for somebody else, so the proxy doesn't ask it.",

@@ -130,7 +130,7 @@ impl ClientFuture {
                         self.state = State::Waiting(self.pool.wait(Need::New), request);
                         None
                     }
-                    None => Some(Err(classify(error.into_error().into(), ErrorKind::Closed))),
+                    None => Some(Err(classify(error.into_error().into(), ErrorKind::ConnectionClosed))),
                 }
             }
         }

@@ -45,7 +45,7 @@ fn kind_of(cause: &(dyn StdError + 'static)) -> Option<ErrorKind> {
         } else if error.is_parse() {
             Some(ErrorKind::InvalidResponse)
         } else if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
-            Some(ErrorKind::Closed)
+            Some(ErrorKind::ConnectionClosed)
         } else {
             None
         }

@@ -36,34 +36,34 @@ struct Inner {
 pub enum ErrorKind {
     /// The request target isn't in origin-form, leaves the prefix by dot segments, or has a `%` in its path that isn't followed
     /// by two hex digits, or `%00`: 400.
-    Target,
+    InvalidTarget,
     /// The request target is longer than what can be sent on: 414.
     TargetTooLong,
     /// The request's head is larger than what may be sent to the HTTP/2 backend: 431.
     RequestHeadTooLarge,
     /// `Host` is missing (HTTP/1.1, whatever the form of the target), repeated or malformed: 400.
-    Host,
+    InvalidHost,
     /// The `Transfer-Encoding` of the request isn't exactly one `chunked`: 400.
-    TransferEncoding,
+    InvalidTransferEncoding,
     /// The `Transfer-Encoding` of the request names a coding other than `chunked`: 501.
-    TransferCoding,
+    UnsupportedTransferCoding,
     /// The request's `Content-Length` is malformed, or given more than once with different values: 400.
-    ContentLength,
+    InvalidContentLength,
     /// The `Destination` of a `COPY` or `MOVE` is malformed, repeated, or leaves the prefix by dot segments: 400.
-    Destination,
+    InvalidDestination,
     /// The `Destination` of a `COPY` or `MOVE` isn't below the prefix, or on another server: 502 (RFC 4918, section 9.8.5).
     ForeignDestination,
     /// The method isn't forwarded (`TRACE`, and `CONNECT` but for a WebSocket): 501.
-    Method,
+    UnsupportedMethod,
     /// The request offers to switch protocols and has a body, for a WebSocket: 400.
     UpgradeBody,
     /// The request has come through this proxy before: 508.
-    Loop,
+    LoopDetected,
     /// Nobody is signed in, and the upstream side wants somebody: 403, or 401 with a
     /// [challenge](crate::RemoteUserLayer::challenge).
     SignInRequired,
     /// The signed-in user's name can't be said to the backend: 403.
-    UserName,
+    UnrepresentableUser,
     /// The request's body is malformed: 400.
     RequestBody,
     /// The request's body is larger than what an outer layer allows: 413.
@@ -83,13 +83,13 @@ pub enum ErrorKind {
     /// The backend's response head didn't come within the header timeout: 504.
     HeaderTimeout,
     /// The backend closed the connection before its response head was complete: 502.
-    Closed,
+    ConnectionClosed,
     /// The backend's response isn't valid HTTP: 502.
     InvalidResponse,
     /// The backend's response head has more fields or bytes than [may be](crate::ReverseProxyLayer::max_response_head): 502.
     ResponseHeadTooLarge,
     /// The backend switches to a protocol that it wasn't offered: 502.
-    Upgrade,
+    UnexpectedUpgrade,
     /// The response's body broke off, or broke its framing. Where that came with the head: 502. Else the response has begun: it is
     /// aborted.
     ResponseBody,
@@ -119,20 +119,20 @@ impl ErrorKind {
     /// Returns the phase that this kind of failure belongs to.
     pub fn phase(self) -> Phase {
         match self {
-            Self::Target
+            Self::InvalidTarget
             | Self::TargetTooLong
             | Self::RequestHeadTooLarge
-            | Self::Host
-            | Self::TransferEncoding
-            | Self::TransferCoding
-            | Self::ContentLength
-            | Self::Destination
+            | Self::InvalidHost
+            | Self::InvalidTransferEncoding
+            | Self::UnsupportedTransferCoding
+            | Self::InvalidContentLength
+            | Self::InvalidDestination
             | Self::ForeignDestination
-            | Self::Method
+            | Self::UnsupportedMethod
             | Self::UpgradeBody
-            | Self::Loop
+            | Self::LoopDetected
             | Self::SignInRequired
-            | Self::UserName => Phase::Request,
+            | Self::UnrepresentableUser => Phase::Request,
             Self::RequestBody
             | Self::RequestBodyTooLarge
             | Self::RequestBodyTimeout
@@ -140,10 +140,10 @@ impl ErrorKind {
             | Self::SendTimeout => Phase::RequestBody,
             Self::Connect | Self::ConnectTimeout | Self::Overloaded => Phase::Connect,
             Self::HeaderTimeout
-            | Self::Closed
+            | Self::ConnectionClosed
             | Self::InvalidResponse
             | Self::ResponseHeadTooLarge
-            | Self::Upgrade
+            | Self::UnexpectedUpgrade
             | Self::Upstream => Phase::ResponseHead,
             Self::ResponseBody | Self::ResponseBodyTimeout => Phase::ResponseBody,
         }
@@ -151,19 +151,19 @@ impl ErrorKind {
 
     fn status(self) -> StatusCode {
         match self {
-            Self::Target
-            | Self::Host
-            | Self::TransferEncoding
-            | Self::ContentLength
-            | Self::Destination
+            Self::InvalidTarget
+            | Self::InvalidHost
+            | Self::InvalidTransferEncoding
+            | Self::InvalidContentLength
+            | Self::InvalidDestination
             | Self::UpgradeBody
             | Self::RequestBody
             | Self::ClientGone => StatusCode::BAD_REQUEST,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::RequestHeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::TransferCoding | Self::Method => StatusCode::NOT_IMPLEMENTED,
-            Self::Loop => StatusCode::LOOP_DETECTED,
-            Self::SignInRequired | Self::UserName => StatusCode::FORBIDDEN,
+            Self::UnsupportedTransferCoding | Self::UnsupportedMethod => StatusCode::NOT_IMPLEMENTED,
+            Self::LoopDetected => StatusCode::LOOP_DETECTED,
+            Self::SignInRequired | Self::UnrepresentableUser => StatusCode::FORBIDDEN,
             Self::RequestBodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RequestBodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
@@ -172,10 +172,10 @@ impl ErrorKind {
             }
             Self::ForeignDestination
             | Self::Connect
-            | Self::Closed
+            | Self::ConnectionClosed
             | Self::InvalidResponse
             | Self::ResponseHeadTooLarge
-            | Self::Upgrade
+            | Self::UnexpectedUpgrade
             | Self::ResponseBody
             | Self::Upstream => StatusCode::BAD_GATEWAY,
         }
@@ -183,20 +183,20 @@ impl ErrorKind {
 
     fn message(self) -> &'static str {
         match self {
-            Self::Target => "the request target isn't a path below the prefix",
+            Self::InvalidTarget => "the request target isn't a path below the prefix",
             Self::TargetTooLong => "the request target is too long to be sent on",
             Self::RequestHeadTooLarge => "the request's head is too large for the backend",
-            Self::Host => "the Host field is missing, repeated or malformed",
-            Self::TransferEncoding => "the request's Transfer-Encoding isn't exactly one `chunked`",
-            Self::TransferCoding => "the request's Transfer-Encoding names a coding other than `chunked`",
-            Self::ContentLength => "the request's Content-Length isn't one length",
-            Self::Destination => "the Destination isn't one URL or absolute path, or leaves the prefix",
+            Self::InvalidHost => "the Host field is missing, repeated or malformed",
+            Self::InvalidTransferEncoding => "the request's Transfer-Encoding isn't exactly one `chunked`",
+            Self::UnsupportedTransferCoding => "the request's Transfer-Encoding names a coding other than `chunked`",
+            Self::InvalidContentLength => "the request's Content-Length isn't one length",
+            Self::InvalidDestination => "the Destination isn't one URL or absolute path, or leaves the prefix",
             Self::ForeignDestination => "the Destination isn't below the prefix",
-            Self::Method => "the method isn't forwarded",
+            Self::UnsupportedMethod => "the method isn't forwarded",
             Self::UpgradeBody => "the request offers to switch protocols and has a body that this protocol can't have",
-            Self::Loop => "the request has come through this proxy before",
+            Self::LoopDetected => "the request has come through this proxy before",
             Self::SignInRequired => "nobody is signed in",
-            Self::UserName => "the user's name can't be said to the backend",
+            Self::UnrepresentableUser => "the user's name can't be said to the backend",
             Self::RequestBody => "the request's body is malformed",
             Self::RequestBodyTooLarge => "the request's body is too large",
             Self::RequestBodyTimeout => "the client sent nothing of the request's body within the idle timeout",
@@ -206,10 +206,10 @@ impl ErrorKind {
             Self::Overloaded => "the upstream is overloaded",
             Self::SendTimeout => "the backend took nothing of the request's body within the idle timeout",
             Self::HeaderTimeout => "the backend's response head didn't come within the header timeout",
-            Self::Closed => "the backend closed the connection before it had answered",
+            Self::ConnectionClosed => "the backend closed the connection before it had answered",
             Self::InvalidResponse => "the backend's response isn't valid HTTP",
             Self::ResponseHeadTooLarge => "the backend's response head is larger than it may be",
-            Self::Upgrade => "the backend switched to a protocol that it was not offered",
+            Self::UnexpectedUpgrade => "the backend switched to a protocol that it was not offered",
             Self::ResponseBody => "the response's body broke off",
             Self::ResponseBodyTimeout => "the backend sent nothing of the response's body within the idle timeout",
             Self::Upstream => "the upstream service failed",
@@ -328,7 +328,7 @@ mod tests {
             (K::Connect, true, true),
             (K::ConnectTimeout, true, true),
             (K::Overloaded, true, false),
-            (K::Closed, false, false),
+            (K::ConnectionClosed, false, false),
             (K::SendTimeout, false, false),
             (K::HeaderTimeout, false, false),
             (K::Upstream, false, false),

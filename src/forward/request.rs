@@ -80,7 +80,7 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
     let host = host::authority(request.uri(), version, request.headers())?;
     framing::check_transfer_encoding(request.headers())?;
     if rules.via.as_ref().is_some_and(|via| via.is_in(request.headers())) {
-        return Err(ErrorKind::Loop.into());
+        return Err(ErrorKind::LoopDetected.into());
     }
     if request.method() == Method::OPTIONS && !via::may_go_on(request.headers_mut()) {
         return Err(Refusal::Final);
@@ -139,7 +139,7 @@ fn is_identity_claim(name: &str) -> bool {
 
 /// `TRACE` would show the client what was added for the backend alone.
 fn refuse_method(method: &Method) -> Result<(), ErrorKind> {
-    if method == Method::TRACE { Err(ErrorKind::Method) } else { Ok(()) }
+    if method == Method::TRACE { Err(ErrorKind::UnsupportedMethod) } else { Ok(()) }
 }
 
 /// Where a request leads.
@@ -171,7 +171,7 @@ fn destination(
     let mut lines = request.headers().get_all(DESTINATION).iter();
     let Some(value) = lines.next() else { return Ok(None) };
     if lines.next().is_some() {
-        return Err(ErrorKind::Destination);
+        return Err(ErrorKind::InvalidDestination);
     }
     let authority = request.uri().authority().map(|authority| authority.as_str().as_bytes());
     let host = authority.or_else(|| request.headers().get(HOST).map(HeaderValue::as_bytes));
@@ -179,7 +179,7 @@ fn destination(
     let forwarded = trusted.then(|| forwarded::hosts(request.headers())).into_iter().flatten();
     let path = destination::path_and_query(value.as_bytes(), host.into_iter().chain(forwarded))?;
     let path = location::path_absolute(target.other_for_backend(&path, &rules.path)?.as_bytes());
-    HeaderValue::try_from(path).map(Some).map_err(|_| ErrorKind::Destination)
+    HeaderValue::try_from(path).map(Some).map_err(|_| ErrorKind::InvalidDestination)
 }
 
 /// Inserts the list of trailers that upstream layers forbid, if the client's body may end in trailers. In HTTP/1.1 these are

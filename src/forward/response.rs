@@ -30,8 +30,8 @@ where
     // 12  a switch of protocols: to what was offered, or to nothing
     let switch = match (response.status(), exchange.offer.take()) {
         (StatusCode::SWITCHING_PROTOCOLS, Some(offer)) => Some(offer.accepted(&mut response)?),
-        (StatusCode::SWITCHING_PROTOCOLS, None) => return Err(ErrorKind::Upgrade.into()),
-        (status, Some(offer)) if offer.is_opened_by(status) => return Err(ErrorKind::Upgrade.into()),
+        (StatusCode::SWITCHING_PROTOCOLS, None) => return Err(ErrorKind::UnexpectedUpgrade.into()),
+        (status, Some(offer)) if offer.is_opened_by(status) => return Err(ErrorKind::UnexpectedUpgrade.into()),
         _ => None,
     };
     let version = response.version();

@@ -26,16 +26,16 @@ pub(crate) fn path_and_query<'a, 'h>(
     value: &'a [u8],
     hosts: impl IntoIterator<Item = &'h [u8]>,
 ) -> Result<Cow<'a, str>, ErrorKind> {
-    let text = str::from_utf8(value).map_err(|_| ErrorKind::Destination)?;
+    let text = str::from_utf8(value).map_err(|_| ErrorKind::InvalidDestination)?;
     if text.contains('#') {
-        return Err(ErrorKind::Destination);
+        return Err(ErrorKind::InvalidDestination);
     }
     if text.starts_with('/') {
         // What a reader of URLs takes for an authority is no absolute path.
         let is_path = !matches!(text.as_bytes().get(1), Some(b'/' | b'\\'));
-        return if is_path { Ok(Cow::Borrowed(text)) } else { Err(ErrorKind::Destination) };
+        return if is_path { Ok(Cow::Borrowed(text)) } else { Err(ErrorKind::InvalidDestination) };
     }
-    let (scheme, rest) = text.split_once("://").ok_or(ErrorKind::Destination)?;
+    let (scheme, rest) = text.split_once("://").ok_or(ErrorKind::InvalidDestination)?;
     let scheme = [Scheme::HTTP, Scheme::HTTPS].into_iter().find(|known| scheme.eq_ignore_ascii_case(known.as_str()));
     let scheme = scheme.ok_or(ErrorKind::ForeignDestination)?;
     let (authority, tail) = rest.split_at(rest.find(['/', '?', '\\']).unwrap_or(rest.len()));
@@ -44,7 +44,7 @@ pub(crate) fn path_and_query<'a, 'h>(
     }
     match tail.as_bytes().first() {
         Some(b'/') => Ok(Cow::Borrowed(tail)),
-        Some(b'\\') => Err(ErrorKind::Destination),
+        Some(b'\\') => Err(ErrorKind::InvalidDestination),
         _ => Ok(Cow::Owned(["/", tail].concat())),
     }
 }
@@ -71,17 +71,17 @@ mod tests {
             ("http://u:p@front.example/y", Err(E::ForeignDestination)),
             ("ftp://front.example/y", Err(E::ForeignDestination)),
             ("http:///y", Err(E::ForeignDestination)),
-            ("http://front.example\\y", Err(E::Destination)),
-            ("//front.example/y", Err(E::Destination)),
-            ("/\\front.example/y", Err(E::Destination)),
-            ("/y#z", Err(E::Destination)),
-            ("y", Err(E::Destination)),
-            ("", Err(E::Destination)),
-            ("*", Err(E::Destination)),
+            ("http://front.example\\y", Err(E::InvalidDestination)),
+            ("//front.example/y", Err(E::InvalidDestination)),
+            ("/\\front.example/y", Err(E::InvalidDestination)),
+            ("/y#z", Err(E::InvalidDestination)),
+            ("y", Err(E::InvalidDestination)),
+            ("", Err(E::InvalidDestination)),
+            ("*", Err(E::InvalidDestination)),
         ] {
             let hosts = [&b"front.example"[..], b"public.example:8443"];
             assert_eq!(path_and_query(value.as_bytes(), hosts).as_deref(), result.as_deref(), "{value}");
         }
-        assert_eq!(path_and_query(b"/\xff", []), Err(E::Destination));
+        assert_eq!(path_and_query(b"/\xff", []), Err(E::InvalidDestination));
     }
 }

@@ -19,9 +19,9 @@ pub(crate) fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), ErrorKi
         (None, _) => Ok(()),
         (Some(value), None) if value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
         _ if members(headers, TRANSFER_ENCODING).all(|coding| coding.eq_ignore_ascii_case(b"chunked")) => {
-            Err(ErrorKind::TransferEncoding)
+            Err(ErrorKind::InvalidTransferEncoding)
         }
-        _ => Err(ErrorKind::TransferCoding),
+        _ => Err(ErrorKind::UnsupportedTransferCoding),
     }
 }
 
@@ -38,7 +38,7 @@ pub(crate) fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), ErrorKi
 pub(crate) fn reconcile_request(headers: &mut HeaderMap, body: &SizeHint) -> Result<(), ErrorKind> {
     match (content_length(headers), body.exact()) {
         (Some(said), exact) => {
-            let given = said.length.ok_or(ErrorKind::ContentLength)?;
+            let given = said.length.ok_or(ErrorKind::InvalidContentLength)?;
             let length = exact.unwrap_or(given);
             if given != length || !said.canonical {
                 headers.insert(CONTENT_LENGTH, length.into());
@@ -118,13 +118,13 @@ mod tests {
             (&[][..], Ok(())),
             (&["chunked"], Ok(())),
             (&["CHUnked"], Ok(())),
-            (&["chunked, chunked"], Err(ErrorKind::TransferEncoding)),
-            (&["chunked", "chunked"], Err(ErrorKind::TransferEncoding)),
-            (&[""], Err(ErrorKind::TransferEncoding)),
-            (&["chunked,"], Err(ErrorKind::TransferEncoding)),
-            (&["gzip, chunked"], Err(ErrorKind::TransferCoding)),
-            (&["identity", "chunked"], Err(ErrorKind::TransferCoding)),
-            (&["chunked;a=b"], Err(ErrorKind::TransferCoding)),
+            (&["chunked, chunked"], Err(ErrorKind::InvalidTransferEncoding)),
+            (&["chunked", "chunked"], Err(ErrorKind::InvalidTransferEncoding)),
+            (&[""], Err(ErrorKind::InvalidTransferEncoding)),
+            (&["chunked,"], Err(ErrorKind::InvalidTransferEncoding)),
+            (&["gzip, chunked"], Err(ErrorKind::UnsupportedTransferCoding)),
+            (&["identity", "chunked"], Err(ErrorKind::UnsupportedTransferCoding)),
+            (&["chunked;a=b"], Err(ErrorKind::UnsupportedTransferCoding)),
         ] {
             let lines: Vec<_> = lines.iter().map(|&line| (TRANSFER_ENCODING, line)).collect();
             assert_eq!(check_transfer_encoding(&map(&lines)), result, "{lines:?}");
@@ -157,12 +157,12 @@ mod tests {
             (&["5, 5", "5"], Ok(Some("5"))),
             (&["5,"], Ok(Some("5"))),
             (&["005"], Ok(Some("5"))),
-            (&["5", "6"], Err(ErrorKind::ContentLength)),
-            (&["5, 6"], Err(ErrorKind::ContentLength)),
-            (&["+5"], Err(ErrorKind::ContentLength)),
-            (&[""], Err(ErrorKind::ContentLength)),
+            (&["5", "6"], Err(ErrorKind::InvalidContentLength)),
+            (&["5, 6"], Err(ErrorKind::InvalidContentLength)),
+            (&["+5"], Err(ErrorKind::InvalidContentLength)),
+            (&[""], Err(ErrorKind::InvalidContentLength)),
             (&["5", ""], Ok(Some("5"))),
-            (&["99999999999999999999"], Err(ErrorKind::ContentLength)),
+            (&["99999999999999999999"], Err(ErrorKind::InvalidContentLength)),
         ] {
             let mut headers = map(&lines.iter().map(|&line| (CONTENT_LENGTH, line)).collect::<Vec<_>>());
             let outcome = reconcile_request(&mut headers, &SizeHint::with_exact(5));

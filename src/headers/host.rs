@@ -16,24 +16,24 @@ pub(crate) fn authority(uri: &Uri, version: Version, headers: &HeaderMap) -> Res
     let mut lines = headers.get_all(HOST).iter();
     let field = lines.next();
     if lines.next().is_some() {
-        return Err(ErrorKind::Host);
+        return Err(ErrorKind::InvalidHost);
     }
     let (authority, host) = match (uri.authority(), field) {
         (Some(authority), field) => {
             match field {
                 Some(field) if version <= Version::HTTP_11 && !is_authority(field.as_bytes()) => {
-                    return Err(ErrorKind::Host);
+                    return Err(ErrorKind::InvalidHost);
                 }
-                None if version == Version::HTTP_11 => return Err(ErrorKind::Host),
+                None if version == Version::HTTP_11 => return Err(ErrorKind::InvalidHost),
                 _ => {}
             }
             (authority.as_str().as_bytes(), HeaderValue::from_str(authority.as_str()).ok())
         }
         (None, Some(field)) => (field.as_bytes(), None),
         (None, None) if version <= Version::HTTP_10 => return Ok(None),
-        (None, None) => return Err(ErrorKind::Host),
+        (None, None) => return Err(ErrorKind::InvalidHost),
     };
-    if is_authority(authority) { Ok(host) } else { Err(ErrorKind::Host) }
+    if is_authority(authority) { Ok(host) } else { Err(ErrorKind::InvalidHost) }
 }
 
 #[cfg(test)]
@@ -54,21 +54,21 @@ mod tests {
             ("http://a.example/x", V::HTTP_11, &["evil.example"], Ok(Some("a.example"))),
             ("http://a.example/x", V::HTTP_2, &[], Ok(Some("a.example"))),
             ("http://a.example/x", V::HTTP_2, &["evil.example"], Ok(Some("a.example"))),
-            ("http://a.example/x", V::HTTP_11, &[], Err(ErrorKind::Host)),
-            ("http://a.example/x", V::HTTP_11, &[""], Err(ErrorKind::Host)),
-            ("http://a.example/x", V::HTTP_11, &["a.example evil"], Err(ErrorKind::Host)),
+            ("http://a.example/x", V::HTTP_11, &[], Err(ErrorKind::InvalidHost)),
+            ("http://a.example/x", V::HTTP_11, &[""], Err(ErrorKind::InvalidHost)),
+            ("http://a.example/x", V::HTTP_11, &["a.example evil"], Err(ErrorKind::InvalidHost)),
             ("http://a.example/x", V::HTTP_10, &[], Ok(Some("a.example"))),
-            ("http://a.example/x", V::HTTP_10, &["a/evil"], Err(ErrorKind::Host)),
+            ("http://a.example/x", V::HTTP_10, &["a/evil"], Err(ErrorKind::InvalidHost)),
             ("/x", V::HTTP_10, &[], Ok(None)),
-            ("/x", V::HTTP_11, &[], Err(ErrorKind::Host)),
-            ("/x", V::HTTP_2, &[], Err(ErrorKind::Host)),
-            ("/x", V::HTTP_11, &["a", "a"], Err(ErrorKind::Host)),
-            ("http://a.example/x", V::HTTP_11, &["a.example", "a.example"], Err(ErrorKind::Host)),
-            ("/x", V::HTTP_11, &[""], Err(ErrorKind::Host)),
-            ("/x", V::HTTP_11, &["a.example/evil"], Err(ErrorKind::Host)),
-            ("/x", V::HTTP_11, &["a.example evil"], Err(ErrorKind::Host)),
-            ("/x", V::HTTP_11, &["a.example:99999x"], Err(ErrorKind::Host)),
-            ("http://u:p@a.example/x", V::HTTP_11, &["a.example"], Err(ErrorKind::Host)),
+            ("/x", V::HTTP_11, &[], Err(ErrorKind::InvalidHost)),
+            ("/x", V::HTTP_2, &[], Err(ErrorKind::InvalidHost)),
+            ("/x", V::HTTP_11, &["a", "a"], Err(ErrorKind::InvalidHost)),
+            ("http://a.example/x", V::HTTP_11, &["a.example", "a.example"], Err(ErrorKind::InvalidHost)),
+            ("/x", V::HTTP_11, &[""], Err(ErrorKind::InvalidHost)),
+            ("/x", V::HTTP_11, &["a.example/evil"], Err(ErrorKind::InvalidHost)),
+            ("/x", V::HTTP_11, &["a.example evil"], Err(ErrorKind::InvalidHost)),
+            ("/x", V::HTTP_11, &["a.example:99999x"], Err(ErrorKind::InvalidHost)),
+            ("http://u:p@a.example/x", V::HTTP_11, &["a.example"], Err(ErrorKind::InvalidHost)),
         ] {
             assert_eq!(ask(uri, version, hosts), result.map(|host| host.map(str::to_owned)), "{uri} {hosts:?}");
         }

@@ -45,12 +45,12 @@ impl<'a> Target<'a> {
     pub(crate) fn parse(current: &'a Uri, nest: Option<Nest<'a>>, prefix: &'a Prefix) -> Result<Self, ErrorKind> {
         let path = current.path();
         if !path.starts_with('/') {
-            return Err(ErrorKind::Target);
+            return Err(ErrorKind::InvalidTarget);
         }
         let mut target = Self {
             outer: "",
             prefix: prefix.as_str(),
-            rest: prefix.rest(path).ok_or(ErrorKind::Target)?,
+            rest: prefix.rest(path).ok_or(ErrorKind::InvalidTarget)?,
             whole: current.path_and_query(),
             query: current.query(),
         };
@@ -68,7 +68,7 @@ impl<'a> Target<'a> {
         // A nest with captures has the client's text in it.
         let decodable = is_decodable(target.outer) && is_decodable(target.rest);
         if !decodable || target.outer.split('/').any(has_dots) || leaves(target.rest) {
-            Err(ErrorKind::Target)
+            Err(ErrorKind::InvalidTarget)
         } else {
             Ok(target)
         }
@@ -94,7 +94,7 @@ impl<'a> Target<'a> {
         let rest = path.strip_prefix(&*public).filter(|rest| rest.is_empty() || rest.starts_with('/'));
         let rest = rest.ok_or(ErrorKind::ForeignDestination)?;
         if !is_decodable(rest) || leaves(rest) {
-            return Err(ErrorKind::Destination);
+            return Err(ErrorKind::InvalidDestination);
         }
         Ok(match policy {
             PathPolicy::Keep => target.to_owned(),
@@ -261,9 +261,19 @@ mod tests {
             ("/outer/mydirx", Err(E::ForeignDestination), Err(E::ForeignDestination), Err(E::ForeignDestination)),
             ("/outer/y", Err(E::ForeignDestination), Err(E::ForeignDestination), Err(E::ForeignDestination)),
             ("/mydir/y", Err(E::ForeignDestination), Err(E::ForeignDestination), Err(E::ForeignDestination)),
-            ("/outer/mydir/../y", Err(E::Destination), Err(E::Destination), Err(E::Destination)),
-            ("/outer/mydir/a/%2e%2e%2f../y", Err(E::Destination), Err(E::Destination), Err(E::Destination)),
-            ("/outer/mydir/%u002e/", Err(E::Destination), Err(E::Destination), Err(E::Destination)),
+            ("/outer/mydir/../y", Err(E::InvalidDestination), Err(E::InvalidDestination), Err(E::InvalidDestination)),
+            (
+                "/outer/mydir/a/%2e%2e%2f../y",
+                Err(E::InvalidDestination),
+                Err(E::InvalidDestination),
+                Err(E::InvalidDestination),
+            ),
+            (
+                "/outer/mydir/%u002e/",
+                Err(E::InvalidDestination),
+                Err(E::InvalidDestination),
+                Err(E::InvalidDestination),
+            ),
         ] {
             let (current, original) = ("/mydir/x".parse().unwrap(), "/outer/mydir/x".parse().unwrap());
             let prefix = prefix("/mydir");
@@ -295,13 +305,13 @@ mod tests {
             "/mydir/x%00.png",
         ] {
             for policy in [PathPolicy::Keep, PathPolicy::Replace(Prefix::root())] {
-                assert_eq!(target(path, None, "/mydir", &policy), Err(ErrorKind::Target), "{path}");
+                assert_eq!(target(path, None, "/mydir", &policy), Err(ErrorKind::InvalidTarget), "{path}");
                 let (_, below) = path.split_at("/mydir".len());
-                assert_eq!(target(below, Some((path, 1)), "/", &policy), Err(ErrorKind::Target), "{path}");
+                assert_eq!(target(below, Some((path, 1)), "/", &policy), Err(ErrorKind::InvalidTarget), "{path}");
             }
         }
         // What a nest captures is the client's text too.
-        assert_eq!(target("/x", Some(("/apps/%u002e/x", 2)), "/", &PathPolicy::Keep), Err(ErrorKind::Target));
+        assert_eq!(target("/x", Some(("/apps/%u002e/x", 2)), "/", &PathPolicy::Keep), Err(ErrorKind::InvalidTarget));
         for path in ["/mydir/%25%32e", "/mydir/%C3%bc%0a", "/mydir/%2500", "/mydir/x?%&%00&%u002e&100%"] {
             assert_eq!(target(path, None, "/mydir", &PathPolicy::Keep).as_deref(), Ok(path));
         }
@@ -329,19 +339,19 @@ mod tests {
             "/mydir/a%5Cb/..%2f../admin",
             "/mydir/a%2fb%5c..%5c../admin",
         ] {
-            assert_eq!(target(path, None, "/mydir", &PathPolicy::Keep), Err(ErrorKind::Target), "{path}");
+            assert_eq!(target(path, None, "/mydir", &PathPolicy::Keep), Err(ErrorKind::InvalidTarget), "{path}");
         }
         for path in
             ["/mydir/a/../b", "/mydir/...", "/mydir/a/..b", "/mydir/.", "/mydir/a..", "/mydir/%2e", "/mydir/a/%2e%2e"]
         {
             assert_eq!(target(path, None, "/mydir", &PathPolicy::Keep).as_deref(), Ok(path));
         }
-        assert_eq!(target("/..", None, "/", &PathPolicy::Keep), Err(ErrorKind::Target));
-        assert_eq!(target("/../x", Some(("/mydir/../x", 1)), "/", &PathPolicy::Keep), Err(ErrorKind::Target));
+        assert_eq!(target("/..", None, "/", &PathPolicy::Keep), Err(ErrorKind::InvalidTarget));
+        assert_eq!(target("/../x", Some(("/mydir/../x", 1)), "/", &PathPolicy::Keep), Err(ErrorKind::InvalidTarget));
         // A nest that captures: the client's text is in what was stripped.
         for original in ["/apps/../admin", "/apps/%2e%2e/admin", "/apps/..", "/apps/x%2f..%2f../admin"] {
             let nest = Some((original, 2));
-            assert_eq!(target("/admin", nest, "/", &PathPolicy::Keep), Err(ErrorKind::Target), "{original}");
+            assert_eq!(target("/admin", nest, "/", &PathPolicy::Keep), Err(ErrorKind::InvalidTarget), "{original}");
         }
     }
 

@@ -20,11 +20,11 @@ pub(super) fn take<B>(
     client: Option<OnUpgrade>,
     allowed: &Allowed,
 ) -> Result<Offer, ErrorKind> {
-    let protocol = request.extensions_mut().remove::<Protocol>().ok_or(ErrorKind::Method)?;
-    let client = client.ok_or(ErrorKind::Method)?;
+    let protocol = request.extensions_mut().remove::<Protocol>().ok_or(ErrorKind::UnsupportedMethod)?;
+    let client = client.ok_or(ErrorKind::UnsupportedMethod)?;
     // Only of WebSocket is it known what it becomes in HTTP/1.1.
     if !protocol.as_str().eq_ignore_ascii_case("websocket") || !allowed.has(b"websocket") {
-        return Err(ErrorKind::Method);
+        return Err(ErrorKind::UnsupportedMethod);
     }
     let tokens = HeaderValue::from_static("websocket");
     Ok(Offer { client, tokens, handshake: Some(Handshake { key: websocket::new_key() }) })
@@ -38,7 +38,7 @@ impl Handshake {
 
     /// Checks that the backend has read the handshake (RFC 6455, section 4.1), and takes its answer out.
     pub(super) fn finish(&self, headers: &mut HeaderMap) -> Result<(), ErrorKind> {
-        let accept = headers.remove(SEC_WEBSOCKET_ACCEPT).ok_or(ErrorKind::Upgrade)?;
-        if accept == websocket::accept(&self.key) { Ok(()) } else { Err(ErrorKind::Upgrade) }
+        let accept = headers.remove(SEC_WEBSOCKET_ACCEPT).ok_or(ErrorKind::UnexpectedUpgrade)?;
+        if accept == websocket::accept(&self.key) { Ok(()) } else { Err(ErrorKind::UnexpectedUpgrade) }
     }
 }

@@ -74,7 +74,7 @@ impl Offer {
             return connect::take(request, client, allowed).map(Some);
         }
         if request.method() == http::Method::CONNECT {
-            return Err(ErrorKind::Method);
+            return Err(ErrorKind::UnsupportedMethod);
         }
         let Some(client) = client else { return Ok(None) };
         let tokens = tokens(request.headers(), allowed);
@@ -110,8 +110,8 @@ impl Offer {
     ///
     /// A 101 that switches to something else than what was offered.
     pub(crate) fn accepted<B>(self, response: &mut Response<B>) -> Result<Switch, ErrorKind> {
-        let chosen = self.chosen(response.headers()).ok_or(ErrorKind::Upgrade)?;
-        let backend = response.extensions_mut().remove::<OnUpgrade>().ok_or(ErrorKind::Upgrade)?;
+        let chosen = self.chosen(response.headers()).ok_or(ErrorKind::UnexpectedUpgrade)?;
+        let backend = response.extensions_mut().remove::<OnUpgrade>().ok_or(ErrorKind::UnexpectedUpgrade)?;
         let held = response.extensions_mut().remove();
         #[cfg(feature = "http2")]
         if let Some(handshake) = &self.handshake {

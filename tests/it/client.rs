@@ -301,7 +301,7 @@ async fn a_request_is_repeated_once_if_that_is_harmless() {
         // What a fresh connection came to may be the request's doing.
         let (url, mut told) = dying(death, true).await;
         let response = call(&ReverseProxy::new(url), request(method, "/x?y", body)).await;
-        assert_eq!(response.extensions().get::<Error>().unwrap().kind(), ErrorKind::Closed, "{case}");
+        assert_eq!(response.extensions().get::<Error>().unwrap().kind(), ErrorKind::ConnectionClosed, "{case}");
         assert_eq!(told.recv().await.unwrap(), (0, start_line), "{case}");
         assert!(told.try_recv().is_err(), "{case}");
     }

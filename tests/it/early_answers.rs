@@ -164,11 +164,11 @@ async fn an_answer_is_read_after_a_write_that_failed() {
             ),
             (&[Step::Take, refuse, Step::Give(unlengthed), Step::Reset], (502, Err(ErrorKind::ResponseBody))),
             // There is none.
-            (&[Step::Take, refuse, Step::Reset], (502, Err(ErrorKind::Closed))),
-            (&[Step::Take, refuse, Step::End], (502, Err(ErrorKind::Closed))),
-            (&[Step::Take, refuse, Step::Give(&REFUSAL[..30]), Step::End], (502, Err(ErrorKind::Closed))),
+            (&[Step::Take, refuse, Step::Reset], (502, Err(ErrorKind::ConnectionClosed))),
+            (&[Step::Take, refuse, Step::End], (502, Err(ErrorKind::ConnectionClosed))),
+            (&[Step::Take, refuse, Step::Give(&REFUSAL[..30]), Step::End], (502, Err(ErrorKind::ConnectionClosed))),
             // Nothing has been written that there could be an answer to.
-            (&[refuse, Step::Give(REFUSAL)], (502, Err(ErrorKind::Closed))),
+            (&[refuse, Step::Give(REFUSAL)], (502, Err(ErrorKind::ConnectionClosed))),
         ] {
             let (status, body) = call(scripted(steps), "POST", Body::new(Endless)).await;
             assert_eq!((status, body.as_deref().map_err(|&kind| kind)), expected, "{kind:?} {}", steps.len());

@@ -204,7 +204,7 @@ async fn on_error_sees_the_request_as_the_client_sent_it() {
     let nested = Router::new().nest_service("/nest", proxy().strip_prefix().into_service());
     for (app, target, kind) in [
         (Router::new().layer(proxy().prefix("/p").strip_prefix()), "/p/x?q", "Connect"),
-        (Router::new().layer(proxy().prefix("/p")), "/p/../x", "Target"),
+        (Router::new().layer(proxy().prefix("/p")), "/p/../x", "InvalidTarget"),
         (nested, "/nest/x", "Connect"),
     ] {
         let addr = told(app).await;

@@ -139,7 +139,7 @@ async fn a_content_length_that_is_none_is_its_own_kind_of_failure() {
     let layer = layer("http://127.0.0.1:9").on_error(|error| format!("{:?}", error.kind()));
     let request = Request::post("/mydir/x").header("host", "a").header("content-length", "1, 2").body(Body::from("1"));
     let response = tower::ServiceExt::oneshot(layer.into_service(), request.unwrap()).await.unwrap();
-    assert_eq!(response.extensions().get::<Error>().map(Error::kind), Some(ErrorKind::ContentLength));
+    assert_eq!(response.extensions().get::<Error>().map(Error::kind), Some(ErrorKind::InvalidContentLength));
 }
 
 #[tokio::test]

@@ -146,7 +146,7 @@ async fn send(
                 ErrorKind::ResponseHeadTooLarge
             } else {
                 let unread = message.or_else(|| again.filter(|again| is_unprocessed(error.error(), again.method())));
-                return Err((classify(error.into_error().into(), ErrorKind::Closed), unread));
+                return Err((classify(error.into_error().into(), ErrorKind::ConnectionClosed), unread));
             };
             Err((Error::with_source(kind, error.into_error()), None))
         }
@@ -211,7 +211,7 @@ fn as_http2(mut request: Request<Body>) -> Result<Request<Body>, Error> {
         let mut parts = mem::take(request.uri_mut()).into_parts();
         parts.authority = Authority::try_from(host.as_bytes()).ok();
         parts.scheme.get_or_insert(Scheme::HTTP);
-        *request.uri_mut() = Uri::from_parts(parts).map_err(|_| ErrorKind::Host)?;
+        *request.uri_mut() = Uri::from_parts(parts).map_err(|_| ErrorKind::InvalidHost)?;
     }
     Ok(request)
 }
