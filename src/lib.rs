@@ -89,6 +89,7 @@ mod upgrade;
 mod upstream;
 
 pub mod basic_auth;
+pub mod guide;
 pub mod remote_user;
 pub mod trace_redirect;
 
