@@ -67,7 +67,7 @@ pub fn hop(data: &[u8]) {
             assert!(kept || !answer.contains_key(&name), "{name} in the response");
         }
     }
-    let _ = via::may_go_on(&mut headers);
+    let _ = via::decrement_max_forwards(&mut headers);
     if let Some(own) = Pseudonym::new("front") {
         own.append_to(&mut headers, Version::HTTP_11);
         assert!(own.is_in(&headers));
@@ -112,8 +112,8 @@ pub fn trailers(data: &[u8]) {
     let from_request = |trailers: &mut HeaderMap| ForbiddenTrailers::default().remove_from(trailers);
     type Step<'a> = &'a dyn Fn(&mut HeaderMap);
     let both: [(Step<'_>, Step<'_>); 2] = [
-        (&trailers::announce_in_request, &from_request),
-        (&trailers::announce_in_response, &trailers::remove_from_response),
+        (&trailers::filter_announced_in_request, &from_request),
+        (&trailers::filter_announced_in_response, &trailers::remove_from_response),
     ];
     for (announce, remove) in both {
         let mut headers = given.clone();
@@ -198,7 +198,7 @@ pub fn cookie(data: &[u8]) {
 /// A reference: what is mapped is a path, and no browser reads another host in it.
 pub fn location(data: &[u8]) {
     let Some(reference) = location::without_origin(data, BACKEND) else { return };
-    let mapped = location::with_prefix(&reference, "", "/mydir").unwrap_or_else(|| reference.clone());
+    let mapped = location::rebase(&reference, "", "/mydir").unwrap_or_else(|| reference.clone());
     for reference in [reference, mapped] {
         assert!(is_path(&reference), "{reference:?}");
     }

@@ -17,7 +17,7 @@ use crate::{
         destination::{self, DESTINATION},
         forwarded, framing,
         front::Front,
-        hop, host, identity, location,
+        hop, host, location, reserved,
         trailers::{self, ForbiddenTrailers},
         via,
     },
@@ -82,7 +82,7 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
     if rules.via.as_ref().is_some_and(|via| via.is_in(request.headers())) {
         return Err(ErrorKind::LoopDetected.into());
     }
-    if request.method() == Method::OPTIONS && !via::may_go_on(request.headers_mut()) {
+    if request.method() == Method::OPTIONS && !via::decrement_max_forwards(request.headers_mut()) {
         return Err(Refusal::Final);
     }
 
@@ -92,12 +92,12 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
     // 3, 4  hop-by-hop fields, and what isn't the client's to say
     hop::remove_from_request(request.headers_mut(), |name| {
         let name = name.as_str();
-        (!trusted && forwarded::is_claim(name))
+        (!trusted && forwarded::is_forwarding_field(name))
             || (!trusted && !rules.keep_identity_claims && is_identity_claim(name))
-            || identity::is_reserved(name)
-            || (!rules.keep_underscores && identity::is_underscored(name))
+            || reserved::is_reserved(name)
+            || (!rules.keep_underscores && reserved::has_underscore(name))
     });
-    trailers::announce_in_request(request.headers_mut());
+    trailers::filter_announced_in_request(request.headers_mut());
 
     // 5  the target, as origin-form
     *request.uri_mut() = Uri::from(target);
@@ -126,7 +126,7 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
 
 /// Whether a client, or a peer that isn't trusted, claims somebody's identity. Says so: the application may wonder where it is.
 fn is_identity_claim(name: &str) -> bool {
-    let is_claim = identity::is_claim(name);
+    let is_claim = reserved::is_identity_field(name);
     if is_claim {
         tracing::debug!(
             target: "tower_reverse_proxy",

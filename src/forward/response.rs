@@ -47,7 +47,7 @@ where
         response.headers_mut().remove(CONTENT_LENGTH);
     }
     hop::remove_from_response(response.headers_mut());
-    trailers::announce_in_response(response.headers_mut());
+    trailers::filter_announced_in_response(response.headers_mut());
     if let Some(via) = &rules.via {
         via.append_to(response.headers_mut(), version);
     }
@@ -59,8 +59,8 @@ where
         let (from, to) = (from.as_str(), &*public.prefix);
         location::map_references(response.headers_mut(), |url| match public.front.without_origin(url) {
             // From a backend that knows the front's origin, and not its prefix.
-            Some(reference) => location::with_prefix(&reference, from, to),
-            None => location::with_prefix(url, from, to),
+            Some(reference) => location::rebase(&reference, from, to),
+            None => location::rebase(url, from, to),
         });
         cookie::map_path(response.headers_mut(), from, to);
     }

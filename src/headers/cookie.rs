@@ -5,7 +5,7 @@ use http::{
     header::{COOKIE, Entry, SET_COOKIE},
 };
 
-use super::{location::with_prefix, map_values};
+use super::{location::rebase, map_values};
 
 /// Joins the `Cookie` fields that HTTP/2 may split (RFC 9113, section 8.2.3).
 pub(crate) fn join_crumbs(headers: &mut HeaderMap) {
@@ -100,7 +100,7 @@ pub(crate) fn map_path(headers: &mut HeaderMap, from: &str, to: &str) {
             return None;
         }
         map_attribute(cookie, b"path", |path| {
-            let mut mapped = with_prefix(path, from, to)?;
+            let mut mapped = rebase(path, from, to)?;
             // `/mydir` matches the directory itself too, `/mydir/` doesn't (RFC 6265, section 5.1.4).
             if mapped.len() == to.len() + 1 && mapped.len() > 1 {
                 mapped.pop();

@@ -18,7 +18,7 @@ use http::{
 };
 use ipnet::IpNet;
 
-use super::{identity::reads_as, is_token_byte, members};
+use super::{is_token_byte, members, reserved::eq_folded};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -39,7 +39,7 @@ pub(crate) struct ForwardedPolicy {
     /// Whether a peer without an address is trusted too.
     pub(crate) trust_unix: bool,
     /// Whether it has been said that requests come without an address; shared, for it's said once.
-    pub(crate) said_no_address: Arc<AtomicBool>,
+    pub(crate) warned_no_address: Arc<AtomicBool>,
 }
 
 impl Default for ForwardedPolicy {
@@ -51,7 +51,7 @@ impl Default for ForwardedPolicy {
             proto: None,
             trusted: Vec::new(),
             trust_unix: false,
-            said_no_address: Arc::default(),
+            warned_no_address: Arc::default(),
         }
     }
 }
@@ -88,7 +88,7 @@ impl ForwardedPolicy {
                 Entry::Occupied(_) => append_member(headers, X_FORWARDED_FOR, &peer.to_string()),
             }
         } else if !self.trust_unix {
-            self.say_no_address();
+            self.warn_no_address();
         }
         if let Some(host) = headers.get(HOST).cloned() {
             headers.entry(X_FORWARDED_HOST).or_insert(host);
@@ -110,9 +110,9 @@ impl ForwardedPolicy {
 
     /// Says once that the backend doesn't learn its clients' addresses: nothing else shows it.
     #[cold]
-    fn say_no_address(&self) {
+    fn warn_no_address(&self) {
         // Read first: after the first time, no request writes to what others read.
-        if !self.said_no_address.load(Ordering::Relaxed) && !self.said_no_address.swap(true, Ordering::Relaxed) {
+        if !self.warned_no_address.load(Ordering::Relaxed) && !self.warned_no_address.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 target: "tower_reverse_proxy",
                 "the backend gets no X-Forwarded-For, because requests come without the peer's address: serve the application with \
@@ -146,13 +146,13 @@ pub(crate) fn hosts(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Whether a field claims something about the way to here that a client doesn't get to say, in whatever spelling.
-pub(crate) fn is_claim(name: &str) -> bool {
+pub(crate) fn is_forwarding_field(name: &str) -> bool {
     // Nearly every claim begins with an x, as few other fields do.
     let name = name.as_bytes();
     match name.first() {
         Some(b'x') => {
-            ["x-forwarded", "x-real-ip"].iter().any(|claim| reads_as(name, claim))
-                || name.get(.."x-forwarded-".len()).is_some_and(|start| reads_as(start, "x-forwarded-"))
+            ["x-forwarded", "x-real-ip"].iter().any(|claim| eq_folded(name, claim))
+                || name.get(.."x-forwarded-".len()).is_some_and(|start| eq_folded(start, "x-forwarded-"))
         }
         _ => name == b"forwarded",
     }
@@ -274,10 +274,10 @@ mod tests {
             "x-forwarded",
             "x~forwarded~for",
         ] {
-            assert!(is_claim(&name.to_ascii_lowercase()), "{name}");
+            assert!(is_forwarding_field(&name.to_ascii_lowercase()), "{name}");
         }
         for name in ["x-forward", "x-real-ips", "x-original-host", "forwarded-by", "accept", "x-original-host"] {
-            assert!(!is_claim(&name.to_ascii_lowercase()), "{name}");
+            assert!(!is_forwarding_field(&name.to_ascii_lowercase()), "{name}");
         }
     }
 

@@ -37,10 +37,10 @@ pub(crate) fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), ErrorKi
 /// told another end of the body than the one that it has.
 pub(crate) fn reconcile_request(headers: &mut HeaderMap, body: &SizeHint) -> Result<(), ErrorKind> {
     match (content_length(headers), body.exact()) {
-        (Some(said), exact) => {
-            let given = said.length.ok_or(ErrorKind::InvalidContentLength)?;
+        (Some(declared), exact) => {
+            let given = declared.length.ok_or(ErrorKind::InvalidContentLength)?;
             let length = exact.unwrap_or(given);
-            if given != length || !said.canonical {
+            if given != length || !declared.canonical {
                 headers.insert(CONTENT_LENGTH, length.into());
             }
         }
@@ -64,9 +64,9 @@ pub(crate) fn reconcile_response(headers: &mut HeaderMap, length: Option<u64>) -
     if headers.contains_key(TRANSFER_ENCODING) {
         check_transfer_encoding(headers).map_err(|_| ErrorKind::InvalidResponse)?;
         headers.remove(CONTENT_LENGTH);
-    } else if let Some(said) = content_length(headers) {
-        let length = length.or(said.length).ok_or(ErrorKind::InvalidResponse)?;
-        if said.length != Some(length) || !said.canonical {
+    } else if let Some(declared) = content_length(headers) {
+        let length = length.or(declared.length).ok_or(ErrorKind::InvalidResponse)?;
+        if declared.length != Some(length) || !declared.canonical {
             headers.insert(CONTENT_LENGTH, length.into());
         }
     }
@@ -74,29 +74,29 @@ pub(crate) fn reconcile_response(headers: &mut HeaderMap, length: Option<u64>) -
 }
 
 /// What `Content-Length` says.
-struct Said {
+struct DeclaredLength {
     /// `None`: nothing that is a length, or more than one.
     length: Option<u64>,
     /// Whether it's one number without leading zeros, which some read as octal.
     canonical: bool,
 }
 
-fn content_length(headers: &HeaderMap) -> Option<Said> {
+fn content_length(headers: &HeaderMap) -> Option<DeclaredLength> {
     let mut lines = headers.get_all(CONTENT_LENGTH).iter();
     let first = lines.next()?;
     // Nearly always there's one line, with one number.
     let digits = first.as_bytes();
-    if let (Some(length), None) = (number(digits), lines.next()) {
-        return Some(Said { length: Some(length), canonical: digits[0] != b'0' || digits.len() == 1 });
+    if let (Some(length), None) = (parse_length(digits), lines.next()) {
+        return Some(DeclaredLength { length: Some(length), canonical: digits[0] != b'0' || digits.len() == 1 });
     }
-    let mut said = members(headers, CONTENT_LENGTH).map(number);
-    let length = said.next().flatten();
-    let others = said.map(|other| other == length).collect::<Vec<_>>();
-    Some(Said { length: length.filter(|_| others.iter().all(|&same| same)), canonical: false })
+    let mut declared = members(headers, CONTENT_LENGTH).map(parse_length);
+    let length = declared.next().flatten();
+    let others = declared.map(|other| other == length).collect::<Vec<_>>();
+    Some(DeclaredLength { length: length.filter(|_| others.iter().all(|&same| same)), canonical: false })
 }
 
 /// A decimal number and nothing else: `parse` would take a sign.
-fn number(digits: &[u8]) -> Option<u64> {
+fn parse_length(digits: &[u8]) -> Option<u64> {
     let digit = |b: u8| b.is_ascii_digit().then(|| u64::from(b - b'0'));
     let (&first, rest) = digits.split_first()?;
     rest.iter().try_fold(digit(first)?, |number, &b| number.checked_mul(10)?.checked_add(digit(b)?))

@@ -52,7 +52,7 @@ pub(crate) fn without_origin(url: &[u8], origin: Origin<'_>) -> Option<Vec<u8>> 
 
 /// Turns a path-absolute reference below the directory `from` into the same one below `to`. `None`: it isn't below `from`, or
 /// it's below `to` already, from a backend that has heard of `X-Forwarded-Prefix`.
-pub(crate) fn with_prefix(reference: &[u8], from: &str, to: &str) -> Option<Vec<u8>> {
+pub(crate) fn rebase(reference: &[u8], from: &str, to: &str) -> Option<Vec<u8>> {
     if !reference.starts_with(b"/") || is_network_path(reference) {
         return None;
     }
@@ -224,7 +224,7 @@ mod tests {
             ("/old//evil.example", "/old", "", Some("/.//evil.example")),
             ("/old", "/old", "", Some("/")),
         ] {
-            let result_is = with_prefix(reference.as_bytes(), from, to).map(|r| String::from_utf8(r).unwrap());
+            let result_is = rebase(reference.as_bytes(), from, to).map(|r| String::from_utf8(r).unwrap());
             assert_eq!(result_is.as_deref(), result, "{reference} {from} {to}");
         }
     }

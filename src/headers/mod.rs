@@ -7,12 +7,17 @@ pub(crate) mod framing;
 pub(crate) mod front;
 pub(crate) mod hop;
 pub(crate) mod host;
-pub(crate) mod identity;
 pub(crate) mod location;
+pub(crate) mod reserved;
 pub(crate) mod trailers;
 pub(crate) mod via;
 #[cfg(feature = "http2")]
 pub(crate) mod websocket;
+
+/// The former names, until their users have been rewritten.
+pub(crate) mod identity {
+    pub(crate) use super::reserved::remove_folded as remove_every_spelling;
+}
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use http::{Extensions, HeaderMap, HeaderName, header::TRAILER};
 
-use super::{forwarded, identity, remove_where, retain_members, trim_values};
+use super::{forwarded, remove_where, reserved, retain_members, trim_values};
 
 /// The names of fields that upstream layers set: a trailer of the client must not repeat them. A request extension.
 ///
@@ -33,32 +33,32 @@ impl ForbiddenTrailers {
     pub(crate) fn remove_from(&self, trailers: &mut HeaderMap) {
         let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         remove_where(trailers, |trailer| {
-            !is_harmless_in_request(trailer)
-                || names.iter().any(|name| identity::reads_as(trailer.as_str().as_bytes(), name.as_str()))
+            !is_allowed_in_request(trailer)
+                || names.iter().any(|name| reserved::eq_folded(trailer.as_str().as_bytes(), name.as_str()))
         });
         trim_values(trailers);
     }
 }
 
 /// Takes out of a request's `Trailer` what may not come as a trailer.
-pub(crate) fn announce_in_request(headers: &mut HeaderMap) {
-    announce(headers, is_harmless_in_request);
+pub(crate) fn filter_announced_in_request(headers: &mut HeaderMap) {
+    filter_announced(headers, is_allowed_in_request);
 }
 
 /// Takes out of a response's `Trailer` what may not come as a trailer.
-pub(crate) fn announce_in_response(headers: &mut HeaderMap) {
-    announce(headers, is_harmless_in_response);
+pub(crate) fn filter_announced_in_response(headers: &mut HeaderMap) {
+    filter_announced(headers, is_allowed_in_response);
 }
 
 /// Removes from a response's trailers what would matter as a field.
 pub(crate) fn remove_from_response(trailers: &mut HeaderMap) {
-    remove_where(trailers, |name| !is_harmless_in_response(name));
+    remove_where(trailers, |name| !is_allowed_in_response(name));
     trim_values(trailers);
 }
 
-fn announce(headers: &mut HeaderMap, is_harmless: impl Fn(&HeaderName) -> bool) {
+fn filter_announced(headers: &mut HeaderMap, is_allowed: impl Fn(&HeaderName) -> bool) {
     if headers.contains_key(TRAILER) {
-        retain_members(headers, TRAILER, |member| HeaderName::from_bytes(member).is_ok_and(|name| is_harmless(&name)));
+        retain_members(headers, TRAILER, |member| HeaderName::from_bytes(member).is_ok_and(|name| is_allowed(&name)));
     }
 }
 
@@ -91,22 +91,22 @@ fn is_control(name: &str) -> bool {
 }
 
 /// A server that merges trailers would be misled by framing, routing, credentials, identity.
-fn is_harmless_in_request(name: &HeaderName) -> bool {
+fn is_allowed_in_request(name: &HeaderName) -> bool {
     !is_control(name.as_str())
         && !matches!(
             name.as_str(),
             "authorization" | "cookie" | "expect" | "max-forwards" | "origin" | "range" | "referer"
         )
         && !name.as_str().starts_with("if-")
-        && !identity::is_reserved(name.as_str())
-        && !identity::is_claim(name.as_str())
-        && !identity::is_underscored(name.as_str())
-        && !forwarded::is_claim(name.as_str())
+        && !reserved::is_reserved(name.as_str())
+        && !reserved::is_identity_field(name.as_str())
+        && !reserved::has_underscore(name.as_str())
+        && !forwarded::is_forwarding_field(name.as_str())
 }
 
 /// A client that merges trailers would be misled by framing, response control and credentials; and references and cookies
 /// would pass without being mapped.
-fn is_harmless_in_response(name: &HeaderName) -> bool {
+fn is_allowed_in_response(name: &HeaderName) -> bool {
     !is_control(name.as_str())
         && !matches!(
             name.as_str(),
@@ -145,10 +145,10 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append(TRAILER, HeaderValue::from_static("X-Ok, Remote_User, remote-user, content-length"));
         headers.append(TRAILER, HeaderValue::from_static("grpc-status"));
-        announce_in_request(&mut headers);
+        filter_announced_in_request(&mut headers);
         assert_eq!(headers[TRAILER], "X-Ok, grpc-status");
         let mut headers = HeaderMap::from_iter([(TRAILER, HeaderValue::from_static("Authorization"))]);
-        announce_in_request(&mut headers);
+        filter_announced_in_request(&mut headers);
         assert!(headers.is_empty());
         let mut trailers =
             map(&["x-ok", "cookie", "host", "x-forwarded-for", "x_a", "remote.user", "if-match", "script_name"]);
@@ -198,7 +198,7 @@ mod tests {
         passing.sort_unstable();
         assert_eq!(left, passing);
         let mut headers = HeaderMap::from_iter([(TRAILER, HeaderValue::from_static("X-Sum, Set-Cookie, b ad"))]);
-        announce_in_response(&mut headers);
+        filter_announced_in_response(&mut headers);
         assert_eq!(headers[TRAILER], "X-Sum");
     }
 }

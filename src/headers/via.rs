@@ -58,7 +58,7 @@ impl Pseudonym {
 }
 
 /// Counts `Max-Forwards` down; `false` if the message may go no further. A value that is no number is left alone.
-pub(crate) fn may_go_on(headers: &mut HeaderMap) -> bool {
+pub(crate) fn decrement_max_forwards(headers: &mut HeaderMap) -> bool {
     let Some(left) = headers.get(MAX_FORWARDS).and_then(|value| value.to_str().ok()?.parse::<u64>().ok()) else {
         return true;
     };
@@ -107,7 +107,7 @@ mod tests {
     fn forwards_are_counted() {
         for (value, goes_on, left) in [("5", true, "4"), ("1", true, "0"), ("0", false, "0"), ("x", true, "x")] {
             let mut headers = HeaderMap::from_iter([(MAX_FORWARDS, HeaderValue::from_static(value))]);
-            assert_eq!(may_go_on(&mut headers), goes_on);
+            assert_eq!(decrement_max_forwards(&mut headers), goes_on);
             assert_eq!(headers[MAX_FORWARDS], left);
         }
     }

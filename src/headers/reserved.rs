@@ -13,8 +13,8 @@ pub(crate) fn is_reserved(name: &str) -> bool {
     let name = name.as_bytes();
     match name.first() {
         Some(b'p') => name == b"proxy",
-        Some(b'r') => reads_as(name, "remote-user"),
-        Some(b'x') => reads_as(name, "x-original-url") || reads_as(name, "x-rewrite-url"),
+        Some(b'r') => eq_folded(name, "remote-user"),
+        Some(b'x') => eq_folded(name, "x-original-url") || eq_folded(name, "x-rewrite-url"),
         _ => false,
     }
 }
@@ -24,7 +24,7 @@ pub(crate) fn is_reserved(name: &str) -> bool {
 ///
 /// These are the claims that backends believe unsigned. Signed ones (`Cf-Access-Jwt-Assertion`, `X-Goog-IAP-JWT-Assertion`)
 /// aren't among them: whoever reads them checks them.
-pub(crate) fn is_claim(name: &str) -> bool {
+pub(crate) fn is_identity_field(name: &str) -> bool {
     let name = name.as_bytes();
     // Each is the beginning of a name. Nearly every other field is told apart by its first octets.
     let claims: &[&str] = match name {
@@ -49,24 +49,24 @@ pub(crate) fn is_claim(name: &str) -> bool {
         [b't', b'a', ..] => &["tailscale-user-"],
         _ => return false,
     };
-    claims.iter().any(|claim| name.get(..claim.len()).is_some_and(|start| reads_as(start, claim)))
+    claims.iter().any(|claim| name.get(..claim.len()).is_some_and(|start| eq_folded(start, claim)))
 }
 
 /// Whether a WSGI or CGI server reads the name as if it had hyphens: `Remote_User` is `HTTP_REMOTE_USER` as well, and
 /// `SCRIPT_NAME` is a variable of the server's own.
-pub(crate) fn is_underscored(name: &str) -> bool {
+pub(crate) fn has_underscore(name: &str) -> bool {
     name.bytes().any(|b| b == b'_')
 }
 
 /// Removes a field in every spelling that a server folds into the same variable, and from the trailers announced.
-pub(crate) fn remove_every_spelling(headers: &mut HeaderMap, name: &HeaderName) {
-    remove_where(headers, |other| reads_as(other.as_str().as_bytes(), name.as_str()));
-    retain_members(headers, TRAILER, |member| !reads_as(member, name.as_str()));
+pub(crate) fn remove_folded(headers: &mut HeaderMap, name: &HeaderName) {
+    remove_where(headers, |other| eq_folded(other.as_str().as_bytes(), name.as_str()));
+    retain_members(headers, TRAILER, |member| !eq_folded(member, name.as_str()));
 }
 
 /// Whether a server may read both names as the same variable: they differ in nothing but case and what is neither letter
 /// nor digit. Most fold `-` into `_`, some (PHP) `.` too, some (lighttpd) everything.
-pub(super) fn reads_as(name: &[u8], other: &str) -> bool {
+pub(super) fn eq_folded(name: &[u8], other: &str) -> bool {
     fn folded(byte: &u8) -> u8 {
         if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' }
     }
@@ -84,11 +84,11 @@ mod tests {
         for name in
             ["remote-user", "remote_user", "remote.user", "Remote-User", "REMOTE_USER", "remote~user", "remote!user"]
         {
-            assert!(reads_as(name.as_bytes(), "remote-user"), "{name}");
-            assert!(reads_as(name.as_bytes(), "Remote_User"), "{name}");
+            assert!(eq_folded(name.as_bytes(), "remote-user"), "{name}");
+            assert!(eq_folded(name.as_bytes(), "Remote_User"), "{name}");
         }
         for name in ["remote-users", "x-remote-user", "remoteuser", ""] {
-            assert!(!reads_as(name.as_bytes(), "remote-user"), "{name}");
+            assert!(!eq_folded(name.as_bytes(), "remote-user"), "{name}");
         }
     }
 
@@ -142,7 +142,7 @@ mod tests {
             "X-Vouch-User",
             "Proxy-Remote-User",
         ] {
-            assert!(is_claim(&name.to_ascii_lowercase()), "{name}");
+            assert!(is_identity_field(&name.to_ascii_lowercase()), "{name}");
         }
         for name in [
             "referer",
@@ -171,7 +171,7 @@ mod tests {
             "authorization",
             "x-remote",
         ] {
-            assert!(!is_claim(&name.to_ascii_lowercase()), "{name}");
+            assert!(!is_identity_field(&name.to_ascii_lowercase()), "{name}");
         }
     }
 
@@ -183,7 +183,7 @@ mod tests {
         }
         headers.append(TRAILER, HeaderValue::from_static("x-ok, X_User"));
         headers.append(TRAILER, HeaderValue::from_static("x-user"));
-        remove_every_spelling(&mut headers, &HeaderName::from_static("x-user"));
+        remove_folded(&mut headers, &HeaderName::from_static("x-user"));
         assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>().len(), 2);
         assert!(headers.contains_key("x-users"));
         assert_eq!(headers[TRAILER], "x-ok");
