@@ -255,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn origins_parse() {
+    fn valid_origins_parse() {
         for (text, shown) in [
             ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
             ("http://127.0.0.1:8000/", "http://127.0.0.1:8000"),
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_origin_says_what_to_write() {
+    fn an_invalid_origin_names_what_to_write() {
         for (text, hint) in [
             ("127.0.0.1:8000", "http://127.0.0.1:8000"),
             ("", "http://"),
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn authorities() {
+    fn valid_authorities_are_recognised() {
         for good in ["a", "a.example", "a:80", "a:", "[::1]", "[::1]:80", "127.0.0.1:65535", "a_b", "xn--a%20"] {
             assert!(is_authority(good.as_bytes()), "{good}");
         }
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_not_repeated() {
+    fn an_error_does_not_show_the_password() {
         let error = "http://user:s3cret@backend".parse::<Backend>().unwrap_err();
         assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
         let error = "http://user:s3@cret@backend/x".parse::<Backend>().unwrap_err();

@@ -307,7 +307,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seeds_and_past_findings_hold() {
+    fn seeds_and_past_findings_pass() {
         type Target = fn(&[u8]);
         let targets: [(&str, Target); 8] = [
             ("cookie", cookie),

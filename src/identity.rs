@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sayable_names() {
+    fn representable_user_names_are_recognised() {
         for name in ["alice", "CORP\\alice", "jörg", "a b", "a:b", "名"] {
             assert!(is_sayable(name), "{name:?}");
         }
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn mapped_addresses_are_canonical() {
+    fn ipv4_mapped_addresses_are_canonical() {
         let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
         assert_eq!(ClientAddr::from(mapped).ip().to_string(), "192.0.2.1");
     }

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_are_not_shown() {
+    fn secrets_in_locations_are_not_traced() {
         let layer = TraceRedirectLayer::new();
         for (reference, shown) in [
             ("/mydir/x", "/mydir/x"),

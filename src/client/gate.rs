@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wake_from_inside_is_another_round() {
+    fn a_wake_during_a_poll_causes_another_poll() {
         let count = Arc::new(Count::default());
         let (gate, task) = (Gate::new(), Waker::from(count.clone()));
         let waker = Waker::from(gate.clone());
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wake_from_elsewhere_passes() {
+    fn a_wake_from_outside_is_passed_on() {
         let count = Arc::new(Count::default());
         let (gate, task) = (Gate::new(), Waker::from(count.clone()));
         let waker = Waker::from(gate.clone());
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn gates_within_each_other_are_told_apart() {
+    fn nested_gates_are_distinguished() {
         let counts = [(); 2].map(|()| Arc::new(Count::default()));
         let ([outer, inner], [outer_task, inner_task]) =
             ([(); 2].map(|()| Gate::new()), counts.clone().map(Waker::from));
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_rests_lets_others_run() {
+    fn a_future_that_always_wakes_itself_yields() {
         let count = Arc::new(Count::default());
         let (gate, task) = (Gate::new(), Waker::from(count.clone()));
         let waker = Waker::from(gate.clone());

@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn credentials_of_a_connection() {
+    fn connection_based_credentials_are_recognised() {
         for (value, theirs) in [
             ("NTLM TlRM", true),
             ("ntlm", true),
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn https_is_an_error_before_anything_is_sent() {
+    fn https_without_tls_is_an_error_before_connecting() {
         let backend = "https://backend.example".parse().unwrap();
         let error = check_with(&backend, false).unwrap_err();
         assert!(error.to_string().contains("feature `tls-ring`"), "{error}");

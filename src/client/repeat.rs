@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn it_comes_back_as_it_went() {
+    fn a_replay_equals_the_original_request() {
         let mut repeat = Repeat::default();
         for method in [Method::GET, Method::PUT] {
             let request = request(method, "");
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_not_be_sent_twice_is_not_kept() {
+    fn requests_that_cannot_be_replayed_are_not_kept() {
         let mut repeat = Repeat::default();
         repeat.keep(&request(Method::POST, ""));
         repeat.keep(&request(Method::PUT, "body"));

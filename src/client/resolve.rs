@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_look_up_is_one_for_all_that_wait() {
+    async fn a_slow_look_up_is_shared_by_all_waiters() {
         let slow = Slow::new();
         let mut shared = slow.shared();
         let mut waiting: Vec<_> = (0..700).map(|_| shared.call(name())).collect();
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_look_up_is_a_new_one_and_has_an_outcome_of_its_own() {
+    async fn finished_look_ups_are_not_cached() {
         let slow = Slow::new();
         let mut shared = slow.shared();
         slow.permits.add_permits(5);
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_runtime_that_is_shut_down_takes_no_others_look_up_along() {
+    async fn a_runtime_shut_down_does_not_cancel_look_ups_of_others() {
         let runtime = || -> Runtime { Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap() };
         let slow = Slow::new();
         let (mut shared, theirs) = (slow.shared(), runtime());

@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cant_be_used_says_what_to_write() {
+    fn invalid_certificates_and_keys_name_what_to_write() {
         let (pem, key) = made();
         let (_, other) = made();
         let tls = || Tls::with_ca(&pem).unwrap();
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_platforms_roots_are_read_when_they_are_needed() {
+    async fn platform_roots_are_read_on_first_use() {
         let backend = "https://backend.example".parse().unwrap();
         let options = crate::client::ClientOptions::new();
         let _client = crate::client::Client::new(&backend, &options);
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn roots_that_were_not_read_are_read_by_the_next_connection() {
+    async fn failed_reads_of_platform_roots_are_retried() {
         let (platform, backend) = (PlatformTls::default(), "https://backend.example".parse().unwrap());
         let handshaker = LazyHandshaker::new(None, &platform, &backend, false);
         let theirs = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_not_shown() {
+    fn debug_output_does_not_show_the_key() {
         let (pem, key) = made();
         let body = key.lines().nth(1).unwrap();
         let tls = Tls::with_ca(&pem).unwrap().client_certificate(&pem, &key).unwrap();
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_is_the_backends() {
+    fn the_server_name_is_the_host_of_the_backend() {
         let (pem, _) = made();
         let tls = Tls::with_ca(pem).unwrap();
         for (backend, name) in [

@@ -322,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_had_no_connection_is_unsent() {
+    fn errors_before_a_connection_are_unsent() {
         use ErrorKind as K;
         for (kind, unsent, connect) in [
             (K::Connect, true, true),

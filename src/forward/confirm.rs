@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_end_is_one_after_two_polls_of_the_exchange() {
+    fn an_end_is_confirmed_after_two_polls_of_the_exchange() {
         let cx = &mut Context::from_waker(Waker::noop());
         let confirmation = Confirmation::default();
         confirmation.exchange_polled(cx);
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_one_if_the_exchange_was_completed() {
+    fn an_end_is_confirmed_when_the_exchange_completes() {
         let cx = &mut Context::from_waker(Waker::noop());
         for completed in [true, false] {
             let confirmation = Confirmation::default();

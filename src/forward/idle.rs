@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_clock_goes_on_when_the_budget_of_its_task_is_used_up() {
+    async fn a_timer_runs_on_when_the_task_budget_is_exhausted() {
         let mut clock = pin!(sleep(Duration::from_secs(1)));
         sleep(Duration::from_secs(2)).await;
         poll_fn(|cx| {

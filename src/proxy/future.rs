@@ -96,7 +96,7 @@ mod tests {
     /// In bytes, on a 64-bit machine: it's copied into its task's box, and stays there while the backend thinks.
     #[test]
     #[cfg(target_pointer_width = "64")]
-    fn a_request_under_way_is_small() {
+    fn the_future_of_a_request_is_small() {
         let sizes = [size_of::<ProxyFuture<Upstream<Client>>>(), size_of::<ClientFuture>(), size_of::<ClientBody>()];
         assert!(sizes.into_iter().zip([616, 288, 128]).all(|(size, most)| size <= most), "{sizes:?}");
     }

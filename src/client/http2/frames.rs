@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_read_in_pieces_of_any_size() {
+    fn settings_are_parsed_in_pieces_of_any_size() {
         let bytes = [
             frame(SETTINGS, 0, 0, &[setting(3, 100), setting(6, 0x0102_0304)].concat()),
             frame(SETTINGS, ACK, 0, &[]),
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_http2_is_ignored() {
+    fn other_protocols_are_ignored() {
         for bytes in
             [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], &frame(SETTINGS, ACK, 0, &[]), &frame(SETTINGS, 0, 1, &[])]
         {
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_as_large_as_its_frames() {
+    fn the_size_of_a_head_is_the_sum_of_its_frames() {
         let mut frames = Frames::default();
         let blocks = [(SETTINGS, 0, 0), (HEADERS, 20, 20), (CONTINUATION, 30, 50), (DATA, 9, 0), (HEADERS, 5, 5)];
         let bytes = blocks.map(|(kind, payload, _)| frame(kind, 0, u32::from(kind != SETTINGS), &vec![0; payload]));
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn small_frames_cost_what_h2_charges() {
+    fn small_frames_are_counted_as_h2_counts_them() {
         let padded = |padding: u8, data: usize| [&[padding][..], &vec![0; data + usize::from(padding)]].concat();
         for (flags, payload, cost, empty) in [
             (0, vec![0; 1], 255, 0),
@@ -332,7 +332,7 @@ mod tests {
     proptest! {
         /// Whatever comes: nothing panics, and what shows doesn't depend on how it's read.
         #[test]
-        fn any_octets_in_any_pieces(bytes in vec(any::<u8>(), 0..200), size in 1..50_usize, is_http2: bool) {
+        fn frames_are_parsed_the_same_in_any_pieces(bytes in vec(any::<u8>(), 0..200), size in 1..50_usize, is_http2: bool) {
             let start = if is_http2 { frame(SETTINGS, 0, 0, &[]) } else { Vec::new() };
             let (mut whole, mut pieces) = (Frames::default(), Frames::default());
             whole.read(&[&start[..], &bytes].concat());

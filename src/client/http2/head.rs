@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_counted_as_the_rfc_counts() {
+    fn the_size_of_a_head_is_counted_as_in_rfc_9113() {
         // `:method GET`, `:path /x`, `:scheme https`, and the rest of `:authority`.
         let empty = 7 + 3 + 32 + 5 + 2 + 32 + 7 + 5 + 32 + 6;
         assert_eq!(size(0, 0), HeadSize { total: empty, field: 12 });
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn large_heads_go_alone_until_one_was_answered() {
+    fn large_heads_use_a_dedicated_connection_until_one_is_answered() {
         let limit = HeadLimit::new(None);
         for (head, backends, expected) in [
             (size(7000, 1), None, Some(Share::Shared)),

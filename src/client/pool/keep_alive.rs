@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn half_of_what_was_seen_is_safe() {
+    fn half_of_the_observed_idle_time_is_safe() {
         for (seen, safe) in [
             (&[][..], None),
             (&[(99, true)], None),
