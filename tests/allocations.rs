@@ -68,7 +68,7 @@ fn request(method: Method, target: &'static str, body: Body) -> Request {
 }
 
 #[test]
-fn a_request_that_passes_allocates_nothing() {
+fn an_own_route_beside_a_proxy_allocates_nothing() {
     let service = ReverseProxyLayer::with_upstream(Immediate).prefix("/mydir");
     let cases: [fn() -> Request; 3] = [
         || request(Method::GET, "/", Body::empty()),
@@ -82,7 +82,7 @@ fn a_request_that_passes_allocates_nothing() {
 
 /// The crate's own client is there and isn't touched.
 #[test]
-fn a_request_that_passes_a_backend_allocates_nothing() {
+fn an_own_route_beside_a_backend_allocates_nothing() {
     let mut service = ReverseProxyLayer::new("http://127.0.0.1:8000").prefix("/mydir").layer(Immediate);
     let request = request(Method::GET, "/other", Body::empty());
     let info = measure(|| {
@@ -94,7 +94,7 @@ fn a_request_that_passes_a_backend_allocates_nothing() {
 
 /// As measured: the box of the response's body; with a request body, its box and the word that it shares with the future.
 #[test]
-fn a_request_that_is_forwarded_allocates_little() {
+fn a_forwarded_request_allocates_within_its_budget() {
     let layer = ReverseProxyLayer::with_upstream(Immediate).prefix("/mydir");
     let without_body = allocations(&layer, || request(Method::GET, "/mydir/x?q", Body::empty()));
     assert!(without_body <= 1, "{without_body}");

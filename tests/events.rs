@@ -125,7 +125,7 @@ async fn echo() -> String {
 }
 
 #[tokio::test]
-async fn the_end_of_each_tunnel_is_one_event() {
+async fn each_ended_tunnel_is_one_event() {
     let turn = Turn::take().await;
     let echo = echo().await;
     let layer = || ReverseProxyLayer::new(&echo);
@@ -180,7 +180,7 @@ async fn the_end_of_each_tunnel_is_one_event() {
 }
 
 #[tokio::test]
-async fn requests_without_an_address_are_said_once() {
+async fn a_missing_peer_address_is_reported_once() {
     let turn = Turn::take().await;
     let layer = ReverseProxyLayer::new(mirror().await);
     let serve = async |layer: ReverseProxyLayer| {
@@ -209,7 +209,7 @@ async fn requests_without_an_address_are_said_once() {
 }
 
 #[tokio::test]
-async fn each_claim_of_an_identity_that_is_removed_is_one_event() {
+async fn each_removed_identity_claim_is_one_event() {
     let turn = Turn::take().await;
     let layer = ReverseProxyLayer::new(mirror().await);
     let claims = "Remote-User: s3cret\r\nRemote-Groups: s3cret\r\nremote-groups: s3cret\r\nX-WEBAUTH-USER: s3cret\r\nAccept: a\r\n";
@@ -229,7 +229,7 @@ async fn each_claim_of_an_identity_that_is_removed_is_one_event() {
 }
 
 #[tokio::test]
-async fn a_half_closed_tunnel_that_stays_silent_ends_in_an_event_that_names_the_timeout() {
+async fn the_event_of_a_half_closed_tunnel_names_the_timeout() {
     let turn = Turn::take().await;
     // It ignores the client's end.
     let origin = backend(|mut wire| async move {
@@ -251,7 +251,7 @@ async fn a_half_closed_tunnel_that_stays_silent_ends_in_an_event_that_names_the_
 }
 
 #[tokio::test]
-async fn a_tunnel_that_never_opened_has_no_end() {
+async fn a_tunnel_that_never_opened_has_no_event() {
     let turn = Turn::take().await;
     let tunnels = Tunnels::new();
     let origin = backend(|mut wire| async move {
@@ -266,7 +266,7 @@ async fn a_tunnel_that_never_opened_has_no_end() {
 }
 
 #[tokio::test]
-async fn early_hints_are_traced_and_end_here() {
+async fn early_hints_are_traced_and_not_forwarded() {
     const HINTS: &[u8] = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n";
     let turn = Turn::take().await;
     let origin = backend(|mut wire| async move {
@@ -366,7 +366,7 @@ async fn failures() -> Vec<(String, String, u16, &'static str)> {
 }
 
 #[tokio::test]
-async fn each_failure_is_one_event_and_whose_it_is_says_its_level() {
+async fn each_failure_is_one_event_with_a_level_by_its_origin() {
     let turn = Turn::take().await;
     for (origin, request, status, expected) in failures().await {
         let layer = ReverseProxyLayer::new(&origin).via("front.example").header_timeout(SHORT).body_idle_timeout(SHORT);
@@ -385,7 +385,7 @@ async fn each_failure_is_one_event_and_whose_it_is_says_its_level() {
 }
 
 #[tokio::test]
-async fn the_event_of_a_failure_tells_the_whole_chain_of_causes() {
+async fn the_event_of_a_failure_has_the_whole_chain_of_causes() {
     let turn = Turn::take().await;
     let addr = front(Router::new().layer(ReverseProxyLayer::new(refusing().await))).await;
     assert_eq!(get(addr, "/x", "").await.status(), 502);
@@ -395,7 +395,7 @@ async fn the_event_of_a_failure_tells_the_whole_chain_of_causes() {
 }
 
 #[tokio::test]
-async fn no_event_and_no_error_shows_a_secret() {
+async fn events_and_errors_show_no_secrets() {
     let turn = Turn::take().await;
     let shown = Arc::new(Mutex::new(String::new()));
     let tunnels = Tunnels::new();
@@ -461,7 +461,7 @@ async fn a_failure_of_a_nested_proxy_is_one_event() {
 }
 
 #[tokio::test]
-async fn each_redirect_is_one_event_with_the_backends_own_location() {
+async fn each_redirect_is_one_event_with_the_unmapped_location() {
     let turn = Turn::take().await;
     let origin = answering(
         "HTTP/1.1 302 Found\r\nLocation: http://front.example/mydir/login?token=s3cret#f\r\nContent-Length: 0\r\n\r\n",
@@ -488,7 +488,7 @@ async fn each_redirect_is_one_event_with_the_backends_own_location() {
 }
 
 #[tokio::test]
-async fn what_is_no_redirect_is_no_event() {
+async fn other_responses_are_no_redirect_events() {
     let turn = Turn::take().await;
     for (response, traced) in [
         ("200 OK\r\nLocation: /x", false),
@@ -507,7 +507,7 @@ async fn what_is_no_redirect_is_no_event() {
 }
 
 #[tokio::test]
-async fn a_user_name_that_cannot_be_said_is_told_to_the_operator() {
+async fn an_unrepresentable_user_name_is_reported() {
     let turn = Turn::take().await;
     let layer = ReverseProxyLayer::new(refusing().await);
     let user = Router::new().layer(layer.clone().upstream_layer(RemoteUserLayer::new()));

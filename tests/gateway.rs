@@ -271,7 +271,7 @@ fn a_thousand_mounts_fit_on_a_small_stack() {
 }
 
 #[test]
-fn silent_clients_are_ended() {
+fn silent_clients_are_disconnected() {
     let gateway = Gateway::start("header_read_timeout_ms = 300");
     let settings = frame(SETTINGS, 0, 0, b"");
     let block = block("/front/health", &[]);
@@ -300,7 +300,7 @@ fn silent_clients_are_ended() {
 }
 
 #[test]
-fn a_slow_exchange_is_no_silent_client() {
+fn a_slow_exchange_is_not_cut_as_a_silent_client() {
     let origin = backend(|mut stream| {
         head(&mut stream);
         thread::sleep(Duration::from_secs(1));
@@ -317,7 +317,7 @@ fn a_slow_exchange_is_no_silent_client() {
 
 /// What the client hasn't taken yet may wait in the server, after the exchange's last frame. In one of these sizes it does.
 #[test]
-fn a_client_that_reads_late_gets_the_whole_answer() {
+fn a_client_that_reads_late_gets_the_complete_response() {
     let gateway = Gateway::start(&format!("header_read_timeout_ms = 200\n{}", mount("/mydir", &sized(), "")));
     let sizes: Vec<usize> = (1..32).map(|number| number * 200_000).collect();
     let request = |size| format!("GET /mydir/{size} HTTP/1.1\r\nHost: front.example\r\nConnection: close\r\n\r\n");
@@ -347,7 +347,7 @@ fn http2_get(gateway: &Gateway, path: &str) -> TcpStream {
 
 /// hyper hands the end of an answer to h2 before the client's window has room for it.
 #[test]
-fn a_client_of_http2_that_reads_late_gets_the_whole_answer() {
+fn an_http2_client_that_reads_late_gets_the_complete_response() {
     let mut gateway = Gateway::start(&format!("header_read_timeout_ms = 200\n{}", mount("/mydir", &sized(), "")));
     for is_end_of_process in [false, true] {
         let mut clients: Vec<TcpStream> = (0..2).map(|_| http2_get(&gateway, "/mydir/100000")).collect();
@@ -373,7 +373,7 @@ fn a_client_of_http2_that_reads_late_gets_the_whole_answer() {
 }
 
 #[test]
-fn a_client_of_http2_that_takes_nothing_is_ended() {
+fn an_http2_client_that_reads_nothing_is_disconnected() {
     let gateway = Gateway::start(&format!("header_read_timeout_ms = 200\n{}", mount("/mydir", &sized(), "")));
     let no_window = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
     let request = frame(HEADERS, END_STREAM | END_HEADERS, 1, &block("/mydir/10", &[]));
@@ -391,7 +391,7 @@ fn a_client_of_http2_that_takes_nothing_is_ended() {
 
 /// Many such clients would take every descriptor.
 #[test]
-fn a_client_that_never_reads_is_ended() {
+fn a_client_that_never_reads_is_disconnected() {
     let (tell, told) = std::sync::mpsc::channel();
     let origin = backend(move |mut stream| {
         head(&mut stream);
@@ -411,7 +411,7 @@ fn a_client_that_never_reads_is_ended() {
 }
 
 #[test]
-fn a_refused_connect_over_http2_is_no_tunnel() {
+fn a_refused_connect_over_http2_opens_no_tunnel() {
     let origin = backend(|mut stream| {
         head(&mut stream);
         let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
@@ -444,7 +444,7 @@ fn a_refused_connect_over_http2_is_no_tunnel() {
 }
 
 #[test]
-fn a_silent_tunnel_over_http2_is_no_idle_connection() {
+fn a_silent_tunnel_over_http2_is_not_an_idle_connection() {
     let origin = backend(|mut stream| {
         let request = head(&mut stream);
         let key = request.lines().find(|line| line.to_ascii_lowercase().starts_with("sec-websocket-key:"));
@@ -472,7 +472,7 @@ fn a_silent_tunnel_over_http2_is_no_idle_connection() {
 }
 
 #[test]
-fn when_silent_clients_take_every_descriptor_it_recovers() {
+fn the_gateway_recovers_from_silent_clients_that_use_all_descriptors() {
     let gateway = Gateway::start_with("header_read_timeout_ms = 1000", "ulimit -n 256;");
     let silent: Vec<TcpStream> = (0..300).map(|_| gateway.connect()).collect();
     assert!(gateway.get("/front/health", "").ends_with("front ok"));
@@ -480,7 +480,7 @@ fn when_silent_clients_take_every_descriptor_it_recovers() {
 }
 
 #[test]
-fn at_the_end_what_is_idle_ends_at_once_and_an_exchange_finishes() {
+fn shutdown_closes_idle_connections_and_finishes_exchanges() {
     let (tell, told) = std::sync::mpsc::channel::<TcpStream>();
     let origin = backend(move |mut stream| {
         let request = head(&mut stream);
@@ -526,7 +526,7 @@ fn at_the_end_what_is_idle_ends_at_once_and_an_exchange_finishes() {
 }
 
 #[test]
-fn heads_have_one_limit_in_both_versions() {
+fn request_heads_have_one_limit_in_both_versions() {
     let origin = mirror();
     let gateway = Gateway::start(&mount("/mydir", &origin, ""));
     let crumbs: Vec<String> = (0..40).map(|number| format!("c{number}={}", "x".repeat(500))).collect();
@@ -550,7 +550,7 @@ fn heads_have_one_limit_in_both_versions() {
 }
 
 #[test]
-fn a_front_behind_a_proxy_says_what_that_one_says() {
+fn a_front_behind_a_trusted_proxy_forwards_its_values() {
     let origin = mirror();
     let mounts = [mount("/a", &origin, ""), mount("/b", &origin, "forwarded_proto = \"http\"")].concat();
     let gateway = Gateway::start(&format!("forwarded_proto = \"https\"\n{mounts}"));
@@ -582,7 +582,7 @@ fn a_mount_hides_cookies_and_allows_upgrades() {
 /// Linux shows which timer a socket has: 2 is that of keep-alive.
 #[test]
 #[cfg(target_os = "linux")]
-fn tcp_keep_alive_watches_clients() {
+fn clients_have_tcp_keep_alive() {
     let gateway = Gateway::start("");
     let client = http2_used(&gateway);
     let port = |addr: SocketAddr| format!(":{:04X}", addr.port());
@@ -597,7 +597,7 @@ fn tcp_keep_alive_watches_clients() {
 }
 
 #[test]
-fn what_is_wrong_is_said_in_one_line_before_anything_listens() {
+fn configuration_errors_are_one_line_before_anything_listens() {
     let listen = "listen = \"127.0.0.1:0\"\n";
     let with = |keys: &str| format!("{listen}{}", mount("/a", "http://127.0.0.1:1", keys));
     let cases = [

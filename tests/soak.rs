@@ -47,7 +47,7 @@ fn random(bound: u64) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_left_of_what_has_ended() {
+async fn ended_exchanges_leave_no_tasks_descriptors_or_memory() {
     let tunnels = Tunnels::new();
     let mut fronts = vec![over_tcp(&tunnels).await];
     #[cfg(unix)]

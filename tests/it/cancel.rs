@@ -51,7 +51,7 @@ async fn watched(answer: &'static [u8]) -> (String, mpsc::UnboundedReceiver<Even
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_closes_the_backends_connection() {
+async fn a_disconnecting_client_closes_the_backend_connection() {
     for (request, answer) in [
         (GET, &b""[..]),
         (GET, b"HTTP/1.1 100 Continue\r\n\r\n"),
@@ -77,7 +77,7 @@ async fn a_client_that_leaves_closes_the_backends_connection() {
 }
 
 #[tokio::test]
-async fn a_dropped_future_or_body_closes_the_backends_connection() {
+async fn dropping_the_future_or_the_body_closes_the_backend_connection() {
     let request = || Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
     let (url, mut events) = watched(b"").await;
     let call = tokio::spawn(ReverseProxy::new(url).oneshot(request()));
@@ -93,7 +93,7 @@ async fn a_dropped_future_or_body_closes_the_backends_connection() {
 }
 
 #[tokio::test]
-async fn aborted_exchanges_leave_no_connection_behind() {
+async fn aborted_exchanges_leave_no_connections_open() {
     const EXCHANGES: usize = 60;
     const MAX_IDLE: usize = 2;
     let open = Arc::new(AtomicUsize::new(0));
@@ -135,7 +135,7 @@ async fn aborted_exchanges_leave_no_connection_behind() {
 }
 
 #[tokio::test]
-async fn an_early_answer_reaches_the_client() {
+async fn an_early_response_reaches_the_client() {
     for close in ["Connection: close\r\n", ""] {
         let url = backend(move |mut wire| async move {
             wire.head().await;
@@ -192,7 +192,7 @@ impl Drop for Endless {
 }
 
 #[tokio::test]
-async fn an_upload_that_the_backend_stalls_can_be_cancelled() {
+async fn an_upload_stalled_by_the_backend_can_be_cancelled() {
     let (tell, mut stalls) = mpsc::unbounded_channel();
     let url = backend(move |mut wire| {
         let tell = tell.clone();

@@ -73,7 +73,7 @@ fn upload() -> Body {
 }
 
 #[tokio::test]
-async fn an_exchange_can_be_dropped_at_every_point() {
+async fn an_exchange_can_be_dropped_at_every_poll() {
     const ANSWER: [&[u8]; 7] = [
         b"HTTP/1.1 100 Cont",
         b"inue\r\n\r\nHTTP/1.1 200 O",
@@ -177,7 +177,7 @@ async fn in_sequence(proxy: &ReverseProxy, of: usize) -> (Vec<String>, Vec<Strin
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_backend_that_closes_at_any_moment_fails_nothing() {
+async fn a_backend_that_closes_idle_connections_at_any_moment_fails_no_request() {
     for of in 0..8 {
         let opened = Arc::new(AtomicUsize::new(0));
         let (seen, mut posts) = mpsc::unbounded_channel();
@@ -197,7 +197,7 @@ async fn a_backend_that_closes_at_any_moment_fails_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backend_that_closes_at_any_moment_fails_no_get_and_gets_no_post_twice() {
+async fn a_backend_that_closes_at_any_moment_fails_no_get_and_receives_no_post_twice() {
     async fn sequence(of: usize) {
         let opened = AtomicUsize::new(0);
         let (seen, mut posts) = mpsc::unbounded_channel();
@@ -270,7 +270,7 @@ async fn warm(proxy: &ReverseProxy) {
 }
 
 #[tokio::test]
-async fn a_request_is_repeated_once_if_that_is_harmless() {
+async fn idempotent_requests_without_a_body_are_retried_once() {
     async fn case(death: Death, method: &str, body: &'static str, repeated: bool) {
         let case = format!("{method} {body:?} {death:?}");
         let start_line = format!("{method} /x?y HTTP/1.1");
@@ -327,7 +327,7 @@ async fn a_request_is_repeated_once_if_that_is_harmless() {
 }
 
 #[tokio::test]
-async fn credentials_of_a_connection_are_not_sent_twice() {
+async fn requests_with_connection_based_credentials_are_not_retried() {
     for death in [Death::Close, Death::Reset] {
         for (credentials, repeated) in
             [("Negotiate YII=", false), ("\tntlm TlRM", false), ("Basic YTpi", true), ("Bearer x", true)]
@@ -346,7 +346,7 @@ async fn credentials_of_a_connection_are_not_sent_twice() {
 }
 
 #[tokio::test]
-async fn a_connection_with_an_answer_before_its_time_serves_nobody_else() {
+async fn a_connection_with_an_early_response_is_not_reused() {
     // What is sent of the upload after the answer reads like a request: whoever takes it for one answers it.
     const LATER: &str = "GET /smuggled HTTP/1.1\r\nHost: evil.example\r\n\r\n";
     let later = format!("{:x}\r\n{LATER}\r\n0\r\n\r\n", LATER.len());
@@ -406,7 +406,7 @@ async fn a_connection_with_an_answer_before_its_time_serves_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_stops_the_backend() {
+async fn a_client_that_does_not_read_slows_the_backend_down() {
     let sent = Arc::new(AtomicUsize::new(0));
     let counted = sent.clone();
     let url = backend(move |mut wire| {

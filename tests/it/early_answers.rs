@@ -140,7 +140,7 @@ fn scripted(steps: &[Step]) -> ReverseProxy {
 const REFUSAL: &str = "HTTP/1.1 401 Unauthorized\r\nConnection: close\r\nContent-Length: 4\r\n\r\nwho?";
 
 #[tokio::test]
-async fn an_answer_is_read_after_a_write_that_failed() {
+async fn a_response_is_read_after_a_failed_write() {
     use io::ErrorKind::{BrokenPipe, ConnectionReset};
     let unlengthed = "HTTP/1.1 413 Too Large\r\n\r\ntoo";
     for kind in [BrokenPipe, ConnectionReset] {
@@ -177,7 +177,7 @@ async fn an_answer_is_read_after_a_write_that_failed() {
 }
 
 #[tokio::test]
-async fn a_backend_that_refuses_an_upload_and_resets_is_heard() {
+async fn the_response_to_a_refused_upload_survives_a_reset() {
     for status in ["401 Unauthorized", "413 Too Large"] {
         for body in [|| Body::new(Endless), || Body::from(vec![b'x'; 4 * 1024 * 1024])] {
             let proxy = ReverseProxy::new(refusing(status).await);
@@ -191,7 +191,7 @@ async fn a_backend_that_refuses_an_upload_and_resets_is_heard() {
 }
 
 #[tokio::test]
-async fn a_client_that_sends_on_gets_the_answer_of_a_backend_that_resets() {
+async fn a_client_that_keeps_sending_gets_the_response_despite_a_reset() {
     let url = refusing("413 Too Large").await;
     let addr = front(Router::new().fallback_service(ReverseProxy::new(url))).await;
     for round in 0..40 {
@@ -210,7 +210,7 @@ async fn a_client_that_sends_on_gets_the_answer_of_a_backend_that_resets() {
 
 /// A client that sends all of its upload before it reads comes to its end, when the backend has answered and reset.
 #[tokio::test]
-async fn an_upload_comes_to_its_end_behind_a_reset() {
+async fn an_upload_can_be_completed_after_a_reset() {
     const SIZE: usize = 24 << 20;
     let origin = backend(|mut wire| async move {
         wire.head().await;
@@ -243,7 +243,7 @@ async fn refusing(status: &'static str) -> String {
 }
 
 #[tokio::test]
-async fn a_response_that_is_cut_with_its_head_is_502() {
+async fn a_response_truncated_along_with_its_head_is_502() {
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     let cut_chunks = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n";
     for steps in [
@@ -306,7 +306,7 @@ async fn streaming() -> (String, mpsc::UnboundedReceiver<usize>) {
 }
 
 #[tokio::test]
-async fn an_upload_goes_on_while_its_answer_is_not_read() {
+async fn an_upload_continues_while_its_response_is_not_read() {
     let (url, mut read) = streaming().await;
     let addr = front(Router::new().fallback_service(ReverseProxy::new(url))).await;
     let mut wire = client(addr).await;
@@ -324,7 +324,7 @@ async fn an_upload_goes_on_while_its_answer_is_not_read() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_ends_an_upload_whose_answer_has_begun() {
+async fn a_disconnecting_client_ends_an_upload_whose_response_has_begun() {
     let (url, mut read) = streaming().await;
     let addr = front(Router::new().fallback_service(ReverseProxy::new(url))).await;
     let mut wire = client(addr).await;
@@ -336,7 +336,7 @@ async fn a_client_that_leaves_ends_an_upload_whose_answer_has_begun() {
 }
 
 #[tokio::test]
-async fn a_dropped_answer_ends_an_upload_that_would_go_on() {
+async fn dropping_the_response_ends_an_unfinished_upload() {
     let (url, mut read) = streaming().await;
     let (frames, body) = http_body_util::channel::Channel::<Bytes, Infallible>::new(1);
     let request = Request::post("/x").header("host", "front.example").body(Body::new(body)).unwrap();

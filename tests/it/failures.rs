@@ -124,7 +124,7 @@ async fn each_failure_of_a_backend_has_its_status_kind_and_phase() {
 }
 
 #[tokio::test]
-async fn each_refusal_has_its_status_kind_and_phase() {
+async fn each_refused_request_has_its_status_kind_and_phase() {
     let url = mirror().await;
     let proxy = ReverseProxyLayer::new(&url).prefix("/p").via("front.example");
     let addr = told(Router::new().layer(proxy)).await;
@@ -145,7 +145,7 @@ async fn each_refusal_has_its_status_kind_and_phase() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_backend_that_takes_no_connection_is_a_connect_timeout() {
+async fn a_backend_that_accepts_no_connection_is_a_connect_timeout() {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(1).unwrap();
@@ -163,7 +163,7 @@ async fn a_backend_that_takes_no_connection_is_a_connect_timeout() {
 }
 
 #[tokio::test]
-async fn upstream_layers_that_refuse_have_their_status() {
+async fn refusals_of_upstream_layers_have_their_own_statuses() {
     let shedding = ReverseProxyLayer::new(silent().await)
         .upstream_layer(LoadShedLayer::new())
         .upstream_layer(ConcurrencyLimitLayer::new(0));
@@ -217,7 +217,7 @@ async fn on_error_sees_the_request_as_the_client_sent_it() {
 }
 
 #[tokio::test]
-async fn a_failure_shows_nothing_of_the_request() {
+async fn a_failure_displays_nothing_of_the_request() {
     let (tell, mut told) = mpsc::unbounded_channel();
     let proxy = ReverseProxyLayer::new(refusing().await).on_error(move |failure| {
         assert_eq!(failure.headers()["authorization"], "s3cret");
@@ -228,7 +228,7 @@ async fn a_failure_shows_nothing_of_the_request() {
 }
 
 #[tokio::test]
-async fn an_error_names_its_cause_and_says_whose_it_is() {
+async fn an_error_has_its_cause_and_its_origin() {
     let proxy = ReverseProxy::new(refusing().await);
     let request = Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
     let Ok(response) = proxy.oneshot(request).await;
@@ -246,7 +246,7 @@ async fn an_error_names_its_cause_and_says_whose_it_is() {
 }
 
 #[tokio::test]
-async fn own_routes_answer_whatever_the_backend_does() {
+async fn own_routes_respond_while_the_backend_fails() {
     #[derive(Clone)]
     struct NeverReady;
     impl tower::Service<Request> for NeverReady {
@@ -289,7 +289,7 @@ fn uploading(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_upload_is_not_a_slow_backend() {
+async fn the_header_timeout_excludes_the_upload() {
     let upstream = service_fn(async |request: Request| {
         let body = request.into_body().collect().await.unwrap().to_bytes();
         sleep(Duration::from_secs(59)).await;
@@ -309,7 +309,7 @@ async fn a_slow_upload_is_not_a_slow_backend() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_header_timeout_runs_from_the_end_of_the_upload() {
+async fn the_header_timeout_starts_at_the_end_of_the_upload() {
     let upstream = service_fn(async |request: Request| {
         request.into_body().collect().await.unwrap();
         pending().await
@@ -325,7 +325,7 @@ async fn the_header_timeout_runs_from_the_end_of_the_upload() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_header_timeout_is_not_late_for_the_sake_of_a_longer_one() {
+async fn the_header_timeout_is_not_delayed_by_a_longer_timeout() {
     const UPLOAD: Duration = Duration::from_millis(3300);
     const HEADER: Duration = Duration::from_secs(1);
     let upstream = service_fn(async |request: Request| {
@@ -348,7 +348,7 @@ async fn the_header_timeout_is_not_late_for_the_sake_of_a_longer_one() {
 }
 
 #[tokio::test]
-async fn an_upload_that_an_outer_layer_made_a_stream_of_has_an_end() {
+async fn the_end_of_an_upload_is_known_from_its_content_length() {
     // Its length stands in the field alone: who sends it stops there, and doesn't ask whether it was the end.
     fn rebuild(request: Request) -> Request {
         request.map(|body| Body::from_stream(body.into_data_stream()))
@@ -361,7 +361,7 @@ async fn an_upload_that_an_outer_layer_made_a_stream_of_has_an_end() {
 }
 
 #[tokio::test]
-async fn the_longest_timeout_is_none() {
+async fn a_timeout_of_duration_max_never_expires() {
     let url = backend(|mut wire| async move {
         while let Some(head) = wire.head().await {
             assert!(head.starts_with("POST"));
@@ -394,7 +394,7 @@ async fn the_longest_timeout_is_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_backend_that_takes_no_more_of_an_upload_is_a_send_timeout() {
+async fn a_backend_that_stops_reading_an_upload_is_a_send_timeout() {
     let upstream = service_fn(async |request: Request| {
         let mut body = request.into_body();
         let _first = body.frame().await;
@@ -412,7 +412,7 @@ async fn a_backend_that_takes_no_more_of_an_upload_is_a_send_timeout() {
 }
 
 #[tokio::test]
-async fn an_upload_that_the_client_stalls_is_408() {
+async fn an_upload_stalled_by_the_client_is_408() {
     let (seen, mut end) = mpsc::unbounded_channel();
     let url = backend(move |mut wire| {
         let seen = seen.clone();
@@ -428,7 +428,7 @@ async fn an_upload_that_the_client_stalls_is_408() {
 }
 
 #[tokio::test]
-async fn an_upload_that_the_backend_stalls_is_504() {
+async fn an_upload_stalled_by_the_backend_is_504() {
     // It reads nothing: the kernel's buffers fill up.
     let url = backend(|wire| async move {
         let _open = wire;
@@ -449,7 +449,7 @@ async fn an_upload_that_the_backend_stalls_is_504() {
 }
 
 #[tokio::test]
-async fn a_malformed_upload_is_400_and_never_whole_at_the_backend() {
+async fn a_malformed_upload_is_400_and_never_complete_at_the_backend() {
     let (seen, mut end) = mpsc::unbounded_channel();
     let url = backend(move |mut wire| {
         let seen = seen.clone();
@@ -470,7 +470,7 @@ async fn a_malformed_upload_is_400_and_never_whole_at_the_backend() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_an_upload_is_not_the_backends_fault() {
+async fn an_upload_aborted_by_the_client_is_a_client_error() {
     let (seen, mut saw) = mpsc::unbounded_channel();
     let url = backend(move |mut wire| {
         let seen = seen.clone();
@@ -502,7 +502,7 @@ async fn a_client_that_leaves_an_upload_is_not_the_backends_fault() {
 }
 
 #[tokio::test]
-async fn an_http2_client_that_resets_its_upload_has_left() {
+async fn an_upload_reset_by_an_http2_client_is_a_client_error() {
     let (seen, mut saw) = mpsc::unbounded_channel();
     let url = backend(move |mut wire| {
         let seen = seen.clone();
@@ -541,7 +541,7 @@ const BROKEN: &[&[u8]] = &[
 ];
 
 #[tokio::test]
-async fn a_response_that_breaks_off_is_aborted() {
+async fn a_truncated_response_is_aborted() {
     for broken in BROKEN {
         let addr = told_of(ReverseProxyLayer::new(dying(broken).await)).await;
         let mut wire = client(addr).await;
@@ -561,7 +561,7 @@ async fn a_response_that_breaks_off_is_aborted() {
 }
 
 #[tokio::test]
-async fn a_response_that_breaks_off_is_a_reset_stream_to_an_http2_client() {
+async fn a_truncated_response_resets_the_stream_of_an_http2_client() {
     for broken in BROKEN {
         let broken = dying(broken).await;
         let app = Router::new()
@@ -585,7 +585,7 @@ async fn a_response_that_breaks_off_is_a_reset_stream_to_an_http2_client() {
 }
 
 #[tokio::test]
-async fn a_response_that_stands_still_is_aborted() {
+async fn a_stalled_response_is_aborted() {
     for begun in [
         &b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc"[..],
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
@@ -609,7 +609,7 @@ async fn a_response_that_stands_still_is_aborted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_response_that_flows_is_not_cut() {
+async fn a_slow_response_that_makes_progress_is_not_aborted() {
     let upstream = service_fn(async |_: Request| {
         let (mut sender, body) = Channel::<Bytes>::new(1);
         tokio::spawn(async move {
@@ -626,7 +626,7 @@ async fn a_slow_response_that_flows_is_not_cut() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_that_pauses_is_not_the_backends_standstill() {
+async fn a_pausing_reader_does_not_count_as_a_stalled_backend() {
     let upstream = service_fn(async |_: Request| {
         let (mut sender, body) = Channel::<Bytes>::new(1);
         tokio::spawn(async move {

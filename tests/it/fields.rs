@@ -34,7 +34,7 @@ async fn mirrored_over_http2(layer: ReverseProxyLayer, fields: &[(&'static str, 
 }
 
 #[tokio::test]
-async fn hidden_cookies_reach_no_backend() {
+async fn hidden_cookies_are_not_forwarded() {
     let origin = mirror().await;
     let addr = front(Router::new().layer(layer(&origin).hide_cookies(["id", "__Host-sid"]))).await;
     for (fields, left) in [
@@ -53,7 +53,7 @@ async fn hidden_cookies_reach_no_backend() {
 }
 
 #[tokio::test]
-async fn hidden_cookies_go_from_crumbs_too() {
+async fn hidden_cookies_are_removed_from_http2_cookie_crumbs() {
     let layer = layer(&mirror().await).hide_cookies(["id"]);
     let crumbs = [("cookie", "a=1"), ("cookie", "id=secret"), ("cookie", "b=2")];
     assert_eq!(mirrored_over_http2(layer.clone(), &crumbs).await.field("cookie"), Some("a=1; b=2"));
@@ -61,7 +61,7 @@ async fn hidden_cookies_go_from_crumbs_too() {
 }
 
 #[tokio::test]
-async fn a_backend_sets_no_hidden_cookie() {
+async fn a_backend_cannot_set_a_hidden_cookie() {
     let origin = answering(
         "HTTP/1.1 200 OK\r\nSet-Cookie: a=1; Path=/\r\nSet-Cookie: id=evil; Path=/\r\nSet-Cookie: =id=evil\r\n\
          Set-Cookie: ids=2\r\nContent-Length: 0\r\n\r\n",
@@ -73,12 +73,12 @@ async fn a_backend_sets_no_hidden_cookie() {
 
 #[tokio::test]
 #[should_panic(expected = "invalid cookie name \"id=1\": write the name alone")]
-async fn a_cookie_is_hidden_by_its_name_alone() {
+async fn hide_cookies_takes_names_only() {
     let _ = layer("http://127.0.0.1:9").hide_cookies(["id=1"]);
 }
 
 #[tokio::test]
-async fn outer_blanks_of_an_http2_value_hide_no_credentials_of_a_connection() {
+async fn whitespace_around_an_http2_value_does_not_hide_connection_based_credentials() {
     // Each answer tells which connection it came over.
     let connections = Arc::new(AtomicUsize::new(0));
     let origin = backend(move |mut wire| {
@@ -112,7 +112,7 @@ async fn outer_blanks_of_an_http2_value_hide_no_credentials_of_a_connection() {
 }
 
 #[tokio::test]
-async fn equal_content_lengths_of_an_http2_client_are_one() {
+async fn equal_content_lengths_of_an_http2_client_are_merged() {
     let (origin, mut requests) = recording("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let mut sender = http2(front(Router::new().layer(layer(&origin))).await).await;
     // Different ones are refused by h2, with the stream.
@@ -135,7 +135,7 @@ async fn equal_content_lengths_of_an_http2_client_are_one() {
 }
 
 #[tokio::test]
-async fn a_content_length_that_is_none_is_its_own_kind_of_failure() {
+async fn an_invalid_content_length_is_its_own_kind_of_failure() {
     let layer = layer("http://127.0.0.1:9").on_error(|error| format!("{:?}", error.kind()));
     let request = Request::post("/mydir/x").header("host", "a").header("content-length", "1, 2").body(Body::from("1"));
     let response = tower::ServiceExt::oneshot(layer.into_service(), request.unwrap()).await.unwrap();
@@ -143,7 +143,7 @@ async fn a_content_length_that_is_none_is_its_own_kind_of_failure() {
 }
 
 #[tokio::test]
-async fn absolute_form_makes_no_valid_host_needless() {
+async fn absolute_form_still_requires_a_valid_host() {
     let addr = front(Router::new().layer(layer(&mirror().await))).await;
     for (version, host, status) in [
         ("1.1", "", 400),
@@ -164,7 +164,7 @@ async fn absolute_form_makes_no_valid_host_needless() {
 }
 
 #[tokio::test]
-async fn the_backends_other_ways_are_not_told() {
+async fn alt_svc_of_the_backend_is_removed() {
     let origin = answering(
         "HTTP/1.1 200 OK\r\nAlt-Svc: h3=\":8443\"; ma=3600\r\nalt-svc: h2=\"backend:8000\"\r\n\
          Strict-Transport-Security: max-age=3600\r\nContent-Length: 0\r\n\r\n",
@@ -176,7 +176,7 @@ async fn the_backends_other_ways_are_not_told() {
 }
 
 #[tokio::test]
-async fn paths_that_decoders_read_in_different_ways_are_refused() {
+async fn ambiguously_encoded_paths_are_refused() {
     let origin = mirror().await;
     let direct = front(Router::new().layer(layer(&origin))).await;
     let nested = front(Router::new().nest_service("/mydir", ReverseProxy::new(origin))).await;
@@ -201,7 +201,7 @@ async fn paths_that_decoders_read_in_different_ways_are_refused() {
 
 #[cfg(feature = "http2")]
 #[tokio::test]
-async fn outer_blanks_of_an_http2_backend_are_removed() {
+async fn whitespace_around_values_of_an_http2_backend_is_removed() {
     // As an HTTP/2 backend may send them, to clients that would refuse them.
     let backend = Router::new().fallback(|headers: axum::http::HeaderMap| async move {
         let location = format!(" http://{}/mydir/y\t", headers["x-authority"].to_str().unwrap());

@@ -45,7 +45,7 @@ fn told(request: &Message) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_is_known_is_told_and_no_claim_of_the_client() {
+async fn forwarding_fields_hold_the_facts_and_no_claim_of_the_client() {
     let origin = mirror().await;
     for fields in ["", CLAIMS] {
         let expected = ["x-forwarded-for: 127.0.0.1", "x-forwarded-host: front.example"];
@@ -63,14 +63,14 @@ async fn what_is_known_is_told_and_no_claim_of_the_client() {
 }
 
 #[tokio::test]
-async fn claims_stay_away_with_underscores_kept() {
+async fn keep_underscores_keeps_no_forwarding_claim() {
     let origin = mirror().await;
     let expected = ["x-forwarded-for: 127.0.0.1", "x-forwarded-host: front.example"];
     assert_eq!(told(&seen(layer(&origin).keep_underscores(), CLAIMS).await), expected);
 }
 
 #[tokio::test]
-async fn what_is_turned_off_is_not_told_and_not_believed() {
+async fn fields_that_are_turned_off_are_neither_sent_nor_passed_on() {
     let origin = mirror().await;
     for fields in ["", CLAIMS] {
         assert!(told(&seen(layer(&origin).x_forwarded(false), fields).await).is_empty());
@@ -81,7 +81,7 @@ async fn what_is_turned_off_is_not_told_and_not_believed() {
 }
 
 #[tokio::test]
-async fn a_trusted_proxys_lists_grow_and_its_word_counts() {
+async fn the_lists_of_a_trusted_proxy_are_extended_and_its_values_kept() {
     let origin = mirror().await;
     let fields = "X-Forwarded-For: 203.0.113.9, 198.51.100.1\r\nX-Forwarded-For: 198.51.100.2\r\n\
         X-Forwarded-Host: outer.example\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Prefix: /outer\r\n\
@@ -109,21 +109,21 @@ async fn a_trusted_proxys_lists_grow_and_its_word_counts() {
 }
 
 #[tokio::test]
-async fn a_trusted_proxy_cannot_say_who_is_signed_in() {
+async fn a_trusted_proxy_cannot_claim_an_identity() {
     let fields = "Remote-User: admin\r\nRemote_User: admin\r\nX_Forwarded_For: 6.6.6.6\r\n";
     let mirrored = seen(trusting(&mirror().await), fields).await;
     assert!(!mirrored.head.contains("admin") && !mirrored.head.contains("6.6.6.6"), "{}", mirrored.head);
 }
 
 #[tokio::test]
-async fn a_peer_outside_of_the_blocks_is_not_believed() {
+async fn a_peer_outside_the_trusted_blocks_is_not_trusted() {
     let layer = layer(&mirror().await).trusted_proxies(["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
     let expected = ["x-forwarded-for: 127.0.0.1", "x-forwarded-host: front.example"];
     assert_eq!(told(&seen(layer, CLAIMS).await), expected);
 }
 
 #[tokio::test]
-async fn the_client_address_that_the_application_knows_goes_before_that_of_the_connection() {
+async fn a_client_addr_extension_replaces_the_peer_address() {
     let known = ClientAddr::new("2001:db8::7".parse().unwrap());
     let layer = layer(&mirror().await).forwarded(true).x_real_ip(true);
     let addr = front(Router::new().layer(layer).layer(Extension(known))).await;
@@ -138,7 +138,7 @@ async fn the_client_address_that_the_application_knows_goes_before_that_of_the_c
 }
 
 #[tokio::test]
-async fn trust_goes_by_the_address_that_the_application_knows() {
+async fn trust_is_decided_by_the_client_addr_extension() {
     let known = ClientAddr::new("192.0.2.1".parse().unwrap());
     let addr = front(Router::new().layer(trusting(&mirror().await)).layer(Extension(known))).await;
     let mirrored = get(addr, "/mydir/x", CLAIMS).await.mirrored();
@@ -146,7 +146,7 @@ async fn trust_goes_by_the_address_that_the_application_knows() {
 }
 
 #[tokio::test]
-async fn an_ipv6_peer_is_told_as_such() {
+async fn an_ipv6_peer_is_forwarded_in_brackets() {
     let Ok(listener) = TcpListener::bind("[::1]:0").await else { return };
     let addr = listener.local_addr().unwrap();
     let layer = layer(&mirror().await).forwarded(true).x_real_ip(true);
@@ -163,7 +163,7 @@ async fn an_ipv6_peer_is_told_as_such() {
 }
 
 #[tokio::test]
-async fn an_ipv4_peer_of_an_ipv6_listener_is_an_ipv4_peer() {
+async fn an_ipv4_peer_of_an_ipv6_listener_is_forwarded_as_ipv4() {
     let Ok(listener) = TcpListener::bind("[::]:0").await else { return };
     let port = listener.local_addr().unwrap().port();
     front_on(listener, Router::new().layer(trusting(&mirror().await).forwarded(true)));
@@ -179,7 +179,7 @@ async fn an_ipv4_peer_of_an_ipv6_listener_is_an_ipv4_peer() {
 }
 
 #[tokio::test]
-async fn an_unknown_peer_is_nobody() {
+async fn a_request_without_a_peer_address_is_forwarded_as_unknown() {
     let layer = layer(&mirror().await).forwarded(true).x_real_ip(true).trusted_proxies(["0.0.0.0/0".parse().unwrap()]);
     let app = Router::new().layer(layer);
     let mut request = Request::get("/mydir/x").header("host", "front.example").header("x-forwarded-for", "6.6.6.6");
@@ -193,7 +193,7 @@ async fn an_unknown_peer_is_nobody() {
 }
 
 #[tokio::test]
-async fn the_host_is_told_well_formed() {
+async fn host_is_quoted_in_forwarded() {
     let addr = front(Router::new().layer(layer(&mirror().await).forwarded(true))).await;
     for (host, forwarded) in [
         ("front.example", "host=front.example"),
@@ -214,7 +214,7 @@ async fn the_host_is_told_well_formed() {
 }
 
 #[tokio::test]
-async fn the_scheme_over_http2_is_the_clients_word_and_not_told() {
+async fn the_scheme_pseudo_field_is_not_forwarded() {
     let addr = front(Router::new().layer(layer(&mirror().await))).await;
     let mirrored = String::from_utf8(http2_get(addr, "/mydir/x").await.into_body().to_bytes().to_vec()).unwrap();
     assert!(mirrored.contains("\r\nx-forwarded-for: 127.0.0.1\r\nx-forwarded-host: front.example\r\n"), "{mirrored}");
@@ -222,14 +222,14 @@ async fn the_scheme_over_http2_is_the_clients_word_and_not_told() {
 }
 
 #[tokio::test]
-async fn http_1_0_without_a_host_tells_none() {
+async fn http_1_0_without_host_has_no_forwarded_host() {
     let addr = front(Router::new().layer(layer(&mirror().await).forwarded(true))).await;
     let mirrored = ask(addr, "GET /mydir/x HTTP/1.0\r\nX-Forwarded-Host: evil.example\r\n\r\n").await.mirrored();
     assert_eq!(told(&mirrored), ["forwarded: for=127.0.0.1", "x-forwarded-for: 127.0.0.1"]);
 }
 
 #[test]
-fn a_mapped_address_is_the_address_that_it_maps() {
+fn an_ipv4_mapped_address_is_an_ipv4_address() {
     let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
     assert_eq!(ClientAddr::new(mapped), ClientAddr::new("192.0.2.1".parse().unwrap()));
     assert_eq!(ClientAddr::from(SocketAddr::new(mapped, 1)).ip().to_string(), "192.0.2.1");
@@ -237,7 +237,7 @@ fn a_mapped_address_is_the_address_that_it_maps() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_peer_on_a_unix_socket_is_trusted_only_by_its_own_option() {
+async fn unix_peers_are_trusted_only_by_their_own_option() {
     let origin = mirror().await;
     let everyone = || layer(&origin).trusted_proxies(["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()]);
     let dir = tempfile::tempdir().unwrap();

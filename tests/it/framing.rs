@@ -31,7 +31,7 @@ async fn proxied(origin: String) -> std::net::SocketAddr {
 }
 
 #[tokio::test]
-async fn an_http_1_0_client_is_told_that_a_body_of_unknown_length_ends_with_the_connection() {
+async fn a_body_of_unknown_length_closes_the_connection_of_an_http_1_0_client() {
     for unknown in [
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
@@ -63,7 +63,7 @@ async fn an_http_1_0_client_is_told_that_a_body_of_unknown_length_ends_with_the_
 }
 
 #[tokio::test]
-async fn an_http_1_0_client_keeps_its_connection_after_a_body_of_known_length() {
+async fn a_body_of_known_length_keeps_the_connection_of_an_http_1_0_client() {
     for (known, method) in [
         ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "GET"),
         ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "HEAD"),
@@ -80,7 +80,7 @@ async fn an_http_1_0_client_keeps_its_connection_after_a_body_of_known_length() 
 }
 
 #[tokio::test]
-async fn an_http_1_1_client_keeps_its_connection_whatever_the_length() {
+async fn the_connection_of_an_http_1_1_client_is_kept_for_any_length() {
     for response in [
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
         "HTTP/1.1 204 No Content\r\n\r\n",
@@ -95,7 +95,7 @@ async fn an_http_1_1_client_keeps_its_connection_whatever_the_length() {
 }
 
 #[tokio::test]
-async fn a_204_has_no_length() {
+async fn a_204_has_no_content_length() {
     for response in ["HTTP/1.1 204 No Content\r\n\r\n", "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n"] {
         // Some of axum's routes add one to a response that has none.
         for (mount, addr) in mounts(&answering(response).await).await {
@@ -129,7 +129,7 @@ fn cut(frames: &'static [&'static str]) -> UnsyncBoxBody<Bytes, BoxError> {
 }
 
 #[tokio::test]
-async fn what_came_before_a_cut_arrives() {
+async fn data_before_a_truncation_is_delivered() {
     for (frames, arrives) in [(&[][..], ""), (&["abc"], "abc"), (&["abc", "def"], "abcdef")] {
         let upstream = service_fn(move |_: Request| async move { Ok::<_, Infallible>(Response::new(cut(frames))) });
         let addr = front(Router::new().layer(ReverseProxyLayer::with_upstream(upstream))).await;
@@ -164,7 +164,7 @@ impl HttpBody for Failing {
 }
 
 #[tokio::test]
-async fn a_cut_body_has_no_end_before_its_error() {
+async fn a_failed_body_reports_no_end_before_its_error() {
     let upstream = service_fn(async |_: Request| Ok::<_, Infallible>(Response::new(Failing { over: false })));
     let request = Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
     let Ok(response) = ReverseProxyLayer::with_upstream(upstream).into_service().oneshot(request).await;

@@ -73,7 +73,7 @@ async fn proxied(layer: ReverseProxyLayer) -> SendRequest<Body> {
 }
 
 #[tokio::test]
-async fn messages_pass_as_they_come_both_ways() {
+async fn bidirectional_messages_are_forwarded_one_by_one() {
     // Each message is answered before the next one is sent, whichever way the call streams.
     let (origin, ..) = Http2::serve(100, async |request: Request<Incoming>| {
         let (mut sender, response) = answer(&[("x-initial", "1")]);
@@ -106,7 +106,7 @@ async fn messages_pass_as_they_come_both_ways() {
 }
 
 #[tokio::test]
-async fn streams_of_one_side_pass_as_they_come() {
+async fn unidirectional_streams_are_forwarded_one_by_one() {
     let (tell, mut told) = mpsc::unbounded_channel();
     let (origin, ..) = Http2::serve(100, move |request: Request<Incoming>| {
         let tell = tell.clone();
@@ -148,7 +148,7 @@ async fn streams_of_one_side_pass_as_they_come() {
 }
 
 #[tokio::test]
-async fn metadata_pass_as_they_are() {
+async fn metadata_is_forwarded_unchanged() {
     let heads = Arc::new(Mutex::new(Vec::new()));
     let seen = heads.clone();
     let (origin, ..) = Http2::serve(100, move |request: Request<Incoming>| {
@@ -194,7 +194,7 @@ fn reason(error: &hyper::Error) -> Option<h2::Reason> {
 }
 
 #[tokio::test]
-async fn a_client_that_cancels_ends_the_call_at_the_backend() {
+async fn cancelling_a_call_ends_it_at_the_backend() {
     let (tell, mut told) = mpsc::unbounded_channel();
     let (origin, ..) = Http2::serve(100, move |request: Request<Incoming>| {
         let tell = tell.clone();
@@ -225,7 +225,7 @@ async fn a_client_that_cancels_ends_the_call_at_the_backend() {
 }
 
 #[tokio::test]
-async fn a_backend_that_resets_a_call_is_no_end_of_it() {
+async fn a_call_reset_by_the_backend_is_reset_for_the_client() {
     let (origin, ..) = Http2::serve(100, async |request: Request<Incoming>| {
         let (mut sender, response) = answer(&[]);
         tokio::spawn(async move {
@@ -252,7 +252,7 @@ async fn a_backend_that_resets_a_call_is_no_end_of_it() {
 }
 
 #[tokio::test]
-async fn what_fails_here_is_a_status_and_nothing_else() {
+async fn failures_of_the_proxy_are_trailers_only_responses() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let refusing = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);

@@ -107,7 +107,7 @@ async fn ok(_: hyper::Request<Incoming>) -> Response {
 }
 
 #[tokio::test]
-async fn when_streams_run_out_another_connection_is_made() {
+async fn another_connection_is_opened_when_streams_run_out() {
     const REQUESTS: usize = 6;
     let (url, backend) = together(REQUESTS, 2).await;
     // The first of them, and one that has been in use.
@@ -153,7 +153,7 @@ pub(crate) async fn all_at_once(proxy: &ReverseProxy, count: usize) {
 }
 
 #[tokio::test]
-async fn a_backend_that_says_goodbye_fails_nobody() {
+async fn a_graceful_goaway_fails_no_request() {
     let (url, backend, mut ended) = Http2::serve(100, ok).await;
     let proxy = proxy(&url);
     for round in 0..30 {
@@ -172,7 +172,7 @@ async fn a_backend_that_says_goodbye_fails_nobody() {
 }
 
 #[tokio::test]
-async fn an_unused_connection_is_closed_and_the_next_request_makes_another() {
+async fn an_idle_connection_is_closed_and_the_next_request_opens_another() {
     let (url, backend, mut ended) = Http2::serve(100, ok).await;
     let proxy = ReverseProxyLayer::new(&url).http2(true).pool_idle_timeout(SHORT).into_service();
     for count in 1..=3 {
@@ -187,7 +187,7 @@ async fn an_unused_connection_is_closed_and_the_next_request_makes_another() {
 }
 
 #[tokio::test]
-async fn a_connection_with_a_stream_is_not_unused() {
+async fn a_connection_with_an_open_stream_is_not_idle() {
     let (url, backend, mut ended) = Http2::serve(100, async |request: hyper::Request<Incoming>| {
         let (mut sender, body) = Channel::<Bytes>::new(1);
         tokio::spawn(async move {
@@ -213,7 +213,7 @@ async fn a_connection_with_a_stream_is_not_unused() {
 }
 
 #[tokio::test]
-async fn a_request_that_comes_as_a_connection_closes_is_answered() {
+async fn a_request_that_races_with_an_idle_close_succeeds() {
     let (url, backend, _ended) = Http2::serve(100, ok).await;
     for idle in [Duration::ZERO, Duration::from_millis(10)] {
         let proxy = ReverseProxyLayer::new(&url).http2(true).pool_idle_timeout(idle).into_service();
@@ -239,7 +239,7 @@ async fn a_request_that_comes_as_a_connection_closes_is_answered() {
 }
 
 #[tokio::test]
-async fn without_a_proxy_there_are_no_connections_and_no_tasks() {
+async fn dropping_the_proxy_ends_its_connections_and_tasks() {
     let (url, _backend, mut ended) = elsewhere(Http2::serve(100, ok));
     let proxy = proxy(&url);
     let response = call(&proxy, request("GET", "")).await;
@@ -250,7 +250,7 @@ async fn without_a_proxy_there_are_no_connections_and_no_tasks() {
 }
 
 #[tokio::test]
-async fn a_dropped_call_resets_its_stream_alone() {
+async fn dropping_a_call_resets_only_its_stream() {
     /// Tells when it's dropped.
     struct Gone(mpsc::UnboundedSender<()>);
     impl Drop for Gone {
@@ -334,7 +334,7 @@ pub(crate) async fn framing(answer: impl Fn(usize, u32) -> Vec<u8> + Send + Sync
 }
 
 #[tokio::test]
-async fn a_stream_that_was_refused_is_asked_for_again() {
+async fn a_refused_stream_is_retried() {
     const REFUSED_STREAM: &[u8] = &[0, 0, 0, 7];
     // It has done nothing, whatever the method is (RFC 9113, section 8.7).
     for method in ["GET", "POST"] {
@@ -354,7 +354,7 @@ async fn a_stream_that_was_refused_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn a_reset_is_never_the_clean_end_of_an_answer() {
+async fn a_reset_stream_is_a_truncated_response() {
     for reason in [0, 2, 5, 8] {
         let url = framing(move |_, stream| {
             let data = frame(0, 0, stream, b"half");
@@ -378,7 +378,7 @@ async fn a_reset_is_never_the_clean_end_of_an_answer() {
 }
 
 #[tokio::test]
-async fn a_stream_beyond_the_last_one_of_a_goaway_is_asked_for_again() {
+async fn a_stream_beyond_the_last_stream_id_of_a_goaway_is_retried() {
     // The connection goes, and stream 1 was not looked at.
     for (method, status) in [("GET", 200), ("PUT", 200), ("POST", 502)] {
         let url = framing(|request, stream| match request {
@@ -392,7 +392,7 @@ async fn a_stream_beyond_the_last_one_of_a_goaway_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_stops_the_backend() {
+async fn a_client_that_does_not_read_slows_the_http2_backend_down() {
     let sent = Arc::new(AtomicUsize::new(0));
     let counted = sent.clone();
     let (url, _backend, _ended) = Http2::serve(100, move |_| {
@@ -435,7 +435,7 @@ async fn outcome(layer: ReverseProxyLayer, limit: usize, upload: &str) -> (u16, 
 }
 
 #[tokio::test]
-async fn an_upload_that_fails_is_the_clients_fault() {
+async fn a_failed_upload_is_a_client_error() {
     let (url, _backend, _ended) = Http2::serve(100, async |request: hyper::Request<Incoming>| {
         // What breaks off has no answer that counts.
         let body = request.into_body().collect().await.map(|body| body.to_bytes());
@@ -455,7 +455,7 @@ async fn an_upload_that_fails_is_the_clients_fault() {
 }
 
 #[tokio::test]
-async fn streams_are_waited_for_where_there_are_as_many_connections_as_there_may_be() {
+async fn at_the_connection_limit_requests_wait_for_streams() {
     let (pair, hold) = (Arc::new(Barrier::new(2)), Arc::new(Notify::new()));
     let (come, mut comes) = mpsc::unbounded_channel();
     let (url, backend, _ended) = Http2::serve(2, {

@@ -101,7 +101,7 @@ async fn text(response: Response) -> String {
 }
 
 #[tokio::test]
-async fn small_frames_that_come_after_a_reset_cut_nobody() {
+async fn small_frames_after_a_reset_end_no_other_stream() {
     let mut backend = Backend::new(|_, kind, id| match kind {
         HEADERS => frame(HEADERS, 4, id, STATUS_200),
         // It has sent them before it has read that.
@@ -123,7 +123,7 @@ async fn small_frames_that_come_after_a_reset_cut_nobody() {
 }
 
 #[tokio::test]
-async fn empty_frames_cut_nobody() {
+async fn empty_frames_end_no_other_stream() {
     let backend = Backend::new(|request, kind, id| match (kind, request) {
         (HEADERS, 1) => frame(HEADERS, 4, id, STATUS_200),
         (HEADERS, _) => {

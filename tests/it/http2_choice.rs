@@ -55,7 +55,7 @@ async fn both() -> String {
 }
 
 #[tokio::test]
-async fn credentials_of_a_connection_never_go_over_http2() {
+async fn connection_based_credentials_are_never_sent_over_http2() {
     let addr = front(Router::new().layer(ReverseProxyLayer::new(both().await).http2(true))).await;
     for (fields, expected) in [
         ("", "HTTP/2.0 0"),
@@ -71,7 +71,7 @@ async fn credentials_of_a_connection_never_go_over_http2() {
 }
 
 #[tokio::test]
-async fn credentials_of_a_connection_never_go_over_http2_by_a_unix_socket() {
+async fn connection_based_credentials_are_never_sent_over_http2_on_a_unix_socket() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let listener = UnixListener::bind(&path).unwrap();
@@ -88,7 +88,7 @@ async fn credentials_of_a_connection_never_go_over_http2_by_a_unix_socket() {
 }
 
 #[tokio::test]
-async fn an_unused_http2_connection_makes_room_for_an_http1_one() {
+async fn an_idle_http2_connection_makes_room_for_an_http1_connection() {
     let addr = front(Router::new().layer(ReverseProxyLayer::new(both().await).http2(true).max_connections(1))).await;
     for (fields, expected) in [
         ("", "HTTP/2.0 0"),
@@ -133,7 +133,7 @@ async fn an_http2_connection_makes_room_when_its_last_stream_ends() {
 }
 
 #[tokio::test]
-async fn a_connector_that_negotiates_http2_gets_no_credentials_of_a_connection() {
+async fn a_connector_that_negotiates_http2_receives_no_connection_based_credentials() {
     let (failed, mut failures) = mpsc::unbounded_channel();
     for negotiates in [true, false] {
         let connector = service_fn(move |_| async move {
@@ -165,7 +165,7 @@ fn cause(error: &Error) -> String {
 }
 
 #[tokio::test]
-async fn a_backend_that_does_not_speak_http2_is_named_so() {
+async fn a_backend_without_http2_is_named_in_the_error() {
     let reads_and_closes = backend(|mut wire| async move { drop(wire.bytes(24).await) }).await;
     for origin in [
         answering("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await,
@@ -191,7 +191,7 @@ async fn a_backend_that_does_not_speak_http2_is_named_so() {
 }
 
 #[tokio::test]
-async fn a_backend_that_sends_no_settings_is_a_stuck_connect() {
+async fn a_backend_that_sends_no_settings_is_a_connect_timeout() {
     let origin = backend(|mut wire| async move { drop(wire.bytes(usize::MAX).await) }).await;
     let short = Duration::from_millis(100);
     let addr = front(Router::new().layer(ReverseProxyLayer::new(origin).http2(true).connect_timeout(short))).await;
@@ -199,7 +199,7 @@ async fn a_backend_that_sends_no_settings_is_a_stuck_connect() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_websocket_waits_for_settings_and_not_for_a_clock() {
+async fn a_websocket_waits_for_the_settings_frame_and_no_timer() {
     let connections = Arc::new(AtomicUsize::new(0));
     let counted = connections.clone();
     let connector = service_fn(move |_| {
@@ -230,7 +230,7 @@ async fn a_websocket_waits_for_settings_and_not_for_a_clock() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn extended_connect_is_found_when_the_backend_gets_it() {
+async fn extended_connect_is_used_once_the_backend_enables_it() {
     let has_connect = Arc::new(AtomicBool::new(false));
     let had = has_connect.clone();
     let connector = service_fn(move |_| {

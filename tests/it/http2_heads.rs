@@ -109,7 +109,7 @@ async fn outcome(proxy: &ReverseProxy, request: Request) -> (u16, Option<ErrorKi
 }
 
 #[tokio::test]
-async fn a_head_that_the_backend_ends_its_connection_for_ends_nobody_elses() {
+async fn a_head_that_makes_the_backend_close_fails_no_other_exchange() {
     let (url, connections) = like_nginx(8000).await;
     let proxy = ReverseProxyLayer::new(url).http2(true).into_service();
     let held = call(&proxy, request()).await;
@@ -134,7 +134,7 @@ async fn a_head_that_the_backend_ends_its_connection_for_ends_nobody_elses() {
 }
 
 #[tokio::test]
-async fn large_heads_that_the_backend_answers_share_its_connections() {
+async fn large_heads_share_connections_once_the_backend_accepts_them() {
     let (url, connections) = like_nginx(usize::MAX).await;
     let proxy = ReverseProxyLayer::new(url).http2(true).into_service();
     let _held = call(&proxy, request()).await;
@@ -146,7 +146,7 @@ async fn large_heads_that_the_backend_answers_share_its_connections() {
 }
 
 #[tokio::test]
-async fn a_large_head_waits_where_there_are_as_many_connections_as_there_may_be() {
+async fn a_large_head_waits_at_the_connection_limit() {
     let (url, connections) = like_nginx(usize::MAX).await;
     let proxy = ReverseProxyLayer::new(url).http2(true).max_connections(1).into_service();
     drop(call(&proxy, request()).await);
@@ -156,7 +156,7 @@ async fn a_large_head_waits_where_there_are_as_many_connections_as_there_may_be(
 }
 
 #[tokio::test]
-async fn the_limit_of_a_large_heads_own_connection_holds() {
+async fn the_settings_limit_of_a_dedicated_connection_applies() {
     let (connections, heads) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (counted, seen) = (connections.clone(), heads.clone());
     let url = backend(move |wire| {
@@ -188,7 +188,7 @@ async fn the_limit_of_a_large_heads_own_connection_holds() {
 }
 
 #[tokio::test]
-async fn the_limits_of_the_backend_and_the_operator_hold() {
+async fn head_limits_of_the_backend_and_the_operator_are_enforced() {
     let seen = Arc::new(AtomicUsize::new(0));
     let counted = seen.clone();
     // hyper's server takes 16 KiB, and sets that.
@@ -214,7 +214,7 @@ async fn the_limits_of_the_backend_and_the_operator_hold() {
 }
 
 #[tokio::test]
-async fn the_head_of_an_answer_is_as_large_as_it_may_be() {
+async fn response_heads_are_limited_in_size() {
     let second = Arc::new(Notify::new());
     let let_go = second.clone();
     let (url, backend, _ended) = Http2::serve(100, move |request: hyper::Request<Incoming>| {

@@ -95,7 +95,7 @@ async fn call(proxy: &ReverseProxy, path: &str) -> Response {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_stays_silent_gets_no_more_requests() {
+async fn a_silent_connection_gets_no_further_requests() {
     let (layer, ways) = Ways::to(Router::new().fallback(|| async { "ok" }));
     let proxy = layer.header_timeout(HEADER_TIMEOUT).into_service();
     assert_eq!(call(&proxy, "/x").await.status(), 200);
@@ -111,7 +111,7 @@ async fn a_connection_that_stays_silent_gets_no_more_requests() {
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_is_alive_again_is_used_again() {
+async fn a_connection_that_answers_again_is_reused() {
     let tick = Arc::new(Notify::new());
     let ticks = tick.clone();
     let ticking = move || {
@@ -146,7 +146,7 @@ async fn a_connection_that_is_alive_again_is_used_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_leaves_early_costs_no_connection() {
+async fn a_request_cancelled_early_costs_no_connection() {
     let app = Router::new().route("/never", get(pending::<()>)).fallback(|| async { "ok" });
     let (layer, ways) = Ways::to(app);
     let proxy = layer.into_service();
@@ -160,7 +160,7 @@ async fn a_client_that_leaves_early_costs_no_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_connection_is_used_where_there_may_be_no_other() {
+async fn a_silent_connection_is_used_at_the_connection_limit() {
     let quiet = async || {
         let (sender, body) = Channel::<Bytes>::new(1);
         tokio::spawn(async move {
@@ -185,7 +185,7 @@ async fn a_silent_connection_is_used_where_there_may_be_no_other() {
 const SILENCE: Duration = Duration::from_millis(1100);
 
 #[tokio::test(start_paused = true)]
-async fn freed_places_go_to_those_that_wait_behind_a_stuck_connect() {
+async fn freed_streams_go_to_requests_behind_a_stuck_connect() {
     let (let_go, connects) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
     let (permits, counted) = (let_go.clone(), connects.clone());
     let app = Router::new().fallback(move || async move {
@@ -250,7 +250,7 @@ async fn never_pongs(mut stream: DuplexStream, pings: Arc<AtomicUsize>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_is_pinged_while_it_has_streams() {
+async fn a_connection_is_pinged_while_it_has_open_streams() {
     const HOUR: Duration = Duration::from_secs(3600);
     type Layer = fn(ReverseProxyLayer) -> ReverseProxyLayer;
     let cases: [(&str, Layer, bool, bool); 4] = [

@@ -35,7 +35,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn small_frames_come_whole() {
+async fn small_frames_are_delivered_complete() {
     const EVENTS: usize = 4000;
     let url = framing(|_, stream| {
         let event = frame(DATA, 0, stream, b"data: an event\n\n");
@@ -74,7 +74,7 @@ async fn downloads() -> (String, Arc<AtomicUsize>, Http2) {
 }
 
 #[tokio::test]
-async fn clients_that_do_not_read_stop_nobody_else() {
+async fn a_client_that_does_not_read_blocks_no_other_stream() {
     let (url, sent, backend) = downloads().await;
     let addr = front(Router::new().layer(ReverseProxyLayer::new(url).http2(true))).await;
     // Two of HTTP/1.1, and two of HTTP/2 whose windows are 0.
@@ -99,7 +99,7 @@ async fn clients_that_do_not_read_stop_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_connection_has_as_many_streams_as_can_be_full() {
+async fn the_connection_window_limits_the_number_of_streams() {
     const REQUESTS: usize = 6;
     let (url, backend) = together(REQUESTS, 100).await;
     let layer = ReverseProxyLayer::new(url).http2(true).http2_connection_window(1 << 20);
@@ -182,7 +182,7 @@ fn small(url: &str) -> Router {
 }
 
 #[tokio::test]
-async fn small_frames_that_a_client_does_not_read_end_its_own_answer_alone() {
+async fn unread_small_frames_end_only_their_own_response() {
     let second = Arc::new(Notify::new());
     let (url, _sent, backend, mut resets) = frames_of(second.clone()).await;
     let addr = front(small(&url)).await;
@@ -205,7 +205,7 @@ async fn small_frames_that_a_client_does_not_read_end_its_own_answer_alone() {
 }
 
 #[tokio::test]
-async fn small_frames_behind_large_ones_that_a_client_does_not_read_end_its_own_answer_alone() {
+async fn unread_small_frames_behind_large_frames_end_only_their_own_response() {
     let second = Arc::new(Notify::new());
     let (url, _sent, _backend, mut resets) = frames_of(second.clone()).await;
     let addr = front(small(&url)).await;
@@ -226,7 +226,7 @@ async fn small_frames_behind_large_ones_that_a_client_does_not_read_end_its_own_
 }
 
 #[tokio::test]
-async fn a_client_that_reads_a_download_slowly_gets_it_whole_beside_small_frames() {
+async fn a_slowly_read_download_completes_beside_small_frames() {
     let (url, sent, backend, _resets) = frames_of(Arc::default()).await;
     let addr = front(small(&url)).await;
     let mut sender = narrow(addr, 65_535).await;
@@ -242,7 +242,7 @@ async fn a_client_that_reads_a_download_slowly_gets_it_whole_beside_small_frames
 }
 
 #[tokio::test]
-async fn small_frames_that_are_read_late_come_whole() {
+async fn small_frames_that_are_read_late_are_delivered_complete() {
     const EVENTS: usize = 12_000;
     let url = framing(|_, stream| {
         let event = frame(DATA, 0, stream, b"data: an event\n\n");
@@ -262,7 +262,7 @@ async fn small_frames_that_are_read_late_come_whole() {
 }
 
 #[test]
-fn windows_that_cannot_be_are_refused() {
+fn invalid_window_sizes_are_refused() {
     let layer = || ReverseProxyLayer::new("http://127.0.0.1:8000");
     for wrong in [
         std::panic::catch_unwind(|| drop(layer().http2_connection_window(65_534))),
@@ -288,7 +288,7 @@ const EXPECTING: &[u8] =
     b"POST /x HTTP/1.1\r\nHost: front.example\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
 
 #[tokio::test]
-async fn an_expectation_over_http2_waits_for_no_timeout() {
+async fn expect_100_continue_over_http2_waits_for_no_timeout() {
     let (url, _backend, _ended) = Http2::serve(100, async |request: hyper::Request<Incoming>| {
         let expect = format!("{:?} ", request.headers().get("expect"));
         let body = request.into_body().collect().await.unwrap().to_bytes();
@@ -314,7 +314,7 @@ async fn an_expectation_over_http2_waits_for_no_timeout() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_an_expectation_over_http2_comes_through() {
+async fn a_refused_expectation_over_http2_reaches_the_client() {
     let (url, _backend, _ended) = Http2::serve(100, async |_: hyper::Request<Incoming>| {
         let mut response = Response::new(Body::from("no"));
         *response.status_mut() = axum::http::StatusCode::EXPECTATION_FAILED;

@@ -59,7 +59,7 @@ fn octets(text: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_user_that_a_middleware_inserts_is_told_alone() {
+async fn only_the_user_inserted_by_a_middleware_is_sent() {
     let origin = mirror().await;
     let addr = front(app(&origin, RemoteUserLayer::new()).layer(Extension(RemoteUser::from("alice")))).await;
     for fields in ["", SPOOFED] {
@@ -70,7 +70,7 @@ async fn the_user_that_a_middleware_inserts_is_told_alone() {
 }
 
 #[tokio::test]
-async fn when_nobody_is_signed_in_nobody_is_told() {
+async fn without_a_user_no_user_field_is_sent() {
     let addr = front(app(&mirror().await, RemoteUserLayer::new())).await;
     for fields in ["", SPOOFED] {
         assert_eq!(names(&get(addr, "/mydir/x", fields).await.mirrored()), [""; 0]);
@@ -95,7 +95,7 @@ async fn a_field_of_another_name_is_guarded_in_every_spelling() {
 }
 
 #[tokio::test]
-async fn no_name_arrives_as_a_trailer() {
+async fn no_user_name_is_forwarded_as_a_trailer() {
     let (origin, mut requests) = recording(OK).await;
     let custom = RemoteUserLayer::new().header(HeaderName::from_static("x-auth-name"));
     for layer in [RemoteUserLayer::new(), custom] {
@@ -139,7 +139,7 @@ async fn requests_on_one_connection_keep_their_own_users() {
 }
 
 #[tokio::test]
-async fn without_a_required_user_the_backend_is_not_asked() {
+async fn without_a_required_user_nothing_is_forwarded() {
     let (origin, mut requests) = recording(OK).await;
     let anonymous = app(&origin, RemoteUserLayer::new().required());
     let alice = anonymous.clone().layer(Extension(RemoteUser::from("alice")));
@@ -155,7 +155,7 @@ async fn without_a_required_user_the_backend_is_not_asked() {
 }
 
 #[tokio::test]
-async fn a_name_that_cannot_be_said_is_refused_and_never_bent() {
+async fn an_unrepresentable_user_name_is_refused_and_never_altered() {
     let (origin, mut requests) = recording(OK).await;
     let unsayable =
         ["", " ", "alice ", " alice", "\talice", "a\r\nX-Inj: 1", "a\nb", "a\0", "a\u{7f}", "a\u{85}", "alice\u{a0}"];
@@ -172,7 +172,7 @@ async fn a_name_that_cannot_be_said_is_refused_and_never_bent() {
 }
 
 #[tokio::test]
-async fn a_name_that_can_be_said_arrives_octet_by_octet() {
+async fn a_representable_user_name_is_sent_octet_by_octet() {
     let origin = mirror().await;
     let long = "u".repeat(20_000);
     for name in ["alice", "CORP\\alice", "alice@corp.example", "jörg", "名", "a b", "a,b;c=\"d\"", &long] {
@@ -195,7 +195,7 @@ fn credentials(request: &Message) -> Option<String> {
 }
 
 #[tokio::test]
-async fn basic_credentials_take_the_place_of_the_clients() {
+async fn basic_credentials_replace_those_of_the_client() {
     let origin = mirror().await;
     let fixed = BasicAuthLayer::new("service", "s3:cret");
     let user = BasicAuthLayer::remote_user("s3cret");
@@ -219,7 +219,7 @@ async fn basic_credentials_take_the_place_of_the_clients() {
 }
 
 #[test]
-fn fixed_credentials_that_cannot_be_said_are_a_panic_without_the_password() {
+fn unrepresentable_fixed_credentials_panic_without_showing_the_password() {
     for (user, password) in [("a:b", "s3cret"), ("", "s3cret"), ("a", "s3cret\r\n"), ("a ", "s3cret")] {
         let panic = std::panic::catch_unwind(|| BasicAuthLayer::new(user, password)).unwrap_err();
         let message = panic.downcast_ref::<String>().map_or_else(|| *panic.downcast_ref().unwrap(), String::as_str);
@@ -228,7 +228,7 @@ fn fixed_credentials_that_cannot_be_said_are_a_panic_without_the_password() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_signed_in_as_somebody_is_nobody_elses() {
+async fn an_authenticated_connection_is_not_shared() {
     let connections = Arc::new(AtomicUsize::new(0));
     let origin = backend(move |mut wire| {
         let number = connections.fetch_add(1, Ordering::SeqCst);
@@ -263,7 +263,7 @@ struct Session {
 }
 
 #[tokio::test]
-async fn a_session_knows_the_user_or_nobody() {
+async fn from_extension_reads_an_optional_user_from_a_session() {
     let layer =
         RemoteUserLayer::from_extension(|session: &Session| session.user.as_ref().map(|user| user.name.clone()));
     let app = app(&mirror().await, layer);
@@ -280,7 +280,7 @@ async fn a_session_knows_the_user_or_nobody() {
 }
 
 #[tokio::test]
-async fn claims_name_their_subject() {
+async fn from_extension_reads_the_subject_of_claims() {
     #[derive(Clone)]
     struct Claims {
         sub: Arc<str>,
@@ -294,7 +294,7 @@ async fn claims_name_their_subject() {
 }
 
 #[tokio::test]
-async fn what_an_authorization_layer_inserts_is_told() {
+async fn the_user_inserted_by_an_authorization_layer_is_sent() {
     #[derive(Clone)]
     struct UserId(&'static str);
     let authorize = AsyncRequireAuthorizationLayer::new(|mut request: Request| async {
@@ -312,7 +312,7 @@ async fn what_an_authorization_layer_inserts_is_told() {
 }
 
 #[tokio::test]
-async fn the_peer_of_a_connection_can_be_a_user() {
+async fn the_peer_of_a_connection_can_be_the_user() {
     #[derive(Clone)]
     struct Peer {
         subject: Option<String>,
@@ -368,7 +368,7 @@ impl AuthnBackend for Users {
 }
 
 #[tokio::test]
-async fn the_user_of_an_axum_login_session_is_told() {
+async fn the_user_of_an_axum_login_session_is_sent() {
     async fn login(mut session: AuthSession<Users>, name: String) -> StatusCode {
         let user = session.authenticate(name).await.unwrap().unwrap();
         session.login(&user).await.unwrap();
@@ -432,7 +432,7 @@ fn spelled(name: &'static str) -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn no_spelling_of_the_client_survives(
+    fn no_spelling_of_a_client_sent_identity_survives(
         spellings in prop::collection::vec(spelled("x-remote-user"), 1..8),
         configured in spelled("x-remote-user"),
         signed_in: bool,
@@ -475,20 +475,20 @@ async fn trailers_over_http2(layer: RemoteUserLayer, names: &[&str]) -> Vec<Stri
 
 #[cfg(feature = "http2")]
 #[tokio::test]
-async fn no_reserved_name_arrives_as_a_trailer_over_http2() {
+async fn no_reserved_name_is_forwarded_as_a_trailer_over_http2() {
     let names = ["remote-user", "x-ok", "remote_user", "remote.user", "authorization", "x-forwarded-for", "cookie"];
     assert_eq!(trailers_over_http2(RemoteUserLayer::new(), &names).await, ["x-ok"]);
 }
 
 #[cfg(feature = "http2")]
 #[tokio::test]
-async fn no_configured_name_arrives_as_a_trailer_over_http2() {
+async fn no_configured_name_is_forwarded_as_a_trailer_over_http2() {
     let layer = RemoteUserLayer::new().header(HeaderName::from_static("x-auth-name"));
     assert_eq!(trailers_over_http2(layer, &["x-auth-name", "x-ok"]).await, ["x-ok"]);
 }
 
 #[tokio::test]
-async fn a_refusal_of_the_upstream_side_is_a_failure_like_others() {
+async fn a_refusal_of_an_upstream_layer_is_handled_like_other_failures() {
     let (origin, mut seen) = recording(OK).await;
     let app = |user: Option<&'static str>| {
         let layer = ReverseProxyLayer::new(origin.clone())
@@ -510,7 +510,7 @@ async fn a_refusal_of_the_upstream_side_is_a_failure_like_others() {
 const CHALLENGE: &str = "Basic realm=\"front\", charset=\"UTF-8\"";
 
 #[tokio::test]
-async fn a_challenge_makes_it_401_and_says_how_to_sign_in() {
+async fn a_challenge_makes_the_refusal_401_with_www_authenticate() {
     let (origin, mut seen) = recording(OK).await;
     let challenging = RemoteUserLayer::new().required().challenge(CHALLENGE);
     let layer = || ReverseProxyLayer::new(origin.clone());
@@ -543,7 +543,7 @@ async fn a_challenge_makes_it_401_and_says_how_to_sign_in() {
 }
 
 #[tokio::test]
-async fn a_grpc_call_of_nobody_is_unauthenticated() {
+async fn a_grpc_call_without_a_user_is_unauthenticated() {
     let layer =
         |user: RemoteUserLayer| Router::new().layer(ReverseProxyLayer::new("http://127.0.0.1:9").upstream_layer(user));
     for user in [RemoteUserLayer::new().required(), RemoteUserLayer::new().required().challenge(CHALLENGE)] {
@@ -553,7 +553,7 @@ async fn a_grpc_call_of_nobody_is_unauthenticated() {
 }
 
 #[test]
-fn a_challenge_that_is_none_says_what_to_write() {
+fn an_invalid_challenge_panics_with_what_to_write() {
     for challenge in ["", "Basic\r\nX: 1", " Basic", "realm=\"x\"", "Basic "] {
         let panic = std::panic::catch_unwind(|| RemoteUserLayer::new().challenge(challenge)).unwrap_err();
         let message = panic.downcast_ref::<String>().unwrap();
@@ -567,7 +567,7 @@ const CLAIMED: &str = "Remote-Groups: admins\r\nRemote_Name: admins\r\nX-WEBAUTH
     Client-Cert: :admins:\r\nX-SSL-Client-S-DN: admins\r\nes-security-runas-user: admins\r\n";
 
 #[tokio::test]
-async fn claims_of_an_identity_pass_for_trusted_peers_alone() {
+async fn identity_claims_are_forwarded_for_trusted_peers_only() {
     let origin = mirror().await;
     let layer = || ReverseProxyLayer::new(origin.clone()).keep_underscores().upstream_layer(RemoteUserLayer::new());
     let alice = Extension(RemoteUser::from("alice"));
@@ -588,7 +588,7 @@ async fn claims_of_an_identity_pass_for_trusted_peers_alone() {
 }
 
 #[tokio::test]
-async fn no_claim_of_an_identity_arrives_as_a_trailer() {
+async fn no_identity_claim_is_forwarded_as_a_trailer() {
     let (origin, mut requests) = recording(OK).await;
     let addr = front(Router::new().layer(ReverseProxyLayer::new(origin))).await;
     let names: Vec<_> = CLAIMED.lines().map(|line| line.split(':').next().unwrap()).collect();
@@ -604,7 +604,7 @@ async fn no_claim_of_an_identity_arrives_as_a_trailer() {
 
 #[cfg(feature = "http2")]
 #[tokio::test]
-async fn no_claim_of_an_identity_arrives_as_a_trailer_over_http2() {
+async fn no_identity_claim_is_forwarded_as_a_trailer_over_http2() {
     let names = ["remote-groups", "x-ok", "x-webauth-user", "client.cert", "x-ssl-cert", "tailscale-user-login"];
     assert_eq!(trailers_over_http2(RemoteUserLayer::new(), &names).await, ["x-ok"]);
 }

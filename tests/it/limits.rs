@@ -22,7 +22,7 @@ fn the_readme_and_the_crate_list_the_same_limits() {
 }
 
 #[tokio::test]
-async fn a_folded_line_of_an_answer_is_502() {
+async fn a_folded_field_line_in_a_response_is_502() {
     let origin = answering("HTTP/1.1 200 OK\r\nX-A: 1\r\n 2\r\nContent-Length: 2\r\n\r\nok").await;
     assert_eq!(get(front(app(&origin)).await, "/mydir/x", "").await.status(), 502);
     // The server in front refuses one of a request.
@@ -30,7 +30,7 @@ async fn a_folded_line_of_an_answer_is_502() {
 }
 
 #[tokio::test]
-async fn an_encoded_spelling_of_the_prefix_is_another_path() {
+async fn a_percent_encoded_prefix_is_another_path() {
     let addr = front(app(&mirror().await)).await;
     for (target, status) in [("/mydir/x", 200), ("/%6dydir/x", 404), ("/mydir%2fx", 404), ("/MYDIR/x", 404)] {
         assert_eq!(get(addr, target, "").await.status(), status, "{target}");
@@ -49,7 +49,7 @@ async fn a_location_below_the_public_prefix_is_not_mapped_again() {
 }
 
 #[tokio::test]
-async fn an_http_1_0_client_cannot_tell_a_cut_answer_without_a_length() {
+async fn an_http_1_0_client_cannot_detect_a_truncated_response_without_a_length() {
     let cut = Arc::new(Notify::new());
     let is_cut = cut.clone();
     let origin = backend(move |mut wire| {
@@ -82,7 +82,7 @@ async fn the_server_in_front_limits_the_fields_of_an_http2_request() {
 }
 
 #[tokio::test]
-async fn trailers_that_are_not_announced_reach_http2_clients_alone() {
+async fn unannounced_trailers_reach_http2_clients_only() {
     let origin =
         answering("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 5\r\n\r\n").await;
     let addr = front(app(&origin)).await;

@@ -99,7 +99,7 @@ async fn references_to_the_backend_become_references_to_the_front() {
 }
 
 #[tokio::test]
-async fn references_are_mapped_by_the_host_that_the_backend_was_told() {
+async fn references_are_mapped_by_the_host_sent_to_the_backend() {
     let origin = obliging().await;
     let own = front(Router::new().layer(layer(&origin).host(HostPolicy::Backend))).await;
     let fixed = HostPolicy::Fixed(Authority::from_static("virtual.example"));
@@ -123,7 +123,7 @@ async fn a_location_of_any_status_is_mapped() {
 }
 
 #[tokio::test]
-async fn mapping_can_be_turned_off() {
+async fn map_location_can_be_turned_off() {
     let origin = obliging().await;
     let addr = front(Router::new().layer(layer(&origin).map_location(false))).await;
     let location = answered(addr, "/mydir/x", "Location", "{origin}/mydir/y").await;
@@ -132,7 +132,7 @@ async fn mapping_can_be_turned_off() {
 }
 
 #[tokio::test]
-async fn a_cookie_for_the_backends_domain_becomes_the_fronts_own() {
+async fn a_cookie_for_the_backend_domain_becomes_a_host_only_cookie() {
     let addr = front(app(&obliging().await)).await;
     for (cookie, result) in [
         ("a=1; Domain=127.0.0.1; Path=/; HttpOnly", "a=1; Path=/; HttpOnly"),
@@ -146,7 +146,7 @@ async fn a_cookie_for_the_backends_domain_becomes_the_fronts_own() {
 }
 
 #[tokio::test]
-async fn where_the_layouts_differ_both_ways_are_mapped() {
+async fn replaced_prefixes_are_mapped_in_both_directions() {
     let (origin, looking_glass) = (obliging().await, mirror().await);
     let stripped = |origin: &str| Router::new().layer(layer(origin).strip_prefix());
     let replaced = |origin: &str| Router::new().layer(layer(origin).replace_prefix("/old"));
@@ -195,7 +195,7 @@ async fn where_the_layouts_differ_both_ways_are_mapped() {
 }
 
 #[tokio::test]
-async fn what_has_the_public_prefix_already_gets_no_second_one() {
+async fn a_reference_with_the_public_prefix_is_not_prefixed_twice() {
     let addr = front(Router::new().layer(layer(&obliging().await).strip_prefix())).await;
     for (reference, result) in [
         ("/mydir", "/mydir"),
@@ -220,7 +220,7 @@ async fn what_has_the_public_prefix_already_gets_no_second_one() {
 }
 
 #[tokio::test]
-async fn a_cookie_for_the_name_that_the_backend_is_told_becomes_the_fronts_own() {
+async fn a_cookie_for_the_host_sent_to_the_backend_becomes_a_host_only_cookie() {
     let told = HostPolicy::Fixed(Authority::from_static("app.example:8000"));
     let addr = front(Router::new().layer(layer(&obliging().await).host(told))).await;
     for (cookie, result) in [
@@ -235,7 +235,7 @@ async fn a_cookie_for_the_name_that_the_backend_is_told_becomes_the_fronts_own()
 }
 
 #[tokio::test]
-async fn a_reference_outside_of_the_replaced_directory_stays() {
+async fn a_reference_outside_the_replaced_directory_is_unchanged() {
     let addr = front(Router::new().layer(layer(&obliging().await).replace_prefix("/old"))).await;
     for (reference, result) in [("{origin}/elsewhere", "/elsewhere"), ("/older/x", "/older/x"), ("/old", "/mydir")] {
         assert_eq!(answered(addr, "/mydir/x", "Location", reference).await, result);
@@ -244,7 +244,7 @@ async fn a_reference_outside_of_the_replaced_directory_stays() {
 }
 
 #[tokio::test]
-async fn the_public_prefix_is_the_whole_of_all_nests() {
+async fn the_public_prefix_is_the_concatenation_of_all_nests() {
     let nested = |origin: &str| {
         let proxy = ReverseProxyLayer::new(origin).prefix("/sub").strip_prefix().into_service();
         Router::new().nest("/a", Router::new().nest_service("/mydir", proxy))
@@ -258,7 +258,7 @@ async fn the_public_prefix_is_the_whole_of_all_nests() {
 }
 
 #[tokio::test]
-async fn a_layer_in_a_nested_router_stands_in_front_of_its_fallback() {
+async fn a_layer_in_a_nested_router_wraps_its_fallback() {
     let inner = |origin: &str| Router::new().route("/own", any(|| async { "own" })).layer(layer(origin));
     let origin = mirror().await;
     let fallen_back = Router::new().fallback(|| async { "inner" }).layer(layer(&origin));
@@ -284,7 +284,7 @@ async fn under_a_nest_the_backend_sees_the_full_path() {
 }
 
 #[tokio::test]
-async fn a_backend_that_believes_the_forwarded_scheme_stays_in_its_prefix() {
+async fn locations_with_the_forwarded_scheme_are_mapped() {
     let origin = obliging().await;
     let https = || layer(&origin).forwarded_proto(Scheme::HTTPS);
     let stripped = front(Router::new().layer(https().strip_prefix())).await;
@@ -332,7 +332,7 @@ async fn a_backend_that_believes_the_forwarded_scheme_stays_in_its_prefix() {
 }
 
 #[tokio::test]
-async fn the_scheme_that_a_proxy_in_front_forwards_names_the_front_if_it_is_trusted() {
+async fn the_scheme_of_the_front_is_taken_from_trusted_proxies_only() {
     let origin = obliging().await;
     let trusting = layer(&origin).strip_prefix().trusted_proxies(["127.0.0.0/8".parse().unwrap()]);
     let untrusting = front(Router::new().layer(layer(&origin).strip_prefix())).await;
@@ -351,7 +351,7 @@ async fn dav(addr: SocketAddr, method: &str, fields: &str) -> Message {
 }
 
 #[tokio::test]
-async fn a_destination_goes_the_way_of_the_target() {
+async fn destination_is_mapped_like_the_target() {
     let origin = mirror().await;
     let kept = front(app(&origin)).await;
     let stripped = front(Router::new().layer(layer(&origin).strip_prefix())).await;
@@ -387,7 +387,7 @@ async fn a_destination_goes_the_way_of_the_target() {
 }
 
 #[tokio::test]
-async fn a_destination_leaves_neither_the_prefix_nor_the_front() {
+async fn a_destination_outside_the_prefix_or_the_front_is_refused() {
     let origin = mirror().await;
     let kept = front(app(&origin)).await;
     let stripped = front(Router::new().layer(layer(&origin).strip_prefix())).await;
@@ -416,7 +416,7 @@ async fn a_destination_leaves_neither_the_prefix_nor_the_front() {
 }
 
 #[tokio::test]
-async fn a_destination_may_name_the_host_that_a_trusted_proxy_was_asked_for() {
+async fn a_destination_may_name_the_forwarded_host_of_a_trusted_proxy() {
     let origin = mirror().await;
     let trusting = layer(&origin).strip_prefix().trusted_proxies(["127.0.0.0/8".parse().unwrap()]);
     let fields = "X-Forwarded-Host: public.example\r\nDestination: https://public.example/mydir/y\r\n";

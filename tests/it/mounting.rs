@@ -57,7 +57,7 @@ async fn expect(app: Router, cases: &[(&str, &str)]) {
 }
 
 #[tokio::test]
-async fn a_layer_with_a_prefix_stands_beside_own_routes() {
+async fn a_layer_with_a_prefix_coexists_with_own_routes() {
     let app = Router::new()
         .route("/", get(async || "home"))
         .route("/own/{x}", get(async || "own"))
@@ -78,7 +78,7 @@ async fn a_layer_with_a_prefix_stands_beside_own_routes() {
 }
 
 #[tokio::test]
-async fn a_prefix_ends_at_a_segment() {
+async fn a_prefix_matches_whole_segments() {
     let app = Router::new().layer(ReverseProxyLayer::new(mirror().await).prefix("/my/dir"));
     expect(
         app,
@@ -96,7 +96,7 @@ async fn a_prefix_ends_at_a_segment() {
 }
 
 #[tokio::test]
-async fn a_layer_wraps_the_fallback_that_was_there_before_it() {
+async fn a_layer_wraps_a_fallback_that_was_set_before_it() {
     let proxy = ReverseProxyLayer::new(mirror().await).prefix("/mydir");
     let before = Router::new().fallback(async || "none").layer(proxy.clone());
     expect(before, &[("/mydir/x", "/mydir/x"), ("/other", "200 none"), ("/mydirx", "200 none")]).await;
@@ -107,7 +107,7 @@ async fn a_layer_wraps_the_fallback_that_was_there_before_it() {
 }
 
 #[tokio::test]
-async fn an_own_route_below_the_prefix_is_the_backends() {
+async fn a_route_below_the_prefix_is_shadowed_by_the_layer() {
     let app = Router::new()
         .route("/mydir/own", get(async || "own"))
         .layer(ReverseProxyLayer::new(mirror().await).prefix("/mydir"))
@@ -116,7 +116,7 @@ async fn an_own_route_below_the_prefix_is_the_backends() {
 }
 
 #[tokio::test]
-async fn a_layer_in_a_nested_router_has_its_prefix_below_the_nest() {
+async fn the_prefix_of_a_layer_in_a_nested_router_is_relative_to_the_nest() {
     let inner = Router::new()
         .route("/", get(async || "inner"))
         // `nest` drops a default fallback, layers and all: without one of its own, the layer sees routes only.
@@ -137,7 +137,7 @@ async fn a_layer_in_a_nested_router_has_its_prefix_below_the_nest() {
 }
 
 #[tokio::test]
-async fn a_nested_router_without_a_fallback_gives_the_layer_its_routes_only() {
+async fn a_nested_router_without_a_fallback_passes_only_its_routes_to_the_layer() {
     let inner = Router::new()
         .route("/mydir/{*rest}", any(async || "never"))
         .layer(ReverseProxyLayer::new(mirror().await).prefix("/mydir"));
@@ -146,7 +146,7 @@ async fn a_nested_router_without_a_fallback_gives_the_layer_its_routes_only() {
 }
 
 #[tokio::test]
-async fn a_nested_proxy_tells_the_bare_prefix_from_its_directory() {
+async fn a_nested_proxy_distinguishes_the_bare_prefix_from_its_directory() {
     let proxy = ReverseProxy::new(mirror().await);
     let cases = [
         ("/mydir", "/mydir"),
@@ -163,7 +163,7 @@ async fn a_nested_proxy_tells_the_bare_prefix_from_its_directory() {
 
 /// A router in between leaves `/mydir/` to the outer one: axum's `nest` doesn't match it.
 #[tokio::test]
-async fn what_a_nest_captures_is_no_way_out() {
+async fn captured_nest_parameters_do_not_escape_the_prefix() {
     let nested = Router::new().nest_service("/apps/{tenant}", ReverseProxy::new(mirror().await));
     let refused = "400 Bad Request";
     expect(
@@ -184,7 +184,7 @@ async fn what_a_nest_captures_is_no_way_out() {
 }
 
 #[tokio::test]
-async fn a_path_that_the_application_rewrites_in_a_nest_is_what_the_backend_sees() {
+async fn a_path_rewritten_inside_a_nest_is_forwarded() {
     fn rewrite(mut request: Request) -> Request {
         let target = request.uri().to_string().replacen("/old/", "/new/", 1).replacen("?a", "?b", 1);
         *request.uri_mut() = target.parse().unwrap();
@@ -206,14 +206,14 @@ async fn a_path_that_the_application_rewrites_in_a_nest_is_what_the_backend_sees
 }
 
 #[tokio::test]
-async fn as_the_fallback_of_a_nested_router_it_sees_the_whole_path() {
+async fn as_the_fallback_of_a_nested_router_the_proxy_forwards_the_full_path() {
     let nested = Router::new().fallback_service(ReverseProxy::new(mirror().await));
     let app = Router::new().nest("/mydir", nested);
     expect(app, &[("/mydir", "/mydir"), ("/mydir/x?q", "/mydir/x?q"), ("/mydir/", "404 ")]).await;
 }
 
 #[tokio::test]
-async fn a_nest_in_a_nest_keeps_the_whole_path() {
+async fn nested_nests_forward_the_full_path() {
     let proxy = ReverseProxy::new(mirror().await);
     let inner = Router::new().nest_service("/b", proxy.clone());
     let app = Router::new().nest("/a", inner).nest("/{tenant}", Router::new().nest_service("/c", proxy));
@@ -232,7 +232,7 @@ async fn a_nest_in_a_nest_keeps_the_whole_path() {
 }
 
 #[tokio::test]
-async fn as_a_fallback_it_gets_what_no_own_route_is_for() {
+async fn as_a_fallback_the_proxy_gets_unrouted_requests() {
     let app = Router::new()
         .route("/new", get(async || "new"))
         .route("/", get(async || "home"))
@@ -242,14 +242,14 @@ async fn as_a_fallback_it_gets_what_no_own_route_is_for() {
 }
 
 #[tokio::test]
-async fn as_a_route_it_keeps_what_the_wildcard_matched() {
+async fn as_a_route_the_proxy_forwards_the_wildcard_match() {
     let proxy = ReverseProxy::new(mirror().await);
     let app = Router::new().route_service("/files/{*rest}", proxy.clone()).route("/any", any_service(proxy));
     expect(app, &[("/files/a/b%20c?q", "/files/a/b%20c?q"), ("/files/", "404 "), ("/any?q", "/any?q")]).await;
 }
 
 #[tokio::test]
-async fn a_handler_with_state_calls_it() {
+async fn a_handler_with_state_calls_the_proxy() {
     #[derive(Clone)]
     struct App {
         proxy: ReverseProxy,
@@ -270,7 +270,7 @@ async fn a_handler_with_state_calls_it() {
 }
 
 #[tokio::test]
-async fn hyper_serves_it_without_axum() {
+async fn hyper_serves_the_proxy_without_axum() {
     let proxy = ReverseProxy::new(mirror().await);
     // Another body type than axum's on the other way.
     let own = service_fn(async |_| Ok::<_, Infallible>(Response::new(Full::from(Bytes::from_static(b"own")))));
@@ -301,7 +301,7 @@ async fn hyper_serves_it_without_axum() {
 }
 
 #[tokio::test]
-async fn several_backends_each_have_their_directory() {
+async fn several_backends_each_have_their_own_prefix() {
     let [a, b, rest] = ["a", "b", "r"].map(|name| format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{name}"));
     let app = Router::new()
         .route("/own", get(async || "own"))
@@ -312,7 +312,7 @@ async fn several_backends_each_have_their_directory() {
 }
 
 #[tokio::test]
-async fn of_two_prefixes_the_later_layer_decides_first() {
+async fn of_two_overlapping_prefixes_the_outer_layer_matches_first() {
     let [outer, inner] = ["o", "i"].map(|name| format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{name}"));
     let wide = ReverseProxyLayer::new(answering(outer).await).prefix("/dir");
     let narrow = ReverseProxyLayer::new(answering(inner).await).prefix("/dir/sub");
@@ -324,7 +324,7 @@ async fn of_two_prefixes_the_later_layer_decides_first() {
 }
 
 #[tokio::test]
-async fn a_request_for_nobodys_directory_is_refused_by_the_service() {
+async fn a_request_outside_the_prefix_of_a_service_is_refused() {
     let proxy = ReverseProxyLayer::new(mirror().await).prefix("/mydir").into_service();
     let app = Router::new().fallback_service(proxy);
     expect(app, &[("/mydir/x", "/mydir/x"), ("/x", "400 Bad Request")]).await;
@@ -332,7 +332,7 @@ async fn a_request_for_nobodys_directory_is_refused_by_the_service() {
 
 /// A response to HEAD, or a 304, that has no length gets none from axum's routes.
 #[tokio::test]
-async fn method_routers_add_no_length_to_a_bodiless_response() {
+async fn method_routers_add_no_content_length_to_a_bodiless_response() {
     for (method, response) in [
         ("HEAD", "HTTP/1.1 200 OK\r\nETag: \"x\"\r\n\r\n"),
         ("HEAD", "HTTP/1.1 200 OK\r\nETag: \"x\"\r\nTransfer-Encoding: chunked\r\n\r\n"),
@@ -357,7 +357,7 @@ async fn method_routers_add_no_length_to_a_bodiless_response() {
 
 /// Of a 304, hyper's HTTP/1 server drops it.
 #[tokio::test]
-async fn the_length_of_a_response_to_head_passes() {
+async fn content_length_of_a_response_to_head_is_forwarded() {
     let url = answering("HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n").await;
     let app = Router::new()
         .route("/layer", any(async || "own").layer(ReverseProxyLayer::new(&url)))
@@ -370,7 +370,7 @@ async fn the_length_of_a_response_to_head_passes() {
 }
 
 #[test]
-fn a_backend_is_whatever_names_an_origin() {
+fn a_backend_can_be_given_as_any_type_of_origin() {
     let text = String::from("http://127.0.0.1:8000");
     let _: Router = Router::new()
         .layer(ReverseProxyLayer::new("http://127.0.0.1:8000"))
@@ -382,7 +382,7 @@ fn a_backend_is_whatever_names_an_origin() {
 }
 
 #[test]
-fn bad_configuration_panics_with_what_to_write() {
+fn invalid_configuration_panics_with_what_to_write() {
     type Make = fn();
     let cases: &[(Make, &str, &str)] = &[
         (
@@ -433,7 +433,7 @@ fn upstream_layers_are_applied_once_however_many_routes_there_are() {
 }
 
 #[tokio::test]
-async fn a_limit_is_one_over_all_routes() {
+async fn a_concurrency_limit_is_shared_by_all_routes() {
     let (asked, mut got) = mpsc::unbounded_channel();
     let url = backend(move |mut wire| {
         let asked = asked.clone();
@@ -455,7 +455,7 @@ async fn a_limit_is_one_over_all_routes() {
 }
 
 #[tokio::test]
-async fn it_stacks_with_other_peoples_layers() {
+async fn the_layer_composes_with_tower_http_layers() {
     let own = Router::new().route("/", get(async || "home")).route("/panic", get(async || -> String { panic!("own") }));
     let stack = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(async |_: BoxError| StatusCode::SERVICE_UNAVAILABLE))
@@ -489,7 +489,7 @@ async fn it_stacks_with_other_peoples_layers() {
 }
 
 #[tokio::test]
-async fn a_body_over_an_outer_limit_is_413_and_never_whole_at_the_backend() {
+async fn a_body_over_an_outer_limit_is_413_and_never_complete_at_the_backend() {
     let (seen, mut complete) = mpsc::unbounded_channel();
     let url = backend(move |mut wire| {
         let seen = seen.clone();
@@ -543,7 +543,7 @@ impl Service<Request> for Counted {
 }
 
 #[tokio::test]
-async fn a_clone_of_the_middleware_clones_nothing_below_it() {
+async fn cloning_the_middleware_does_not_clone_the_inner_service() {
     let clones = Arc::new(AtomicUsize::new(0));
     let layer = |prefix: &str| ReverseProxyLayer::with_upstream(support::ok()).prefix(prefix);
     let service = layer("/b").layer(layer("/a").layer(Counted(clones.clone())));
@@ -561,7 +561,7 @@ async fn a_clone_of_the_middleware_clones_nothing_below_it() {
 }
 
 #[tokio::test]
-async fn what_is_changed_in_the_wrapped_service_holds_for_later_clones() {
+async fn changes_to_the_inner_service_hold_for_later_clones() {
     let mut service = ReverseProxyLayer::with_upstream(support::ok()).prefix("/mydir").layer(Counted(Arc::default()));
     let before = service.get_ref().0.clone();
     service.ready().await.unwrap();
@@ -574,7 +574,7 @@ async fn what_is_changed_in_the_wrapped_service_holds_for_later_clones() {
 }
 
 #[tokio::test]
-async fn with_more_layers_a_request_clones_the_app_no_more_often() {
+async fn further_layers_cause_no_further_clones_of_the_app() {
     let clones_with = async |layers: usize| {
         let clones = Arc::new(AtomicUsize::new(0));
         let mut app = Router::new().route_service("/own", Counted(clones.clone()));
@@ -590,7 +590,7 @@ async fn with_more_layers_a_request_clones_the_app_no_more_often() {
 }
 
 #[test]
-fn everything_crosses_threads_and_clones() {
+fn public_types_are_send_sync_and_clone() {
     fn shared<T: Send + Sync + Clone + 'static>() {}
     fn sent<T: Send>(_: T) {}
 

@@ -19,7 +19,7 @@ async fn refusing() -> String {
 }
 
 #[tokio::test]
-async fn the_failure_of_a_nested_proxy_passes_with_its_page_and_status() {
+async fn a_failure_of_a_nested_proxy_keeps_its_page_and_status() {
     let inner = ReverseProxyLayer::new(refusing().await)
         .on_error(|_| (StatusCode::IM_A_TEAPOT, [("x-inner", "1")], Html("inner")))
         .into_service();
@@ -33,7 +33,7 @@ async fn the_failure_of_a_nested_proxy_passes_with_its_page_and_status() {
 }
 
 #[tokio::test]
-async fn a_nested_proxys_default_page_passes() {
+async fn the_default_page_of_a_nested_proxy_is_kept() {
     let inner = ReverseProxy::new(refusing().await);
     let outer = ReverseProxyLayer::with_upstream(inner).on_error(|_| Html("outer"));
     let answer = get(front(Router::new().layer(outer)).await, "/x", "").await;
@@ -41,7 +41,7 @@ async fn a_nested_proxys_default_page_passes() {
 }
 
 #[tokio::test]
-async fn a_layer_that_refuses_on_either_side_has_the_page_of_the_proxy_around_it() {
+async fn a_refusing_layer_gets_the_page_of_the_proxy_around_it() {
     let page = |name: &'static str| move |_: &Failure| (StatusCode::IM_A_TEAPOT, Html(name));
     let inner = ReverseProxyLayer::new(mirror().await).on_error(page("inner"));
     let within = inner.clone().upstream_layer(RemoteUserLayer::new().required()).into_service();

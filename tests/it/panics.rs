@@ -38,7 +38,7 @@ fn place_of<T>(panics: impl FnOnce() -> T + UnwindSafe) -> String {
 }
 
 #[test]
-fn a_wrong_option_panics_where_it_was_written() {
+fn panics_point_at_the_line_of_the_wrong_option() {
     let layer = || ReverseProxyLayer::new("http://127.0.0.1:9");
     for (line, place) in [
         (line!(), place_of(|| ReverseProxyLayer::new("nonsense"))),

@@ -87,7 +87,7 @@ async fn proxied(url: String) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_connection_is_used_again() {
+async fn a_connection_is_reused() {
     let (url, _heard) = numbered(|_| After::KeepOpen).await;
     let addr = proxied(url).await;
     assert_eq!(get(addr, "/x", "").await.text(), "0");
@@ -101,7 +101,7 @@ async fn a_connection_is_used_again() {
 }
 
 #[tokio::test]
-async fn a_connection_is_not_kept_where_none_shall_be() {
+async fn without_an_idle_pool_no_connection_is_kept() {
     let (url, mut heard) = numbered(|_| After::KeepOpen).await;
     let addr = front(Router::new().layer(ReverseProxyLayer::new(url).pool_max_idle(0))).await;
     for connection in 0..3 {
@@ -112,7 +112,7 @@ async fn a_connection_is_not_kept_where_none_shall_be() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_closed_in_time() {
+async fn an_idle_connection_is_closed_after_the_idle_timeout() {
     let (url, mut heard) = numbered(|_| After::KeepOpen).await;
     let proxy = ReverseProxyLayer::new(url).pool_idle_timeout(Duration::from_millis(100));
     let addr = front(Router::new().layer(proxy)).await;
@@ -123,7 +123,7 @@ async fn an_idle_connection_is_closed_in_time() {
 }
 
 #[tokio::test]
-async fn a_connection_that_was_closed_while_idle_fails_nobody() {
+async fn a_connection_closed_while_idle_fails_no_request() {
     let (url, mut heard) =
         numbered(|start_line| if start_line.contains("/kept") { After::KeepOpen } else { After::Close }).await;
     let addr = proxied(url).await;
@@ -141,7 +141,7 @@ async fn a_connection_that_was_closed_while_idle_fails_nobody() {
 }
 
 #[tokio::test]
-async fn a_post_that_was_written_is_sent_once() {
+async fn a_post_that_was_written_is_not_retried() {
     fn die_on_post(start_line: &str) -> After {
         if start_line.starts_with("POST") { After::Die } else { After::KeepOpen }
     }
@@ -167,7 +167,7 @@ async fn a_post_that_was_written_is_sent_once() {
 }
 
 #[tokio::test]
-async fn a_connection_that_has_been_idle_for_long_serves_no_post() {
+async fn a_connection_idle_for_long_is_not_used_for_a_post() {
     let (url, mut heard) = numbered(|_| After::KeepOpen).await;
     let addr = proxied(url).await;
     assert_eq!(get(addr, "/x", "").await.text(), "0");
@@ -184,7 +184,7 @@ async fn a_connection_that_has_been_idle_for_long_serves_no_post() {
 }
 
 #[tokio::test]
-async fn nothing_but_posts_soon_uses_connections_again() {
+async fn back_to_back_posts_end_up_reusing_connections() {
     let (url, _heard) = numbered(|_| After::KeepOpen).await;
     let addr = front(Router::new().layer(ReverseProxyLayer::new(url).pool_max_idle(1))).await;
     let reuse = async {
@@ -202,7 +202,7 @@ async fn nothing_but_posts_soon_uses_connections_again() {
 }
 
 #[tokio::test]
-async fn a_connection_that_was_authenticated_is_nobody_elses() {
+async fn a_connection_authenticated_by_ntlm_or_negotiate_is_not_shared() {
     for scheme in ["NTLM TlRM", "Negotiate YII=", "ntlm TlRM"] {
         let (url, mut heard) = numbered(|_| After::KeepOpen).await;
         let addr = proxied(url).await;
@@ -232,7 +232,7 @@ async fn a_connection_that_was_authenticated_is_nobody_elses() {
 }
 
 #[tokio::test]
-async fn whitespace_before_credentials_hides_no_scheme() {
+async fn leading_whitespace_does_not_hide_an_authentication_scheme() {
     for scheme in [" Negotiate YII=", "\tNTLM TlRM", " \t ntlm TlRM"] {
         // HTTP/2 passes it on, where HTTP/1.1 doesn't count it as part of the value.
         let (url, _heard) = numbered(|_| After::KeepOpen).await;
@@ -248,7 +248,7 @@ async fn whitespace_before_credentials_hides_no_scheme() {
 }
 
 #[tokio::test]
-async fn stray_bytes_behind_an_answer_reach_nobody() {
+async fn stray_bytes_after_a_response_reach_no_client() {
     fn stray(start_line: &str) -> After {
         if start_line.contains("/stray") {
             After::Stray(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
@@ -299,7 +299,7 @@ async fn begun(addr: SocketAddr) -> Wire<TcpStream> {
 }
 
 #[tokio::test]
-async fn the_last_connection_in_is_the_first_one_out() {
+async fn the_most_recently_used_connection_is_reused_first() {
     let (url, go, _ended) = holding::<3>().await;
     let addr = proxied(url).await;
     let mut wires = [begun(addr).await, begun(addr).await, begun(addr).await];
@@ -320,7 +320,7 @@ async fn the_last_connection_in_is_the_first_one_out() {
 }
 
 #[tokio::test]
-async fn of_more_idle_connections_than_may_be_the_oldest_go() {
+async fn surplus_idle_connections_close_oldest_first() {
     let (url, go, mut ended) = holding::<4>().await;
     let addr = front(Router::new().layer(ReverseProxyLayer::new(url).pool_max_idle(2))).await;
     let mut wires = Vec::new();
@@ -342,7 +342,7 @@ async fn of_more_idle_connections_than_may_be_the_oldest_go() {
 }
 
 #[tokio::test]
-async fn what_a_backend_has_given_up_is_not_kept() {
+async fn a_connection_closed_by_the_backend_is_not_kept() {
     // It closes its half, with or without a word, and waits for ours.
     for last in ["", "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"] {
         let (tell, mut ended) = mpsc::unbounded_channel();
@@ -368,7 +368,7 @@ async fn what_a_backend_has_given_up_is_not_kept() {
 }
 
 #[tokio::test]
-async fn a_pool_that_is_empty_or_gone_leaves_no_task() {
+async fn an_empty_or_dropped_pool_leaves_no_task() {
     let (url, mut heard) = elsewhere(numbered(|_| After::KeepOpen));
     let ask = |proxy: &ReverseProxy| {
         let request = Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
@@ -405,7 +405,7 @@ async fn a_pool_that_is_empty_or_gone_leaves_no_task() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_unix_socket_is_a_backend() {
+async fn a_unix_socket_can_be_a_backend() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("app.sock");
     on_socket(&path);
@@ -449,7 +449,7 @@ fn on_socket(path: &Path) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_has_grown_is_not_kept_for_long() {
+async fn a_connection_with_grown_buffers_is_not_kept_for_long() {
     let (tell, mut closed) = mpsc::unbounded_channel();
     let layer = ReverseProxyLayer::new("http://backend.example").connector(service_fn(move |_: Uri| {
         let (ours, theirs) = duplex(1 << 20);

@@ -110,7 +110,7 @@ fn ok(text: &str) -> Outcome {
 }
 
 #[tokio::test]
-async fn a_connector_of_the_applications_own() {
+async fn a_custom_connector_is_used() {
     let memory = Memory::new(9);
     let proxy = memory.layer().into_service();
     for _ in 0..2 {
@@ -125,7 +125,7 @@ async fn a_connector_of_the_applications_own() {
 }
 
 #[tokio::test]
-async fn what_comes_back_is_as_good_as_what_is_new() {
+async fn a_queued_request_takes_the_first_connection_returned_or_opened() {
     let memory = Memory::new(1);
     let proxy = memory.layer().into_service();
     let held = begin(&proxy, "/held").await;
@@ -140,7 +140,7 @@ async fn what_comes_back_is_as_good_as_what_is_new() {
 }
 
 #[tokio::test]
-async fn a_burst_makes_no_more_connections_than_it_needs() {
+async fn a_burst_opens_no_more_connections_than_it_needs() {
     let memory = Memory::new(1);
     let proxy = memory.layer().into_service();
     let mut held = begin(&proxy, "/held").await;
@@ -161,7 +161,7 @@ async fn a_burst_makes_no_more_connections_than_it_needs() {
 }
 
 #[tokio::test]
-async fn a_connection_that_came_too_late_is_not_kept_for_long() {
+async fn a_connection_opened_too_late_is_not_kept_for_long() {
     let memory = Memory::new(1);
     let proxy = memory.layer().pool_idle_timeout(None).into_service();
     let (held, late) = (begin(&proxy, "/held").await, begin(&proxy, "/x").await);
@@ -182,7 +182,7 @@ async fn a_connection_that_came_too_late_is_not_kept_for_long() {
 }
 
 #[tokio::test]
-async fn there_are_no_more_connections_than_there_may_be() {
+async fn max_connections_is_never_exceeded() {
     let memory = Memory::new(99);
     let proxy = memory.layer().max_connections(2).into_service();
     let mut exchanges = Vec::new();
@@ -200,7 +200,7 @@ async fn there_are_no_more_connections_than_there_may_be() {
 }
 
 #[tokio::test]
-async fn posts_use_the_connections_that_there_may_be_again() {
+async fn posts_reuse_connections_at_the_limit() {
     async fn posts(proxy: ReverseProxy) {
         for _ in 0..50 {
             let request = Request::post("/x").header("host", "front.example").body(Body::from("hi")).unwrap();
@@ -224,7 +224,7 @@ async fn posts_use_the_connections_that_there_may_be_again() {
 }
 
 #[tokio::test]
-async fn who_has_waited_too_long_gets_503() {
+async fn a_request_queued_beyond_the_queue_timeout_is_503() {
     let memory = Memory::new(99);
     let proxy = memory.layer().max_connections(1).queue_timeout(Duration::from_millis(50)).into_service();
     let held = begin(&proxy, "/held").await;
@@ -238,7 +238,7 @@ async fn who_has_waited_too_long_gets_503() {
 }
 
 #[tokio::test]
-async fn who_leaves_the_queue_takes_nothing_along() {
+async fn cancelling_a_queued_request_frees_its_place() {
     let memory = Memory::new(0);
     let proxy = memory.layer().max_connections(1).into_service();
     // Before the connection is there, and as it comes.
@@ -262,7 +262,7 @@ async fn who_leaves_the_queue_takes_nothing_along() {
 }
 
 #[tokio::test]
-async fn a_connection_that_was_closed_makes_room_for_a_new_one() {
+async fn a_closed_connection_makes_room_for_a_new_one() {
     let memory = Memory::new(99);
     let proxy = memory.layer().max_connections(1).into_service();
     for round in 0..5 {
@@ -277,7 +277,7 @@ async fn a_connection_that_was_closed_makes_room_for_a_new_one() {
 }
 
 #[tokio::test]
-async fn connects_that_fail_fail_each_its_own_request() {
+async fn a_failed_connect_fails_only_its_own_request() {
     let memory = Memory::new(1);
     let proxy = memory.layer().max_connections(2).into_service();
     let held = begin(&proxy, "/held").await;
@@ -294,7 +294,7 @@ async fn connects_that_fail_fail_each_its_own_request() {
 }
 
 #[tokio::test]
-async fn a_tunnel_is_one_of_the_connections() {
+async fn a_tunnel_counts_towards_the_connection_limit() {
     use tokio::net::TcpStream;
 
     let (memory, tunnels) = (Memory::new(99), Tunnels::new());
@@ -313,7 +313,7 @@ async fn a_tunnel_is_one_of_the_connections() {
 }
 
 #[tokio::test]
-async fn a_pool_that_is_gone_connects_to_nobody() {
+async fn a_dropped_pool_opens_no_connections() {
     let memory = Memory::new(0);
     let proxy = memory.layer().connect_timeout(None).into_service();
     let exchange = begin(&proxy, "/x").await;
@@ -330,6 +330,6 @@ async fn a_pool_that_is_gone_connects_to_nobody() {
 
 #[test]
 #[should_panic(expected = "write `None`")]
-fn no_connections_at_all_are_a_mistake() {
+fn a_connection_limit_of_zero_is_refused() {
     let _ = ReverseProxyLayer::new("http://backend.example").max_connections(0);
 }

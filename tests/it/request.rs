@@ -38,7 +38,7 @@ fn lines(head: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_request_arrives_with_what_is_documented_and_nothing_else() {
+async fn a_request_is_forwarded_with_the_documented_changes_only() {
     let addr = front(app(&mirror().await)).await;
     let answer = get(addr, "/mydir/page?x", "User-Agent: raw\r\nAccept: */*\r\n").await;
     let expected = "get /mydir/page?x http/1.1\r\nhost: front.example\r\nuser-agent: raw\r\naccept: */*\r\n\
@@ -47,7 +47,7 @@ async fn a_request_arrives_with_what_is_documented_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_target_arrives_byte_for_byte() {
+async fn a_target_is_forwarded_byte_for_byte() {
     let addr = front(app(&mirror().await)).await;
     let long = format!("/mydir/{}", "p".repeat(8000));
     for target in [
@@ -76,7 +76,7 @@ async fn a_target_arrives_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn octets_beyond_ascii_in_a_target_arrive_as_they_are() {
+async fn non_ascii_octets_in_a_target_are_forwarded_unchanged() {
     let addr = front(app(&mirror().await)).await;
     let answer = get(addr, "/mydir/é?ü", "").await;
     let latin_1: String = "/mydir/é?ü".bytes().map(char::from).collect();
@@ -84,7 +84,7 @@ async fn octets_beyond_ascii_in_a_target_arrive_as_they_are() {
 }
 
 #[tokio::test]
-async fn an_absolute_form_arrives_as_origin_form_for_its_own_host() {
+async fn absolute_form_is_forwarded_as_origin_form_with_its_own_host() {
     let addr = front(app(&mirror().await)).await;
     let answer = get(addr, "http://real.example:81/mydir/x?y", "").await.mirrored();
     assert_eq!(answer.start_line(), "GET /mydir/x?y HTTP/1.1");
@@ -93,7 +93,7 @@ async fn an_absolute_form_arrives_as_origin_form_for_its_own_host() {
 }
 
 #[tokio::test]
-async fn any_method_arrives_in_its_case() {
+async fn methods_are_forwarded_in_their_case() {
     let addr = front(app(&mirror().await)).await;
     for method in ["DELETE", "PATCH", "OPTIONS", "PROPFIND", "MKCOL", "fetch-it", "get"] {
         let answer = ask(addr, format!("{method} /mydir/x HTTP/1.1\r\nHost: front.example\r\n\r\n")).await;
@@ -124,7 +124,7 @@ async fn dot_segments_that_leave_the_prefix_are_refused() {
 }
 
 #[tokio::test]
-async fn what_is_not_below_the_prefix_is_not_the_backends() {
+async fn paths_outside_the_prefix_are_not_forwarded() {
     let (origin, mut requests) = recording(OK).await;
     let addr = front(app(&origin)).await;
     for target in ["/", "/mydirx", "/mydi", "//mydir/x", "/%6dydir/x", "/MYDIR", "/mydir@evil.example/x", "/mydir;x"] {
@@ -134,7 +134,7 @@ async fn what_is_not_below_the_prefix_is_not_the_backends() {
 }
 
 #[tokio::test]
-async fn what_asks_for_no_resource_is_not_forwarded() {
+async fn requests_without_a_resource_are_not_forwarded() {
     let (origin, mut requests) = recording(OK).await;
     let layered = front(Router::new().layer(ReverseProxyLayer::new(&origin))).await;
     let fallen_back = front(Router::new().fallback_service(ReverseProxy::new(&origin))).await;
@@ -153,7 +153,7 @@ async fn what_asks_for_no_resource_is_not_forwarded() {
 }
 
 #[tokio::test]
-async fn hop_by_hop_fields_end_here() {
+async fn hop_by_hop_fields_of_a_request_are_removed() {
     let addr = front(app(&mirror().await)).await;
     let gone = [
         ("Keep-Alive", "timeout=99"),
@@ -172,7 +172,7 @@ async fn hop_by_hop_fields_end_here() {
 }
 
 #[tokio::test]
-async fn fields_that_any_connection_line_names_end_here() {
+async fn fields_named_by_any_connection_line_are_removed() {
     let addr = front(app(&mirror().await)).await;
     for connection in [
         &b"Connection: x-hop\r\n"[..],
@@ -192,7 +192,7 @@ async fn fields_that_any_connection_line_names_end_here() {
 }
 
 #[tokio::test]
-async fn a_nomination_harms_neither_host_nor_framing() {
+async fn connection_options_cannot_remove_host_or_framing() {
     let addr = front(app(&mirror().await)).await;
     let smuggled = "GET /mydir/smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
     for nominated in ["Content-Length", "Transfer-Encoding", "Host", "host, content-length, transfer-encoding"] {
@@ -212,7 +212,7 @@ async fn a_nomination_harms_neither_host_nor_framing() {
 }
 
 #[tokio::test]
-async fn a_nomination_takes_nothing_that_the_front_adds() {
+async fn connection_options_cannot_remove_fields_added_by_the_proxy() {
     let layer = layer(&mirror().await)
         .upstream_layer(RemoteUserLayer::new())
         .upstream_layer(BasicAuthLayer::remote_user("s3cret"));
@@ -234,7 +234,7 @@ async fn a_nomination_takes_nothing_that_the_front_adds() {
 }
 
 #[tokio::test]
-async fn of_te_only_trailers_arrive() {
+async fn only_trailers_of_te_is_forwarded() {
     let addr = front(app(&mirror().await)).await;
     for (te, arrives) in [("trailers", true), ("gzip, Trailers;q=0.5", true), ("deflate", false), ("xtrailers", false)]
     {
@@ -284,7 +284,7 @@ async fn the_authority_over_http2_becomes_host() {
 }
 
 #[tokio::test]
-async fn an_http_1_0_client_without_host_reaches_the_backend_under_its_own_name() {
+async fn an_http_1_0_request_without_host_gets_the_host_of_the_backend() {
     let origin = mirror().await;
     let mut wire = client(front(app(&origin)).await).await;
     wire.send(b"GET /mydir/x HTTP/1.0\r\n\r\n").await;
@@ -319,7 +319,7 @@ async fn a_transfer_encoding_other_than_one_chunked_is_refused() {
 }
 
 #[tokio::test]
-async fn a_body_arrives_whole_however_it_is_framed() {
+async fn a_body_is_forwarded_complete_in_any_framing() {
     let addr = front(app(&mirror().await)).await;
     let ones: String = "hello".chars().map(|c| format!("1\r\n{c}\r\n")).collect();
     for (head, body) in [
@@ -339,7 +339,7 @@ async fn a_body_arrives_whole_however_it_is_framed() {
 }
 
 #[tokio::test]
-async fn a_post_without_a_body_says_so() {
+async fn a_post_without_a_body_has_content_length_zero() {
     let addr = front(app(&mirror().await)).await;
     for length in ["Content-Length: 0\r\n", ""] {
         let mirrored = ask(addr, format!("POST /mydir/x HTTP/1.1\r\nHost: a\r\n{length}\r\n")).await.mirrored();
@@ -349,7 +349,7 @@ async fn a_post_without_a_body_says_so() {
 }
 
 #[tokio::test]
-async fn a_body_that_an_outer_layer_exchanged_is_framed_as_it_is() {
+async fn a_body_replaced_by_an_outer_layer_is_framed_anew() {
     let (origin, mut requests) = recording(OK).await;
     for replaced in ["", "hi", "a longer one"] {
         let exchange = map_request(move |request: Request| async move { request.map(|_| Body::from(replaced)) });
@@ -367,7 +367,7 @@ async fn a_body_that_an_outer_layer_exchanged_is_framed_as_it_is() {
 }
 
 #[tokio::test]
-async fn an_upload_streams() {
+async fn an_upload_is_streamed() {
     let (seen, mut chunks) = unbounded_channel();
     let origin = backend(move |mut wire| {
         let seen = seen.clone();
@@ -390,7 +390,7 @@ async fn an_upload_streams() {
 }
 
 #[tokio::test]
-async fn an_http2_upload_without_a_length_arrives_with_its_trailers_and_one_cookie() {
+async fn an_http2_upload_without_a_length_keeps_its_trailers_and_joins_its_cookies() {
     let (origin, mut requests) = recording(OK).await;
     let (mut sender, body) = Channel::<Bytes>::new(4);
     let request = Request::post("http://front.example/mydir/x")
@@ -419,7 +419,7 @@ async fn an_http2_upload_without_a_length_arrives_with_its_trailers_and_one_cook
 }
 
 #[tokio::test]
-async fn harmless_trailers_arrive_and_others_never() {
+async fn only_harmless_trailers_are_forwarded() {
     let (origin, mut requests) = recording(OK).await;
     let addr = front(app(&origin)).await;
     let names = [
@@ -458,7 +458,7 @@ async fn harmless_trailers_arrive_and_others_never() {
 }
 
 #[tokio::test]
-async fn fields_with_an_underscore_arrive_only_if_the_operator_says_so() {
+async fn fields_with_underscores_are_forwarded_only_with_keep_underscores() {
     let origin = mirror().await;
     let fields = "X_Custom: 1\r\nSCRIPT_NAME: /evil\r\nX-Custom: 2\r\n";
     let mirrored = get(front(app(&origin)).await, "/mydir/x", fields).await.mirrored();
@@ -473,7 +473,7 @@ async fn fields_with_an_underscore_arrive_only_if_the_operator_says_so() {
 }
 
 #[tokio::test]
-async fn reserved_fields_of_the_client_never_arrive() {
+async fn reserved_fields_of_the_client_are_never_forwarded() {
     let addr = front(app(&mirror().await)).await;
     for field in ["Proxy: http://evil", "Remote-User: admin", "REMOTE.USER: admin", "remote_user: admin"] {
         let mirrored = get(addr, "/mydir/x", &format!("{field}\r\n")).await.mirrored();
@@ -483,7 +483,7 @@ async fn reserved_fields_of_the_client_never_arrive() {
 }
 
 #[tokio::test]
-async fn no_other_target_arrives_from_a_trusted_proxy_either() {
+async fn target_override_fields_of_a_trusted_proxy_are_removed() {
     let layer = layer(&mirror().await).trusted_proxies(["127.0.0.0/8".parse().unwrap()]);
     let addr = front(Router::new().layer(layer)).await;
     let fields = "X-Original-URL: /admin\r\nX-Rewrite-URL: /admin\r\nX-Forwarded-Proto: https\r\n";
@@ -493,7 +493,7 @@ async fn no_other_target_arrives_from_a_trusted_proxy_either() {
 }
 
 #[tokio::test]
-async fn no_other_target_and_no_other_spelling_of_a_claim_arrives() {
+async fn target_override_fields_and_respelled_claims_are_removed() {
     let fields = [
         // Rewriting servers and frameworks take these for the target.
         "X-Original-URL: /admin",
@@ -518,7 +518,7 @@ async fn no_other_target_and_no_other_spelling_of_a_claim_arrives() {
 }
 
 #[tokio::test]
-async fn end_to_end_fields_arrive_unchanged_and_in_order() {
+async fn end_to_end_fields_are_forwarded_unchanged_and_in_order() {
     let addr = front(app(&mirror().await)).await;
     let request = b"GET /mydir/x HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\nX-Empty:\r\nAccept: */*\r\n\
         If-None-Match: \"x\"\r\nRange: bytes=0-1\r\nX-Latin: caf\xe9 \xff\r\nAuthorization: Bearer t\r\n\
@@ -542,7 +542,7 @@ async fn end_to_end_fields_arrive_unchanged_and_in_order() {
 }
 
 #[tokio::test]
-async fn via_tells_the_way_so_far() {
+async fn via_of_the_request_is_extended() {
     let origin = mirror().await;
     let via = |mirrored: crate::support::Message| mirrored.all("via").join(", ");
     let named = front(app(&origin)).await;
@@ -552,7 +552,7 @@ async fn via_tells_the_way_so_far() {
 }
 
 #[tokio::test]
-async fn a_request_that_has_been_here_before_is_refused() {
+async fn a_request_with_the_pseudonym_of_the_proxy_in_via_is_refused() {
     let (origin, mut requests) = recording(OK).await;
     let addr = front(app(&origin)).await;
     for via in ["1.1 front", "1.0 a, HTTP/1.1 FRONT (x)", "1.0 a\r\nVia: 1.1 front"] {
@@ -563,7 +563,7 @@ async fn a_request_that_has_been_here_before_is_refused() {
 }
 
 #[tokio::test]
-async fn a_front_whose_backend_is_itself_answers() {
+async fn a_front_whose_backend_is_itself_responds_508() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     front_on(listener, Router::new().layer(ReverseProxyLayer::new(format!("http://{addr}"))));
@@ -571,7 +571,7 @@ async fn a_front_whose_backend_is_itself_answers() {
 }
 
 #[tokio::test]
-async fn max_forwards_counts_for_options_alone() {
+async fn max_forwards_applies_to_options_only() {
     let (origin, mut requests) = recording(OK).await;
     let addr = front(app(&origin)).await;
     let options = |left: &str| format!("OPTIONS /mydir/x HTTP/1.1\r\nHost: a\r\nMax-Forwards: {left}\r\n\r\n");
@@ -598,7 +598,7 @@ async fn pipelined_requests_are_answered_in_order() {
 }
 
 #[tokio::test]
-async fn a_client_that_expects_100_is_told_to_go_on() {
+async fn a_client_that_expects_100_gets_100_continue() {
     let mut wire = client(front(app(&mirror().await)).await).await;
     wire.send(b"POST /mydir/x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n").await;
     assert_eq!(wire.head().await.unwrap(), "HTTP/1.1 100 Continue\r\n\r\n");
@@ -614,7 +614,7 @@ async fn expecting(addr: SocketAddr) -> Wire<TcpStream> {
 }
 
 #[tokio::test]
-async fn a_client_is_told_to_go_on_when_the_backend_says_so() {
+async fn a_100_continue_of_the_backend_reaches_the_client() {
     let (go, going) = tokio::sync::oneshot::channel();
     let going = std::sync::Mutex::new(Some(going));
     let origin = backend(move |mut wire| {
@@ -640,7 +640,7 @@ async fn a_client_is_told_to_go_on_when_the_backend_says_so() {
 }
 
 #[tokio::test]
-async fn a_backends_early_answer_comes_without_a_100() {
+async fn an_early_response_of_the_backend_arrives_without_100_continue() {
     let origin = backend(|mut wire| async move {
         wire.head().await;
         wire.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig").await;
@@ -655,7 +655,7 @@ async fn a_backends_early_answer_comes_without_a_100() {
 }
 
 #[tokio::test]
-async fn a_backend_that_knows_no_expectation_is_waited_for_shortly() {
+async fn a_backend_that_ignores_an_expectation_is_waited_for_briefly() {
     let proxy = ReverseProxyLayer::new(mirror().await).continue_timeout(Duration::from_millis(50));
     let mut wire = expecting(front(Router::new().layer(proxy)).await).await;
     assert_eq!(wire.head().await.unwrap(), "HTTP/1.1 100 Continue\r\n\r\n");
@@ -664,7 +664,7 @@ async fn a_backend_that_knows_no_expectation_is_waited_for_shortly() {
 }
 
 #[tokio::test]
-async fn an_expectation_that_is_refused_early_mixes_up_no_requests() {
+async fn an_expectation_refused_early_keeps_requests_apart() {
     let (seen, mut requests) = unbounded_channel();
     let origin = backend(move |mut wire| {
         let seen = seen.clone();

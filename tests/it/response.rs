@@ -37,7 +37,7 @@ async fn closing(response: &'static str) -> String {
 }
 
 #[tokio::test]
-async fn a_response_arrives_with_what_is_documented_and_nothing_else() {
+async fn a_response_is_forwarded_with_the_documented_changes_only() {
     let origin = answering(
         "HTTP/1.1 200 OK\r\nDate: Wed, 01 Jan 2020 00:00:00 GMT\r\nServer: b\r\nX-A: 1\r\nContent-Length: 2\r\n\r\nok",
     )
@@ -58,7 +58,7 @@ async fn a_response_arrives_with_what_is_documented_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn status_and_reason_phrase_arrive_as_they_are() {
+async fn status_and_reason_phrase_are_forwarded_unchanged() {
     for line in
         ["200 Everything Fine", "299 Whatever You Like", "404 Gone Fishing", "418 Teapot", "503 Back In A Minute"]
     {
@@ -70,7 +70,7 @@ async fn status_and_reason_phrase_arrive_as_they_are() {
 }
 
 #[tokio::test]
-async fn cookies_stay_apart_and_in_order() {
+async fn set_cookie_lines_stay_separate_and_in_order() {
     let cookies = ["b=2; Expires=Wed, 01 Jan 2031 00:00:00 GMT", "a=1", "b=3; Path=/mydir; Domain=front.example"];
     let fields: String = cookies.iter().map(|cookie| format!("Set-Cookie: {cookie}\r\nX-Between: 1\r\n")).collect();
     let origin = answering(format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n")).await;
@@ -81,7 +81,7 @@ async fn cookies_stay_apart_and_in_order() {
 }
 
 #[tokio::test]
-async fn octets_beyond_ascii_arrive_as_they_are() {
+async fn non_ascii_octets_of_a_response_are_forwarded_unchanged() {
     let origin = answering(b"HTTP/1.1 200 OK\r\nX-Latin: caf\xe9 \xff\r\nX-Empty:\r\nContent-Length: 0\r\n\r\n").await;
     let answer = get(front(app(&origin)).await, "/mydir/x", "").await;
     assert_eq!(answer.field("x-latin"), Some("caf\u{e9} \u{ff}"));
@@ -89,7 +89,7 @@ async fn octets_beyond_ascii_arrive_as_they_are() {
 }
 
 #[tokio::test]
-async fn hop_by_hop_fields_of_a_response_end_here() {
+async fn hop_by_hop_fields_of_a_response_are_removed() {
     let origin = answering(
         "HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Hop\r\nConnection: X-Hop-2\r\nKeep-Alive: timeout=5\r\n\
          Proxy-Connection: keep-alive\r\nProxy-Authenticate: Basic\r\nUpgrade: h2c\r\nX-Hop: 1\r\nX-Hop-2: 1\r\n\
@@ -114,7 +114,7 @@ async fn hop_by_hop_fields_of_a_response_end_here() {
 }
 
 #[tokio::test]
-async fn a_backend_that_closes_does_not_close_the_clients_connection() {
+async fn a_closing_backend_does_not_close_the_client_connection() {
     for response in [
         "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
         "HTTP/1.1 200 OK\r\nconnection: Close, X-Hop\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
@@ -158,7 +158,7 @@ async fn a_response_has_one_framing() {
 }
 
 #[tokio::test]
-async fn a_coding_that_the_client_would_not_know_of_is_no_answer() {
+async fn a_response_with_an_unsupported_transfer_coding_is_refused() {
     for coding in ["gzip, chunked", "chunked, chunked", "identity, chunked"] {
         let origin =
             answering(format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: {coding}\r\n\r\n5\r\nhello\r\n0\r\n\r\n")).await;
@@ -186,7 +186,7 @@ pub(crate) async fn mounts(origin: &str) -> Vec<(&'static str, std::net::SocketA
 }
 
 #[tokio::test]
-async fn a_response_without_a_body_says_what_the_backend_said() {
+async fn a_bodiless_response_keeps_the_content_length_of_the_backend() {
     for (method, response, status, length) in [
         ("HEAD", "200 OK\r\nContent-Length: 1234", 200, Some("1234")),
         ("HEAD", "200 OK\r\nX-A: b", 200, None),
@@ -213,7 +213,7 @@ async fn a_response_without_a_body_says_what_the_backend_said() {
 }
 
 #[tokio::test]
-async fn head_over_http2_keeps_its_length() {
+async fn head_over_http2_keeps_its_content_length() {
     let origin = answering("HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n").await;
     let request = Request::head("http://front.example/mydir/x").body(Body::empty()).unwrap();
     let answer = http2(front(app(&origin)).await).await.send_request(request).await.unwrap();
@@ -222,7 +222,7 @@ async fn head_over_http2_keeps_its_length() {
 }
 
 #[tokio::test]
-async fn ranges_arrive_as_ranges() {
+async fn partial_content_is_forwarded_unchanged() {
     let (origin, mut requests) =
         recording("HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 1-2/10\r\nContent-Length: 2\r\n\r\n12").await;
     let answer = get(front(app(&origin)).await, "/mydir/x", "Range: bytes=1-2\r\nIf-Range: \"x\"\r\n").await;
@@ -233,7 +233,7 @@ async fn ranges_arrive_as_ranges() {
 }
 
 #[tokio::test]
-async fn interim_responses_do_not_keep_the_final_one() {
+async fn interim_responses_do_not_replace_the_final_response() {
     for interim in [
         "HTTP/1.1 100 Continue\r\n\r\n",
         "HTTP/1.1 102 Processing\r\n\r\n",
@@ -248,14 +248,14 @@ async fn interim_responses_do_not_keep_the_final_one() {
 }
 
 #[tokio::test]
-async fn a_body_that_ends_with_the_connection_arrives_whole() {
+async fn a_close_delimited_body_is_forwarded_complete() {
     let answer = get(front(app(&closing("HTTP/1.1 200 OK\r\nX-A: b\r\n\r\nhello").await)).await, "/mydir/x", "").await;
     assert_eq!(answer.field("transfer-encoding"), Some("chunked"));
     assert!(answer.complete && answer.text() == "hello");
 }
 
 #[tokio::test]
-async fn an_http_1_0_client_gets_no_chunks() {
+async fn an_http_1_0_client_gets_no_chunked_body() {
     let origin = answering("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n").await;
     let mut wire = client(front(app(&origin)).await).await;
     wire.send(b"GET /mydir/x HTTP/1.0\r\nHost: a\r\n\r\n").await;
@@ -267,7 +267,7 @@ const WITH_TRAILERS: &str = "HTTP/1.1 200 OK\r\nTrailer: X-Sum, X-More\r\nTransf
                              5\r\nhello\r\n0\r\nX-Sum: 5\r\nX-More: caf\u{e9}\r\n\r\n";
 
 #[tokio::test]
-async fn trailers_arrive_at_a_client_that_accepts_them() {
+async fn trailers_reach_a_client_that_accepts_them() {
     let addr = front(app(&answering(WITH_TRAILERS).await)).await;
     let answer = get(addr, "/mydir/x", "Connection: TE\r\nTE: trailers\r\n").await;
     assert_eq!(answer.field("trailer"), Some("X-Sum, X-More"));
@@ -284,7 +284,7 @@ async fn trailers_arrive_at_a_client_that_accepts_them() {
 }
 
 #[tokio::test]
-async fn a_response_streams() {
+async fn a_response_is_streamed() {
     for head in
         ["HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n"]
     {
@@ -315,7 +315,7 @@ async fn a_response_streams() {
 }
 
 #[tokio::test]
-async fn small_chunks_that_come_together_are_one() {
+async fn small_chunks_that_arrive_together_are_forwarded_as_one() {
     let head = "HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n";
     // What comes with them and is no data comes behind them.
     for (end, arrives) in [("0\r\n\r\n", "0\r\n\r\n"), ("0\r\nX-Sum: 3\r\n\r\n", "0\r\nx-sum: 3\r\n\r\n")] {
@@ -329,7 +329,7 @@ async fn small_chunks_that_come_together_are_one() {
 }
 
 #[tokio::test]
-async fn a_head_arrives_before_there_is_a_body() {
+async fn a_response_head_is_forwarded_before_its_body() {
     let go_on = Arc::new(Notify::new());
     let wait = go_on.clone();
     let origin = backend(move |mut wire| {
@@ -351,7 +351,7 @@ async fn a_head_arrives_before_there_is_a_body() {
 }
 
 #[tokio::test]
-async fn via_tells_the_version_of_the_response() {
+async fn via_of_the_response_has_the_version_of_the_backend() {
     for (version, via) in [("1.1", "1.1 first, 1.1 front"), ("1.0", "1.1 first, 1.0 front")] {
         let origin = closing(match version {
             "1.0" => "HTTP/1.0 200 OK\r\nVia: 1.1 first\r\nContent-Length: 0\r\n\r\n",
@@ -392,7 +392,7 @@ async fn the_case_of_field_names_is_kept_if_the_server_keeps_it() {
 }
 
 #[tokio::test]
-async fn stray_octets_behind_a_response_go_to_nobody() {
+async fn stray_octets_after_a_response_reach_no_client() {
     let origin =
         answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
             .await;

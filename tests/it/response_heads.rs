@@ -72,7 +72,7 @@ async fn the_limits_of_a_head_are_options() {
 }
 
 #[tokio::test]
-async fn a_large_head_arrives_whole() {
+async fn a_large_response_head_is_forwarded_complete() {
     let addr = front(Router::new().fallback_service(ReverseProxy::new(answering(bytes(200_000)).await))).await;
     for _ in 0..2 {
         let answer = get(addr, "/x", "").await;
@@ -96,12 +96,12 @@ async fn whitespace_before_a_colon_is_removed() {
 
 #[test]
 #[should_panic(expected = "write 1 to 24576")]
-fn a_head_without_fields_is_a_mistake() {
+fn a_limit_of_zero_response_fields_is_refused() {
     let _ = ReverseProxyLayer::new("http://127.0.0.1:8000").max_response_fields(0);
 }
 
 #[test]
 #[should_panic(expected = "write a number such as")]
-fn a_head_without_bytes_is_a_mistake() {
+fn a_limit_of_zero_response_head_bytes_is_refused() {
     let _ = ReverseProxyLayer::new("http://127.0.0.1:8000").max_response_head(0);
 }

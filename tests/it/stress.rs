@@ -259,7 +259,7 @@ async fn exchanges_http2(mut sender: SendRequest<Body>, seeds: impl Iterator<Ite
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn no_wake_up_is_lost() {
+async fn no_wake_up_is_lost_over_http1() {
     const CLIENTS: u64 = 40;
     const EXCHANGES: u64 = 24;
     let addr = front(Router::new().layer(ReverseProxyLayer::new(backend(talk).await))).await;
@@ -271,7 +271,7 @@ async fn no_wake_up_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn no_wake_up_is_lost_between_the_tasks_of_http2() {
+async fn no_wake_up_is_lost_over_http2() {
     const CLIENTS: u64 = 16;
     const EXCHANGES: u64 = 24;
     let addr = front(Router::new().layer(ReverseProxyLayer::new(backend(talk).await))).await;
@@ -292,7 +292,7 @@ impl Wake for Gone {
 }
 
 #[tokio::test]
-async fn who_waits_last_is_woken() {
+async fn the_last_waiting_task_is_woken() {
     let mut go = Arc::new(Notify::new());
     let told = go.clone();
     let url = backend(move |mut wire| {
@@ -363,7 +363,7 @@ impl http_body::Body for Restless {
 }
 
 #[tokio::test]
-async fn an_upload_that_wakes_its_own_reader_goes_on() {
+async fn an_upload_that_wakes_its_own_reader_makes_progress() {
     const FRAMES: usize = 200;
     let url = backend(|mut wire| async move {
         while let Some(request) = wire.message().await {

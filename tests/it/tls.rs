@@ -154,7 +154,7 @@ fn assert_refused(answer: &Message, why: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_backend_of_the_own_ca() {
+async fn a_backend_with_a_certificate_of_a_private_ca_is_accepted() {
     let ca = Ca::new();
     // An address: the certificate is for it.
     let url = telling(server(&ca.sign("127.0.0.1"), &[]), nothing).await;
@@ -165,7 +165,7 @@ async fn a_backend_of_the_own_ca() {
 }
 
 #[tokio::test]
-async fn a_backend_of_another_ca_is_refused() {
+async fn a_backend_with_a_certificate_of_another_ca_is_refused() {
     let ca = Ca::new();
     let url = telling(server(&ca.sign("127.0.0.1"), &[]), nothing).await;
     let addr = proxied(ReverseProxyLayer::new(&url).tls(Ca::new().tls())).await;
@@ -178,7 +178,7 @@ async fn a_backend_of_another_ca_is_refused() {
 }
 
 #[tokio::test]
-async fn what_failed_is_found_in_the_chain_of_causes() {
+async fn the_tls_error_is_in_the_chain_of_causes() {
     let url = telling(server(&Ca::new().sign("127.0.0.1"), &[]), nothing).await;
     let proxy = ReverseProxyLayer::new(url).tls(Ca::new().tls()).into_service();
     let request = Request::get("/x").header("host", "front.example").body(axum::body::Body::empty()).unwrap();
@@ -191,7 +191,7 @@ async fn what_failed_is_found_in_the_chain_of_causes() {
 }
 
 #[tokio::test]
-async fn the_name_has_to_be_right() {
+async fn a_certificate_for_another_name_is_refused() {
     let ca = Ca::new();
     fn sni(tls: &rustls::ServerConnection) -> String {
         tls.server_name().unwrap_or("no SNI").to_owned()
@@ -225,7 +225,7 @@ async fn an_expired_certificate_is_refused() {
 }
 
 #[tokio::test]
-async fn a_client_certificate_is_shown_to_who_asks() {
+async fn a_client_certificate_is_sent_on_request() {
     let ca = Ca::new();
     let own = ca.sign("127.0.0.1");
     let verifier = WebPkiClientVerifier::builder_with_provider(ca.roots(), provider()).build().unwrap();
@@ -256,7 +256,7 @@ async fn a_client_certificate_is_shown_to_who_asks() {
 }
 
 #[tokio::test]
-async fn a_server_without_tls_is_no_backend() {
+async fn a_backend_without_tls_is_refused() {
     let url = backend(|mut wire| async move {
         // What a server says to a ClientHello that it takes for HTTP.
         wire.bytes(1).await;
@@ -274,7 +274,7 @@ async fn a_server_without_tls_is_no_backend() {
 }
 
 #[tokio::test]
-async fn the_connect_timeout_is_over_the_handshake_too() {
+async fn the_connect_timeout_includes_the_tls_handshake() {
     let url = backend(|mut wire| async move {
         // It reads, and never says a word.
         while !wire.bytes(1).await.is_empty() {}
@@ -289,12 +289,12 @@ async fn the_connect_timeout_is_over_the_handshake_too() {
 
 #[test]
 #[should_panic(expected = "write an `https://` origin")]
-fn tls_for_a_plaintext_backend_is_a_mistake() {
+fn tls_for_a_plaintext_backend_panics() {
     let _ = ReverseProxyLayer::new("http://127.0.0.1:8000").tls(Ca::new().tls());
 }
 
 #[tokio::test]
-async fn a_configuration_of_rustls_is_taken() {
+async fn a_rustls_client_config_is_used() {
     let ca = Ca::new();
     fn version(tls: &rustls::ServerConnection) -> String {
         format!("{:?} {}", tls.protocol_version(), String::from_utf8_lossy(tls.alpn_protocol().unwrap_or_default()))
@@ -310,7 +310,7 @@ async fn a_configuration_of_rustls_is_taken() {
 }
 
 #[tokio::test]
-async fn no_protocol_in_common_is_no_connection() {
+async fn without_a_common_alpn_protocol_the_connect_fails() {
     let ca = Ca::new();
     let url = telling(server(&ca.sign("127.0.0.1"), &["h2"]), nothing).await;
     let addr = proxied(ReverseProxyLayer::new(url).tls(ca.tls())).await;
@@ -336,7 +336,7 @@ async fn cutting(ca: &Ca) -> String {
 }
 
 #[tokio::test]
-async fn an_idle_connection_that_was_cut_is_replaced() {
+async fn a_truncated_idle_connection_is_replaced() {
     let ca = Ca::new();
     let addr = proxied(ReverseProxyLayer::new(cutting(&ca).await).tls(ca.tls())).await;
     // The second request dies with the connection of the first one, and goes again over another.
@@ -351,7 +351,7 @@ async fn an_idle_connection_that_was_cut_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_backend_that_refuses_an_upload_over_tls_and_resets_is_heard() {
+async fn the_response_to_a_refused_upload_over_tls_survives_a_reset() {
     // Without a length, the answer is whole for TLS's own end.
     for length in ["Content-Length: 2\r\n", ""] {
         let ca = Ca::new();
@@ -381,7 +381,7 @@ async fn a_backend_that_refuses_an_upload_over_tls_and_resets_is_heard() {
 }
 
 #[tokio::test]
-async fn an_end_without_tlss_own_is_a_cut_body() {
+async fn an_end_without_close_notify_is_a_truncated_body() {
     let ca = Ca::new();
     let addr = proxied(ReverseProxyLayer::new(cutting(&ca).await).tls(ca.tls())).await;
     let mut wire = client(addr).await;
@@ -428,7 +428,7 @@ mod http2 {
     }
 
     #[tokio::test]
-    async fn what_the_backend_chooses_is_spoken() {
+    async fn the_protocol_negotiated_by_alpn_is_spoken() {
         let ca = Ca::new();
         for (offered, protocols, expected) in [
             (true, &["h2", "http/1.1"][..], "HTTP/2.0 URL/x 0"),
@@ -449,7 +449,7 @@ mod http2 {
     }
 
     #[tokio::test]
-    async fn requests_at_once_to_a_backend_without_http2() {
+    async fn concurrent_requests_to_a_backend_without_http2_all_succeed() {
         let ca = Ca::new();
         let acceptor = TlsAcceptor::from(Arc::new(server(&ca.sign("127.0.0.1"), &["http/1.1"])));
         let count = AtomicUsize::new(0);
@@ -485,7 +485,7 @@ mod http2 {
     }
 
     #[tokio::test]
-    async fn requests_at_once_wait_for_one_connect_timeout() {
+    async fn concurrent_requests_wait_for_a_single_connect_timeout() {
         let url = backend(|mut wire| async move { while !wire.bytes(1).await.is_empty() {} }).await;
         let proxy = ReverseProxyLayer::new(url.replace("http:", "https:")).http2(true).tls(Ca::new().tls());
         let addr = proxied(proxy.connect_timeout(Duration::from_millis(150))).await;
@@ -497,7 +497,7 @@ mod http2 {
     }
 
     #[tokio::test]
-    async fn credentials_of_a_connection_go_over_one_of_their_own() {
+    async fn connection_based_credentials_use_a_dedicated_connection() {
         let ca = Ca::new();
         let url = speaking(&ca, &["h2", "http/1.1"]).await;
         let addr = proxied(ReverseProxyLayer::new(&url).http2(true).tls(ca.tls())).await;
@@ -512,7 +512,7 @@ mod http2 {
     }
 
     #[tokio::test]
-    async fn a_websocket_goes_over_http1_beside_http2() {
+    async fn a_websocket_uses_http1_beside_http2() {
         let ca = Ca::new();
         let url = speaking(&ca, &["h2", "http/1.1"]).await;
         let addr = proxied(ReverseProxyLayer::new(&url).http2(true).tls(ca.tls())).await;
@@ -529,7 +529,7 @@ mod http2 {
     }
 
     #[tokio::test]
-    async fn http2_is_found_again_after_http1() {
+    async fn http2_is_used_again_after_http1() {
         let ca = Ca::new();
         // What a rolling update looks like: the first connections don't know HTTP/2 yet.
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -555,7 +555,7 @@ mod http2 {
     }
 
     #[tokio::test]
-    async fn what_http2_left_unread_goes_over_http1() {
+    async fn requests_unprocessed_over_http2_are_sent_over_http1() {
         let ca = Ca::new();
         // A rolling update, backwards: the connection goes as the request comes, and the next one knows no HTTP/2.
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -79,7 +79,7 @@ async fn layers_forbid_their_names_as_trailers_whatever_the_upstream_service_is(
 }
 
 #[tokio::test]
-async fn an_upload_whose_trailers_all_go_ends_all_the_same() {
+async fn an_upload_ends_properly_when_all_its_trailers_are_removed() {
     let (service, mut told) = telling();
     let layer = ReverseProxyLayer::with_upstream(ServiceBuilder::new().layer(named("x-user")).service(service));
     upload(Router::new().layer(layer), &["x-user"]).await;
@@ -103,7 +103,7 @@ fn announced() -> String {
 }
 
 #[tokio::test]
-async fn trailers_of_an_http1_backend_arrive_without_those_that_would_mislead() {
+async fn misleading_trailers_of_an_http1_backend_are_removed() {
     let announced = announced();
     let head = format!("HTTP/1.1 200 OK\r\nTrailer: {announced}\r\nTransfer-Encoding: chunked\r\n\r\n");
     let origin = answering(format!("{head}5\r\nhello\r\n0\r\n{ANSWERED}\r\n")).await;
@@ -121,7 +121,7 @@ async fn trailers_of_an_http1_backend_arrive_without_those_that_would_mislead() 
 }
 
 #[tokio::test]
-async fn a_response_whose_trailers_all_go_ends_all_the_same() {
+async fn a_response_ends_properly_when_all_its_trailers_are_removed() {
     let head = "HTTP/1.1 200 OK\r\nTrailer: Set-Cookie\r\nTransfer-Encoding: chunked\r\n\r\n";
     let origin = answering(format!("{head}5\r\nhello\r\n0\r\nSet-Cookie: a=b\r\n\r\n")).await;
     let addr = front(Router::new().layer(ReverseProxyLayer::new(origin))).await;
@@ -134,7 +134,7 @@ async fn a_response_whose_trailers_all_go_ends_all_the_same() {
 
 #[cfg(feature = "http2")]
 #[tokio::test]
-async fn trailers_of_an_http2_backend_arrive_without_those_that_would_mislead() {
+async fn misleading_trailers_of_an_http2_backend_are_removed() {
     let backend = Router::new().fallback(async || {
         let trailers = trailers(&["content-length", "set-cookie", "location", "grpc-status", "x-own"]);
         Response::new(Body::new(

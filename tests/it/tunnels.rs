@@ -65,7 +65,7 @@ async fn a_half_closed_tunnel_ends_after_a_minute_without_a_byte() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_end_of_the_backends_side_starts_the_time_too() {
+async fn the_half_closed_timeout_starts_at_the_end_of_the_backend_side_too() {
     let tunnels = Tunnels::new();
     let account = tunnels.clone();
     let mut memory = InMemory::new(|layer| layer.tunnels(account).tunnel_half_closed_timeout(Duration::from_secs(10)));
@@ -79,7 +79,7 @@ async fn the_end_of_the_backends_side_starts_the_time_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_half_closed_tunnel_may_stay() {
+async fn the_half_closed_timeout_can_be_turned_off() {
     let tunnels = Tunnels::new();
     let account = tunnels.clone();
     let mut memory = InMemory::new(|layer| layer.tunnels(account).tunnel_half_closed_timeout(None));
@@ -133,7 +133,7 @@ async fn exec_front(origin: String) -> std::net::SocketAddr {
 }
 
 #[tokio::test]
-async fn a_tunnel_begins_behind_the_body_of_its_offer() {
+async fn a_tunnel_begins_after_the_body_of_its_upgrade_request() {
     for (size, is_chunked) in [2, 64 * 1024 + 1, 1 << 20].into_iter().flat_map(|size| [(size, false), (size, true)]) {
         let (tell, mut told) = unbounded_channel();
         let origin = backend(move |mut wire| {
@@ -170,7 +170,7 @@ async fn a_tunnel_begins_behind_the_body_of_its_offer() {
 }
 
 #[tokio::test]
-async fn a_backend_that_accepts_early_gets_the_body_first_all_the_same() {
+async fn a_backend_that_accepts_early_still_gets_the_body_first() {
     let origin = backend(move |mut wire| async move {
         if wire.head().await.is_none() {
             return;
@@ -190,7 +190,7 @@ async fn a_backend_that_accepts_early_gets_the_body_first_all_the_same() {
 }
 
 #[tokio::test]
-async fn no_tunnel_opens_for_a_body_that_breaks_off() {
+async fn no_tunnel_opens_for_a_truncated_body() {
     let (tell, mut told) = unbounded_channel();
     let origin = backend(move |mut wire| {
         let tell = tell.clone();
@@ -213,7 +213,7 @@ async fn no_tunnel_opens_for_a_body_that_breaks_off() {
 }
 
 #[tokio::test]
-async fn an_offer_with_a_body_that_the_backend_refuses_is_an_answer_like_others() {
+async fn a_refused_upgrade_request_with_a_body_is_a_normal_exchange() {
     let addr = exec_front(answering("HTTP/1.1 409 Conflict\r\nContent-Length: 4\r\n\r\nnope").await).await;
     let mut wire = client(addr).await;
     for _ in 0..2 {
@@ -224,7 +224,7 @@ async fn an_offer_with_a_body_that_the_backend_refuses_is_an_answer_like_others(
 }
 
 #[tokio::test]
-async fn an_offer_of_a_websocket_has_no_body() {
+async fn a_websocket_handshake_with_a_body_is_refused() {
     let addr = exec_front(answering(UPGRADED).await).await;
     // Nor has an offer of both.
     for tokens in ["websocket", "tcp, websocket"] {

@@ -50,7 +50,7 @@ async fn opened(addr: SocketAddr) -> Wire<TcpStream> {
 }
 
 #[tokio::test]
-async fn a_websocket_passes_as_it_was_offered_and_accepted() {
+async fn a_websocket_handshake_is_forwarded_both_ways() {
     let (seen, mut heads) = unbounded_channel();
     let origin = backend(move |mut wire| {
         let seen = seen.clone();
@@ -79,7 +79,7 @@ async fn a_websocket_passes_as_it_was_offered_and_accepted() {
 }
 
 #[tokio::test]
-async fn an_end_is_carried_over_and_the_other_way_stays_open() {
+async fn a_half_close_is_carried_over() {
     let mut wire = opened(proxied(echo().await).await).await;
     wire.send(b"x").await;
     assert_eq!(wire.bytes(1).await, b"x");
@@ -89,7 +89,7 @@ async fn an_end_is_carried_over_and_the_other_way_stays_open() {
 }
 
 #[tokio::test]
-async fn a_switch_to_what_was_not_offered_is_502() {
+async fn a_switch_to_a_protocol_that_was_not_offered_is_502() {
     for (name, response) in [
         ("another token", ACCEPT.replace("websocket\r\n", "foo\r\n")),
         ("two tokens", ACCEPT.replace("websocket\r\n", "websocket, foo\r\n")),
@@ -106,7 +106,7 @@ async fn a_switch_to_what_was_not_offered_is_502() {
 }
 
 #[tokio::test]
-async fn what_is_no_offer_goes_on_without_it() {
+async fn an_invalid_upgrade_request_is_forwarded_without_upgrade() {
     let addr = proxied(mirror().await).await;
     for (name, fields) in [
         ("no option", "Upgrade: websocket\r\n"),
@@ -126,14 +126,14 @@ async fn what_is_no_offer_goes_on_without_it() {
 }
 
 #[tokio::test]
-async fn an_offer_with_a_body_is_refused() {
+async fn an_upgrade_request_with_a_body_is_refused() {
     let addr = proxied(mirror().await).await;
     let offer = OFFER.replace("\r\n\r\n", "\r\nContent-Length: 5\r\n\r\nhello");
     assert_eq!(ask(addr, offer).await.status(), 400);
 }
 
 #[tokio::test]
-async fn a_refused_handshake_passes_and_the_connection_goes_on() {
+async fn a_refused_handshake_is_forwarded_and_the_connection_kept() {
     let origin = answering("HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\n\r\nnope").await;
     let mut wire = client(proxied(origin).await).await;
     for _ in 0..2 {
@@ -144,7 +144,7 @@ async fn a_refused_handshake_passes_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn other_protocols_are_an_option_and_h2c_never_is() {
+async fn other_protocols_are_opt_in_and_h2c_is_never_forwarded() {
     let origin = answering(ACCEPT.replace("websocket", "foo/2")).await;
     let addr = front(Router::new().layer(ReverseProxyLayer::new(origin).allow_upgrade("foo/2"))).await;
     let mut wire = client(addr).await;
@@ -157,7 +157,7 @@ async fn other_protocols_are_an_option_and_h2c_never_is() {
 }
 
 #[tokio::test]
-async fn the_death_of_one_side_is_the_end_of_the_other() {
+async fn a_reset_of_one_side_closes_the_other() {
     // The backend's.
     let origin = backend(|mut wire| async move {
         wire.head().await;
@@ -187,7 +187,7 @@ async fn the_death_of_one_side_is_the_end_of_the_other() {
 }
 
 #[tokio::test]
-async fn tunnels_are_accounted_for_and_end_when_told() {
+async fn tunnels_are_counted_and_shut_down() {
     let tunnels = Tunnels::new();
     let layer = ReverseProxyLayer::new(echo().await).tunnels(tunnels.clone());
     let addr = front(Router::new().layer(layer)).await;
@@ -212,7 +212,7 @@ async fn tunnels_are_accounted_for_and_end_when_told() {
 }
 
 #[tokio::test]
-async fn a_tunnel_ends_when_it_is_idle_or_old() {
+async fn a_tunnel_ends_at_its_idle_timeout_or_maximum_age() {
     let short = Duration::from_millis(100);
     for layer in [
         ReverseProxyLayer::new(echo().await).tunnel_idle_timeout(short),
@@ -223,7 +223,7 @@ async fn a_tunnel_ends_when_it_is_idle_or_old() {
 }
 
 #[tokio::test]
-async fn an_offer_that_nobody_completes_leaves_nothing() {
+async fn an_upgrade_the_client_abandons_leaves_no_tunnel() {
     let tunnels = Tunnels::new();
     let layer = ReverseProxyLayer::new(echo().await).tunnels(tunnels.clone());
     let addr = front(Router::new().layer(layer)).await;
@@ -268,7 +268,7 @@ fn connect(target: &str) -> Request<Body> {
 }
 
 #[tokio::test]
-async fn a_client_of_http2_opens_a_websocket_by_extended_connect() {
+async fn an_http2_client_opens_a_websocket_by_extended_connect() {
     let mut client = http2(proxied(accepting(true).await).await).await;
     let response = client.send_request(connect("/chat")).await.unwrap();
     assert_eq!(response.status(), 200);
@@ -283,7 +283,7 @@ async fn a_client_of_http2_opens_a_websocket_by_extended_connect() {
 }
 
 #[tokio::test]
-async fn over_http2_no_tunnel_opens_without_a_handshake() {
+async fn over_http2_no_tunnel_opens_without_a_valid_handshake() {
     for (origin, status) in [
         (accepting(false).await, 502),
         // A page, not a tunnel: to an extended CONNECT, any 200 would be one.
@@ -356,7 +356,7 @@ async fn a_tunnel_outlives_the_idle_timeout_of_its_http2_connection() {
 }
 
 #[tokio::test]
-async fn a_backend_of_http2_gets_a_websocket_by_extended_connect() {
+async fn an_http2_backend_gets_a_websocket_by_extended_connect() {
     let addr = proxied_to_http2(http2_backend(true).await).await;
     // Of a client of HTTP/1.1: it's answered as it asked.
     let mut wire = client(addr).await;
@@ -380,7 +380,7 @@ async fn a_backend_of_http2_gets_a_websocket_by_extended_connect() {
 }
 
 #[tokio::test]
-async fn a_tunnel_is_one_of_the_streams_of_its_http2_connection() {
+async fn a_tunnel_counts_as_a_stream_of_its_http2_connection() {
     let addr = proxied_to_http2(http2_backend(true).await).await;
     let mut wires = [client(addr).await, client(addr).await, client(addr).await];
     for wire in &mut wires {
@@ -394,7 +394,7 @@ async fn a_tunnel_is_one_of_the_streams_of_its_http2_connection() {
 }
 
 #[tokio::test]
-async fn a_backend_of_http2_that_cannot_carry_it_is_asked_in_http1() {
+async fn without_extended_connect_a_websocket_falls_back_to_http1() {
     // This one has both, and extended CONNECT in neither.
     let app = Router::new().fallback(|| async { (axum::http::StatusCode::UPGRADE_REQUIRED, "in HTTP/1.1") });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -89,7 +89,7 @@ async fn sees(told: &mut UnboundedReceiver<&'static str>, expected: &str, name: 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upload_that_was_reset_without_an_error_is_never_whole_at_the_backend() {
+async fn an_upload_reset_without_an_error_is_never_complete_at_the_backend() {
     for early in [false, true] {
         let (origin, mut told) = reading(early).await;
         for (name, app) in around(&ReverseProxyLayer::new(origin)) {
@@ -105,7 +105,7 @@ async fn an_upload_that_was_reset_without_an_error_is_never_whole_at_the_backend
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upload_to_an_upstream_that_was_reset_without_an_error_is_never_whole() {
+async fn an_upload_reset_without_an_error_is_never_complete_at_an_upstream_service() {
     // An upstream that reads in a task of its own, as HTTP/2 clients do.
     let (tell, mut told) = unbounded_channel();
     let upstream = service_fn(move |request: Request| {
@@ -149,7 +149,7 @@ where
 
 #[cfg(feature = "http2")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upload_that_was_reset_without_an_error_is_never_whole_at_an_http2_backend() {
+async fn an_upload_reset_without_an_error_is_never_complete_at_an_http2_backend() {
     let (tell, mut told) = unbounded_channel();
     let backend = Router::new().fallback(async move |request: Request| {
         let mut body = request.into_body();
@@ -181,7 +181,7 @@ async fn an_upload_that_was_reset_without_an_error_is_never_whole_at_an_http2_ba
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upload_that_has_come_to_its_end_is_whole_whatever_wraps_it() {
+async fn a_finished_upload_is_complete_behind_any_wrapper() {
     for early in [false, true] {
         let (origin, mut told) = reading(early).await;
         for (name, app) in around(&ReverseProxyLayer::new(origin)) {
@@ -240,7 +240,7 @@ fn streaming() -> (impl tower::Service<Request, Response = Response, Error = Inf
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_only_listens_is_not_cut_while_answers_flow() {
+async fn a_client_that_only_receives_is_not_cut_while_the_response_flows() {
     let (proxy, mut streams) = streaming();
     let (upload, request) = request();
     let Ok(response) = proxy.oneshot(request).await;
@@ -256,7 +256,7 @@ async fn a_client_that_only_listens_is_not_cut_while_answers_flow() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upload_that_flows_is_not_cut_for_the_silence_of_the_answer() {
+async fn a_flowing_upload_is_not_cut_while_the_response_is_silent() {
     let (proxy, mut streams) = streaming();
     let (mut upload, request) = request();
     let Ok(response) = proxy.oneshot(request).await;
@@ -275,7 +275,7 @@ async fn an_upload_that_flows_is_not_cut_for_the_silence_of_the_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_exchange_that_is_silent_in_both_directions_is_cut() {
+async fn an_exchange_silent_in_both_directions_is_cut() {
     for last_is_the_clients in [true, false] {
         let (proxy, mut streams) = streaming();
         let (mut upload, request) = request();
@@ -356,7 +356,7 @@ async fn over_the_wire_either_direction_keeps_an_exchange_alive() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn over_the_wire_silence_in_both_directions_is_the_end() {
+async fn over_the_wire_an_exchange_silent_in_both_directions_is_cut() {
     let mut memory = InMemory::new(|layer| layer);
     let mut client = memory.client();
     client.send(b"PUT /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nu\r\n").await;

@@ -48,7 +48,7 @@ async fn the_layer_that_is_added_first_sees_the_request_first() {
 }
 
 #[tokio::test]
-async fn a_layer_sees_the_request_as_the_backend_gets_it() {
+async fn an_upstream_layer_sees_the_request_as_sent_to_the_backend() {
     let seen = Arc::new(Mutex::new(None));
     let look = {
         let seen = seen.clone();
@@ -93,7 +93,7 @@ async fn an_upstream_layer_is_applied_once_however_many_routes_there_are() {
 }
 
 #[tokio::test]
-async fn the_layers_work_around_another_client() {
+async fn the_crates_layers_work_around_another_client() {
     let origin = mirror().await;
     let mut service = ServiceBuilder::new()
         .layer(RemoteUserLayer::new())
@@ -119,7 +119,7 @@ async fn the_layers_work_around_another_client() {
 }
 
 #[tokio::test]
-async fn the_layers_work_around_any_service_and_any_body() {
+async fn the_crates_layers_work_around_any_service_and_any_body() {
     let service = ServiceBuilder::new()
         .layer(RemoteUserLayer::from_extension(|name: &&'static str| Some(*name)))
         .layer(BasicAuthLayer::remote_user("s3cret"))
@@ -139,7 +139,7 @@ async fn the_layers_work_around_any_service_and_any_body() {
 }
 
 #[test]
-fn no_debug_shows_a_secret() {
+fn debug_output_shows_no_secrets() {
     fn shown(value: &impl fmt::Debug) -> String {
         format!("{value:?} {value:#?}")
     }
@@ -171,7 +171,7 @@ fn no_debug_shows_a_secret() {
 }
 
 #[tokio::test]
-async fn an_upstream_can_be_any_service() {
+async fn any_service_can_be_an_upstream() {
     let upstream = service_fn(|request: Request| async move {
         let seen = format!("{} {} {:?}", request.method(), request.uri(), request.headers()["host"]);
         Ok::<_, Infallible>(Response::new(Body::from(seen)))

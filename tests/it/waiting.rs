@@ -126,7 +126,7 @@ async fn begun_meanwhile(proxy: &ReverseProxy, hook: &Hook, method: &'static str
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_comes_while_idle_connections_are_checked_gets_one() {
+async fn a_request_that_arrives_during_the_idle_check_gets_a_connection() {
     // To a backend that chooses HTTP/1.1 where it has the choice, it's another queue.
     for (origin, http2) in [("http://backend.example", false), ("https://backend.example", true)] {
         let (layer, hook, connects) = hooked(origin);
@@ -143,7 +143,7 @@ async fn a_request_that_comes_while_idle_connections_are_checked_gets_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn requests_beside_the_sweeper_find_their_connections() {
+async fn requests_beside_the_idle_check_find_their_connections() {
     // The limit is always reached, and idle connections are swept all the time.
     for (origin, http2) in [("http://backend.example", false), ("https://backend.example", true)] {
         let (layer, _, _) = hooked(origin);
@@ -181,7 +181,7 @@ impl Wake for OnWake {
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_that_come_while_others_are_served_wait_no_longer_than_the_queue_timeout() {
+async fn requests_that_arrive_during_others_wait_no_longer_than_the_queue_timeout() {
     let (hook, connects) = (Hook::default(), AtomicUsize::new(0));
     let (hooked, connects) = (hook.clone(), Arc::new(connects));
     // Only the first connection is ever made.
@@ -265,7 +265,7 @@ async fn asked(count: usize, asked: &AtomicUsize) {
 }
 
 #[tokio::test]
-async fn a_runtime_that_is_dropped_fails_the_requests_that_wait_for_its_connects() {
+async fn a_dropped_runtime_fails_requests_that_wait_for_its_connects() {
     for (round, limit) in [None, Some(3)].into_iter().cycle().take(20).enumerate() {
         let (layer, count) = stuck(5);
         let proxy = layer.max_connections(limit).queue_timeout(None).into_service();
@@ -285,7 +285,7 @@ async fn a_runtime_that_is_dropped_fails_the_requests_that_wait_for_its_connects
 }
 
 #[tokio::test]
-async fn requests_of_other_runtimes_get_their_connections() {
+async fn requests_on_other_runtimes_get_their_connections() {
     for limit in [None, Some(1)].into_iter().cycle().take(20) {
         let (layer, count) = stuck(1);
         let proxy = layer.max_connections(limit).queue_timeout(None).into_service();
@@ -305,7 +305,7 @@ async fn requests_of_other_runtimes_get_their_connections() {
 }
 
 #[test]
-fn a_server_that_stops_with_requests_waiting_ends() {
+fn a_server_stops_with_requests_waiting() {
     const CLIENTS: usize = 20;
     for round in 0..20 {
         // On the last rounds, many wait for the one connect.
