@@ -1,4 +1,4 @@
-//! How often a request allocates. In a binary of its own: the counter replaces the allocator.
+//! The allocations of a request. A binary of its own, because the counter replaces the global allocator.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -14,7 +14,7 @@ use http::{HeaderValue, Method, Uri};
 use tower::{Layer, Service};
 use tower_reverse_proxy::ReverseProxyLayer;
 
-/// A service that is ready at once. What its own response costs isn't counted.
+/// A service that is ready at once. The allocations of its own response aren't counted.
 #[derive(Clone)]
 struct Immediate;
 
@@ -34,7 +34,7 @@ impl Service<Request> for Immediate {
     }
 }
 
-/// Counts what one call of the middleware allocates, up to the response. The request is there already.
+/// Counts the allocations of one call of the middleware, from the finished request to the response.
 fn allocations(layer: &ReverseProxyLayer<impl Upstream, impl Sized>, request: fn() -> Request) -> u64 {
     let mut service = layer.layer(Immediate);
     let mut run = || {
@@ -47,16 +47,16 @@ fn allocations(layer: &ReverseProxyLayer<impl Upstream, impl Sized>, request: fn
         assert_eq!(response.status(), 200);
         info.count_total
     };
-    // What is made once, doesn't count.
+    // Allocations of the first call only don't count.
     run();
     run()
 }
 
-/// What these tests have for an upstream.
+/// The upstream services of these tests.
 trait Upstream: Service<Request, Response = Response, Error = Infallible> + Clone {}
 impl<U: Service<Request, Response = Response, Error = Infallible> + Clone> Upstream for U {}
 
-/// As a server hands it over: what it read is shared, so that a clone of a value is a reference to it.
+/// A request as a server makes it: its values share the read buffer, so that cloning one doesn't allocate.
 fn request(method: Method, target: &'static str, body: Body) -> Request {
     let mut request = Request::new(body);
     *request.method_mut() = method;
@@ -80,7 +80,7 @@ fn an_own_route_beside_a_proxy_allocates_nothing() {
     }
 }
 
-/// The crate's own client is there and isn't touched.
+/// With the crate's own client, which isn't called.
 #[test]
 fn an_own_route_beside_a_backend_allocates_nothing() {
     let mut service = ReverseProxyLayer::new("http://127.0.0.1:8000").prefix("/mydir").layer(Immediate);
@@ -92,7 +92,8 @@ fn an_own_route_beside_a_backend_allocates_nothing() {
     assert_eq!(info.count_total, 0);
 }
 
-/// As measured: the box of the response's body; with a request body, its box and the word that it shares with the future.
+/// Measured: the box of the response's body; with a request body, also its box and the state that it shares with the
+/// future.
 #[test]
 fn a_forwarded_request_allocates_within_its_budget() {
     let layer = ReverseProxyLayer::with_upstream(Immediate).prefix("/mydir");
@@ -100,7 +101,7 @@ fn a_forwarded_request_allocates_within_its_budget() {
     assert!(without_body <= 1, "{without_body}");
     let with_body = allocations(&layer, || request(Method::POST, "/mydir/x", Body::from("body")));
     assert!(with_body <= 3, "{with_body}");
-    // A field to remove is a list of what to remove.
+    // Removing a field allocates the list of fields to remove.
     let with_hops = allocations(&layer, || {
         let mut request = request(Method::GET, "/mydir/x", Body::empty());
         request.headers_mut().insert("connection", HeaderValue::from_static("keep-alive"));

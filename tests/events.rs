@@ -1,9 +1,10 @@
-//! What the proxy tells its operator: one event per failure, tunnel and redirect, and no secret in any of them.
+//! The `tracing` events of the proxy: one per failure, tunnel and redirect, without secrets.
 //!
-//! A binary of its own: its subscriber is the process's. One of a thread's misses events whose first use was another thread's.
-#![allow(clippy::unwrap_used)] // what isn't there fails the test
+//! A binary of its own, because its subscriber is global. A thread's subscriber misses events whose callsite another
+//! thread registered first.
+#![allow(clippy::unwrap_used)] // a missing value fails the test
 
-#[allow(dead_code, unused_imports)] // the whole of it is the other binary's
+#[allow(dead_code, unused_imports)] // the other binary uses all of it
 #[path = "it/support/mod.rs"]
 mod support;
 
@@ -55,13 +56,13 @@ impl<S: Subscriber> Layer<S> for Events {
         event.record(&mut visitor);
         let metadata = event.metadata();
         visitor.0.insert("level", metadata.level().to_string());
-        // Not to be mistaken for the field `target`.
+        // `target` is the name of a field, too.
         visitor.0.insert("event_target", metadata.target().to_owned());
         self.0.lock().unwrap().push(visitor.0);
     }
 }
 
-/// One test's turn to hear the events of the process.
+/// Exclusive access to the events of the process.
 struct Turn {
     events: Events,
     _alone: tokio::sync::MutexGuard<'static, ()>,
@@ -105,7 +106,8 @@ const OFFER: &str = "GET /chat?key=s3cret HTTP/1.1\r\nHost: front.example\r\nCon
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nCookie: session=s3cret\r\n\r\n";
 const ACCEPT: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 
-/// A backend that switches and echoes, 5 bytes at a time. It says `bye` at the client's end, and nothing at its own.
+/// A backend that switches protocols and echoes, 5 bytes at a time. It sends `bye` at the client's end, and nothing at
+/// its own.
 async fn echo() -> String {
     backend(|mut wire| async move {
         if wire.head().await.is_none() {
@@ -131,7 +133,8 @@ async fn each_ended_tunnel_is_one_event() {
     let layer = || ReverseProxyLayer::new(&echo);
     let idle = layer().tunnel_idle_timeout(SHORT);
     let old = layer().tunnel_max_age(SHORT);
-    // What the client does after it has sent 5 bytes with its offer, and got them back; bytes up and down in all.
+    // The client sends 5 bytes with its upgrade request, gets them back, and then ends the tunnel in one of these ways.
+    // With the total of bytes up and down.
     for (last, layer, up, down, ended_by) in [
         ("end", layer(), 5, 8, "client"),
         ("abort", layer(), 5, 5, "client"),
@@ -159,7 +162,7 @@ async fn each_ended_tunnel_is_one_event() {
             "wait" => assert!(wire.closed().await),
             last => {
                 wire.send(last.as_bytes()).await;
-                // Not before the backend has.
+                // The backend ends first.
                 assert!(wire.closed().await);
                 drop(wire);
             }
@@ -186,7 +189,7 @@ async fn a_missing_peer_address_is_reported_once() {
     let serve = async |layer: ReverseProxyLayer| {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        // Wrapped around two routes, and cloned with each request.
+        // The layer wraps two routes, and is cloned with each request.
         let app = Router::new().route("/a", axum::routing::get(|| async {})).fallback(|| async {}).layer(layer);
         tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         addr
@@ -231,7 +234,7 @@ async fn each_removed_identity_claim_is_one_event() {
 #[tokio::test]
 async fn the_event_of_a_half_closed_tunnel_names_the_timeout() {
     let turn = Turn::take().await;
-    // It ignores the client's end.
+    // The backend ignores the client's end.
     let origin = backend(|mut wire| async move {
         wire.head().await;
         wire.send(ACCEPT).await;
@@ -290,7 +293,7 @@ async fn early_hints_are_traced_and_not_forwarded() {
     ] {
         let mut wire = client(addr).await;
         wire.send(request.as_bytes()).await;
-        // Whoever has sent the body already isn't told to go on.
+        // A client that has sent its body already gets no 100.
         let mut head = wire.head().await.unwrap();
         if request.contains("Expect") && head.starts_with("HTTP/1.1 100 ") {
             head = wire.head().await.unwrap();
@@ -303,7 +306,7 @@ async fn early_hints_are_traced_and_not_forwarded() {
     }
 }
 
-/// What a backend may do, and the status of what becomes of it.
+/// Faults of a backend, with the status and the event of each.
 const FAULTS: &[(&[u8], u16, &str)] = &[
     (b"", 502, "WARN ResponseHead Closed"),
     (b"HTTP/1.1 200 OK\r\nSet-Cookie: s3cret\x01\r\n\r\n", 502, "WARN ResponseHead InvalidResponse"),
@@ -329,8 +332,8 @@ async fn dying(bytes: &'static [u8]) -> String {
     .await
 }
 
-/// Backends that fail and clients that do: the request, the status that it gets, and the level, phase and kind of its event.
-/// Whatever can be a secret says so.
+/// Failures of backends and clients: the origin, the request, its status, and the level, phase and kind of its event.
+/// Everything that can be a secret contains `s3cret`.
 async fn failures() -> Vec<(String, String, u16, &'static str)> {
     let get = "GET /x?key=s3cret HTTP/1.1\r\nHost: front.example\r\nAuthorization: Bearer s3cret\r\n\
         Cookie: session=s3cret\r\nProxy-Authorization: Basic s3cret\r\n\r\n";
@@ -373,14 +376,14 @@ async fn each_failure_is_one_event_with_a_level_by_its_origin() {
         let mut wire = client(front(Router::new().layer(layer)).await).await;
         wire.send(request.as_bytes()).await;
         let answer = wire.message().await;
-        // A body that breaks off with its head is known before that has been sent.
+        // A truncation that arrives with the head is known before the head is sent.
         let answered = answer.map_or(200, |answer| answer.status());
         assert!(answered == status || (status, answered) == (200, 502), "{answered} {expected}: {request}");
         assert!(answered != 200 || wire.closed().await);
         let event = turn.event();
         assert_eq!(event["event_target"], "tower_reverse_proxy");
-        let told = format!("{} {} {}", event["level"], event["phase"], event["kind"]);
-        assert_eq!(told, expected, "{request}: {event:?}");
+        let seen = format!("{} {} {}", event["level"], event["phase"], event["kind"]);
+        assert_eq!(seen, expected, "{request}: {event:?}");
     }
 }
 
@@ -413,7 +416,7 @@ async fn events_and_errors_show_no_secrets() {
     cases.push((echo().await, OFFER.to_owned()));
     let count = cases.len();
     for (origin, request) in cases {
-        let heard = shown.clone();
+        let errors = shown.clone();
         let layer = ReverseProxyLayer::new(&origin)
             .via("front.example")
             .header_timeout(SHORT)
@@ -422,7 +425,7 @@ async fn events_and_errors_show_no_secrets() {
             .tunnels(tunnels.clone())
             .on_error(move |error| {
                 let cause = std::error::Error::source(error.error());
-                *heard.lock().unwrap() += &format!("{error} {error:?} {error:#?} {cause:?}\n");
+                *errors.lock().unwrap() += &format!("{error} {error:?} {error:#?} {cause:?}\n");
                 error.status()
             })
             .upstream_layer(BasicAuthLayer::new("service", "s3cret"))
@@ -436,7 +439,7 @@ async fn events_and_errors_show_no_secrets() {
     let events = turn.events();
     assert_eq!(events.len(), count, "{events:?}");
     assert!(shown.lock().unwrap().contains("HeaderTimeout"));
-    // As it is, and as Basic has it: `service:s3cret`.
+    // In plain text, and encoded as in Basic: `service:s3cret`.
     for text in [format!("{events:?}"), shown.lock().unwrap().clone()] {
         assert!(!text.contains("s3cret") && !text.contains("c2VydmljZTpzM2NyZXQ"), "{text}");
     }
@@ -515,7 +518,7 @@ async fn an_unrepresentable_user_name_is_reported() {
     for (app, name) in [(user, "a\nb"), (basic, "a:b")] {
         let app = app.layer(Extension(RemoteUser::from(name)));
         assert_eq!(get(front(app).await, "/x", "").await.status(), 403);
-        // The one with the name, and that of every failure: the client's part in it.
+        // The event with the name, and the event of the failure.
         let events = turn.events();
         let [event, failure] = &events[..] else { panic!("two events: {events:?}") };
         assert_eq!((&*event["level"], event["user"].clone()), ("ERROR", format!("{name:?}")));

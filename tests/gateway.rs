@@ -1,6 +1,8 @@
-//! The example `gateway` as a process, spoken to in raw bytes: its limits, its end and its configuration.
+//! The example `gateway` as a process, over raw bytes: its limits, its shutdown and its configuration.
+//!
+//! Sleeps are in real time, because the gateway is another process.
 #![cfg(unix)]
-#![allow(clippy::unwrap_used)] // what isn't there fails the test
+#![allow(clippy::unwrap_used)] // a missing value fails the test
 
 use std::{
     env,
@@ -18,10 +20,10 @@ use sha1::{Digest, Sha1};
 #[allow(dead_code, unreachable_pub)]
 mod gateway;
 
-/// How long anything here may take before the test fails: much longer than it ever does.
+/// How long a test waits for one thing before it fails.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Not a test: the gateway, when one of the tests starts this binary anew. So it's always built of the same sources.
+/// Not a test: the gateway itself, when a test starts this binary again. So it's always built from the same sources.
 #[test]
 fn process() {
     if let Ok(path) = env::var("GATEWAY_CONFIG") {
@@ -29,7 +31,7 @@ fn process() {
     }
 }
 
-/// Makes a command of this binary that is the gateway with this configuration. `ulimit` are limits of the shell's kind.
+/// Makes a command that runs this binary as the gateway with this configuration, after the `ulimit` commands.
 fn command(config: &str, ulimit: &str) -> (Command, tempfile::NamedTempFile) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(config.as_bytes()).unwrap();
@@ -67,12 +69,12 @@ impl Gateway {
 
     fn send(&self, bytes: impl AsRef<[u8]>) -> TcpStream {
         let mut stream = self.connect();
-        // It may be answered, and closed, before all of it is written.
+        // The gateway may respond and close before all bytes are written.
         let _ = stream.write_all(bytes.as_ref());
         stream
     }
 
-    /// Sends a request that ends its connection; returns the answer.
+    /// Sends a request with `Connection: close`, and returns the response.
     fn get(&self, target: &str, fields: &str) -> String {
         let request = format!("GET {target} HTTP/1.1\r\nHost: front.example\r\nConnection: close\r\n{fields}\r\n");
         rest(&mut self.send(request))
@@ -82,7 +84,7 @@ impl Gateway {
         assert!(Command::new("kill").arg(self.child.id().to_string()).status().unwrap().success());
     }
 
-    /// Waits for the end of the process; returns its exit code.
+    /// Waits for the end of the process, and returns its exit code.
     fn wait(&mut self) -> Option<i32> {
         let start = Instant::now();
         loop {
@@ -102,7 +104,7 @@ impl Drop for Gateway {
     }
 }
 
-/// Reads until the connection ends, in whatever way.
+/// Reads until the connection ends, properly or by a reset.
 fn rest(stream: &mut TcpStream) -> String {
     let (mut bytes, mut buffer) = (Vec::new(), [0; 64 * 1024]);
     loop {
@@ -130,7 +132,7 @@ fn head(stream: &mut TcpStream) -> String {
     head.into_iter().map(char::from).collect()
 }
 
-/// A backend that hands each connection to `talk`.
+/// A backend that passes each connection to `talk`.
 fn backend(talk: impl Fn(TcpStream) + Clone + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let origin = format!("http://{}", listener.local_addr().unwrap());
@@ -144,7 +146,7 @@ fn backend(talk: impl Fn(TcpStream) + Clone + Send + 'static) -> String {
     origin
 }
 
-/// A backend whose answer's body is the head of the request.
+/// A backend that responds with the head of the request.
 fn mirror() -> String {
     backend(|mut stream| {
         let request = head(&mut stream);
@@ -205,7 +207,7 @@ fn literals(fields: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
-/// Reads a frame: its kind and payload. `None`: the connection has ended.
+/// Reads a frame, and returns its kind and payload. `None` at the end of the connection.
 fn any_frame(stream: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
     let mut head = [0; 9];
     match stream.read_exact(&mut head) {
@@ -217,7 +219,7 @@ fn any_frame(stream: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
     Some((head[3], payload))
 }
 
-/// Reads frames until one of this kind; returns its payload.
+/// Reads frames until one of this kind, and returns its payload.
 fn read_frame(stream: &mut TcpStream, kind: u8) -> Vec<u8> {
     loop {
         let (is, payload) = any_frame(stream).unwrap();
@@ -227,7 +229,7 @@ fn read_frame(stream: &mut TcpStream, kind: u8) -> Vec<u8> {
     }
 }
 
-/// A connection of HTTP/2 with one request behind it.
+/// An HTTP/2 connection on which one request has been served.
 fn http2_used(gateway: &Gateway) -> TcpStream {
     let request = frame(HEADERS, END_STREAM | END_HEADERS, 1, &block("/front/health", &[]));
     let mut stream = gateway.send([PREFACE, &frame(SETTINGS, 0, 0, b""), &request].concat());
@@ -235,7 +237,7 @@ fn http2_used(gateway: &Gateway) -> TcpStream {
     stream
 }
 
-/// The status of an answer over HTTP/2. It's sent as an index of the static table, or as a literal.
+/// The status of a response over HTTP/2, which is an index of the static table or a literal.
 fn http2_status(gateway: &Gateway, path: &str, fields: &[(&str, &str)]) -> u16 {
     let block = block(path, fields);
     let mut parts = block.chunks(16 * 1024).peekable();
@@ -253,7 +255,7 @@ fn http2_status(gateway: &Gateway, path: &str, fields: &[(&str, &str)]) -> u16 {
         // A literal with the name of index 8, `:status`, and a value of three digits, with Huffman's code or without.
         0x48 if answer[1] == 3 => String::from_utf8_lossy(&answer[2..5]).parse().unwrap(),
         0x48 if answer[1..].starts_with(&[0x83, 0x69, 0x90, 0xff]) => 431,
-        _ => panic!("no status that is known here: {answer:x?}"),
+        _ => panic!("unknown encoding of a status: {answer:x?}"),
     }
 }
 
@@ -315,7 +317,7 @@ fn a_slow_exchange_is_not_cut_as_a_silent_client() {
     assert_eq!([read_frame(&mut http2, 0), read_frame(&mut http2, 0)].concat(), b"firstlater");
 }
 
-/// What the client hasn't taken yet may wait in the server, after the exchange's last frame. In one of these sizes it does.
+/// The end of a response may wait in the server after the exchange's last frame. With one of these sizes it does.
 #[test]
 fn a_client_that_reads_late_gets_the_complete_response() {
     let gateway = Gateway::start(&format!("header_read_timeout_ms = 200\n{}", mount("/mydir", &sized(), "")));
@@ -329,7 +331,7 @@ fn a_client_that_reads_late_gets_the_complete_response() {
     }
 }
 
-/// A backend whose answers have as many octets as the request's path says.
+/// A backend whose responses have as many octets as the number in the path.
 fn sized() -> String {
     backend(|mut stream| {
         let request = head(&mut stream);
@@ -339,13 +341,13 @@ fn sized() -> String {
     })
 }
 
-/// A connection of HTTP/2 with a request for `path`; the window is the initial one, 65,535 octets.
+/// An HTTP/2 connection with a request for `path`, and the initial window of 65,535 octets.
 fn http2_get(gateway: &Gateway, path: &str) -> TcpStream {
     let request = frame(HEADERS, END_STREAM | END_HEADERS, 1, &block(path, &[]));
     gateway.send([PREFACE, &frame(SETTINGS, 0, 0, b""), &request].concat())
 }
 
-/// hyper hands the end of an answer to h2 before the client's window has room for it.
+/// hyper passes the end of a response to h2 before the client's window has room for it.
 #[test]
 fn an_http2_client_that_reads_late_gets_the_complete_response() {
     let mut gateway = Gateway::start(&format!("header_read_timeout_ms = 200\n{}", mount("/mydir", &sized(), "")));
@@ -384,30 +386,30 @@ fn an_http2_client_that_reads_nothing_is_disconnected() {
     ];
     for mut client in clients {
         while let Some((kind, _)) = any_frame(&mut client) {
-            assert_ne!(kind, PING, "the connection ends before the first ping, whose timeout would be another end");
+            assert_ne!(kind, PING, "the connection ends before the first ping, whose timeout would end it, too");
         }
     }
 }
 
-/// Many such clients would take every descriptor.
+/// Otherwise such clients would use up the descriptors.
 #[test]
 fn a_client_that_never_reads_is_disconnected() {
-    let (tell, told) = std::sync::mpsc::channel();
+    let (sender, receiver) = std::sync::mpsc::channel();
     let origin = backend(move |mut stream| {
         head(&mut stream);
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n").unwrap();
         while stream.write_all(&[b'x'; 64 * 1024]).is_ok() {}
-        tell.send(()).unwrap();
+        sender.send(()).unwrap();
     });
     let gateway = Gateway::start(&format!("header_read_timeout_ms = 200\n{}", mount("/mydir", &origin, "")));
     let _large = gateway.send("GET /mydir/x HTTP/1.1\r\nHost: front.example\r\n\r\n");
-    // The gateway reads no more requests once their answers aren't taken.
+    // The gateway stops reading requests when the client doesn't read responses.
     let mut pipelined = gateway.connect();
     pipelined.set_write_timeout(Some(PATIENCE)).unwrap();
     let requests = "GET /front/health HTTP/1.1\r\nHost: front.example\r\n\r\n".repeat(1000);
     let error = (0..1000).find_map(|_| pipelined.write_all(requests.as_bytes()).err()).unwrap();
     assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
-    told.recv_timeout(PATIENCE).unwrap();
+    receiver.recv_timeout(PATIENCE).unwrap();
 }
 
 #[test]
@@ -438,7 +440,7 @@ fn a_refused_connect_over_http2_opens_no_tunnel() {
     loop {
         match any_frame(&mut client).unwrap().0 {
             GOAWAY => break,
-            kind => assert_ne!(kind, PING, "the connection is told to end before the first ping"),
+            kind => assert_ne!(kind, PING, "GOAWAY is sent before the first ping"),
         }
     }
 }
@@ -481,7 +483,7 @@ fn the_gateway_recovers_from_silent_clients_that_use_all_descriptors() {
 
 #[test]
 fn shutdown_closes_idle_connections_and_finishes_exchanges() {
-    let (tell, told) = std::sync::mpsc::channel::<TcpStream>();
+    let (sender, receiver) = std::sync::mpsc::channel::<TcpStream>();
     let origin = backend(move |mut stream| {
         let request = head(&mut stream);
         if request.contains("pgrade: websocket") {
@@ -489,11 +491,11 @@ fn shutdown_closes_idle_connections_and_finishes_exchanges() {
                           Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
             stream.write_all(switch.as_bytes()).unwrap();
         }
-        tell.send(stream).unwrap();
+        sender.send(stream).unwrap();
     });
     let mut gateway = Gateway::start(&format!("threads = 1\n{}", mount("/mydir", &origin, "")));
     let mut exchange = gateway.send("GET /mydir/x HTTP/1.1\r\nHost: front.example\r\n\r\n");
-    let mut backends_side = told.recv_timeout(PATIENCE).unwrap();
+    let mut backend_side = receiver.recv_timeout(PATIENCE).unwrap();
     let upgrade = "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let mut websocket = gateway.send(format!("GET /mydir/ws HTTP/1.1\r\nHost: front.example\r\n{upgrade}\r\n"));
@@ -507,7 +509,7 @@ fn shutdown_closes_idle_connections_and_finishes_exchanges() {
         gateway.send(PREFACE),
         gateway.send([PREFACE, &frame(SETTINGS, 0, 0, b"")].concat()),
     ];
-    // They have been accepted when a later one has been served.
+    // The connections have been accepted when a later one has been served.
     assert!(gateway.get("/front/health", "").ends_with("front ok"));
 
     gateway.terminate();
@@ -518,9 +520,9 @@ fn shutdown_closes_idle_connections_and_finishes_exchanges() {
     for stream in &mut unused {
         rest(stream);
     }
-    // All that has ended while the exchange was under way, which may still take its time.
+    // The other connections have ended while the exchange was in progress.
     assert!(gateway.child.try_wait().unwrap().is_none());
-    backends_side.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone").unwrap();
+    backend_side.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone").unwrap();
     assert!(rest(&mut exchange).ends_with("\r\n\r\ndone"));
     assert_eq!(gateway.wait(), Some(0));
 }
@@ -579,7 +581,7 @@ fn a_mount_hides_cookies_and_allows_upgrades() {
     assert!(answer.contains("\r\nupgrade: tcp\r\n"), "{answer}");
 }
 
-/// Linux shows which timer a socket has: 2 is that of keep-alive.
+/// Linux lists the timer of each socket: 2 is keep-alive.
 #[test]
 #[cfg(target_os = "linux")]
 fn clients_have_tcp_keep_alive() {

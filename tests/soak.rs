@@ -1,8 +1,8 @@
-//! Some thousands of tunnels and streams, over HTTP/1.1 and HTTP/2, TCP and Unix sockets, ended in every way from either side at
-//! random: afterwards nothing is left of them.
+//! Thousands of tunnels and streams, over HTTP/1.1 and HTTP/2, TCP and Unix sockets, that end at random in every way
+//! from either side, and leave no tasks, descriptors or memory.
 //!
-//! A binary of its own: it counts what the whole process has open.
-#![allow(clippy::unwrap_used)] // what isn't there fails the test
+//! A binary of its own, because it counts the tasks and descriptors of the whole process.
+#![allow(clippy::unwrap_used)] // a missing value fails the test
 
 use std::{
     collections::hash_map::RandomState,
@@ -56,7 +56,7 @@ async fn ended_exchanges_leave_no_tasks_descriptors_or_memory() {
     fronts.push(over_unix_sockets(directory.path(), &tunnels).await);
     let any = || fronts[usize::try_from(random(fronts.len() as u64)).unwrap()];
 
-    // Whatever is made once has been made.
+    // One-time allocations have been made.
     for &front in &fronts {
         exchange(front).await;
     }
@@ -76,7 +76,8 @@ async fn ended_exchanges_leave_no_tasks_descriptors_or_memory() {
         settle(&tunnels, Some(base)).await;
         resident.push(memory());
     }
-    // The first thousand brings the allocator to its size. What leaks goes on growing: a buffer per tunnel would be 16 MiB.
+    // The first thousand brings the allocator to its size. A leak keeps growing: a leaked buffer per tunnel would be 16
+    // MiB.
     let growth = resident[2].saturating_sub(resident[0]);
     assert!(growth < 8 << 20, "resident after each thousand: {resident:?}");
 }
@@ -143,7 +144,7 @@ fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
-/// A client that opens a tunnel or a stream, says something, and goes in one of many ways.
+/// A client that opens a tunnel or a stream, sends something, and ends in one of many ways.
 async fn exchange(front: SocketAddr) {
     let mut stream = TcpStream::connect(front).await.unwrap();
     let (head, piece): (&str, &[u8]) = match random(5) {
@@ -161,7 +162,7 @@ async fn exchange(front: SocketAddr) {
     end(stream).await;
 }
 
-/// A client with some streams at once, each of them ended or reset on its own.
+/// A client with several concurrent streams, each ended or reset on its own.
 async fn exchange_http2(stream: TcpStream) {
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
@@ -177,7 +178,7 @@ async fn exchange_http2(stream: TcpStream) {
             };
         });
     }
-    // One in four leaves them all at once.
+    // One client in four drops all its streams at once.
     if random(4) > 0 {
         streams.join_all().await;
     }
@@ -219,11 +220,11 @@ async fn download(sender: &mut SendRequest<Body>) {
     }
 }
 
-/// A backend that accepts what it's asked for, says something, and goes in one of many ways.
+/// A backend that accepts every request, sends something, and ends in one of many ways.
 async fn converse(mut stream: impl Peer) {
     let mut head = vec![0; 4096];
     let Ok(count) = stream.read(&mut head).await else { return };
-    // The proxy's names are in lower case.
+    // The proxy sends field names in lower case.
     let head = String::from_utf8_lossy(&head[..count]);
     let answer = match () {
         () if head.contains("upgrade:") => {
@@ -237,11 +238,11 @@ async fn converse(mut stream: impl Peer) {
         }
         () => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n".to_owned(),
     };
-    // One in eight never answers.
+    // One backend in eight never responds.
     if random(8) > 0 {
         let _ = stream.write_all(answer.as_bytes()).await;
     }
-    // Some go on: with a part of a body or a tunnel's octets, or its proper end.
+    // Some continue with a part of the body or octets of the tunnel, or with the proper end.
     for _ in 0..random(4) {
         let _ = stream.write_all(b"5\r\nhello\r\n").await;
         yield_now().await;
@@ -252,7 +253,7 @@ async fn converse(mut stream: impl Peer) {
     end(stream).await;
 }
 
-/// One end of a connection, which can be torn down.
+/// One end of a connection, which can be reset.
 trait Peer: AsyncRead + AsyncWrite + Unpin + Send {
     fn reset(self);
 }
@@ -265,7 +266,7 @@ impl Peer for TcpStream {
 
 #[cfg(unix)]
 impl Peer for tokio::net::UnixStream {
-    /// It knows no reset but what is left unread.
+    /// A Unix socket is reset by unread octets only.
     fn reset(self) {}
 }
 
@@ -276,19 +277,19 @@ async fn end(mut stream: impl Peer) {
         0 => stream.reset(),
         // An end.
         1 => {}
-        // Half an end, and then whatever the other side does, for a while.
+        // A half-close, and then a short read.
         2 => {
             let _ = stream.shutdown().await;
             let _ = timeout(Duration::from_millis(random(20)), stream.read(&mut sink)).await;
         }
-        // Something is read, nothing is said.
+        // A short read.
         _ => {
             let _ = timeout(Duration::from_millis(random(20)), stream.read(&mut sink)).await;
         }
     }
 }
 
-/// What a WebSocket's key is answered with (RFC 6455, section 4.2.2).
+/// The `Sec-WebSocket-Accept` for a key (RFC 6455, section 4.2.2).
 fn accept(key: &str) -> String {
     BASE64_STANDARD.encode(Sha1::digest(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11")))
 }

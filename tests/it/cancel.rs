@@ -1,4 +1,4 @@
-//! A client that leaves takes its request to the backend along; an answer that comes early reaches a client that stays.
+//! Cancellation: a disconnecting client ends its request to the backend; an early response reaches a client that stays.
 
 use std::{
     pin::Pin,
@@ -26,24 +26,24 @@ const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n";
 const UPLOAD: &[u8] = b"POST /x HTTP/1.1\r\nHost: front.example\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n";
 const DOWNLOAD: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
 
-/// Tells when a request's head has come, and when its connection has ended.
+/// What the backend reports: the head of a request has arrived, or its connection has ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Event {
     Head,
     End,
 }
 
-/// A backend that answers each head with these bytes and then reads until the end.
+/// A backend that responds to each head with these bytes and then reads until the connection ends.
 async fn watched(answer: &'static [u8]) -> (String, mpsc::UnboundedReceiver<Event>) {
-    let (tell, events) = mpsc::unbounded_channel();
+    let (report, events) = mpsc::unbounded_channel();
     let url = backend(move |mut wire| {
-        let tell = tell.clone();
+        let report = report.clone();
         async move {
             wire.head().await.unwrap();
             wire.send(answer).await;
-            tell.send(Event::Head).unwrap();
+            report.send(Event::Head).unwrap();
             wire.bytes(usize::MAX).await;
-            tell.send(Event::End).unwrap();
+            report.send(Event::End).unwrap();
         }
     })
     .await;
@@ -67,7 +67,7 @@ async fn a_disconnecting_client_closes_the_backend_connection() {
         wire.send(request).await;
         assert_eq!(events.recv().await, Some(Event::Head));
         if answer.ends_with(b"abc\r\n") {
-            // The answer is on its way.
+            // The response has begun.
             assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 200"));
         }
         drop(wire);
@@ -97,10 +97,10 @@ async fn aborted_exchanges_leave_no_connections_open() {
     const EXCHANGES: usize = 60;
     const MAX_IDLE: usize = 2;
     let open = Arc::new(AtomicUsize::new(0));
-    let (tell, mut ended) = mpsc::unbounded_channel();
+    let (report, mut ended) = mpsc::unbounded_channel();
     let counted = open.clone();
     let url = backend(move |mut wire| {
-        let (open, tell) = (counted.clone(), tell.clone());
+        let (open, report) = (counted.clone(), report.clone());
         async move {
             open.fetch_add(1, Ordering::SeqCst);
             while let Some(head) = wire.head().await {
@@ -113,7 +113,7 @@ async fn aborted_exchanges_leave_no_connections_open() {
                 }
             }
             open.fetch_sub(1, Ordering::SeqCst);
-            tell.send(()).unwrap();
+            report.send(()).unwrap();
         }
     })
     .await;
@@ -141,7 +141,7 @@ async fn an_early_response_reaches_the_client() {
             wire.head().await;
             let head = format!("HTTP/1.1 413 Too Large\r\n{close}Content-Length: 3\r\n\r\n");
             wire.send(format!("{head}too").as_bytes()).await;
-            // Without `close`, it goes on reading.
+            // Without `close`, the backend keeps reading.
             if close.is_empty() {
                 wire.bytes(usize::MAX).await;
             }
@@ -149,7 +149,7 @@ async fn an_early_response_reaches_the_client() {
         .await;
         let app = Router::new().route("/", get(async || "home")).layer(ReverseProxyLayer::new(url).prefix("/x"));
         let addr = front(app).await;
-        // The client waits for what the server says before it goes on.
+        // The client waits for the response before it sends more.
         let mut waiting = client(addr).await;
         waiting.send(UPLOAD).await;
         let answer = waiting.message().await.unwrap();
@@ -157,7 +157,7 @@ async fn an_early_response_reaches_the_client() {
         assert!(answer.start_line().ends_with("Too Large"));
         drop(waiting);
 
-        // The client sends on, reading at the same time.
+        // The client keeps sending, and reads at the same time.
         let (reading, mut writing) = tokio::io::split(client(addr).await.stream);
         let upload = tokio::spawn(async move {
             use tokio::io::AsyncWriteExt;
@@ -173,7 +173,7 @@ async fn an_early_response_reaches_the_client() {
     }
 }
 
-/// Always has more to send, and tells when it's dropped.
+/// A body without end that reports when it's dropped.
 struct Endless(Option<oneshot::Sender<()>>);
 
 impl http_body::Body for Endless {
@@ -193,12 +193,12 @@ impl Drop for Endless {
 
 #[tokio::test]
 async fn an_upload_stalled_by_the_backend_can_be_cancelled() {
-    let (tell, mut stalls) = mpsc::unbounded_channel();
+    let (report, mut stalls) = mpsc::unbounded_channel();
     let url = backend(move |mut wire| {
-        let tell = tell.clone();
+        let report = report.clone();
         async move {
             wire.head().await;
-            tell.send(()).unwrap();
+            report.send(()).unwrap();
             std::future::pending::<()>().await;
         }
     })
@@ -208,8 +208,8 @@ async fn an_upload_stalled_by_the_backend_can_be_cancelled() {
     let request = Request::post("/x").header("host", "front.example").body(body).unwrap();
     let call = tokio::spawn(ReverseProxy::new(url).oneshot(request));
     stalls.recv().await.unwrap();
-    // Until the kernel's buffers are full.
+    // The upload stalls when the kernel's buffers are full.
     assert!(timeout(Duration::from_millis(300), &mut is_dropped).await.is_err());
     call.abort();
-    timeout(Duration::from_secs(5), is_dropped).await.expect("the body is let go").unwrap();
+    timeout(Duration::from_secs(5), is_dropped).await.expect("the body is dropped").unwrap();
 }

@@ -1,5 +1,5 @@
-//! The client's promises: what is cancelled is closed, what may have been processed isn't sent twice, and no exchange sees
-//! anything of another.
+//! The client's guarantees: cancelled exchanges are closed, requests that may have been processed aren't sent twice,
+//! and exchanges don't see each other's bytes.
 
 use std::{
     convert::Infallible,
@@ -46,7 +46,7 @@ async fn text(response: Response) -> String {
     String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().into()).unwrap()
 }
 
-/// Polls a future so many times at the most. `None`: when it would have gone on, it was dropped.
+/// Polls a future at most `times` times. Returns `None` if the future was dropped unfinished.
 async fn polled<F: Future>(mut times: usize, future: F) -> Option<F::Output> {
     let mut future = Box::pin(future);
     poll_fn(|cx| {
@@ -59,13 +59,13 @@ async fn polled<F: Future>(mut times: usize, future: F) -> Option<F::Output> {
     .await
 }
 
-/// A body that comes in three parts, each after a moment.
+/// A body of three parts, each after a moment.
 fn upload() -> Body {
     let (mut sender, body) = Channel::<Bytes>::new(1);
     tokio::spawn(async move {
         for part in ["one", "two", "three"] {
             sleep(Duration::from_millis(1)).await;
-            // Whoever reads may be gone.
+            // The reader may be dropped already.
             let _ = sender.send_data(part.into()).await;
         }
     });
@@ -84,10 +84,10 @@ async fn an_exchange_can_be_dropped_at_every_poll() {
         b"\r\n",
     ];
     let opened = Arc::new(AtomicUsize::new(0));
-    let (tell, mut ended) = mpsc::unbounded_channel();
+    let (report, mut ended) = mpsc::unbounded_channel();
     let counted = opened.clone();
     let url = backend(move |mut wire| {
-        let tell = tell.clone();
+        let report = report.clone();
         counted.fetch_add(1, Ordering::SeqCst);
         async move {
             'exchanges: while let Some(head) = wire.head().await {
@@ -106,7 +106,7 @@ async fn an_exchange_can_be_dropped_at_every_poll() {
                 }
             }
             drop(wire);
-            let _ = tell.send(());
+            let _ = report.send(());
         }
     })
     .await;
@@ -118,10 +118,10 @@ async fn an_exchange_can_be_dropped_at_every_poll() {
     loop {
         let exchange = async { text(call(&proxy, request("POST", "/x", upload())).await).await };
         let outcome = timeout(PATIENCE, polled(polls, exchange)).await.unwrap();
-        // What comes after it is right, and nothing of it stays open: one connection is idle.
+        // The next exchange is unaffected, and no connection but one idle one stays open.
         assert_eq!(text(call(&proxy, request("GET", "/probe", "")).await).await, "probe", "dropped at {polls}");
         while opened.load(Ordering::SeqCst) - closed > 1 {
-            timeout(PATIENCE, ended.recv()).await.expect("it's closed").unwrap();
+            timeout(PATIENCE, ended.recv()).await.expect("the connection is closed").unwrap();
             closed += 1;
         }
         if let Some(text) = outcome {
@@ -130,10 +130,11 @@ async fn an_exchange_can_be_dropped_at_every_poll() {
         }
         polls += 1;
     }
-    assert!(polls > 5, "it had more points than {polls}");
+    assert!(polls > 5, "the exchange takes more than {polls} polls");
 }
 
-/// Lets no time pass, others run, or up to 15 ms pass.
+/// Continues at once, yields to other tasks, or sleeps for up to 15 ms. In real time, the sleeps are the moments at
+/// which the backend closes.
 async fn pause(choice: usize) {
     match choice {
         0..5 => {}
@@ -142,7 +143,8 @@ async fn pause(choice: usize) {
     }
 }
 
-/// Answers one request, tells of it if it's a `POST`, and closes at a moment that the choice gives: at once, or within 20 ms.
+/// Responds to one request, reports it if it's a `POST`, and closes at the moment that `choice` selects: at once, or
+/// within 20 ms.
 async fn answer_and_close<S>(mut wire: Wire<S>, choice: usize, posts: mpsc::UnboundedSender<String>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -156,7 +158,7 @@ where
     pause(choice % 30).await;
 }
 
-/// Sends requests one after the other, with pauses. Returns the targets of those that are answered, and of those that fail.
+/// Sends requests one after the other, with pauses. Returns the targets of those that succeed, and of those that fail.
 async fn in_sequence(proxy: &ReverseProxy, of: usize) -> (Vec<String>, Vec<String>) {
     let (mut answered, mut failed) = (Vec::new(), Vec::new());
     for round in 0..60 {
@@ -205,7 +207,7 @@ async fn a_backend_that_closes_at_any_moment_fails_no_get_and_receives_no_post_t
             backend(move |wire| answer_and_close(wire, opened.fetch_add(1, Ordering::SeqCst) * 7 + of, seen.clone()))
                 .await;
         let (answered, failed) = in_sequence(&ReverseProxy::new(url), of).await;
-        // On a busy machine, the backend closes late: it has been seen to keep connections, and a POST may be lost.
+        // On a busy machine the backend closes late. The pool has then observed long idle times, and may lose a POST.
         assert!(failed.iter().all(|target| target.starts_with("/POST")), "{failed:?}");
         let seen: Vec<_> = std::iter::from_fn(|| posts.try_recv().ok()).collect();
         for target in answered.iter().filter(|target| target.starts_with("/POST")) {
@@ -223,22 +225,22 @@ async fn a_backend_that_closes_at_any_moment_fails_no_get_and_receives_no_post_t
     }
 }
 
-/// How a backend breaks off instead of answering.
+/// How a backend ends a connection instead of responding.
 #[derive(Clone, Copy, Debug)]
 enum Death {
-    /// The request was read.
+    /// It has read the request, so the connection ends with FIN.
     Close,
-    /// The request lies unread: it's a reset.
+    /// It leaves the request unread, so the connection is reset.
     Reset,
 }
 
-/// A backend that answers `/warm`, and breaks off on anything else, on all connections or the first alone. It tells the
-/// number of the connection and the start line of each request.
+/// A backend that responds to `/warm` and ends the connection on any other request: on all connections (`always`) or on
+/// the first only. It reports the number of the connection and the start line of each request.
 async fn dying(death: Death, always: bool) -> (String, mpsc::UnboundedReceiver<(usize, String)>) {
-    let (tell, told) = mpsc::unbounded_channel();
+    let (report, reports) = mpsc::unbounded_channel();
     let connections = AtomicUsize::new(0);
     let url = backend(move |mut wire: Wire<TcpStream>| {
-        let (connection, tell) = (connections.fetch_add(1, Ordering::SeqCst), tell.clone());
+        let (connection, report) = (connections.fetch_add(1, Ordering::SeqCst), report.clone());
         async move {
             loop {
                 let mut peeked = [0; 1024];
@@ -246,7 +248,7 @@ async fn dying(death: Death, always: bool) -> (String, mpsc::UnboundedReceiver<(
                 let start_line = peeked[..count].split(|&b| b == b'\r').next().unwrap().escape_ascii().to_string();
                 let dies = !start_line.contains("/warm") && (always || connection == 0);
                 if !start_line.contains("/warm") {
-                    tell.send((connection, start_line)).unwrap();
+                    report.send((connection, start_line)).unwrap();
                 }
                 if !dies || matches!(death, Death::Close) {
                     wire.message().await;
@@ -259,10 +261,10 @@ async fn dying(death: Death, always: bool) -> (String, mpsc::UnboundedReceiver<(
         }
     })
     .await;
-    (url, told)
+    (url, reports)
 }
 
-/// Makes a connection that is used for anything next.
+/// Opens a connection that the pool reuses for any next request.
 async fn warm(proxy: &ReverseProxy) {
     assert_eq!(call(proxy, request("GET", "/warm", "")).await.status(), 204);
     seen_to_be_kept().await;
@@ -274,36 +276,36 @@ async fn idempotent_requests_without_a_body_are_retried_once() {
     async fn case(death: Death, method: &str, body: &'static str, repeated: bool) {
         let case = format!("{method} {body:?} {death:?}");
         let start_line = format!("{method} /x?y HTTP/1.1");
-        // On a reused connection: on a fresh one it goes well.
-        let (url, mut told) = dying(death, false).await;
+        // The reused connection dies, and the retry on a new connection succeeds.
+        let (url, mut reports) = dying(death, false).await;
         let proxy = ReverseProxy::new(url);
         warm(&proxy).await;
         let status = call(&proxy, request(method, "/x?y", body)).await.status();
-        assert_eq!(told.recv().await.unwrap(), (0, start_line.clone()), "{case}");
+        assert_eq!(reports.recv().await.unwrap(), (0, start_line.clone()), "{case}");
         if repeated {
             assert_eq!(status, 204, "{case}");
-            assert_eq!(told.recv().await.unwrap(), (1, start_line.clone()), "{case}");
+            assert_eq!(reports.recv().await.unwrap(), (1, start_line.clone()), "{case}");
         } else {
             assert_eq!(status, 502, "{case}");
         }
-        assert!(told.try_recv().is_err(), "{case}");
+        assert!(reports.try_recv().is_err(), "{case}");
 
-        // Once, whatever becomes of it.
-        let (url, mut told) = dying(death, true).await;
+        // The retry dies too. There is no second one.
+        let (url, mut reports) = dying(death, true).await;
         let proxy = ReverseProxy::new(url);
         warm(&proxy).await;
         assert_eq!(call(&proxy, request(method, "/x?y", body)).await.status(), 502, "{case}");
         for connection in 0..if repeated { 2 } else { 1 } {
-            assert_eq!(told.recv().await.unwrap(), (connection, start_line.clone()), "{case}");
+            assert_eq!(reports.recv().await.unwrap(), (connection, start_line.clone()), "{case}");
         }
-        assert!(told.try_recv().is_err(), "{case}");
+        assert!(reports.try_recv().is_err(), "{case}");
 
-        // What a fresh connection came to may be the request's doing.
-        let (url, mut told) = dying(death, true).await;
+        // A request that fails on a new connection isn't retried, because the request may be the cause.
+        let (url, mut reports) = dying(death, true).await;
         let response = call(&ReverseProxy::new(url), request(method, "/x?y", body)).await;
         assert_eq!(response.extensions().get::<Error>().unwrap().kind(), ErrorKind::ConnectionClosed, "{case}");
-        assert_eq!(told.recv().await.unwrap(), (0, start_line), "{case}");
-        assert!(told.try_recv().is_err(), "{case}");
+        assert_eq!(reports.recv().await.unwrap(), (0, start_line), "{case}");
+        assert!(reports.try_recv().is_err(), "{case}");
     }
 
     for death in [Death::Close, Death::Reset] {
@@ -333,21 +335,22 @@ async fn requests_with_connection_based_credentials_are_not_retried() {
             [("Negotiate YII=", false), ("\tntlm TlRM", false), ("Basic YTpi", true), ("Bearer x", true)]
         {
             let case = format!("{credentials} {death:?}");
-            let (url, mut told) = dying(death, false).await;
+            let (url, mut reports) = dying(death, false).await;
             let proxy = ReverseProxy::new(url);
             warm(&proxy).await;
             let mut request = request("GET", "/x", "");
             request.headers_mut().insert("authorization", credentials.parse().unwrap());
             assert_eq!(call(&proxy, request).await.status(), if repeated { 204 } else { 502 }, "{case}");
-            assert_eq!(told.recv().await.unwrap().0, 0, "{case}");
-            assert_eq!(told.try_recv().is_ok(), repeated, "{case}");
+            assert_eq!(reports.recv().await.unwrap().0, 0, "{case}");
+            assert_eq!(reports.try_recv().is_ok(), repeated, "{case}");
         }
     }
 }
 
 #[tokio::test]
 async fn a_connection_with_an_early_response_is_not_reused() {
-    // What is sent of the upload after the answer reads like a request: whoever takes it for one answers it.
+    // The rest of the upload, sent after the response, reads like a request. A backend that took it for one would
+    // respond.
     const LATER: &str = "GET /smuggled HTTP/1.1\r\nHost: evil.example\r\n\r\n";
     let later = format!("{:x}\r\n{LATER}\r\n0\r\n\r\n", LATER.len());
     let sized = format!("Content-Length: {}", 4 + LATER.len());
@@ -359,18 +362,18 @@ async fn a_connection_with_an_early_response_is_not_reused() {
         for (framing, first, rest) in
             [("Transfer-Encoding: chunked", "4\r\nabcd\r\n", &*later), (&*sized, "abcd", LATER)]
         {
-            let (tell, mut told) = mpsc::unbounded_channel();
+            let (report, mut reports) = mpsc::unbounded_channel();
             let connections = AtomicUsize::new(0);
             let url = backend(move |mut wire| {
-                let (connection, tell) = (connections.fetch_add(1, Ordering::SeqCst), tell.clone());
+                let (connection, report) = (connections.fetch_add(1, Ordering::SeqCst), report.clone());
                 async move {
                     while let Some(head) = wire.head().await {
-                        tell.send(format!("{connection} {}", head.lines().next().unwrap())).unwrap();
+                        report.send(format!("{connection} {}", head.lines().next().unwrap())).unwrap();
                         if head.starts_with("POST") {
                             wire.send(answer.as_bytes()).await;
-                            // What comes of the upload, until the end.
+                            // The rest of the upload, until the connection ends.
                             wire.bytes(usize::MAX).await;
-                            tell.send(format!("{connection} end")).unwrap();
+                            report.send(format!("{connection} end")).unwrap();
                             return;
                         }
                         wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother").await;
@@ -384,8 +387,8 @@ async fn a_connection_with_an_early_response_is_not_reused() {
             wire.send(head.as_bytes()).await;
             let early = wire.message().await.unwrap();
             assert_eq!((&*early.text(), early.complete), ("early", true), "{answer} {framing}");
-            assert_eq!(told.recv().await.unwrap(), "0 POST /x HTTP/1.1");
-            // The client goes on as if nothing had happened, and asks for more.
+            assert_eq!(reports.recv().await.unwrap(), "0 POST /x HTTP/1.1");
+            // The client sends the rest of its upload, and another request.
             wire.send(rest.as_bytes()).await;
             wire.send(b"GET /same HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
             let other = get(addr, "/other", "").await;
@@ -395,7 +398,7 @@ async fn a_connection_with_an_early_response_is_not_reused() {
             }
             let mut seen = Vec::new();
             while !(seen.contains(&"0 end".to_owned()) && seen.iter().any(|seen| seen.contains("/other"))) {
-                seen.push(timeout(PATIENCE, told.recv()).await.unwrap().unwrap());
+                seen.push(timeout(PATIENCE, reports.recv()).await.unwrap().unwrap());
             }
             let foreign =
                 |seen: &&String| !seen.ends_with("GET /other HTTP/1.1") && !seen.ends_with("GET /same HTTP/1.1");
@@ -424,10 +427,10 @@ async fn a_client_that_does_not_read_slows_the_backend_down() {
     let addr = front(Router::new().layer(ReverseProxyLayer::new(url))).await;
     let mut stream = TcpStream::connect(addr).await.unwrap();
     stream.write_all(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await.unwrap();
-    // It stands still, at what fits into the kernel's buffers.
+    // The download stops when the kernel's buffers are full.
     let stopped = settled(&sent).await;
     assert!(stopped < 64 << 20, "{stopped}");
-    // And goes on.
+    // It continues when the client reads.
     let mut read = vec![0; 1 << 20];
     for _ in 0..2 * (stopped >> 20) + 8 {
         timeout(PATIENCE, stream.read_exact(&mut read)).await.unwrap().unwrap();
@@ -435,13 +438,13 @@ async fn a_client_that_does_not_read_slows_the_backend_down() {
     assert!(sent.load(Ordering::SeqCst) > stopped);
 }
 
-/// Waits until a count, which has begun, rises no more.
+/// Waits until a count has risen and rises no more. In real time, because the kernel's buffers fill up.
 pub(crate) async fn settled(count: &AtomicUsize) -> usize {
     let mut before = 0;
     loop {
         sleep(Duration::from_millis(200)).await;
         let now = count.load(Ordering::SeqCst);
-        // An endless one fails by its size.
+        // A count without limit fails the caller's assertion.
         if (now == before && now > 0) || now > 256 << 20 {
             return now;
         }

@@ -1,4 +1,4 @@
-//! Answers that come before the request has ended: none is lost, and none stops the upload.
+//! Responses that arrive before the request has ended: none is lost, and none stops the upload.
 
 use std::{
     collections::VecDeque,
@@ -38,7 +38,7 @@ impl http_body::Body for Endless {
     }
 }
 
-/// The status of the answer, and its body or what it failed with.
+/// The status of the response, and its body or the kind of its failure.
 async fn call(proxy: ReverseProxy, method: &str, body: Body) -> (u16, Result<String, ErrorKind>) {
     let request = Request::builder().method(method).uri("/x").header("host", "front.example").body(body).unwrap();
     let Ok(response): Result<Response, Infallible> =
@@ -53,24 +53,24 @@ async fn call(proxy: ReverseProxy, method: &str, body: Body) -> (u16, Result<Str
     (status, body.map_err(kind))
 }
 
-/// What a backend's connection does, call by call.
+/// What the backend's connection does, call by call.
 #[derive(Clone, Copy)]
 enum Step {
-    /// Takes a write.
+    /// Accepts a write.
     Take,
-    /// Fails one.
+    /// Fails a write.
     Refuse(io::ErrorKind),
-    /// Is read from.
+    /// Returns these bytes from a read.
     Give(&'static str),
     End,
     Reset,
 }
 
-/// A connection that does as it's told. What isn't next waits.
+/// A connection that follows a script. Calls other than the next step's are pending.
 struct Scripted(Arc<Mutex<(VecDeque<Step>, Option<Waker>)>>);
 
 impl Scripted {
-    /// Does the next step if it's one of these; wakes who waits for the one after it.
+    /// Takes the next step if `act` accepts it, and wakes the call that waits for the step after it.
     fn step<T>(&self, cx: &mut Context<'_>, act: impl FnOnce(Step) -> Option<T>) -> Poll<T> {
         let mut script = self.0.lock().unwrap();
         match script.0.front().copied().and_then(act) {
@@ -148,7 +148,7 @@ async fn a_response_is_read_after_a_failed_write() {
         for (steps, expected) in [
             (&[Step::Take, refuse, Step::Give(REFUSAL)][..], (401, Ok("who?"))),
             (&[Step::Take, Step::Take, refuse, Step::Give(REFUSAL), Step::Reset], (401, Ok("who?"))),
-            // In pieces, with the reset in between.
+            // The response arrives in pieces, with the reset in between.
             (
                 &[Step::Take, Step::Give(&REFUSAL[..30]), refuse, Step::Give(&REFUSAL[30..]), Step::End],
                 (401, Ok("who?")),
@@ -157,17 +157,18 @@ async fn a_response_is_read_after_a_failed_write() {
                 &[Step::Take, Step::Give(&REFUSAL[..REFUSAL.len() - 4]), refuse, Step::Give("who?"), Step::Reset],
                 (401, Ok("who?")),
             ),
-            // An end after a reset may be a cut; after the backend's own, it's the end.
+            // After a reset, the end of the connection may be a truncation; after `BrokenPipe`, it's the backend's own
+            // end.
             (
                 &[Step::Take, refuse, Step::Give(unlengthed), Step::End],
                 if kind == BrokenPipe { (413, Ok("too")) } else { (502, Err(ErrorKind::ResponseBody)) },
             ),
             (&[Step::Take, refuse, Step::Give(unlengthed), Step::Reset], (502, Err(ErrorKind::ResponseBody))),
-            // There is none.
+            // There is no response.
             (&[Step::Take, refuse, Step::Reset], (502, Err(ErrorKind::ConnectionClosed))),
             (&[Step::Take, refuse, Step::End], (502, Err(ErrorKind::ConnectionClosed))),
             (&[Step::Take, refuse, Step::Give(&REFUSAL[..30]), Step::End], (502, Err(ErrorKind::ConnectionClosed))),
-            // Nothing has been written that there could be an answer to.
+            // No byte of the request has been written, so the bytes can't be its response.
             (&[refuse, Step::Give(REFUSAL)], (502, Err(ErrorKind::ConnectionClosed))),
         ] {
             let (status, body) = call(scripted(steps), "POST", Body::new(Endless)).await;
@@ -208,34 +209,35 @@ async fn a_client_that_keeps_sending_gets_the_response_despite_a_reset() {
     }
 }
 
-/// A client that sends all of its upload before it reads comes to its end, when the backend has answered and reset.
+/// A client that sends its whole upload before it reads can do so, though the backend has responded and reset.
 #[tokio::test]
 async fn an_upload_can_be_completed_after_a_reset() {
     const SIZE: usize = 24 << 20;
     let origin = backend(|mut wire| async move {
         wire.head().await;
-        // More than what fits between here and a client that doesn't read.
+        // More than the buffers on the way to a client that doesn't read.
         let body = vec![b'a'; 64 << 20];
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
         wire.stream.write_all(head.as_bytes()).await.unwrap();
-        // It closes with octets of the upload unread, which resets the connection.
+        // The backend closes with octets of the upload unread, which resets the connection. In real time: the buffers
+        // fill up.
         let _ = timeout(Duration::from_millis(300), wire.stream.write_all(&body)).await;
     })
     .await;
     let mut wire = client(front(Router::new().layer(ReverseProxyLayer::new(origin).prefix("/mydir"))).await).await;
     let head = format!("POST /mydir/x HTTP/1.1\r\nHost: a\r\nContent-Length: {SIZE}\r\n\r\n");
     wire.send(head.as_bytes()).await;
-    // `send` fails the test if the front doesn't take it.
+    // `send` fails the test if the front doesn't read the upload.
     wire.send(&vec![b'x'; SIZE]).await;
     let answer = wire.message().await.unwrap();
     assert_eq!((answer.status(), answer.complete), (200, false));
 }
 
-/// A backend that reads heads alone: what it leaves in its socket resets the connection.
+/// A backend that reads the head only. The body that it leaves in its socket resets the connection.
 async fn refusing(status: &'static str) -> String {
     backend(move |mut wire| async move {
         wire.head().await;
-        // What is read with the head isn't in the socket any more.
+        // The part of the body that was read with the head isn't in the socket any more.
         let _ = timeout(PATIENCE, wire.stream.readable()).await;
         wire.send(format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno").as_bytes()).await;
     })
@@ -257,17 +259,18 @@ async fn a_response_truncated_along_with_its_head_is_502() {
     }
 }
 
-/// What the tests below send and get.
+/// The sizes of upload and download in the tests below.
 const UPLOAD: usize = 24 * 1024 * 1024;
 const DOWNLOAD: usize = 24 * 1024 * 1024;
 
-/// A backend that answers at once, and reads and writes at the same time. It tells how much it has read of each request.
+/// A backend that responds at once, and reads and writes at the same time. It reports how much of each request it has
+/// read.
 async fn streaming() -> (String, mpsc::UnboundedReceiver<usize>) {
-    let (tell, read) = mpsc::unbounded_channel();
+    let (report, read) = mpsc::unbounded_channel();
     let url = backend(move |mut wire| {
-        let tell = tell.clone();
+        let report = report.clone();
         async move {
-            // Octet by octet, for the upload is counted.
+            // Octet by octet, because the octets of the upload are counted.
             let mut head = String::new();
             while let Ok(Ok(octet)) = timeout(PATIENCE, wire.stream.read_u8()).await {
                 head.push(octet.into());
@@ -296,7 +299,7 @@ async fn streaming() -> (String, mpsc::UnboundedReceiver<usize>) {
                         Ok(more) => count += more,
                     }
                 }
-                tell.send(count).unwrap();
+                report.send(count).unwrap();
                 wire = Wire::new(answer.await.unwrap().reunite(reading).unwrap());
             }
         }
@@ -317,7 +320,7 @@ async fn an_upload_continues_while_its_response_is_not_read() {
     assert!(timeout(PATIENCE, read.recv()).await.unwrap().unwrap() >= UPLOAD);
     let answer = wire.message().await.unwrap();
     assert_eq!((answer.status(), answer.body.len(), answer.complete), (200, DOWNLOAD, true));
-    // Both connections are whole, and used again.
+    // Both connections are reused.
     wire.send(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
     assert_eq!(wire.message().await.unwrap().text(), "kept");
     assert_eq!(get(addr, "/x", "").await.text(), "kept");

@@ -1,4 +1,4 @@
-//! What becomes of a failure: the status, the typed error, and an abort once the response has begun.
+//! Failures: the status, the typed error, and an aborted response once its head has been sent.
 
 use std::{
     convert::Infallible,
@@ -37,7 +37,7 @@ use crate::support::{Message, PATIENCE, Wire, answering, ask, backend, client, f
 
 const SHORT: Duration = Duration::from_millis(150);
 
-/// Serves an application whose outermost middleware tells of the error that it finds in a response's extensions.
+/// Serves an application whose outermost middleware puts the error of a response's extensions into `X-Failure`.
 async fn told(app: Router) -> SocketAddr {
     async fn tell(mut response: Response) -> Response {
         if let Some(error) = response.extensions().get::<Error>() {
@@ -53,7 +53,7 @@ async fn told_of(proxy: ReverseProxyLayer) -> SocketAddr {
     told(Router::new().layer(proxy)).await
 }
 
-/// Status, phase and kind.
+/// Status, phase and kind of a failure.
 fn failure(answer: &Message) -> String {
     format!("{} {}", answer.status(), answer.field("x-failure").unwrap_or("no failure"))
 }
@@ -82,7 +82,7 @@ async fn silent() -> String {
 
 #[tokio::test]
 async fn each_failure_of_a_backend_has_its_status_kind_and_phase() {
-    // Longer than a label may be: no resolver asks anybody for it.
+    // Longer than a DNS label: resolvers refuse it without a query.
     let unknown = format!("http://{}.example", "x".repeat(64));
     let cases = [
         (refusing().await, "502 Connect Connect", "14"),
@@ -150,7 +150,7 @@ async fn a_backend_that_accepts_no_connection_is_a_connect_timeout() {
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(1).unwrap();
     let addr = listener.local_addr().unwrap();
-    // Nobody accepts: the queue is full when the kernel lets a connection wait, again and again.
+    // The listener accepts nothing. Its backlog is full when connects keep waiting.
     let (mut held, mut waiting) = (Vec::new(), 0);
     while waiting < 3 {
         match timeout(SHORT, TcpStream::connect(addr)).await {
@@ -200,7 +200,7 @@ async fn on_error_sees_the_request_as_the_client_sent_it() {
     }
     let url = refusing().await;
     let proxy = || ReverseProxyLayer::new(&url).on_error(page);
-    // Before it's forwarded, after that, and below a nest.
+    // Failures before and after forwarding, and below a nest.
     let nested = Router::new().nest_service("/nest", proxy().strip_prefix().into_service());
     for (app, target, kind) in [
         (Router::new().layer(proxy().prefix("/p").strip_prefix()), "/p/x?q", "Connect"),
@@ -218,13 +218,13 @@ async fn on_error_sees_the_request_as_the_client_sent_it() {
 
 #[tokio::test]
 async fn a_failure_displays_nothing_of_the_request() {
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (report, mut reports) = mpsc::unbounded_channel();
     let proxy = ReverseProxyLayer::new(refusing().await).on_error(move |failure| {
         assert_eq!(failure.headers()["authorization"], "s3cret");
-        tell.send(format!("{failure} {failure:?} {failure:#?}")).unwrap();
+        report.send(format!("{failure} {failure:?} {failure:#?}")).unwrap();
     });
     ask_get(front(Router::new().layer(proxy)).await, "/x?s3cret", "Authorization: s3cret\r\n").await;
-    assert!(!told.recv().await.unwrap().contains("s3cret"));
+    assert!(!reports.recv().await.unwrap().contains("s3cret"));
 }
 
 #[tokio::test]
@@ -276,7 +276,7 @@ async fn own_routes_respond_while_the_backend_fails() {
     assert_eq!(ask_get(addr, "/", "").await.text(), "home");
 }
 
-/// A request with a body that the test sends, and the future of its response from an upstream in memory.
+/// The sender of a request's body, and the future of its response from an upstream in memory.
 fn uploading(
     proxy: ReverseProxy<impl tower::Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone>,
 ) -> (http_body_util::channel::Sender<Bytes>, impl Future<Output = Response>) {
@@ -341,7 +341,7 @@ async fn the_header_timeout_is_not_delayed_by_a_longer_timeout() {
     let begun = tokio::time::Instant::now();
     let response = response.await;
     assert_eq!(response.extensions().get::<Error>().unwrap().kind(), ErrorKind::HeaderTimeout);
-    // The clock is paused: it shows what was waited for, and nothing else.
+    // The clock is paused, so it advances by timers only.
     let late = begun.elapsed() - UPLOAD - HEADER;
     assert!(late < Duration::from_millis(20), "{late:?}");
     upload.await.unwrap();
@@ -349,7 +349,7 @@ async fn the_header_timeout_is_not_delayed_by_a_longer_timeout() {
 
 #[tokio::test]
 async fn the_end_of_an_upload_is_known_from_its_content_length() {
-    // Its length stands in the field alone: who sends it stops there, and doesn't ask whether it was the end.
+    // The length is known from Content-Length only: the sender stops there, without polling for the body's end.
     fn rebuild(request: Request) -> Request {
         request.map(|body| Body::from_stream(body.into_data_stream()))
     }
@@ -384,7 +384,7 @@ async fn a_timeout_of_duration_max_never_expires() {
     for _ in 0..2 {
         wire.send(b"POST /x HTTP/1.1\r\nHost: front.example\r\nTransfer-Encoding: chunked\r\n\r\n").await;
         assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 200"));
-        // Each frame is waited for anew, both ways.
+        // The timers of both directions restart with each frame.
         for chunk in ["one", "two", "three", ""] {
             sleep(Duration::from_millis(5)).await;
             wire.send(format!("{:x}\r\n{chunk}\r\n", chunk.len()).as_bytes()).await;
@@ -429,7 +429,7 @@ async fn an_upload_stalled_by_the_client_is_408() {
 
 #[tokio::test]
 async fn an_upload_stalled_by_the_backend_is_504() {
-    // It reads nothing: the kernel's buffers fill up.
+    // The backend reads nothing, and the kernel's buffers fill up.
     let url = backend(|wire| async move {
         let _open = wire;
         pending::<()>().await;
@@ -440,7 +440,7 @@ async fn an_upload_stalled_by_the_backend_is_504() {
     let upload = tokio::spawn(async move {
         let head = "POST /x HTTP/1.1\r\nHost: front.example\r\nContent-Length: 134217728\r\n\r\n";
         writing.write_all(head.as_bytes()).await.unwrap();
-        // The front closes at some time.
+        // The front closes before the upload is complete.
         let _ = writing.write_all(&vec![0; 134217728]).await;
     });
     let answer = Wire::new(tokio::io::join(reading, tokio::io::sink())).message().await.unwrap();
@@ -477,7 +477,7 @@ async fn an_upload_aborted_by_the_client_is_a_client_error() {
         async move {
             wire.head().await.unwrap();
             seen.send(Vec::new()).unwrap();
-            // All that comes until the end.
+            // Everything until the connection ends.
             seen.send(wire.bytes(1000).await).unwrap();
         }
     })
@@ -485,7 +485,7 @@ async fn an_upload_aborted_by_the_client_is_a_client_error() {
     let addr = told_of(ReverseProxyLayer::new(url)).await;
     for (framing, part) in [("Content-Length: 10", "1234"), ("Transfer-Encoding: chunked", "4\r\n1234\r\n")] {
         let request = format!("POST /x HTTP/1.1\r\nHost: front.example\r\n{framing}\r\n\r\n{part}");
-        // Leaving for sending only, it still hears what became of it.
+        // A client that shuts down its sending side still receives the response.
         let mut half = client(addr).await;
         half.send(request.as_bytes()).await;
         saw.recv().await.unwrap();
@@ -513,9 +513,9 @@ async fn an_upload_reset_by_an_http2_client_is_a_client_error() {
         }
     })
     .await;
-    let (tell, mut kinds) = mpsc::unbounded_channel();
+    let (report, mut kinds) = mpsc::unbounded_channel();
     let proxy = ReverseProxyLayer::new(url).on_error(move |error| {
-        tell.send((error.kind(), error.is_client())).unwrap();
+        report.send((error.kind(), error.is_client())).unwrap();
         error.status()
     });
     let mut sender = http2(front(Router::new().layer(proxy)).await).await;
@@ -530,7 +530,7 @@ async fn an_upload_reset_by_an_http2_client_is_a_client_error() {
     }
 }
 
-/// Answers that break off, or break their framing, after the head.
+/// Responses that are truncated or violate their framing after the head.
 const BROKEN: &[&[u8]] = &[
     b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc",
     b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n",
@@ -547,7 +547,7 @@ async fn a_truncated_response_is_aborted() {
         let mut wire = client(addr).await;
         wire.send(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
         match wire.message().await {
-            // What came with the head was known to be cut before anything was sent: it's a failure like any other.
+            // The truncation was known before the response was sent.
             Some(answer) if answer.status() == 502 => {
                 assert_eq!(failure(&answer), "502 ResponseBody ResponseBody", "{}", broken.escape_ascii());
             }
@@ -578,7 +578,7 @@ async fn a_truncated_response_resets_the_stream_of_an_http2_client() {
             }
             Err(error) => assert!(format!("{error:?}").contains("Reset"), "{error:?}"),
         }
-        // The stream alone: the connection goes on.
+        // Only the stream is reset. The connection is kept.
         let after = sender.send_request(request("/x")).await.unwrap();
         assert!(after.into_body().collect().await.unwrap().to_bytes().starts_with(b"GET /x HTTP/1.1"));
     }

@@ -1,4 +1,4 @@
-//! Single fields of requests and responses, each as it arrives on the other side.
+//! Single header fields of requests and responses, each as it arrives on the other side.
 
 use std::sync::{
     Arc,
@@ -19,7 +19,7 @@ fn layer(origin: &str) -> ReverseProxyLayer {
     ReverseProxyLayer::new(origin).prefix("/mydir")
 }
 
-/// Sends a request without a body over HTTP/2, with these fields, and returns what a mirror saw.
+/// Sends a request with these fields over HTTP/2, and returns the request that the mirror received.
 async fn mirrored_over_http2(layer: ReverseProxyLayer, fields: &[(&'static str, &'static str)]) -> Message {
     let mut request = Request::get("http://front.example/mydir/x");
     for &(name, value) in fields {
@@ -49,7 +49,7 @@ async fn hidden_cookies_are_not_forwarded() {
         assert!(!mirrored.head.contains("secret"), "{}", mirrored.head);
     }
     let seen = get(front(Router::new().layer(layer(&origin))).await, "/mydir/x", "Cookie: id=1\r\n").await.mirrored();
-    assert_eq!(seen.field("cookie"), Some("id=1"), "none is hidden unless said");
+    assert_eq!(seen.field("cookie"), Some("id=1"), "without the option no cookie is hidden");
 }
 
 #[tokio::test]
@@ -79,7 +79,7 @@ async fn hide_cookies_takes_names_only() {
 
 #[tokio::test]
 async fn whitespace_around_an_http2_value_does_not_hide_connection_based_credentials() {
-    // Each answer tells which connection it came over.
+    // Each response has the number of its connection.
     let connections = Arc::new(AtomicUsize::new(0));
     let origin = backend(move |mut wire| {
         let number = connections.fetch_add(1, Ordering::SeqCst);
@@ -115,7 +115,7 @@ async fn whitespace_around_an_http2_value_does_not_hide_connection_based_credent
 async fn equal_content_lengths_of_an_http2_client_are_merged() {
     let (origin, mut requests) = recording("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let mut sender = http2(front(Router::new().layer(layer(&origin))).await).await;
-    // Different ones are refused by h2, with the stream.
+    // Different lengths are refused by h2, which resets the stream.
     for lengths in [&["5", "5"][..], &["5", "5", "5"], &["5"]] {
         let (mut body, channel) = Channel::<Bytes>::new(1);
         let mut request = Request::post("http://front.example/mydir/x");
@@ -202,7 +202,7 @@ async fn ambiguously_encoded_paths_are_refused() {
 #[cfg(feature = "http2")]
 #[tokio::test]
 async fn whitespace_around_values_of_an_http2_backend_is_removed() {
-    // As an HTTP/2 backend may send them, to clients that would refuse them.
+    // An HTTP/2 backend may send values that clients would refuse.
     let backend = Router::new().fallback(|headers: axum::http::HeaderMap| async move {
         let location = format!(" http://{}/mydir/y\t", headers["x-authority"].to_str().unwrap());
         let value = HeaderValue::from_str(&location).unwrap();

@@ -1,4 +1,4 @@
-//! What the backend is told of the client's side.
+//! The forwarding fields: what the backend learns of the client's side.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,7 +13,7 @@ use tower_reverse_proxy::{ClientAddr, ReverseProxyLayer};
 
 use crate::support::{Message, Wire, ask, front, front_on, get, http2_get, mirror};
 
-/// Every spelling of a claim that a client could make.
+/// The claims that a client could make, in every spelling.
 const CLAIMS: &str = "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 7.7.7.7\r\nX-Forwarded-Host: evil.example\r\n\
     X-Forwarded-Proto: evil\r\nX-Forwarded-Port: 666\r\nX-Forwarded-Prefix: /evil\r\nX-Forwarded-User: evil\r\n\
     X_Forwarded_For: 6.6.6.6\r\nX.Forwarded.Host: evil.example\r\nx-forwarded_proto: evil\r\nX-Real-IP: 6.6.6.6\r\n\
@@ -32,7 +32,7 @@ async fn seen(layer: ReverseProxyLayer, fields: &str) -> Message {
     get(front(Router::new().layer(layer)).await, "/mydir/x", fields).await.mirrored()
 }
 
-/// All that a head says of the client's side, in lower case and sorted.
+/// The forwarding fields of a head, in lower case and sorted.
 fn told(request: &Message) -> Vec<String> {
     let mut told: Vec<_> = request
         .head
@@ -96,7 +96,7 @@ async fn the_lists_of_a_trusted_proxy_are_extended_and_its_values_kept() {
         "x-real-ip: 203.0.113.9",
     ];
     assert_eq!(told(&seen(layer.clone(), fields).await), expected);
-    // One that says nothing is the client itself.
+    // A trusted peer without forwarding fields is the client itself.
     let expected = [
         "forwarded: for=127.0.0.1;host=front.example;proto=http",
         "x-forwarded-for: 127.0.0.1",
@@ -171,7 +171,7 @@ async fn an_ipv4_peer_of_an_ipv6_listener_is_forwarded_as_ipv4() {
     let mirrored = ask(SocketAddr::from(([127, 0, 0, 1], port)), request).await.mirrored();
     let expected = [
         "forwarded: for=127.0.0.1;host=front.example",
-        // Trusted by its IPv4 block.
+        // The peer is trusted by its IPv4 block.
         "x-forwarded-for: 192.0.2.9, 127.0.0.1",
         "x-forwarded-host: front.example",
     ];
@@ -183,7 +183,7 @@ async fn a_request_without_a_peer_address_is_forwarded_as_unknown() {
     let layer = layer(&mirror().await).forwarded(true).x_real_ip(true).trusted_proxies(["0.0.0.0/0".parse().unwrap()]);
     let app = Router::new().layer(layer);
     let mut request = Request::get("/mydir/x").header("host", "front.example").header("x-forwarded-for", "6.6.6.6");
-    // Addresses of another type than axum's are no addresses here.
+    // Connect info of another type than `SocketAddr` has no address.
     request = request.extension(ConnectInfo("6.6.6.6"));
     let answer = app.oneshot(request.body(axum::body::Body::empty()).unwrap()).await.unwrap();
     let body = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
@@ -200,7 +200,7 @@ async fn host_is_quoted_in_forwarded() {
         ("front.example:8443", "host=\"front.example:8443\""),
         ("[2001:db8::1]:80", "host=\"[2001:db8::1]:80\""),
         ("x_y~z", "host=x_y~z"),
-        // A name of RFC 3986, and no second parameter or element.
+        // A reg-name of RFC 3986 can't add a parameter or an element.
         ("a;for=6.6.6.6", "host=\"a;for=6.6.6.6\""),
     ] {
         let mirrored = ask(addr, format!("GET /mydir/x HTTP/1.1\r\nHost: {host}\r\n\r\n")).await.mirrored();
@@ -258,7 +258,7 @@ async fn unix_peers_are_trusted_only_by_their_own_option() {
         assert_eq!(seen.field("x-forwarded-proto"), kept.then_some("https"), "{name}");
         assert_eq!(seen.field("x-real-ip"), kept.then_some("203.0.113.9"), "{name}");
     }
-    // Clients whose addresses are known aren't Unix peers.
+    // Clients with an address aren't Unix peers.
     let seen = seen(layer(&origin).trust_unix_peers(), "X-Forwarded-Proto: https\r\n").await;
     assert_eq!(seen.field("x-forwarded-proto"), None);
 }

@@ -1,4 +1,4 @@
-//! How a response ends: what its length is said to be, and what a client sees of one that breaks off.
+//! How a response ends: its framing, and what a client sees of a truncated response.
 
 use std::{
     convert::Infallible,
@@ -35,7 +35,7 @@ async fn a_body_of_unknown_length_closes_the_connection_of_an_http_1_0_client() 
     for unknown in [
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-        // An empty one, too.
+        // An empty body, too.
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ] {
         for wish in ["Connection: keep-alive\r\n", "Connection: Keep-Alive, x\r\n", ""] {
@@ -50,7 +50,7 @@ async fn a_body_of_unknown_length_closes_the_connection_of_an_http_1_0_client() 
             assert!(has_length || wire.closed().await);
         }
     }
-    // Until the backend closes.
+    // A close-delimited body.
     let origin = backend(|mut wire| async move {
         wire.message().await;
         wire.send(b"HTTP/1.1 200 OK\r\n\r\nhello").await;
@@ -97,7 +97,7 @@ async fn the_connection_of_an_http_1_1_client_is_kept_for_any_length() {
 #[tokio::test]
 async fn a_204_has_no_content_length() {
     for response in ["HTTP/1.1 204 No Content\r\n\r\n", "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n"] {
-        // Some of axum's routes add one to a response that has none.
+        // Some of axum's routes add a Content-Length to a response without one.
         for (mount, addr) in mounts(&answering(response).await).await {
             for (method, hops) in [("GET", "9"), ("DELETE", "9"), ("OPTIONS", "9"), ("HEAD", "9"), ("OPTIONS", "0")] {
                 let name = format!("{mount}, {method}, {hops}");
@@ -116,7 +116,7 @@ async fn a_204_has_no_content_length() {
     }
 }
 
-/// A body of these frames, which are there at once, and then an error.
+/// A body of these frames, available at once, and then an error.
 fn cut(frames: &'static [&'static str]) -> UnsyncBoxBody<Bytes, BoxError> {
     let mut frames = frames.iter();
     let stream = futures_util::stream::poll_fn(move |_| {
@@ -142,7 +142,7 @@ async fn data_before_a_truncation_is_delivered() {
     }
 }
 
-/// A body that fails, and is at its end then, as that of the crate's client.
+/// A body that fails and then reports its end, as the body of the crate's client does.
 struct Failing {
     over: bool,
 }

@@ -1,4 +1,4 @@
-//! gRPC, HTTP/2 on both sides: what a client's library and a server's say to each other comes through.
+//! gRPC, with HTTP/2 on both sides: the messages, metadata and statuses of gRPC libraries pass unchanged.
 
 use std::{
     sync::{Arc, Mutex},
@@ -24,15 +24,15 @@ use crate::{
     support::{PATIENCE, front, http2},
 };
 
-/// A message with its prefix: not compressed, so long.
+/// A message with its prefix: not compressed, and its length.
 fn message(payload: &str) -> Bytes {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&[0], &length[..], payload.as_bytes()].concat().into()
 }
 
-/// Reads the next message. Each test sends one per frame; an empty frame is HTTP/2's way to say that it's over.
+/// Reads the next message. Each test sends one message per frame; an empty frame is the end of the stream.
 async fn next(body: &mut Incoming) -> Option<Bytes> {
-    let frame = timeout(PATIENCE, body.frame()).await.expect("a message comes at once");
+    let frame = timeout(PATIENCE, body.frame()).await.expect("a message arrives");
     frame.and_then(|frame| frame.unwrap().into_data().ok()).filter(|data| !data.is_empty())
 }
 
@@ -47,7 +47,7 @@ fn metadata(fields: &[(&'static str, &str)]) -> HeaderMap {
     fields.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
 }
 
-/// Begins an answer.
+/// Begins a response.
 fn answer(fields: &[(&'static str, &str)]) -> (Sender<Bytes, BoxError>, Response<Body>) {
     let (sender, body) = Channel::new(1);
     let mut response = Response::new(Body::new(body));
@@ -74,7 +74,7 @@ async fn proxied(layer: ReverseProxyLayer) -> SendRequest<Body> {
 
 #[tokio::test]
 async fn bidirectional_messages_are_forwarded_one_by_one() {
-    // Each message is answered before the next one is sent, whichever way the call streams.
+    // Each message is echoed before the next one is sent, in unary and streaming calls alike.
     let (origin, ..) = Http2::serve(100, async |request: Request<Incoming>| {
         let (mut sender, response) = answer(&[("x-initial", "1")]);
         let mut body = request.into_body();
@@ -107,15 +107,15 @@ async fn bidirectional_messages_are_forwarded_one_by_one() {
 
 #[tokio::test]
 async fn unidirectional_streams_are_forwarded_one_by_one() {
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (report, mut reports) = mpsc::unbounded_channel();
     let (origin, ..) = Http2::serve(100, move |request: Request<Incoming>| {
-        let tell = tell.clone();
+        let report = report.clone();
         async move {
-            // Until the client's last one nothing is answered; then comes one after the other.
+            // The backend sends its messages after the client's last one.
             let mut body = request.into_body();
             let mut count = 0;
             while let Some(received) = next(&mut body).await {
-                tell.send(received).unwrap();
+                report.send(received).unwrap();
                 count += 1;
             }
             let (mut sender, response) = answer(&[]);
@@ -134,11 +134,11 @@ async fn unidirectional_streams_are_forwarded_one_by_one() {
     let response = tokio::spawn(response);
     for sent in ["one", "two", "three"] {
         sender.send_data(message(sent)).await.unwrap();
-        assert_eq!(timeout(PATIENCE, told.recv()).await.unwrap().unwrap(), message(sent));
+        assert_eq!(timeout(PATIENCE, reports.recv()).await.unwrap().unwrap(), message(sent));
     }
     drop(sender);
     let mut body = response.await.unwrap().unwrap().into_body();
-    // Those that come together may be one frame.
+    // Messages that arrive together may be one frame.
     let (mut received, sent) = (Vec::new(), message("back").repeat(3));
     while received.len() < sent.len() {
         received.extend_from_slice(&next(&mut body).await.unwrap());
@@ -153,7 +153,7 @@ async fn metadata_is_forwarded_unchanged() {
     let seen = heads.clone();
     let (origin, ..) = Http2::serve(100, move |request: Request<Incoming>| {
         seen.lock().unwrap().push(request.headers().clone());
-        // Nothing but a status: no body, and no trailers.
+        // A trailers-only response: a status, no body, no trailers.
         let fields =
             [("grpc-status", "5"), ("grpc-message", "not%20found%0A"), ("grpc-status-details-bin", "CAUSAA==")];
         let mut response = Response::new(Body::empty());
@@ -178,7 +178,7 @@ async fn metadata_is_forwarded_unchanged() {
     assert_eq!(response.headers()["grpc-status"], "5");
     assert_eq!(response.headers()["grpc-message"], "not%20found%0A");
     assert_eq!(response.headers()["grpc-status-details-bin"], "CAUSAA==");
-    assert!(response.body().is_end_stream(), "its head is its end");
+    assert!(response.body().is_end_stream(), "the response ends with its head");
     let [head] = &heads.lock().unwrap()[..] else { panic!("one request") };
     for (name, _) in sent {
         let sent: Vec<_> = sent.iter().filter(|(same, _)| *same == name).map(|(_, value)| *value).collect();
@@ -195,18 +195,18 @@ fn reason(error: &hyper::Error) -> Option<h2::Reason> {
 
 #[tokio::test]
 async fn cancelling_a_call_ends_it_at_the_backend() {
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (report, mut reports) = mpsc::unbounded_channel();
     let (origin, ..) = Http2::serve(100, move |request: Request<Incoming>| {
-        let tell = tell.clone();
+        let report = report.clone();
         let (mut sender, response) = answer(&[]);
         tokio::spawn(async move {
             let mut body = request.into_body();
             let received = next(&mut body).await.unwrap();
             sender.send_data(received).await.unwrap();
-            // Not the end of the client's messages, and nobody hears ours.
+            // A reset, not the end of the client's messages. The backend's messages reach no client either.
             let end = body.frame().await;
             while sender.send_data(message("more")).await.is_ok() {}
-            tell.send(end.map(|end| end.map_err(|error| reason(&error)))).unwrap();
+            report.send(end.map(|end| end.map_err(|error| reason(&error)))).unwrap();
         });
         async { response }
     })
@@ -216,10 +216,10 @@ async fn cancelling_a_call_ends_it_at_the_backend() {
     sender.send_data(message("one")).await.unwrap();
     let mut body = response.await.unwrap().into_body();
     assert_eq!(next(&mut body).await.unwrap(), message("one"));
-    // As a library does it when the deadline has passed.
+    // gRPC libraries cancel like this when the deadline has passed.
     let deadline: BoxError = h2::Error::from(h2::Reason::CANCEL).into();
     sender.abort(deadline);
-    let end = timeout(PATIENCE, told.recv()).await.expect("the call ends").unwrap();
+    let end = timeout(PATIENCE, reports.recv()).await.expect("the call ends").unwrap();
     assert!(matches!(end, Some(Err(Some(_)))), "a reset: {end:?}");
     assert!(body.frame().await.unwrap().is_err());
 }
@@ -245,7 +245,7 @@ async fn a_call_reset_by_the_backend_is_reset_for_the_client() {
     sender.send_data(message("two")).await.unwrap();
     let end = timeout(PATIENCE, body.frame()).await.unwrap();
     assert!(matches!(&end, Some(Err(_))), "a reset: {end:?}");
-    // The call alone: the connection goes on.
+    // Only the call is reset. The connection is kept.
     let (mut sender, response) = call(&mut client, &[]).await;
     sender.send_data(message("one")).await.unwrap();
     assert_eq!(next(&mut response.await.unwrap().into_body()).await.unwrap(), message("one"));
@@ -268,6 +268,6 @@ async fn failures_of_the_proxy_are_trailers_only_responses() {
         assert_eq!(response.headers()["grpc-status"], code);
         assert_eq!(response.headers()["grpc-message"], text);
         assert_eq!(response.headers()["content-type"], "application/grpc");
-        assert!(response.body().is_end_stream(), "its head is its end");
+        assert!(response.body().is_end_stream(), "the response ends with its head");
     }
 }

@@ -1,4 +1,4 @@
-//! A backend that speaks HTTP/2: as many connections as its streams need, and the same promises as with HTTP/1.1.
+//! HTTP/2 backends: as many connections as the streams need, and the same guarantees as over HTTP/1.1.
 
 use std::{
     convert::Infallible,
@@ -38,7 +38,8 @@ use crate::{
 
 const SHORT: Duration = Duration::from_millis(250);
 
-/// A backend of hyper's. It counts its connections, ends them gracefully when it's told to, and tells when one is over.
+/// A backend served by hyper. It counts its connections, shuts them down gracefully on request, and reports when one
+/// ends.
 #[derive(Clone)]
 pub(crate) struct Http2 {
     pub(crate) connections: Arc<AtomicUsize>,
@@ -110,7 +111,7 @@ async fn ok(_: hyper::Request<Incoming>) -> Response {
 async fn another_connection_is_opened_when_streams_run_out() {
     const REQUESTS: usize = 6;
     let (url, backend) = together(REQUESTS, 2).await;
-    // The first of them, and one that has been in use.
+    // With a new pool, and with a pool that has a connection.
     for warm in [false, true] {
         backend.connections.store(0, Ordering::SeqCst);
         let proxy = proxy(&url);
@@ -124,7 +125,7 @@ async fn another_connection_is_opened_when_streams_run_out() {
     }
 }
 
-/// A backend that allows so many streams a connection, and answers POSTs when so many are there.
+/// A backend that allows so many streams a connection, and responds to POSTs when so many have arrived.
 pub(crate) async fn together(requests: usize, streams: u32) -> (String, Http2) {
     let together = Arc::new(Barrier::new(requests));
     let (url, backend, _ended) = Http2::serve(streams, move |request| {
@@ -140,14 +141,14 @@ pub(crate) async fn together(requests: usize, streams: u32) -> (String, Http2) {
     (url, backend)
 }
 
-/// Makes calls that are answered when all are there.
+/// Makes calls whose responses come when all of them have arrived.
 pub(crate) async fn all_at_once(proxy: &ReverseProxy, count: usize) {
     let mut calls = JoinSet::new();
     for _ in 0..count {
         let proxy = proxy.clone();
         calls.spawn(async move { call(&proxy, request("POST", "")).await.status() });
     }
-    while let Some(status) = timeout(PATIENCE, calls.join_next()).await.expect("none waits for another") {
+    while let Some(status) = timeout(PATIENCE, calls.join_next()).await.expect("no call waits for another") {
         assert_eq!(status.unwrap(), 200);
     }
 }
@@ -161,7 +162,7 @@ async fn a_graceful_goaway_fails_no_request() {
         assert_eq!(response.status(), 200, "{round}: {:?}", response.extensions().get::<Error>());
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
         backend.leave.notify_waiters();
-        // The next one comes after its end, or into the midst of it.
+        // The next request comes after the connection's end, or during its shutdown.
         if round % 3 > 0 {
             timeout(PATIENCE, ended.recv()).await.unwrap().unwrap();
         }
@@ -176,7 +177,7 @@ async fn an_idle_connection_is_closed_and_the_next_request_opens_another() {
     let (url, backend, mut ended) = Http2::serve(100, ok).await;
     let proxy = ReverseProxyLayer::new(&url).http2(true).pool_idle_timeout(SHORT).into_service();
     for count in 1..=3 {
-        // Together they are one connection.
+        // Both requests share one connection.
         for method in ["GET", "POST"] {
             let response = call(&proxy, request(method, "")).await;
             assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
@@ -199,17 +200,17 @@ async fn a_connection_with_an_open_stream_is_not_idle() {
     })
     .await;
     let proxy = ReverseProxyLayer::new(&url).http2(true).pool_idle_timeout(SHORT).into_service();
-    // An upload that stands still, and an answer that does.
+    // The upload stalls, and then the response does.
     let (sender, body) = Channel::<Bytes>::new(1);
     let response = call(&proxy, request("POST", Body::new(body))).await;
     tokio::time::sleep(SHORT * 3).await;
     drop(sender);
-    // Another one goes over the same connection.
+    // Another request uses the same connection.
     assert_eq!(call(&proxy, request("GET", "")).await.status(), 200);
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "late");
     assert!(ended.try_recv().is_err());
     assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
-    timeout(PATIENCE, ended.recv()).await.expect("now it is").unwrap();
+    timeout(PATIENCE, ended.recv()).await.expect("the idle connection is closed").unwrap();
 }
 
 #[tokio::test]
@@ -221,7 +222,7 @@ async fn a_request_that_races_with_an_idle_close_succeeds() {
         let progress = Progress::default();
         let rounds = async {
             for round in 0.. {
-                // On a busy machine, it takes longer until a connection is closed in between.
+                // On a busy machine, it takes more rounds until a connection is closed in between.
                 if round >= 100 && backend.connections.load(Ordering::SeqCst) > before + 1 {
                     break;
                 }
@@ -229,7 +230,7 @@ async fn a_request_that_races_with_an_idle_close_succeeds() {
                 let response = call(&proxy, request("POST", "body")).await;
                 assert_eq!(response.status(), 200, "{round}: {:?}", response.extensions().get::<Error>());
                 drop(response.into_body().collect().await.unwrap());
-                // As close to the timeout as a timer gets.
+                // As close to the timeout as a timer gets, in real time: the race is with the pool's own timer.
                 tokio::time::sleep(Duration::from_micros(9_500 + round % 100 * 20)).await;
                 progress.step();
             }
@@ -251,7 +252,7 @@ async fn dropping_the_proxy_ends_its_connections_and_tasks() {
 
 #[tokio::test]
 async fn dropping_a_call_resets_only_its_stream() {
-    /// Tells when it's dropped.
+    /// Reports when it's dropped.
     struct Gone(mpsc::UnboundedSender<()>);
     impl Drop for Gone {
         fn drop(&mut self) {
@@ -259,14 +260,14 @@ async fn dropping_a_call_resets_only_its_stream() {
         }
     }
 
-    let (tell, mut gone) = mpsc::unbounded_channel();
+    let (report, mut gone) = mpsc::unbounded_channel();
     let come = Arc::new(Notify::new());
     let comes = come.clone();
     let (url, backend, _ended) = Http2::serve(100, move |request| {
-        let (tell, come) = (tell.clone(), comes.clone());
+        let (report, come) = (report.clone(), comes.clone());
         async move {
             if request.method() == "POST" {
-                let _gone = Gone(tell);
+                let _gone = Gone(report);
                 come.notify_one();
                 std::future::pending::<()>().await;
             }
@@ -302,8 +303,8 @@ const GOAWAY: u8 = 7;
 /// `:status 200` (RFC 7541, appendix A).
 pub(crate) const STATUS_200: &[u8] = &[0x88];
 
-/// A backend that answers the head of each request with frames. It's called with the number of the request, counted over
-/// all connections, and its stream.
+/// A backend that responds to the head of each request with frames. `answer` gets the number of the request, counted
+/// over all connections, and its stream.
 pub(crate) async fn framing(answer: impl Fn(usize, u32) -> Vec<u8> + Send + Sync + 'static) -> String {
     let (answer, requests) = (Arc::new(answer), Arc::new(AtomicUsize::new(0)));
     backend(move |wire| {
@@ -336,7 +337,7 @@ pub(crate) async fn framing(answer: impl Fn(usize, u32) -> Vec<u8> + Send + Sync
 #[tokio::test]
 async fn a_refused_stream_is_retried() {
     const REFUSED_STREAM: &[u8] = &[0, 0, 0, 7];
-    // It has done nothing, whatever the method is (RFC 9113, section 8.7).
+    // A refused stream wasn't processed, so any method can be retried (RFC 9113, section 8.7).
     for method in ["GET", "POST"] {
         let url = framing(|request, stream| match request {
             0 => frame(RST_STREAM, 0, stream, REFUSED_STREAM),
@@ -346,7 +347,7 @@ async fn a_refused_stream_is_retried() {
         let response = call(&proxy(&url), request(method, "")).await;
         assert_eq!(response.status(), 200, "{method}: {:?}", response.extensions().get::<Error>());
     }
-    // A body that is gone isn't sent again, and a refusal without end has one.
+    // A consumed body can't be replayed, and repeated refusals end in 502.
     let url = framing(|_, stream| frame(RST_STREAM, 0, stream, REFUSED_STREAM)).await;
     for body in ["", "body"] {
         assert_eq!(timeout(PATIENCE, call(&proxy(&url), request("POST", body))).await.unwrap().status(), 502);
@@ -366,7 +367,7 @@ async fn a_reset_stream_is_a_truncated_response() {
         let error = response.into_body().collect().await.expect_err("a cut");
         let error = error.into_inner().downcast::<Error>().unwrap();
         assert_eq!(error.kind(), ErrorKind::ResponseBody, "{reason}");
-        // Nor over the wire.
+        // A client of the front sees the truncation, too.
         let addr = front(Router::new().fallback_service(proxy(&url))).await;
         let mut wire = client(addr).await;
         wire.send(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
@@ -379,7 +380,7 @@ async fn a_reset_stream_is_a_truncated_response() {
 
 #[tokio::test]
 async fn a_stream_beyond_the_last_stream_id_of_a_goaway_is_retried() {
-    // The connection goes, and stream 1 was not looked at.
+    // The connection ends, and stream 1 was not processed.
     for (method, status) in [("GET", 200), ("PUT", 200), ("POST", 502)] {
         let url = framing(|request, stream| match request {
             0 => frame(GOAWAY, 0, 0, &[0; 8]),
@@ -411,7 +412,7 @@ async fn a_client_that_does_not_read_slows_the_http2_backend_down() {
     stream.write_all(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await.unwrap();
     let stopped = settled(&sent).await;
     assert!(stopped < 64 << 20, "{stopped}");
-    // Others on the same connection go on meanwhile.
+    // Other streams on the same connection make progress meanwhile.
     assert!(ask(addr, "HEAD /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await.start_line().ends_with("200 OK"));
     let mut read = vec![0; 1 << 20];
     for _ in 0..2 * (stopped >> 20) + 8 {
@@ -420,24 +421,24 @@ async fn a_client_that_does_not_read_slows_the_http2_backend_down() {
     assert!(sent.load(Ordering::SeqCst) > stopped);
 }
 
-/// Status and kind of what an upload comes to.
+/// The status of an upload's response, and the kind of its failure.
 async fn outcome(layer: ReverseProxyLayer, limit: usize, upload: &str) -> (u16, Option<ErrorKind>) {
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (report, mut kinds) = mpsc::unbounded_channel();
     let layer = layer.on_error(move |error| {
-        tell.send(error.kind()).unwrap();
+        report.send(error.kind()).unwrap();
         error.status()
     });
     let app = Router::new().layer(layer).layer(DefaultBodyLimit::disable()).layer(RequestBodyLimitLayer::new(limit));
     let addr: SocketAddr = front(app).await;
     let head = "POST /x HTTP/1.1\r\nHost: front.example\r\nTransfer-Encoding: chunked\r\n\r\n";
     let answer = ask(addr, format!("{head}{upload}")).await;
-    (answer.status(), told.try_recv().ok())
+    (answer.status(), kinds.try_recv().ok())
 }
 
 #[tokio::test]
 async fn a_failed_upload_is_a_client_error() {
     let (url, _backend, _ended) = Http2::serve(100, async |request: hyper::Request<Incoming>| {
-        // What breaks off has no answer that counts.
+        // The response to a truncated upload doesn't matter.
         let body = request.into_body().collect().await.map(|body| body.to_bytes());
         Response::new(Body::from(body.unwrap_or_default()))
     })
@@ -483,7 +484,7 @@ async fn at_the_connection_limit_requests_wait_for_streams() {
     for _ in 0..2 {
         let proxy = proxy.clone();
         held.spawn(async move { call(&proxy, request("GET", "")).await.status() });
-        // The second one finds a connection, and waits for nothing.
+        // The second request finds a connection and doesn't wait.
         timeout(PATIENCE, comes.recv()).await.unwrap().unwrap();
     }
     assert_eq!(call(&proxy, request("GET", "")).await.status(), 503);

@@ -1,5 +1,5 @@
-//! What h2 holds against a whole connection for good: small frames that come after a reset, and empty ones. Before it ends the
-//! connection, that gets no more requests; those under way end as they would have.
+//! Frames that h2 charges to a whole connection for good: small frames after a reset, and empty frames. Before h2 ends
+//! the connection for them, the pool sends it no more requests; exchanges in progress are unaffected.
 
 use std::sync::{Arc, Mutex};
 
@@ -22,12 +22,12 @@ const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 
-/// A backend that reacts to the frames of its clients with bytes, and writes what the test gives it.
+/// A backend that reacts to the frames of its clients with bytes, and writes the bytes that the test gives it.
 struct Backend {
     url: String,
-    /// One for each connection.
+    /// One per connection.
     writers: Arc<Mutex<Vec<UnboundedSender<Vec<u8>>>>>,
-    /// Tells when a ping of the backend has been answered: all that was sent before it has been read.
+    /// Reports that a ping of the backend was acknowledged: the client has read everything sent before it.
     pongs: UnboundedReceiver<()>,
 }
 
@@ -104,7 +104,7 @@ async fn text(response: Response) -> String {
 async fn small_frames_after_a_reset_end_no_other_stream() {
     let mut backend = Backend::new(|_, kind, id| match kind {
         HEADERS => frame(HEADERS, 4, id, STATUS_200),
-        // It has sent them before it has read that.
+        // The backend sent these frames before it read the reset.
         RST_STREAM => [frame(DATA, 0, id, b"e").repeat(1000), frame(PING, 0, 0, &[0; 8])].concat(),
         _ => Vec::new(),
     })
@@ -136,7 +136,7 @@ async fn empty_frames_end_no_other_stream() {
     let proxy = ReverseProxyLayer::new(&*backend.url).http2(true).into_service();
     let mut first_of = vec![call(&proxy).await];
     for _ in 0..120 {
-        // The first one of a connection would wait.
+        // The first request of a connection is held.
         let (response, connections) = (call(&proxy).await, backend.connections());
         if connections == first_of.len() {
             assert_eq!(text(response).await, "ok");

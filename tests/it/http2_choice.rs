@@ -1,4 +1,4 @@
-//! Which protocol a request goes over where HTTP/2 is chosen: what can't go over it, and backends that don't speak it.
+//! The protocol of each request with `http2(true)`: requests that HTTP/2 can't carry, and backends that don't speak it.
 
 use std::{
     io,
@@ -36,12 +36,12 @@ const NEGOTIATE: &str = "Authorization: Negotiate YII=\r\n";
 
 const WEBSOCKET: &str = "GET /x HTTP/1.1\r\nHost: front.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 
-/// An app that answers with the version and the number of the connection.
+/// An app that responds with the version and the number of the connection.
 fn versions(connection: usize) -> Router {
     Router::new().fallback(move |request: Request| async move { format!("{:?} {connection}", request.version()) })
 }
 
-/// A backend that speaks both, by what its client speaks. Each connection has a number.
+/// A backend that speaks the protocol of its client, HTTP/1.1 or HTTP/2. Each connection has a number.
 async fn both() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let origin = format!("http://{}", listener.local_addr().unwrap());
@@ -60,7 +60,7 @@ async fn connection_based_credentials_are_never_sent_over_http2() {
     for (fields, expected) in [
         ("", "HTTP/2.0 0"),
         ("Authorization: Negotiate YII=\r\n", "HTTP/1.1 1"),
-        // Each over a connection of its own, and none after it.
+        // Each uses a dedicated connection, which isn't reused.
         ("Authorization: negotiate YII=\r\n", "HTTP/1.1 2"),
         ("Authorization: NTLM TlRM\r\n", "HTTP/1.1 3"),
         ("Authorization: Basic YTpi\r\nAuthorization: NTLM TlRM\r\n", "HTTP/1.1 4"),
@@ -118,7 +118,7 @@ async fn an_http2_connection_makes_room_when_its_last_stream_ends() {
         tokio::spawn(serve(theirs, app.clone()));
         async { Ok::<_, io::Error>(ours) }
     });
-    // Whether unused connections are closed in the long run doesn't matter.
+    // With an idle timeout and without.
     for idle in [Some(Duration::from_secs(30)), None] {
         let layer = ReverseProxyLayer::new("http://backend.example").connector(connector.clone()).http2(true);
         let addr = front(Router::new().layer(layer.max_connections(1).pool_idle_timeout(idle))).await;
@@ -182,7 +182,7 @@ async fn a_backend_without_http2_is_named_in_the_error() {
         for request in ["GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n", WEBSOCKET] {
             assert_eq!(ask(addr, request).await.status(), 502);
             let error = failures.recv().await.unwrap();
-            // Nothing of the request has been sent.
+            // No byte of the request has been sent.
             assert_eq!(error.kind(), ErrorKind::Connect);
             let why = cause(&error);
             assert!(why.contains("doesn't seem to speak HTTP/2") && why.contains("http2(true)"), "{why}");
@@ -206,7 +206,7 @@ async fn a_websocket_waits_for_the_settings_frame_and_no_timer() {
         counted.fetch_add(1, Ordering::SeqCst);
         async move {
             let (ours, theirs) = Pipe::pair(false);
-            // Both protocols, and no extended CONNECT.
+            // The backend speaks both protocols, without extended CONNECT.
             tokio::spawn(serve(
                 theirs,
                 Router::new().fallback(|request: Request| async move {
@@ -225,7 +225,7 @@ async fn a_websocket_waits_for_the_settings_frame_and_no_timer() {
         assert_eq!(wire.message().await.unwrap().status(), 426);
     }
     assert_eq!(before.elapsed().as_millis(), 0);
-    // One to learn that HTTP/2 can't carry it, and one of HTTP/1.1.
+    // One HTTP/2 connection, whose SETTINGS lack extended CONNECT, and one HTTP/1.1 connection.
     assert_eq!(connections.load(Ordering::SeqCst), 2);
 }
 
@@ -237,7 +237,7 @@ async fn extended_connect_is_used_once_the_backend_enables_it() {
         let has_connect = had.load(Ordering::SeqCst);
         async move {
             let (ours, theirs) = Pipe::pair(false);
-            // To an extended CONNECT, a 200 would open the tunnel.
+            // In response to extended CONNECT, a 200 would open the tunnel.
             let app = Router::new()
                 .fallback(|request: Request| async move { (StatusCode::FORBIDDEN, request.method().to_string()) });
             let mut server = auto::Builder::new(TokioExecutor::new());
@@ -260,7 +260,7 @@ async fn extended_connect_is_used_once_the_backend_enables_it() {
         (true, WEBSOCKET, "CONNECT"),
     ] {
         if has_connect.swap(connect, Ordering::SeqCst) != connect {
-            // What was open is closed, as by the backend's restart.
+            // Idle connections are closed, as by a restart of the backend.
             tokio::time::sleep(idle * 3).await;
         }
         let mut wire = client_of(app.clone());

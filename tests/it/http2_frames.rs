@@ -1,4 +1,4 @@
-//! Backends that speak HTTP/2 badly: raw frames (RFC 9113, section 4.1).
+//! Backends that violate HTTP/2: raw frames (RFC 9113, section 4.1).
 
 use axum::Router;
 use tower_reverse_proxy::ReverseProxyLayer;
@@ -15,12 +15,12 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// A backend that reads a request's head and answers with these bytes on its first stream.
+/// A backend that reads the head of a request and responds with these bytes.
 async fn answering_in_frames(frames: Vec<u8>) -> String {
     backend(move |mut wire: Wire<_>| {
         let frames = frames.clone();
         async move {
-            // The preface, and the first frames.
+            // The connection preface, and the first frames.
             wire.bytes(24).await;
             wire.send(&frame(SETTINGS, 0, 0, &[])).await;
             loop {
@@ -46,7 +46,7 @@ async fn a_backend_that_breaks_the_protocol_is_502() {
         ("no HTTP/2 at all", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n".to_vec()),
         ("a head that can't be decoded", frame(HEADERS, 4, 1, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff])),
         ("a head without a status", frame(HEADERS, 4, 1, &[0x82])),
-        ("a head on a stream that nobody opened", frame(HEADERS, 4, 7, &[0x88])),
+        ("a head on a stream that isn't open", frame(HEADERS, 4, 7, &[0x88])),
         ("a window that grows by nothing", frame(WINDOW_UPDATE, 0, 1, &[0; 4])),
         ("a body before the head", frame(DATA, 0, 1, b"body")),
         ("a frame that is too long", frame(DATA, 0, 1, &vec![0; 20_000])),

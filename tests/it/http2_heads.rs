@@ -1,4 +1,4 @@
-//! Request heads that are too large for an HTTP/2 backend: nobody else's exchange ends for them.
+//! Request heads that are too large for an HTTP/2 backend: they fail without ending other exchanges.
 
 use std::{
     convert::Infallible,
@@ -33,8 +33,8 @@ const CONTINUATION: u8 = 9;
 const GOAWAY: u8 = 7;
 const ENHANCE_YOUR_CALM: u8 = 11;
 
-/// What nginx does: it sets no limit, and ends the connection for a head with more than so many octets. On each connection, the first
-/// answer is whole when a second request has come.
+/// Behaves like nginx: it announces no limit, and ends the connection for a head of more than `most` octets. The first
+/// response of the first connection completes when a second request has arrived.
 async fn like_nginx(most: usize) -> (String, Arc<AtomicUsize>) {
     let connections = Arc::new(AtomicUsize::new(0));
     let counted = connections.clone();
@@ -55,7 +55,7 @@ async fn like_nginx(most: usize) -> (String, Arc<AtomicUsize>) {
                         if block > most {
                             let last = [&id.to_be_bytes()[..], &[0, 0, 0, ENHANCE_YOUR_CALM]].concat();
                             stream.write_all(&frame(GOAWAY, 0, 0, &last)).await.unwrap();
-                            // What is unread would become a reset, in which the frame is lost.
+                            // Unread octets would cause a reset, and the frame would be lost.
                             stream.shutdown().await.unwrap();
                             let _ = stream.read_to_end(&mut Vec::new()).await;
                             return;
@@ -100,7 +100,7 @@ async fn call(proxy: &ReverseProxy, request: Request) -> Response {
     response
 }
 
-/// The status of the answer, the kind of a failure, and the text where there's none.
+/// The status of the response, the kind of its failure, and its body.
 async fn outcome(proxy: &ReverseProxy, request: Request) -> (u16, Option<ErrorKind>, String) {
     let response = call(proxy, request).await;
     let (status, kind) = (response.status().as_u16(), response.extensions().get::<Error>().map(Error::kind));
@@ -120,7 +120,7 @@ async fn a_head_that_makes_the_backend_close_fails_no_other_exchange() {
         assert_eq!((status, kind), (431, Some(ErrorKind::RequestHeadTooLarge)), "{text}");
     }
     assert_eq!(connections.load(Ordering::SeqCst), 3);
-    // Of this one, nothing is sent.
+    // Nothing of this request is sent.
     let mut fields = request();
     for number in 0..90 {
         let name = HeaderName::try_from(format!("x-{number}")).unwrap();
@@ -150,7 +150,7 @@ async fn a_large_head_waits_at_the_connection_limit() {
     let (url, connections) = like_nginx(usize::MAX).await;
     let proxy = ReverseProxyLayer::new(url).http2(true).max_connections(1).into_service();
     drop(call(&proxy, request()).await);
-    // The one that is there isn't used.
+    // The existing connection isn't used.
     assert_eq!(outcome(&proxy, cookie(16_000)).await, (200, None, "connection 1".into()));
     assert_eq!(connections.load(Ordering::SeqCst), 2);
 }
@@ -164,7 +164,7 @@ async fn the_settings_limit_of_a_dedicated_connection_applies() {
         async move {
             let mut preface = [0; 24];
             stream.read_exact(&mut preface).await.unwrap();
-            // 10,000, but for the first one.
+            // SETTINGS_MAX_HEADER_LIST_SIZE of 10,000, except on the first connection.
             let limit: &[u8] = if number == 0 { &[] } else { &[0, 6, 0, 0, 0x27, 0x10] };
             stream.write_all(&frame(4, 0, 0, limit)).await.unwrap();
             let mut head = [0; 9];
@@ -191,7 +191,7 @@ async fn the_settings_limit_of_a_dedicated_connection_applies() {
 async fn head_limits_of_the_backend_and_the_operator_are_enforced() {
     let seen = Arc::new(AtomicUsize::new(0));
     let counted = seen.clone();
-    // hyper's server takes 16 KiB, and sets that.
+    // hyper's server accepts 16 KiB, and announces that.
     let (url, backend, _ended) = Http2::serve(100, move |_: hyper::Request<Incoming>| {
         counted.fetch_add(1, Ordering::SeqCst);
         async { Response::new(Body::from("ok")) }
@@ -241,7 +241,7 @@ async fn response_heads_are_limited_in_size() {
     let layer = ReverseProxyLayer::new(url).http2(true);
     let proxy = layer.clone().into_service();
     let get = |path: &str| Request::get(path).header("host", "front.example").body(Body::empty()).unwrap();
-    // Another one on the same connection, all the while.
+    // Another exchange on the same connection, all the while.
     let held = call(&proxy, get("/0/0")).await;
     let ok = (200, None, "ok".to_owned());
     let too_large = (502, Some(ErrorKind::ResponseHeadTooLarge), "Bad Gateway".to_owned());
@@ -260,9 +260,9 @@ async fn response_heads_are_limited_in_size() {
     let_go.notify_one();
     assert_eq!(timeout(PATIENCE, held.into_body().collect()).await.unwrap().unwrap().to_bytes(), "ok");
     assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
-    // So large a head ends the connection: it's said all the same.
+    // A head of this size ends the connection. The failure has the same kind.
     assert_eq!(outcome(&proxy, get("/100/10000")).await, too_large);
-    // Less, and more.
+    // A lower limit, and a higher one.
     let narrow = layer.clone().max_response_head(1000).max_response_fields(5).into_service();
     for (path, expected) in [("/1/1000", &too_large), ("/6/1", &too_large), ("/1/100", &ok)] {
         assert_eq!(&outcome(&narrow, get(path)).await, expected, "{path}");

@@ -1,4 +1,4 @@
-//! HTTP/2 connections to a backend that is frozen: it says nothing, and its socket is open.
+//! HTTP/2 connections to a frozen backend: its socket is open, and it sends nothing.
 
 use std::{
     future::pending,
@@ -39,24 +39,24 @@ use crate::{
     },
 };
 
-/// The ways to a backend in memory, connection by connection: each can be frozen.
+/// The connections to a backend in memory. Each can be frozen.
 #[derive(Clone, Default)]
-struct Ways {
+struct Links {
     frozen: Arc<Mutex<Vec<watch::Sender<bool>>>>,
 }
 
-impl Ways {
-    /// Leads to an app.
+impl Links {
+    /// Connections to an app.
     fn to(app: Router) -> (ReverseProxyLayer, Self) {
         let this = Self::default();
-        let ways = this.clone();
+        let links = this.clone();
         let connector = service_fn(move |_| {
             let (ours, theirs) = Pipe::pair(false);
-            let (way, backend) = duplex(64 * 1024);
+            let (link, backend) = duplex(64 * 1024);
             tokio::spawn(serve(backend, app.clone()));
             let (frozen, is_frozen) = watch::channel(false);
-            ways.frozen.lock().unwrap().push(frozen);
-            let ((read, write), (answer, ask)) = (split(theirs), split(way));
+            links.frozen.lock().unwrap().push(frozen);
+            let ((read, write), (answer, ask)) = (split(theirs), split(link));
             tokio::spawn(carry(read, ask, is_frozen.clone()));
             tokio::spawn(carry(answer, write, is_frozen));
             async { Ok::<_, io::Error>(ours) }
@@ -64,8 +64,8 @@ impl Ways {
         (ReverseProxyLayer::new("http://backend.example").connector(connector).http2(true), this)
     }
 
-    fn freeze(&self, way: usize, is_frozen: bool) {
-        self.frozen.lock().unwrap()[way].send_replace(is_frozen);
+    fn freeze(&self, link: usize, is_frozen: bool) {
+        self.frozen.lock().unwrap()[link].send_replace(is_frozen);
     }
 
     fn count(&self) -> usize {
@@ -96,18 +96,18 @@ async fn call(proxy: &ReverseProxy, path: &str) -> Response {
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_connection_gets_no_further_requests() {
-    let (layer, ways) = Ways::to(Router::new().fallback(|| async { "ok" }));
+    let (layer, links) = Links::to(Router::new().fallback(|| async { "ok" }));
     let proxy = layer.header_timeout(HEADER_TIMEOUT).into_service();
     assert_eq!(call(&proxy, "/x").await.status(), 200);
-    ways.freeze(0, true);
+    links.freeze(0, true);
     assert_eq!(call(&proxy, "/x").await.status(), 504);
     for _ in 0..3 {
         assert_eq!(call(&proxy, "/x").await.status(), 200);
     }
-    assert_eq!(ways.count(), 2);
+    assert_eq!(links.count(), 2);
 }
 
-/// Longer than a stream has to wait for its connection to be taken for frozen, and less than a ping.
+/// Longer than the silence after which a connection counts as frozen, and shorter than the ping interval.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[tokio::test(start_paused = true)]
@@ -129,26 +129,26 @@ async fn a_connection_that_answers_again_is_reused() {
             Response::new(Body::new(body))
         }
     };
-    let (layer, ways) = Ways::to(Router::new().route("/ticks", get(ticking)).fallback(|| async { "ok" }));
+    let (layer, links) = Links::to(Router::new().route("/ticks", get(ticking)).fallback(|| async { "ok" }));
     let proxy = layer.header_timeout(HEADER_TIMEOUT).into_service();
     let mut ticking = call(&proxy, "/ticks").await.into_body();
-    ways.freeze(0, true);
+    links.freeze(0, true);
     assert_eq!(call(&proxy, "/x").await.status(), 504);
     assert_eq!(call(&proxy, "/x").await.status(), 200);
-    assert_eq!(ways.count(), 2);
-    // It goes on, and has the stream that was open all along.
-    ways.freeze(0, false);
+    assert_eq!(links.count(), 2);
+    // The connection thaws, with the stream that was open all along.
+    links.freeze(0, false);
     tick.notify_one();
     timeout(PATIENCE, ticking.frame()).await.unwrap().unwrap().unwrap();
-    ways.freeze(1, true);
+    links.freeze(1, true);
     assert_eq!(call(&proxy, "/x").await.status(), 200);
-    assert_eq!(ways.count(), 2);
+    assert_eq!(links.count(), 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_cancelled_early_costs_no_connection() {
     let app = Router::new().route("/never", get(pending::<()>)).fallback(|| async { "ok" });
-    let (layer, ways) = Ways::to(app);
+    let (layer, links) = Links::to(app);
     let proxy = layer.into_service();
     for _ in 0..5 {
         assert_eq!(call(&proxy, "/x").await.status(), 200);
@@ -156,7 +156,7 @@ async fn a_request_cancelled_early_costs_no_connection() {
         let left = timeout(Duration::from_millis(900), proxy.clone().oneshot(request));
         assert!(left.await.is_err(), "no answer");
     }
-    assert_eq!(ways.count(), 1);
+    assert_eq!(links.count(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -170,7 +170,7 @@ async fn a_silent_connection_is_used_at_the_connection_limit() {
         Response::new(Body::new(body))
     };
     let app = Router::new().route("/never", get(pending::<()>)).route("/quiet", get(quiet));
-    let (layer, ways) = Ways::to(app.fallback(|| async { "ok" }));
+    let (layer, links) = Links::to(app.fallback(|| async { "ok" }));
     let proxy = layer.max_connections(1).into_service();
     let _quiet = call(&proxy, "/quiet").await;
     let request = Request::get("/never").header("host", "front.example").body(Body::empty()).unwrap();
@@ -178,10 +178,10 @@ async fn a_silent_connection_is_used_at_the_connection_limit() {
     for _ in 0..3 {
         assert_eq!(call(&proxy, "/x").await.status(), 200);
     }
-    assert_eq!(ways.count(), 1);
+    assert_eq!(links.count(), 1);
 }
 
-/// Longer than a stream has to wait for its connection to be taken for frozen, and less than the queue timeout.
+/// Longer than the silence after which a connection counts as frozen, and shorter than the queue timeout.
 const SILENCE: Duration = Duration::from_millis(1100);
 
 #[tokio::test(start_paused = true)]
@@ -219,15 +219,15 @@ async fn freed_streams_go_to_requests_behind_a_stuck_connect() {
         sleep(Duration::from_millis(1)).await;
     }
     assert_eq!(connects.load(Ordering::SeqCst), 2);
-    // The second one's connect is stuck. The others are served in turn.
+    // The second request's connect is stuck. The others are served in turn.
     let_go.add_permits(5);
     for number in [0, 2, 3, 4] {
         let answer = timeout(PATIENCE / 2, answers.recv()).await;
-        assert_eq!(answer.expect("there is room"), Some((number, 200)));
+        assert_eq!(answer.expect("a stream is free"), Some((number, 200)));
     }
 }
 
-/// A backend in memory that answers its first request whole, begins to answer the others, and acknowledges no ping.
+/// A backend in memory that completes its first response, begins the others, and acknowledges no ping.
 async fn never_pongs(mut stream: DuplexStream, pings: Arc<AtomicUsize>) {
     let mut preface = [0; 24];
     stream.read_exact(&mut preface).await.unwrap();
@@ -256,7 +256,7 @@ async fn a_connection_is_pinged_while_it_has_open_streams() {
     let cases: [(&str, Layer, bool, bool); 4] = [
         ("default", |layer| layer, false, true),
         ("another interval", |layer| layer.http2_keep_alive(Duration::from_secs(30)), false, true),
-        ("also unused ones", |layer| layer.http2_keep_alive_while_idle(true), true, true),
+        ("also while idle", |layer| layer.http2_keep_alive_while_idle(true), true, true),
         ("none", |layer| layer.http2_keep_alive(None), false, false),
     ];
     for (case, layer, pings_unused, ends) in cases {
@@ -274,7 +274,7 @@ async fn a_connection_is_pinged_while_it_has_open_streams() {
         sleep(HOUR).await;
         assert_eq!(pings.load(Ordering::SeqCst) > 0, pings_unused, "{case}");
         if pings_unused {
-            // It's closed by now, and the next connection's first request is answered whole.
+            // The connection is closed by now, and the first response of the next connection completes.
             call(&proxy, "/x").await.into_body().collect().await.unwrap();
         }
         let body = call(&proxy, "/x").await.into_body();

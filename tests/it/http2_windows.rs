@@ -1,4 +1,4 @@
-//! What one exchange can do to the others on an HTTP/2 connection to the backend: small frames, and clients that don't read.
+//! Isolation of the exchanges on one HTTP/2 connection to the backend: small frames, and clients that don't read.
 
 use std::{
     net::SocketAddr,
@@ -50,7 +50,7 @@ async fn small_frames_are_delivered_complete() {
     }
 }
 
-/// A backend with an endless download, and one of 1 MiB. It counts what it has sent of the endless ones.
+/// A backend with an endless download, and one of 1 MiB. It counts the bytes of the endless ones.
 async fn downloads() -> (String, Arc<AtomicUsize>, Http2) {
     let sent = Arc::new(AtomicUsize::new(0));
     let counted = sent.clone();
@@ -77,7 +77,7 @@ async fn downloads() -> (String, Arc<AtomicUsize>, Http2) {
 async fn a_client_that_does_not_read_blocks_no_other_stream() {
     let (url, sent, backend) = downloads().await;
     let addr = front(Router::new().layer(ReverseProxyLayer::new(url).http2(true))).await;
-    // Two of HTTP/1.1, and two of HTTP/2 whose windows are 0.
+    // Two clients over HTTP/1.1, and two over HTTP/2 with windows of 0.
     let mut wires = Vec::new();
     let mut streams = Vec::new();
     for _ in 0..2 {
@@ -110,7 +110,7 @@ async fn the_connection_window_limits_the_number_of_streams() {
     }
 }
 
-/// A client of HTTP/2 with a window of so many bytes for each answer.
+/// An HTTP/2 client with a window of so many bytes per response.
 async fn narrow(addr: SocketAddr, window: u32) -> SendRequest<Body> {
     let stream = TokioIo::new(TcpStream::connect(addr).await.unwrap());
     let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
@@ -124,8 +124,9 @@ async fn begin(sender: &mut SendRequest<Body>, path: &str) -> Response<Incoming>
     timeout(PATIENCE, sender.send_request(request)).await.unwrap().unwrap()
 }
 
-/// A backend that answers by the path: `/bytes` without end, or so many, a byte a frame; `/large` in large frames; `/snapshot` in
-/// five of them, and then bytes; `/slow` in two halves, the second one when it's let. It tells when bytes are reset.
+/// A backend that responds by path. `/bytes` sends frames of one byte, without end or as many as the query has;
+/// `/large` sends large frames; `/snapshot` sends five large frames and then single bytes; `/slow` sends two halves,
+/// the second when notified. It reports when `/bytes` or `/snapshot` is reset.
 async fn frames_of(second: Arc<Notify>) -> (String, Arc<AtomicUsize>, Http2, UnboundedReceiver<()>) {
     let (reset, resets) = unbounded_channel();
     let sent = Arc::new(AtomicUsize::new(0));
@@ -145,7 +146,8 @@ async fn frames_of(second: Arc<Notify>) -> (String, Arc<AtomicUsize>, Http2, Unb
                             }
                         }
                     }
-                    // Two frames that the front takes, two that are read ahead, and half a window. The rest of it is small frames.
+                    // Two frames that the front buffers, two that are read ahead, and half a window. Small frames fill
+                    // the rest of it.
                     "/snapshot" => {
                         for length in [0x4000, 0x4000, 0x4000, 0x4000, 0x2000] {
                             let _ = sender.send_data(vec![b's'; length].into()).await;
@@ -175,7 +177,7 @@ async fn frames_of(second: Arc<Notify>) -> (String, Arc<AtomicUsize>, Http2, Unb
     (url, sent, backend, resets)
 }
 
-/// Small windows: what h2 allows small frames to cost is soon used up.
+/// Small windows, with which h2's budget for small frames is soon used up.
 fn small(url: &str) -> Router {
     let layer = ReverseProxyLayer::new(url).http2(true).http2_connection_window(2 << 20);
     Router::new().layer(layer.http2_stream_window(16 << 10))
@@ -191,16 +193,16 @@ async fn unread_small_frames_end_only_their_own_response() {
     assert_eq!(timeout(PATIENCE, slow.frame()).await.unwrap().unwrap().unwrap().into_data().unwrap(), "first");
     for _ in 0..2 {
         let stalled = begin(&mut narrow(addr, 10).await, "/bytes").await.into_body();
-        timeout(PATIENCE, resets.recv()).await.expect("it's reset").unwrap();
-        // Those who read get as many.
+        timeout(PATIENCE, resets.recv()).await.expect("the stream is reset").unwrap();
+        // A client that reads gets all of them.
         let answer = get(addr, "/bytes?8000", "").await;
         assert!(answer.complete && answer.body.len() == 8000, "{}", answer.body.len());
-        // What it reads then is no whole answer.
+        // The stalled client sees a truncated response.
         assert!(timeout(PATIENCE, stalled.collect()).await.unwrap().is_err());
     }
     second.notify_one();
     assert_eq!(timeout(PATIENCE, slow.collect()).await.unwrap().unwrap().to_bytes(), " second");
-    // A connection gets no more requests when too many small frames have come after a reset: one of two resets each.
+    // A connection gets no more requests when too many small frames have arrived after a reset.
     assert!(backend.connections.load(Ordering::SeqCst) <= 3);
 }
 
@@ -213,13 +215,13 @@ async fn unread_small_frames_behind_large_frames_end_only_their_own_response() {
     assert_eq!(timeout(PATIENCE, slow.frame()).await.unwrap().unwrap().unwrap().into_data().unwrap(), "first");
     let stalled = begin(&mut narrow(addr, 10).await, "/snapshot").await.into_body();
     let ended = async {
-        // Others' small frames have the connection read ahead.
+        // The small frames of others make the connection read ahead.
         while resets.try_recv().is_err() {
             let answer = get(addr, "/bytes?2000", "").await;
             assert!(answer.complete && answer.body.len() == 2000, "{}", answer.body.len());
         }
     };
-    timeout(PATIENCE, ended).await.expect("it's reset");
+    timeout(PATIENCE, ended).await.expect("the stream is reset");
     assert!(timeout(PATIENCE, stalled.collect()).await.unwrap().is_err());
     second.notify_one();
     assert_eq!(timeout(PATIENCE, slow.collect()).await.unwrap().unwrap().to_bytes(), " second");
@@ -236,7 +238,7 @@ async fn a_slowly_read_download_completes_beside_small_frames() {
         assert!(answer.complete && answer.body.len() == 8000, "{}", answer.body.len());
     }
     let stopped = settled(&sent).await;
-    assert!(stopped < 4 << 20, "the backend is stopped: {stopped}");
+    assert!(stopped < 4 << 20, "the backend has stopped: {stopped}");
     assert_eq!(timeout(PATIENCE, slow.collect()).await.unwrap().unwrap().to_bytes().len(), 8 << 20);
     assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
 }
@@ -283,7 +285,7 @@ fn invalid_window_sizes_are_refused() {
     }
 }
 
-/// A request head that expects to be told to go on.
+/// A request head with `Expect: 100-continue`.
 const EXPECTING: &[u8] =
     b"POST /x HTTP/1.1\r\nHost: front.example\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
 
@@ -295,13 +297,13 @@ async fn expect_100_continue_over_http2_waits_for_no_timeout() {
         Response::new(Body::from([expect.as_bytes(), &body].concat()))
     })
     .await;
-    // And one that says 100 as HTTP/2 does, before its answer.
-    let says_100 = framing(|_, stream| {
+    // And a backend that sends an interim 100 before its response.
+    let sends_100 = framing(|_, stream| {
         let interim = frame(HEADERS, 4, stream, b"\x08\x03100");
         [interim, frame(HEADERS, 4, stream, STATUS_200), frame(DATA, 1, stream, b"after 100")].concat()
     })
     .await;
-    for (url, expected) in [(url, "Some(\"100-continue\") body"), (says_100, "after 100")] {
+    for (url, expected) in [(url, "Some(\"100-continue\") body"), (sends_100, "after 100")] {
         let layer = ReverseProxyLayer::new(url).http2(true).continue_timeout(PATIENCE * 100);
         let mut wire = client(front(Router::new().layer(layer)).await).await;
         for _ in 0..2 {
@@ -324,7 +326,7 @@ async fn a_refused_expectation_over_http2_reaches_the_client() {
     let layer = ReverseProxyLayer::new(url).http2(true).continue_timeout(PATIENCE * 100);
     let mut wire = client(front(Router::new().layer(layer)).await).await;
     wire.send(EXPECTING).await;
-    // With or without an interim answer: the body was asked for, and is refused all the same.
+    // With or without an interim response, the final one is the refusal.
     let answer = wire.message().await.unwrap();
     assert_eq!((answer.status(), &*answer.text()), (417, "no"));
 }

@@ -1,4 +1,4 @@
-//! Who is signed in, told to the backend: by the application alone, never by the client.
+//! The signed-in user, as sent to the backend: set by the application only, never by the client.
 
 use std::{
     convert::Infallible,
@@ -33,11 +33,11 @@ use crate::support::{Message, ask, backend, client, front, get, http2, mirror, r
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// Every spelling in which a client could say it, to servers that fold names.
+/// A client-sent identity in every spelling that servers fold to the same name.
 const SPOOFED: &str = "Remote-User: admin\r\nremote-user: root\r\nRemote_User: admin\r\nREMOTE_USER: admin\r\n\
     Remote.User: admin\r\nrEmOtE.uSeR: admin\r\nremote-user: x\r\nConnection: Remote-User\r\n";
 
-/// `/mydir` is the backend's; whoever the application says is told to it.
+/// An application that forwards `/mydir` with the user that `layer` finds.
 fn app(origin: &str, layer: RemoteUserLayer) -> Router {
     Router::new().layer(ReverseProxyLayer::new(origin).prefix("/mydir").keep_underscores().upstream_layer(layer))
 }
@@ -46,14 +46,14 @@ fn basic(origin: &str, layer: BasicAuthLayer) -> Router {
     Router::new().layer(ReverseProxyLayer::new(origin).prefix("/mydir").upstream_layer(layer))
 }
 
-/// All that the backend could take for a user's name.
+/// All values that the backend could take for the user's name.
 fn names(request: &Message) -> Vec<&str> {
     let folded = |name: &str| name.to_ascii_lowercase().replace(['_', '.'], "-");
     let fields = request.head.lines().skip(1).filter_map(|line| line.split_once(':'));
     fields.filter(|(name, _)| folded(name) == "remote-user").map(|(_, value)| value.trim()).collect()
 }
 
-/// The octets of a text, each as the Latin-1 character that [`Message`] shows.
+/// The octets of a text, each as the Latin-1 character that [`Message`] has for it.
 fn octets(text: &str) -> String {
     text.bytes().map(char::from).collect()
 }
@@ -65,7 +65,7 @@ async fn only_the_user_inserted_by_a_middleware_is_sent() {
     for fields in ["", SPOOFED] {
         let answer = get(addr, "/mydir/x", fields).await;
         assert_eq!(names(&answer.mirrored()), ["alice"]);
-        assert_eq!(answer.field("remote-user"), None, "the client isn't told");
+        assert_eq!(answer.field("remote-user"), None, "the field isn't sent to the client");
     }
 }
 
@@ -86,10 +86,10 @@ async fn a_field_of_another_name_is_guarded_in_every_spelling() {
     let alice = anonymous.clone().layer(Extension(RemoteUser::from("alice")));
     let spoofed = "X-Auth-Name: admin\r\nX_Auth_Name: admin\r\nX.AUTH.NAME: admin\r\nx-auth_name: admin\r\n\
         Remote-User: admin\r\nRemote_User: admin\r\nX-Auth-Names: harmless\r\n";
-    for (app, told) in [(anonymous, None), (alice, Some("alice"))] {
+    for (app, sent_user) in [(anonymous, None), (alice, Some("alice"))] {
         let mirrored = get(front(app).await, "/mydir/x", spoofed).await.mirrored();
         assert!(!mirrored.head.contains("admin"), "{}", mirrored.head);
-        assert_eq!(mirrored.field("x-auth-name"), told);
+        assert_eq!(mirrored.field("x-auth-name"), sent_user);
         assert_eq!(mirrored.field("x-auth-names"), Some("harmless"));
     }
 }
@@ -157,9 +157,9 @@ async fn without_a_required_user_nothing_is_forwarded() {
 #[tokio::test]
 async fn an_unrepresentable_user_name_is_refused_and_never_altered() {
     let (origin, mut requests) = recording(OK).await;
-    let unsayable =
+    let unrepresentable =
         ["", " ", "alice ", " alice", "\talice", "a\r\nX-Inj: 1", "a\nb", "a\0", "a\u{7f}", "a\u{85}", "alice\u{a0}"];
-    for name in unsayable {
+    for name in unrepresentable {
         for app in [app(&origin, RemoteUserLayer::new()), basic(&origin, BasicAuthLayer::remote_user("s3cret"))] {
             let answer = get(front(app.layer(Extension(RemoteUser::from(name)))).await, "/mydir/x", "").await;
             assert_eq!(answer.status(), 403, "{name:?}");
@@ -167,7 +167,7 @@ async fn an_unrepresentable_user_name_is_refused_and_never_altered() {
         }
     }
     let app = basic(&origin, BasicAuthLayer::remote_user("s3cret")).layer(Extension(RemoteUser::from("a:b")));
-    assert_eq!(get(front(app).await, "/mydir/x", "").await.status(), 403, "Basic would read another name");
+    assert_eq!(get(front(app).await, "/mydir/x", "").await.status(), 403, "a colon would end the name in Basic");
     assert!(requests.try_recv().is_err(), "nothing is forwarded");
 }
 
@@ -185,7 +185,11 @@ async fn a_representable_user_name_is_sent_octet_by_octet() {
         assert_eq!(credentials(&mirrored), Some(format!("{name}:pässword")));
     }
     let app = app(&origin, RemoteUserLayer::new()).layer(Extension(RemoteUser::from("a:b")));
-    assert_eq!(names(&get(front(app).await, "/mydir/x", "").await.mirrored()), ["a:b"], "here a colon is none");
+    assert_eq!(
+        names(&get(front(app).await, "/mydir/x", "").await.mirrored()),
+        ["a:b"],
+        "a colon is allowed in the field"
+    );
 }
 
 /// The name and password of the request's one `Authorization`.
@@ -242,7 +246,7 @@ async fn an_authenticated_connection_is_not_shared() {
     .await;
     let addr = front(Router::new().layer(ReverseProxyLayer::new(origin))).await;
     let connection = async |fields: &str| get(addr, "/x", fields).await.field("x-connection").unwrap().to_owned();
-    assert_eq!(connection("").await, connection("").await, "anybody's");
+    assert_eq!(connection("").await, connection("").await, "the connection is shared");
     for scheme in ["NTLM TlRMTVNTUAAB", "Negotiate YII=", "ntlm TlRM"] {
         let alices = connection(&format!("Authorization: {scheme}\r\n")).await;
         assert_ne!(alices, connection("").await, "{scheme}");
@@ -250,7 +254,7 @@ async fn an_authenticated_connection_is_not_shared() {
     }
 }
 
-// --- where applications keep their users
+// Where applications keep their users.
 
 #[derive(Clone)]
 struct User {
@@ -268,14 +272,14 @@ async fn from_extension_reads_an_optional_user_from_a_session() {
         RemoteUserLayer::from_extension(|session: &Session| session.user.as_ref().map(|user| user.name.clone()));
     let app = app(&mirror().await, layer);
     let alice = Session { user: Some(User { name: "alice".into() }) };
-    for (app, told) in [
+    for (app, sent_user) in [
         (app.clone(), None),
         (app.clone().layer(Extension(Session { user: None })), None),
         (app.clone().layer(Extension(alice)), Some("alice")),
-        // Whoever else says something: the session counts.
+        // The session takes precedence over `RemoteUser`.
         (app.layer(Extension(Session { user: None })).layer(Extension(RemoteUser::from("other"))), None),
     ] {
-        assert_eq!(names(&get(front(app).await, "/mydir/x", SPOOFED).await.mirrored()), told.as_slice());
+        assert_eq!(names(&get(front(app).await, "/mydir/x", SPOOFED).await.mirrored()), sent_user.as_slice());
     }
 }
 
@@ -330,7 +334,7 @@ async fn the_peer_of_a_connection_can_be_the_user() {
     tokio::spawn(async move { axum::serve(listener, service).await.unwrap() });
     let mirrored = get(addr, "/mydir/x", SPOOFED).await.mirrored();
     assert_eq!(names(&mirrored), ["cn=127.0.0.1"]);
-    assert_eq!(mirrored.field("x-forwarded-for"), None, "this type has no address");
+    assert_eq!(mirrored.field("x-forwarded-for"), None, "this connect info has no address");
 }
 
 #[derive(Clone, Debug)]
@@ -392,9 +396,9 @@ async fn the_user_of_an_axum_login_session_is_sent() {
     assert_eq!(names(&mirrored), ["alice"]);
 }
 
-// --- whatever the spelling
+// Spellings.
 
-/// The header as it leaves a [`RemoteUserLayer`] around any service.
+/// The header fields that a [`RemoteUserLayer`] passes on.
 fn passed(layer: &RemoteUserLayer, user: Option<&str>, headers: HeaderMap) -> HeaderMap {
     static RUNTIME: LazyLock<tokio::runtime::Runtime> =
         LazyLock::new(|| tokio::runtime::Builder::new_current_thread().build().unwrap());
@@ -418,7 +422,7 @@ fn passed(layer: &RemoteUserLayer, user: Option<&str>, headers: HeaderMap) -> He
     }
 }
 
-/// A name in any case, with each of its separators exchanged or not.
+/// A name in any case and with any separators.
 fn spelled(name: &'static str) -> impl Strategy<Value = String> {
     prop::collection::vec((any::<bool>(), prop::sample::select(vec!['-', '_', '.'])), name.len()).prop_map(|choices| {
         let spell = |(c, (upper, separator)): (char, (bool, char))| match c {
@@ -446,13 +450,13 @@ proptest! {
         headers.insert("trailer", HeaderValue::from_str(&spellings.join(", ")).unwrap());
         let mut headers = passed(&layer, signed_in.then_some("alice"), headers);
         prop_assert_eq!(headers.remove("x-remote-users").unwrap(), "stays");
-        let told = headers.remove(configured.to_ascii_lowercase());
-        prop_assert_eq!(told.as_ref().map(HeaderValue::as_bytes), signed_in.then_some(&b"alice"[..]));
+        let sent_user = headers.remove(configured.to_ascii_lowercase());
+        prop_assert_eq!(sent_user.as_ref().map(HeaderValue::as_bytes), signed_in.then_some(&b"alice"[..]));
         prop_assert!(headers.is_empty(), "{:?}", headers);
     }
 }
 
-/// The trailers that a backend of HTTP/2 gets of a client of HTTP/2, which announces none.
+/// The unannounced trailers of an HTTP/2 client that reach an HTTP/2 backend.
 #[cfg(feature = "http2")]
 async fn trailers_over_http2(layer: RemoteUserLayer, names: &[&str]) -> Vec<String> {
     let (seen, mut trailers) = unbounded_channel();
@@ -532,9 +536,9 @@ async fn a_challenge_makes_the_refusal_401_with_www_authenticate() {
         assert_eq!((answer.status(), answer.field("www-authenticate")), (status, challenge));
     }
     seen.recv().await.unwrap();
-    assert!(seen.try_recv().is_err(), "only what nobody had to sign in for is forwarded");
+    assert!(seen.try_recv().is_err(), "only the request without a required user is forwarded");
 
-    // Around another client than ours, the layer answers itself.
+    // Around another client than the crate's, the layer responds itself.
     let client =
         challenging.layer(service_fn(|_: Request| async { Ok::<_, Infallible>(Response::new(Body::empty())) }));
     let response = client.oneshot(Request::default()).await.unwrap();
@@ -561,7 +565,7 @@ fn an_invalid_challenge_panics_with_what_to_write() {
     }
 }
 
-/// Claims of the kinds that backends believe, in spellings that they fold.
+/// Identity claims that backends trust, in spellings that they fold.
 const CLAIMED: &str = "Remote-Groups: admins\r\nRemote_Name: admins\r\nX-WEBAUTH-USER: admins\r\nX.Webauth.Email: admins\r\n\
     X-Auth-Request-User: admins\r\nTailscale-User-Login: admins\r\nX-MS-CLIENT-PRINCIPAL-NAME: admins\r\n\
     Client-Cert: :admins:\r\nX-SSL-Client-S-DN: admins\r\nes-security-runas-user: admins\r\n";

@@ -1,4 +1,4 @@
-//! What the documentation lists under "Limits": each stands as it is described.
+//! The limits that the documentation lists: each behaves as described.
 
 use std::{fs, sync::Arc};
 
@@ -25,7 +25,7 @@ fn the_readme_and_the_crate_list_the_same_limits() {
 async fn a_folded_field_line_in_a_response_is_502() {
     let origin = answering("HTTP/1.1 200 OK\r\nX-A: 1\r\n 2\r\nContent-Length: 2\r\n\r\nok").await;
     assert_eq!(get(front(app(&origin)).await, "/mydir/x", "").await.status(), 502);
-    // The server in front refuses one of a request.
+    // The server in front refuses a folded line of a request.
     assert_eq!(get(front(app(&mirror().await)).await, "/mydir/x", "X-A: 1\r\n 2\r\n").await.status(), 400);
 }
 
@@ -50,14 +50,14 @@ async fn a_location_below_the_public_prefix_is_not_mapped_again() {
 
 #[tokio::test]
 async fn an_http_1_0_client_cannot_detect_a_truncated_response_without_a_length() {
-    let cut = Arc::new(Notify::new());
-    let is_cut = cut.clone();
+    let truncate = Arc::new(Notify::new());
+    let is_truncated = truncate.clone();
     let origin = backend(move |mut wire| {
-        let is_cut = is_cut.clone();
+        let is_truncated = is_truncated.clone();
         async move {
             wire.message().await;
             wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").await;
-            is_cut.notified().await;
+            is_truncated.notified().await;
         }
     })
     .await;
@@ -66,8 +66,8 @@ async fn an_http_1_0_client_cannot_detect_a_truncated_response_without_a_length(
     let head = wire.head().await.unwrap();
     assert!(head.starts_with("HTTP/1.0 200") && !head.contains("content-length"), "{head}");
     assert_eq!(wire.bytes(5).await, b"hello");
-    // A cut that comes with the head would be a 502.
-    cut.notify_one();
+    // A truncation that arrives with the head would be a 502.
+    truncate.notify_one();
     assert!(wire.closed().await);
 }
 

@@ -1,5 +1,5 @@
-//! What the proxy does, seen from both sides: raw bytes of a client, raw bytes of a backend, wherever bytes matter.
-#![allow(clippy::unwrap_used)] // what isn't there fails the test
+//! Integration tests with raw bytes on both sides, client and backend, wherever bytes matter.
+#![allow(clippy::unwrap_used)] // a missing value fails the test
 
 mod support;
 

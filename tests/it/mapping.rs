@@ -1,4 +1,4 @@
-//! Where a response leads: references and cookies of the backend, made the front's.
+//! References and cookies of the backend, mapped to the front.
 
 use std::{
     net::SocketAddr,
@@ -14,7 +14,7 @@ use tower_reverse_proxy::{HostPolicy, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{Message, answering, ask, backend, front, get, mirror};
 
-/// `/mydir` is the backend's.
+/// `/mydir` belongs to the backend.
 fn app(origin: &str) -> Router {
     Router::new().layer(layer(origin))
 }
@@ -23,7 +23,8 @@ fn layer(origin: &str) -> ReverseProxyLayer {
     ReverseProxyLayer::new(origin).prefix("/mydir")
 }
 
-/// A backend that answers with the fields that the request's `X-Answer` lines say, with `{origin}` for its own origin.
+/// A backend that responds with the fields in the request's `X-Answer` lines, where `{origin}` stands for its own
+/// origin.
 async fn obliging() -> String {
     let listening = Arc::new(OnceLock::new());
     let known = listening.clone();
@@ -45,7 +46,7 @@ async fn obliging() -> String {
     origin
 }
 
-/// What becomes of a response field.
+/// The value of a response field after mapping.
 async fn answered(addr: SocketAddr, target: &str, name: &str, value: &str) -> String {
     let answer = get(addr, target, &format!("X-Answer: {name}: {value}\r\n")).await;
     answer.field(name).unwrap_or_else(|| panic!("{name}: {value}")).to_owned()
@@ -64,14 +65,14 @@ async fn references_to_the_backend_become_references_to_the_front() {
         ("{origin}?a", "/?a"),
         ("{origin}/outside", "/outside"),
         ("{origin}/a%2Fb;c//d?e=http://x", "/a%2Fb;c//d?e=http://x"),
-        // The backend was addressed by the client's Host too.
+        // The backend was addressed with the client's Host, too.
         ("http://front.example/mydir/y", "/mydir/y"),
         ("HTTP://FRONT.example:80/mydir/y", "/mydir/y"),
-        // Never a reference to another host.
+        // The result never refers to another host.
         ("{origin}//evil.example/x", "/.//evil.example/x"),
         ("{origin}/\\evil.example/x", "/./\\evil.example/x"),
         ("http://front.example//evil.example/x", "/.//evil.example/x"),
-        // None of the backend's.
+        // References to other hosts, and relative ones.
         ("/mydir/y", "/mydir/y"),
         ("y?z=1", "y?z=1"),
         ("?z", "?z"),
@@ -203,7 +204,7 @@ async fn a_reference_with_the_public_prefix_is_not_prefixed_twice() {
         ("/mydir/y?z", "/mydir/y?z"),
         ("{origin}/mydir/y", "/mydir/y"),
         ("http://front.example/mydir/y", "/mydir/y"),
-        // Another directory of the backend's.
+        // Another directory of the backend.
         ("/mydirs/y", "/mydir/mydirs/y"),
     ] {
         for name in ["Location", "Content-Location"] {
@@ -221,8 +222,8 @@ async fn a_reference_with_the_public_prefix_is_not_prefixed_twice() {
 
 #[tokio::test]
 async fn a_cookie_for_the_host_sent_to_the_backend_becomes_a_host_only_cookie() {
-    let told = HostPolicy::Fixed(Authority::from_static("app.example:8000"));
-    let addr = front(Router::new().layer(layer(&obliging().await).host(told))).await;
+    let fixed = HostPolicy::Fixed(Authority::from_static("app.example:8000"));
+    let addr = front(Router::new().layer(layer(&obliging().await).host(fixed))).await;
     for (cookie, result) in [
         ("a=1; Domain=app.example; Path=/mydir", "a=1; Path=/mydir"),
         ("a=1; Domain=.App.Example", "a=1"),
@@ -265,7 +266,7 @@ async fn a_layer_in_a_nested_router_wraps_its_fallback() {
     let addr = front(Router::new().nest("/a", fallen_back)).await;
     assert_eq!(get(addr, "/a/mydir/x", "").await.mirrored().start_line(), "GET /a/mydir/x HTTP/1.1");
     assert_eq!(get(addr, "/a/x", "").await.text(), "inner");
-    // axum drops the default fallback of a nested router, and with it what is layered around.
+    // axum drops the default fallback of a nested router, and with it the layers around the fallback.
     let addr = front(Router::new().nest("/a", inner(&origin))).await;
     assert_eq!(get(addr, "/a/mydir/x", "").await.status(), 404);
     assert_eq!(get(addr, "/a/own", "").await.text(), "own");
@@ -313,7 +314,7 @@ async fn locations_with_the_forwarded_scheme_are_mapped() {
         (virtual_host, "https://virtual.example/login", "/mydir/login"),
         (virtual_host, "https://front.example/login", "/mydir/login"),
         (own, &own_authority, "/mydir/y"),
-        // Not the front's, not the backend's, or right as they are.
+        // References to other hosts, and references that need no mapping.
         (stripped, "https://front.example/mydir/login", "https://front.example/mydir/login"),
         (stripped, "https://front.example.evil/login", "https://front.example.evil/login"),
         (stripped, "https://front.example@evil/login", "https://front.example@evil/login"),
@@ -345,7 +346,7 @@ async fn the_scheme_of_the_front_is_taken_from_trusted_proxies_only() {
     }
 }
 
-/// Sends a request of WebDAV's and returns the answer.
+/// Sends a WebDAV request and returns the response.
 async fn dav(addr: SocketAddr, method: &str, fields: &str) -> Message {
     ask(addr, format!("{method} /mydir/x HTTP/1.1\r\nHost: front.example\r\n{fields}\r\n")).await
 }
@@ -379,7 +380,7 @@ async fn destination_is_mapped_like_the_target() {
             assert_eq!(answer.field("destination"), Some(sent), "{destination}");
             assert_eq!(answer.field("overwrite"), Some("F"));
         }
-        // It has a meaning for these methods only.
+        // Destination has a meaning for these methods only.
         let answer = dav(addr, "PUT", &format!("Destination: {destination}\r\nContent-Length: 0\r\n")).await.mirrored();
         assert_eq!(answer.field("destination"), Some(destination.trim()));
     }

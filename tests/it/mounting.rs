@@ -1,4 +1,4 @@
-//! Every way of putting the proxy into an application, and what each side then sees.
+//! Every way of mounting the proxy in an application, and the path that each side sees.
 
 use std::{
     convert::Infallible,
@@ -43,7 +43,7 @@ use tower_reverse_proxy::{
 
 use crate::support::{self, answering, ask, backend, client, front, get as ask_get, mirror};
 
-/// Asks for each target; what is seen of it is the target that the mirror got, or the application's own answer.
+/// Requests each target, and compares the target that the mirror received or the application's own response.
 async fn expect(app: Router, cases: &[(&str, &str)]) {
     let addr = front(app).await;
     for (target, seen) in cases {
@@ -101,7 +101,7 @@ async fn a_layer_wraps_a_fallback_that_was_set_before_it() {
     let before = Router::new().fallback(async || "none").layer(proxy.clone());
     expect(before, &[("/mydir/x", "/mydir/x"), ("/other", "200 none"), ("/mydirx", "200 none")]).await;
 
-    // As with any layer of axum's.
+    // As with any axum layer.
     let after = Router::new().layer(proxy).fallback(async || "none");
     expect(after, &[("/mydir/x", "200 none"), ("/other", "200 none")]).await;
 }
@@ -119,7 +119,7 @@ async fn a_route_below_the_prefix_is_shadowed_by_the_layer() {
 async fn the_prefix_of_a_layer_in_a_nested_router_is_relative_to_the_nest() {
     let inner = Router::new()
         .route("/", get(async || "inner"))
-        // `nest` drops a default fallback, layers and all: without one of its own, the layer sees routes only.
+        // `nest` drops a default fallback with its layers. Without a fallback of its own, the layer sees routes only.
         .fallback(async || "none")
         .layer(ReverseProxyLayer::new(mirror().await).prefix("/mydir"));
     expect(
@@ -161,7 +161,7 @@ async fn a_nested_proxy_distinguishes_the_bare_prefix_from_its_directory() {
     expect(Router::new().nest_service("/mydir", proxy), &cases).await;
 }
 
-/// A router in between leaves `/mydir/` to the outer one: axum's `nest` doesn't match it.
+/// A captured parameter can be a dot segment, which must not lead out of the nest.
 #[tokio::test]
 async fn captured_nest_parameters_do_not_escape_the_prefix() {
     let nested = Router::new().nest_service("/apps/{tenant}", ReverseProxy::new(mirror().await));
@@ -272,7 +272,7 @@ async fn a_handler_with_state_calls_the_proxy() {
 #[tokio::test]
 async fn hyper_serves_the_proxy_without_axum() {
     let proxy = ReverseProxy::new(mirror().await);
-    // Another body type than axum's on the other way.
+    // The inner service has another body type than axum's.
     let own = service_fn(async |_| Ok::<_, Infallible>(Response::new(Full::from(Bytes::from_static(b"own")))));
     let layered = ServiceBuilder::new().layer(ReverseProxyLayer::new(mirror().await).prefix("/mydir")).service(own);
 
@@ -330,7 +330,7 @@ async fn a_request_outside_the_prefix_of_a_service_is_refused() {
     expect(app, &[("/mydir/x", "/mydir/x"), ("/x", "400 Bad Request")]).await;
 }
 
-/// A response to HEAD, or a 304, that has no length gets none from axum's routes.
+/// axum's routes add no Content-Length to a response to HEAD or a 304 without one.
 #[tokio::test]
 async fn method_routers_add_no_content_length_to_a_bodiless_response() {
     for (method, response) in [
@@ -355,7 +355,7 @@ async fn method_routers_add_no_content_length_to_a_bodiless_response() {
     }
 }
 
-/// Of a 304, hyper's HTTP/1 server drops it.
+/// hyper's HTTP/1 server drops the Content-Length of a 304, so only HEAD is tested.
 #[tokio::test]
 async fn content_length_of_a_response_to_head_is_forwarded() {
     let url = answering("HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n").await;
@@ -511,13 +511,13 @@ async fn a_body_over_an_outer_limit_is_413_and_never_complete_at_the_backend() {
     wire.send(format!("{head}{chunk}").as_bytes()).await;
     wire.send(format!("{chunk}0\r\n\r\n").as_bytes()).await;
     assert_eq!(wire.message().await.unwrap().status(), 413);
-    // Or it never heard of it: the limit may be met before the connection is made.
+    // The limit may be reached before the connection is made. The backend then sees nothing.
     if let Ok(complete) = tokio::time::timeout(Duration::from_millis(200), complete.recv()).await {
         assert_eq!(complete, Some(false));
     }
 }
 
-/// A service that counts how often it's cloned.
+/// A service that counts its clones.
 #[derive(Debug)]
 struct Counted(Arc<AtomicUsize>);
 
@@ -549,12 +549,12 @@ async fn cloning_the_middleware_does_not_clone_the_inner_service() {
     let service = layer("/b").layer(layer("/a").layer(Counted(clones.clone())));
     let mut clone = service.clone();
     assert_eq!(clones.load(Ordering::Relaxed), 0);
-    // One copy for each clone that is used, however often.
+    // One clone of the inner service per clone that is called, however often.
     for _ in 0..2 {
         clone.ready().await.unwrap().call(Request::new(Body::empty())).await.unwrap();
         assert_eq!(clones.load(Ordering::Relaxed), 1);
     }
-    // The wrapped service itself goes out again.
+    // `into_inner` returns the original.
     drop(clone);
     service.into_inner().into_inner();
     assert_eq!(clones.load(Ordering::Relaxed), 1);

@@ -1,4 +1,4 @@
-//! A proxy whose upstream is a proxy: a failure is reported, and its page made, by the one that it happened to.
+//! A proxy whose upstream is a proxy: the proxy in which a failure occurs reports it and makes its page.
 
 use axum::{
     Router,
@@ -26,7 +26,7 @@ async fn a_failure_of_a_nested_proxy_keeps_its_page_and_status() {
     let outer = ReverseProxyLayer::with_upstream(inner).on_error(|_| (StatusCode::BAD_GATEWAY, Html("outer")));
     let answer = get(front(Router::new().layer(outer.clone())).await, "/x", "").await;
     assert_eq!((answer.status(), answer.field("x-inner"), &*answer.text()), (418, Some("1"), "inner"));
-    // The error is there for what is around both.
+    // The layers around both proxies find the error.
     let request = Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
     let Ok(response): Result<Response, std::convert::Infallible> = outer.into_service().oneshot(request).await;
     assert_eq!(response.extensions().get::<Error>().unwrap().kind(), ErrorKind::Connect);

@@ -1,4 +1,4 @@
-//! A wrong option panics at the line where it was written.
+//! Panics of wrong options point at the caller's line.
 
 use std::{
     cell::RefCell,
@@ -9,11 +9,11 @@ use std::{
 use tower_reverse_proxy::{BasicAuthLayer, HostPolicy, RemoteUserLayer, ReverseProxy, ReverseProxyLayer};
 
 thread_local! {
-    /// Where this thread panicked last, while it listens.
+    /// The location of this thread's last panic, while it is recorded.
     static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// The file and line in which it panics.
+/// The file and line of a panic.
 fn place_of<T>(panics: impl FnOnce() -> T + UnwindSafe) -> String {
     static LISTEN: Once = Once::new();
     LISTEN.call_once(|| {

@@ -1,4 +1,4 @@
-//! Which connections to the backend are kept, and what is never done with them.
+//! The pool of HTTP/1.1 connections: which are kept, which are reused, and by which requests.
 
 use std::{
     io,
@@ -26,37 +26,37 @@ use crate::support::{
     Message, PATIENCE, Pipe, Wire, ask, backend, client, elsewhere, front, get, http2, seen_to_be_kept, tasks_left,
 };
 
-/// What a backend with numbered connections heard.
+/// What a backend with numbered connections reports.
 #[derive(Debug, PartialEq)]
-enum Heard {
+enum Event {
     Request { connection: usize, start_line: String },
     End { connection: usize },
 }
 
-/// Decides what follows an answer on a connection, by the request's start line.
+/// Decides what follows a response on a connection, by the request's start line.
 type Then = fn(&str) -> After;
 
 enum After {
     KeepOpen,
     Close,
-    /// Dies instead of answering.
+    /// Closes instead of responding.
     Die,
-    /// Sends this behind the answer.
+    /// Sends these bytes after the response.
     Stray(&'static [u8]),
 }
 
-/// A backend that answers with the number of the connection, and tells of what it hears.
-async fn numbered(then: Then) -> (String, mpsc::UnboundedReceiver<Heard>) {
-    let (tell, heard) = mpsc::unbounded_channel();
+/// A backend that responds with the number of the connection, and reports requests and the ends of connections.
+async fn numbered(then: Then) -> (String, mpsc::UnboundedReceiver<Event>) {
+    let (report, events) = mpsc::unbounded_channel();
     let connections = AtomicUsize::new(0);
     let url = backend(move |mut wire| {
         let connection = connections.fetch_add(1, Ordering::Relaxed);
-        let tell = tell.clone();
+        let report = report.clone();
         async move {
             while let Some(request) = wire.message().await {
                 let start_line = request.start_line().to_owned();
                 let after = then(&start_line);
-                tell.send(Heard::Request { connection, start_line }).unwrap();
+                report.send(Event::Request { connection, start_line }).unwrap();
                 if matches!(after, After::Die) {
                     break;
                 }
@@ -70,12 +70,12 @@ async fn numbered(then: Then) -> (String, mpsc::UnboundedReceiver<Heard>) {
                 }
             }
             drop(wire);
-            // A test that is over doesn't listen.
-            let _ = tell.send(Heard::End { connection });
+            // The test may be over.
+            let _ = report.send(Event::End { connection });
         }
     })
     .await;
-    (url, heard)
+    (url, events)
 }
 
 async fn post(addr: SocketAddr, target: &str) -> Message {
@@ -88,12 +88,12 @@ async fn proxied(url: String) -> SocketAddr {
 
 #[tokio::test]
 async fn a_connection_is_reused() {
-    let (url, _heard) = numbered(|_| After::KeepOpen).await;
+    let (url, _events) = numbered(|_| After::KeepOpen).await;
     let addr = proxied(url).await;
     assert_eq!(get(addr, "/x", "").await.text(), "0");
     seen_to_be_kept().await;
     for _ in 0..3 {
-        // Other clients, one connection to the backend.
+        // Different clients share one connection to the backend.
         assert_eq!(get(addr, "/x", "").await.text(), "0");
         assert_eq!(get(addr, "/x", "Connection: close\r\n").await.text(), "0");
         assert_eq!(post(addr, "/x").await.text(), "0");
@@ -102,41 +102,41 @@ async fn a_connection_is_reused() {
 
 #[tokio::test]
 async fn without_an_idle_pool_no_connection_is_kept() {
-    let (url, mut heard) = numbered(|_| After::KeepOpen).await;
+    let (url, mut events) = numbered(|_| After::KeepOpen).await;
     let addr = front(Router::new().layer(ReverseProxyLayer::new(url).pool_max_idle(0))).await;
     for connection in 0..3 {
         assert_eq!(get(addr, "/x", "").await.text(), connection.to_string());
-        assert!(matches!(heard.recv().await, Some(Heard::Request { .. })));
-        assert_eq!(heard.recv().await, Some(Heard::End { connection }));
+        assert!(matches!(events.recv().await, Some(Event::Request { .. })));
+        assert_eq!(events.recv().await, Some(Event::End { connection }));
     }
 }
 
 #[tokio::test]
 async fn an_idle_connection_is_closed_after_the_idle_timeout() {
-    let (url, mut heard) = numbered(|_| After::KeepOpen).await;
+    let (url, mut events) = numbered(|_| After::KeepOpen).await;
     let proxy = ReverseProxyLayer::new(url).pool_idle_timeout(Duration::from_millis(100));
     let addr = front(Router::new().layer(proxy)).await;
     assert_eq!(get(addr, "/x", "").await.text(), "0");
-    assert!(matches!(heard.recv().await, Some(Heard::Request { .. })));
-    assert_eq!(heard.recv().await, Some(Heard::End { connection: 0 }));
+    assert!(matches!(events.recv().await, Some(Event::Request { .. })));
+    assert_eq!(events.recv().await, Some(Event::End { connection: 0 }));
     assert_eq!(get(addr, "/x", "").await.text(), "1");
 }
 
 #[tokio::test]
 async fn a_connection_closed_while_idle_fails_no_request() {
-    let (url, mut heard) =
+    let (url, mut events) =
         numbered(|start_line| if start_line.contains("/kept") { After::KeepOpen } else { After::Close }).await;
     let addr = proxied(url).await;
-    // Even what can't be sent twice goes over one that was in use a moment ago.
+    // Even requests that can't be replayed use a connection that was in use a moment ago.
     assert_eq!(get(addr, "/kept", "").await.text(), "0");
-    assert!(matches!(heard.recv().await, Some(Heard::Request { .. })));
+    assert!(matches!(events.recv().await, Some(Event::Request { .. })));
     seen_to_be_kept().await;
     for connection in 0..10 {
         let answer = if connection % 2 == 0 { get(addr, "/x", "").await } else { post(addr, "/x").await };
         assert_eq!((answer.status(), answer.text()), (200, connection.to_string()));
-        // Closed before the next request comes.
-        assert!(matches!(heard.recv().await, Some(Heard::Request { .. })));
-        assert_eq!(heard.recv().await, Some(Heard::End { connection }));
+        // The connection is closed before the next request arrives.
+        assert!(matches!(events.recv().await, Some(Event::Request { .. })));
+        assert_eq!(events.recv().await, Some(Event::End { connection }));
     }
 }
 
@@ -146,50 +146,50 @@ async fn a_post_that_was_written_is_not_retried() {
         if start_line.starts_with("POST") { After::Die } else { After::KeepOpen }
     }
 
-    let (url, mut heard) = numbered(die_on_post).await;
+    let (url, mut events) = numbered(die_on_post).await;
     let addr = proxied(url).await;
-    // On a new connection, and on one that has served before.
+    // On a new connection, and on a reused one.
     for warm in [false, true] {
         if warm {
             assert_eq!(get(addr, "/warm", "").await.status(), 200);
             seen_to_be_kept().await;
             assert_eq!(get(addr, "/warm", "").await.status(), 200);
             for _ in 0..2 {
-                assert!(matches!(heard.recv().await, Some(Heard::Request { .. })));
+                assert!(matches!(events.recv().await, Some(Event::Request { .. })));
             }
         }
         assert_eq!(post(addr, "/x").await.status(), 502);
-        let Some(Heard::Request { connection, start_line }) = heard.recv().await else { panic!("no request") };
+        let Some(Event::Request { connection, start_line }) = events.recv().await else { panic!("no request") };
         assert_eq!(start_line, "POST /x HTTP/1.1");
-        assert_eq!(heard.recv().await, Some(Heard::End { connection }));
-        assert!(heard.try_recv().is_err());
+        assert_eq!(events.recv().await, Some(Event::End { connection }));
+        assert!(events.try_recv().is_err());
     }
 }
 
 #[tokio::test]
 async fn a_connection_idle_for_long_is_not_used_for_a_post() {
-    let (url, mut heard) = numbered(|_| After::KeepOpen).await;
+    let (url, mut events) = numbered(|_| After::KeepOpen).await;
     let addr = proxied(url).await;
     assert_eq!(get(addr, "/x", "").await.text(), "0");
     seen_to_be_kept().await;
     assert_eq!(post(addr, "/x").await.text(), "1");
-    // The new one is in its place.
-    assert!(matches!(heard.recv().await, Some(Heard::Request { connection: 0, .. })));
-    let mut next = [heard.recv().await.unwrap(), heard.recv().await.unwrap()];
-    next.sort_by_key(|heard| matches!(heard, Heard::End { .. }));
-    assert!(matches!(next, [Heard::Request { connection: 1, .. }, Heard::End { connection: 0 }]));
-    // What can be sent again goes over any.
+    // The new connection replaces the old one.
+    assert!(matches!(events.recv().await, Some(Event::Request { connection: 0, .. })));
+    let mut next = [events.recv().await.unwrap(), events.recv().await.unwrap()];
+    next.sort_by_key(|events| matches!(events, Event::End { .. }));
+    assert!(matches!(next, [Event::Request { connection: 1, .. }, Event::End { connection: 0 }]));
+    // Requests that can be replayed use any connection.
     seen_to_be_kept().await;
     assert_eq!(get(addr, "/x", "").await.text(), "1");
 }
 
 #[tokio::test]
 async fn back_to_back_posts_end_up_reusing_connections() {
-    let (url, _heard) = numbered(|_| After::KeepOpen).await;
+    let (url, _events) = numbered(|_| After::KeepOpen).await;
     let addr = front(Router::new().layer(ReverseProxyLayer::new(url).pool_max_idle(1))).await;
     let reuse = async {
         let mut last = post(addr, "/x").await.text();
-        // Each as soon as the one before is answered.
+        // Each POST follows the response to the one before.
         loop {
             let next = post(addr, "/x").await.text();
             if next == last {
@@ -198,16 +198,16 @@ async fn back_to_back_posts_end_up_reusing_connections() {
             last = next;
         }
     };
-    timeout(PATIENCE, reuse).await.expect("one is seen to be kept");
+    timeout(PATIENCE, reuse).await.expect("the pool observes that the backend keeps a connection");
 }
 
 #[tokio::test]
 async fn a_connection_authenticated_by_ntlm_or_negotiate_is_not_shared() {
     for scheme in ["NTLM TlRM", "Negotiate YII=", "ntlm TlRM"] {
-        let (url, mut heard) = numbered(|_| After::KeepOpen).await;
+        let (url, mut events) = numbered(|_| After::KeepOpen).await;
         let addr = proxied(url).await;
         let signed = format!("Authorization: {scheme}\r\n");
-        // Whichever it goes over is closed after the answer.
+        // The connection that carried the credentials is closed after the response.
         assert_eq!(get(addr, "/x", "").await.text(), "0");
         seen_to_be_kept().await;
         assert_eq!(get(addr, "/x", "").await.text(), "0");
@@ -217,14 +217,14 @@ async fn a_connection_authenticated_by_ntlm_or_negotiate_is_not_shared() {
         assert_eq!(get(addr, "/x", &signed).await.text(), "2", "{scheme}");
         let mut ended = Vec::new();
         while ended.len() < 3 {
-            if let Some(Heard::End { connection }) = heard.recv().await {
+            if let Some(Event::End { connection }) = events.recv().await {
                 ended.push(connection);
             }
         }
         ended.sort_unstable();
         assert_eq!(ended, [0, 1, 2], "{scheme}");
     }
-    let (url, _heard) = numbered(|_| After::KeepOpen).await;
+    let (url, _events) = numbered(|_| After::KeepOpen).await;
     let addr = proxied(url).await;
     for _ in 0..2 {
         assert_eq!(get(addr, "/x", "Authorization: Basic YTpi\r\n").await.text(), "0");
@@ -234,8 +234,8 @@ async fn a_connection_authenticated_by_ntlm_or_negotiate_is_not_shared() {
 #[tokio::test]
 async fn leading_whitespace_does_not_hide_an_authentication_scheme() {
     for scheme in [" Negotiate YII=", "\tNTLM TlRM", " \t ntlm TlRM"] {
-        // HTTP/2 passes it on, where HTTP/1.1 doesn't count it as part of the value.
-        let (url, _heard) = numbered(|_| After::KeepOpen).await;
+        // Leading whitespace isn't part of the value in HTTP/1.1, but HTTP/2 passes it on.
+        let (url, _events) = numbered(|_| After::KeepOpen).await;
         let addr = proxied(url).await;
         let request =
             Request::get("http://front.example/x").header("authorization", scheme).body(Body::empty()).unwrap();
@@ -257,7 +257,7 @@ async fn stray_bytes_after_a_response_reach_no_client() {
         }
     }
 
-    let (url, _heard) = numbered(stray).await;
+    let (url, _events) = numbered(stray).await;
     let addr = proxied(url).await;
     for round in 0..10 {
         let mut wire = client(addr).await;
@@ -269,28 +269,28 @@ async fn stray_bytes_after_a_response_reach_no_client() {
     }
 }
 
-/// A backend that sends its answers, the number of the connection, when it's told to, connection by connection.
+/// A backend that responds with the number of the connection, when the connection is notified.
 async fn holding<const CONNECTIONS: usize>() -> (String, [Arc<Notify>; CONNECTIONS], mpsc::UnboundedReceiver<usize>) {
     let go: [Arc<Notify>; CONNECTIONS] = std::array::from_fn(|_| Arc::default());
-    let (tell, ended) = mpsc::unbounded_channel();
-    let (connections, told) = (AtomicUsize::new(0), go.clone());
+    let (report, ended) = mpsc::unbounded_channel();
+    let (connections, going) = (AtomicUsize::new(0), go.clone());
     let url = backend(move |mut wire| {
         let connection = connections.fetch_add(1, Ordering::Relaxed);
-        let (go, tell) = (told[connection].clone(), tell.clone());
+        let (go, report) = (going[connection].clone(), report.clone());
         async move {
             while wire.message().await.is_some() {
                 wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n").await;
                 go.notified().await;
                 wire.send(connection.to_string().as_bytes()).await;
             }
-            let _ = tell.send(connection);
+            let _ = report.send(connection);
         }
     })
     .await;
     (url, go, ended)
 }
 
-/// Begins an exchange. Its answer has begun when this returns.
+/// Begins an exchange, and returns when the response has begun.
 async fn begun(addr: SocketAddr) -> Wire<TcpStream> {
     let mut wire = client(addr).await;
     wire.send(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
@@ -331,7 +331,7 @@ async fn surplus_idle_connections_close_oldest_first() {
         go[connection].notify_one();
         assert_eq!(wires[connection].bytes(1).await, connection.to_string().as_bytes());
     }
-    // Not at once: under load they would all be used again.
+    // Surplus connections aren't closed at once, because under load they are all reused.
     assert!(ended.try_recv().is_err());
     assert_eq!([ended.recv().await, ended.recv().await], [Some(1), Some(3)]);
     let mut wires = [begun(addr).await, begun(addr).await];
@@ -343,25 +343,25 @@ async fn surplus_idle_connections_close_oldest_first() {
 
 #[tokio::test]
 async fn a_connection_closed_by_the_backend_is_not_kept() {
-    // It closes its half, with or without a word, and waits for ours.
+    // The backend closes its half of the connection, with or without a response, and waits for the proxy's half.
     for last in ["", "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"] {
-        let (tell, mut ended) = mpsc::unbounded_channel();
+        let (report, mut ended) = mpsc::unbounded_channel();
         let url = backend(move |mut wire| {
-            let tell = tell.clone();
+            let report = report.clone();
             async move {
                 wire.message().await;
                 wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
-                // Some time after its answer.
+                // Some time after its response: the proxy has put the connection into the pool.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 wire.send(last.as_bytes()).await;
                 wire.stream.shutdown().await.unwrap();
-                tell.send(wire.closed().await).unwrap();
+                report.send(wire.closed().await).unwrap();
             }
         })
         .await;
         let addr = proxied(url).await;
         assert_eq!(get(addr, "/x", "").await.status(), 200);
-        // Without another request.
+        // The connection is closed without another request.
         assert!(timeout(PATIENCE, ended.recv()).await.expect("it's closed").unwrap());
         assert_eq!(post(addr, "/x").await.status(), 200);
     }
@@ -369,7 +369,7 @@ async fn a_connection_closed_by_the_backend_is_not_kept() {
 
 #[tokio::test]
 async fn an_empty_or_dropped_pool_leaves_no_task() {
-    let (url, mut heard) = elsewhere(numbered(|_| After::KeepOpen));
+    let (url, mut events) = elsewhere(numbered(|_| After::KeepOpen));
     let ask = |proxy: &ReverseProxy| {
         let request = Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
         let exchange = proxy.clone().oneshot(request);
@@ -378,28 +378,28 @@ async fn an_empty_or_dropped_pool_leaves_no_task() {
             axum::body::to_bytes(response.into_body(), 10).await.unwrap()
         }
     };
-    // Emptied by time, and in use again.
+    // A pool that is emptied by the idle timeout, and used again.
     let proxy = ReverseProxyLayer::new(&url).pool_idle_timeout(Duration::from_millis(50)).into_service();
     for connection in 0..2 {
         tasks_left(0).await;
         assert_eq!(ask(&proxy).await, connection.to_string());
-        assert!(matches!(heard.recv().await, Some(Heard::Request { .. })));
-        assert_eq!(heard.recv().await, Some(Heard::End { connection }));
+        assert!(matches!(events.recv().await, Some(Event::Request { .. })));
+        assert_eq!(events.recv().await, Some(Event::End { connection }));
     }
     tasks_left(0).await;
 
-    // Dropped, with all of its clones.
+    // A pool that is dropped, with all clones of the proxy.
     let proxy = ReverseProxy::new(&url);
     let clone = proxy.clone();
     for _ in 0..3 {
         assert_eq!(ask(&proxy).await, "2");
-        assert!(matches!(heard.recv().await, Some(Heard::Request { connection: 2, .. })));
+        assert!(matches!(events.recv().await, Some(Event::Request { connection: 2, .. })));
     }
     drop(proxy);
     assert_eq!(ask(&clone).await, "2");
-    assert!(matches!(heard.recv().await, Some(Heard::Request { connection: 2, .. })));
+    assert!(matches!(events.recv().await, Some(Event::Request { connection: 2, .. })));
     drop(clone);
-    assert_eq!(heard.recv().await, Some(Heard::End { connection: 2 }));
+    assert_eq!(events.recv().await, Some(Event::End { connection: 2 }));
     tasks_left(0).await;
 }
 
@@ -431,7 +431,7 @@ async fn a_unix_socket_can_be_a_backend() {
     assert_eq!(get(missing, "/x", "").await.status(), 502);
 }
 
-/// Mirrors requests on a Unix socket.
+/// A mirror on a Unix socket.
 #[cfg(unix)]
 fn on_socket(path: &Path) {
     let listener = UnixListener::bind(path).unwrap();
@@ -450,10 +450,10 @@ fn on_socket(path: &Path) {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_with_grown_buffers_is_not_kept_for_long() {
-    let (tell, mut closed) = mpsc::unbounded_channel();
+    let (report, mut closed) = mpsc::unbounded_channel();
     let layer = ReverseProxyLayer::new("http://backend.example").connector(service_fn(move |_: Uri| {
         let (ours, theirs) = duplex(1 << 20);
-        let tell = tell.clone();
+        let report = report.clone();
         tokio::spawn(async move {
             let (mut wire, mut last) = (Wire::new(theirs), 0);
             while let Some(request) = wire.message().await {
@@ -461,12 +461,12 @@ async fn a_connection_with_grown_buffers_is_not_kept_for_long() {
                 wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {last}\r\n\r\n").as_bytes()).await;
                 wire.send(&vec![b'x'; last]).await;
             }
-            let _ = tell.send(last);
+            let _ = report.send(last);
         });
         async { Ok::<_, io::Error>(Pipe::new(ours)) }
     }));
     let proxy = layer.into_service();
-    // What was large once and isn't any more is kept.
+    // A connection that carried a large response before a small one is kept.
     for targets in [&["/large", "/small"][..], &["/large"]] {
         for target in targets {
             let request = Request::get(*target).header("host", "front.example").body(Body::empty()).unwrap();

@@ -1,4 +1,4 @@
-//! Waiting for a connection: who gets what in which order, how many there are, and a connector of the application's own.
+//! Requests that wait for a connection: their order, the connection limit, and custom connectors.
 
 use std::{
     convert::Infallible,
@@ -23,7 +23,7 @@ use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer, Tun
 
 use crate::support::{PATIENCE, Pipe, Wire, others_run};
 
-/// A backend in memory. Connections are made, and requests to `/held` answered, as they are let.
+/// A backend in memory. Semaphores let connects succeed and responses to `/held` be sent.
 #[derive(Clone)]
 struct Memory {
     asked: Arc<AtomicUsize>,
@@ -34,7 +34,7 @@ struct Memory {
 }
 
 impl Memory {
-    /// So many connections are made at once; more, as permits are added.
+    /// `connects` connections can be made at once, and more as permits are added.
     fn new(connects: usize) -> Self {
         let count = Arc::<AtomicUsize>::default;
         let semaphore = |permits| Arc::new(Semaphore::new(permits));
@@ -52,14 +52,14 @@ impl Memory {
 
     async fn connect(self) -> io::Result<Pipe> {
         self.asked.fetch_add(1, Ordering::SeqCst);
-        // What's closed refuses.
+        // A closed semaphore refuses connects.
         self.connects.acquire().await.map_err(io::Error::other)?.forget();
         let (ours, theirs) = duplex(64 * 1024);
         tokio::spawn(self.talk(Wire::new(theirs)));
         Ok(Pipe::new(ours))
     }
 
-    /// Answers with the number of the connection.
+    /// Responds with the number of the connection.
     async fn talk(self, mut wire: Wire<DuplexStream>) {
         let connection = self.asked.load(Ordering::SeqCst);
         self.most.fetch_max(self.open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
@@ -87,7 +87,7 @@ impl Memory {
     }
 }
 
-/// The status of the answer, its text, and what failed.
+/// The status of the response, its text, and the kind of its failure.
 type Outcome = (u16, String, Option<ErrorKind>);
 
 async fn get(proxy: ReverseProxy, target: &'static str) -> Outcome {
@@ -98,7 +98,7 @@ async fn get(proxy: ReverseProxy, target: &'static str) -> Outcome {
     (status, String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().into()).unwrap(), kind)
 }
 
-/// Begins an exchange, and lets it go as far as it can.
+/// Begins an exchange, and lets it proceed as far as it can.
 async fn begin(proxy: &ReverseProxy, target: &'static str) -> JoinHandle<Outcome> {
     let exchange = tokio::spawn(get(proxy.clone(), target));
     others_run().await;
@@ -129,7 +129,7 @@ async fn a_queued_request_takes_the_first_connection_returned_or_opened() {
     let memory = Memory::new(1);
     let proxy = memory.layer().into_service();
     let held = begin(&proxy, "/held").await;
-    // Two connections that won't be made.
+    // Two connects that don't complete.
     let (second, third) = (begin(&proxy, "/held").await, begin(&proxy, "/x").await);
     assert_eq!(memory.asked(), 3);
     memory.answers.add_permits(2);
@@ -145,7 +145,8 @@ async fn a_burst_opens_no_more_connections_than_it_needs() {
     let proxy = memory.layer().into_service();
     let mut held = begin(&proxy, "/held").await;
     for round in 0..10 {
-        // Each waits, and gets what the one before it leaves. What is being made for it is the next one's.
+        // Each request waits, and gets the connection that the one before it returns. Its own connect is left for the
+        // next request.
         let next = begin(&proxy, "/held").await;
         memory.answers.add_permits(1);
         assert_eq!(timeout(PATIENCE, held).await.unwrap().unwrap(), ok("1"), "{round}");
@@ -153,7 +154,7 @@ async fn a_burst_opens_no_more_connections_than_it_needs() {
         held = next;
     }
     assert_eq!(memory.asked(), 2);
-    // When it's there at last, it's kept.
+    // The connection is kept when its connect completes at last.
     memory.connects.add_permits(1);
     others_run().await;
     assert_eq!(get(proxy, "/x").await.0, 200);
@@ -177,7 +178,7 @@ async fn a_connection_opened_too_late_is_not_kept_for_long() {
             sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(PATIENCE, closes).await.expect("nobody has used it");
+    timeout(PATIENCE, closes).await.expect("the unused connection is closed");
     assert_eq!((get(proxy, "/x").await, memory.asked()), (ok("1"), 2));
 }
 
@@ -189,7 +190,7 @@ async fn max_connections_is_never_exceeded() {
     for _ in 0..10 {
         exchanges.push(begin(&proxy, "/held").await);
     }
-    // First come, first served.
+    // The queue is first come, first served.
     for exchange in exchanges {
         assert_eq!(memory.open.load(Ordering::SeqCst), 2);
         memory.answers.add_permits(1);
@@ -213,7 +214,7 @@ async fn posts_reuse_connections_at_the_limit() {
 
     let memory = Memory::new(999);
     let proxy = memory.layer().max_connections(2).into_service();
-    // One after the other, and more at a time than there may be.
+    // One client, and more clients than connections.
     for clients in [1, 8] {
         let clients: Vec<_> = (0..clients).map(|_| tokio::spawn(posts(proxy.clone()))).collect();
         for client in clients {
@@ -232,7 +233,7 @@ async fn a_request_queued_beyond_the_queue_timeout_is_503() {
     assert_eq!((status, &*text, kind), (503, "Service Unavailable", Some(ErrorKind::Overloaded)));
     memory.answers.add_permits(1);
     assert_eq!(held.await.unwrap(), ok("1"));
-    // It has left the queue.
+    // The request has left the queue.
     assert_eq!(get(proxy, "/x").await, ok("1"));
     assert_eq!(memory.asked(), 1);
 }
@@ -241,7 +242,7 @@ async fn a_request_queued_beyond_the_queue_timeout_is_503() {
 async fn cancelling_a_queued_request_frees_its_place() {
     let memory = Memory::new(0);
     let proxy = memory.layer().max_connections(1).into_service();
-    // Before the connection is there, and as it comes.
+    // The request is cancelled before its connection is made, and as it is made.
     for round in 0..3 {
         let (first, second) = (begin(&proxy, "/x").await, begin(&proxy, "/x").await);
         if round < 2 {
@@ -266,7 +267,7 @@ async fn a_closed_connection_makes_room_for_a_new_one() {
     let memory = Memory::new(99);
     let proxy = memory.layer().max_connections(1).into_service();
     for round in 0..5 {
-        // The backend closes behind its answer: whether that's seen before the next request or in its midst.
+        // The backend closes after its response. The pool notices before or during the next request.
         assert_eq!(get(proxy.clone(), "/last").await.0, 200, "{round}");
         let (first, second) = (begin(&proxy, "/x").await, begin(&proxy, "/last").await);
         for exchange in [first, second] {
@@ -282,7 +283,7 @@ async fn a_failed_connect_fails_only_its_own_request() {
     let proxy = memory.layer().max_connections(2).into_service();
     let held = begin(&proxy, "/held").await;
     let waiting = [begin(&proxy, "/x").await, begin(&proxy, "/x").await, begin(&proxy, "/x").await];
-    // One is being made. As that fails, the next is tried.
+    // One connect is in progress. When it fails, the next one starts.
     memory.connects.close();
     for exchange in waiting {
         let (status, _, kind) = timeout(PATIENCE, exchange).await.expect("it has failed").unwrap();
@@ -320,12 +321,12 @@ async fn a_dropped_pool_opens_no_connections() {
     exchange.abort();
     drop(proxy);
     let waits = async {
-        // The future of the connect holds one.
+        // The future of the connect holds a reference.
         while Arc::strong_count(&memory.connects) > 1 {
             sleep(Duration::from_millis(1)).await;
         }
     };
-    timeout(PATIENCE, waits).await.expect("it's given up");
+    timeout(PATIENCE, waits).await.expect("the connect is dropped");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What arrives at the backend of what a client sends.
+//! Requests, as the backend receives them.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::support::{Wire, ask, backend, client, front, front_on, get, http2, ht
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// `/mydir` is the backend's.
+/// `/mydir` belongs to the backend.
 fn app(origin: &str) -> Router {
     Router::new().layer(layer(origin))
 }
@@ -30,7 +30,7 @@ fn layer(origin: &str) -> ReverseProxyLayer {
     ReverseProxyLayer::new(origin).prefix("/mydir").via("front")
 }
 
-/// A head as a set of lines: the order of different fields says nothing.
+/// The lines of a head, sorted, because the order of different fields has no meaning.
 fn lines(head: &str) -> Vec<String> {
     let mut lines: Vec<_> = head.lines().map(|line| line.to_ascii_lowercase()).collect();
     lines.sort();
@@ -354,7 +354,7 @@ async fn a_body_replaced_by_an_outer_layer_is_framed_anew() {
     for replaced in ["", "hi", "a longer one"] {
         let exchange = map_request(move |request: Request| async move { request.map(|_| Body::from(replaced)) });
         let addr = front(app(&origin).layer(exchange)).await;
-        // Twice: on the backend's connection, the second would be eaten as the first one's body.
+        // Twice: with the wrong framing, the backend would read the second request as the first one's body.
         for path in ["/mydir/1", "/mydir/2"] {
             let request = format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello");
             assert_eq!(ask(addr, request).await.status(), 200);
@@ -469,7 +469,7 @@ async fn fields_with_underscores_are_forwarded_only_with_keep_underscores() {
     let mirrored = get(keeping, "/mydir/x", &format!("{fields}Remote_User: admin\r\n")).await.mirrored();
     assert_eq!(mirrored.field("x_custom"), Some("1"));
     assert_eq!(mirrored.field("script_name"), Some("/evil"));
-    assert_eq!(mirrored.field("remote_user"), None, "is never the client's to say");
+    assert_eq!(mirrored.field("remote_user"), None, "a client can't set the user");
 }
 
 #[tokio::test]
@@ -495,11 +495,11 @@ async fn target_override_fields_of_a_trusted_proxy_are_removed() {
 #[tokio::test]
 async fn target_override_fields_and_respelled_claims_are_removed() {
     let fields = [
-        // Rewriting servers and frameworks take these for the target.
+        // Rewriting servers and frameworks take these fields for the target.
         "X-Original-URL: /admin",
         "X-Rewrite-URL: /admin",
         "x_original_url: /admin",
-        // CGI makes one variable of all of these.
+        // CGI maps all of these to one variable.
         "X~Forwarded~For: 10.0.0.1",
         "X.Forwarded.Host: evil.example",
         "Remote~User: admin",
@@ -538,7 +538,7 @@ async fn end_to_end_fields_are_forwarded_unchanged_and_in_order() {
     ] {
         assert_eq!(mirrored.field(name), Some(value));
     }
-    assert_eq!(mirrored.field("user-agent"), None, "none is made up");
+    assert_eq!(mirrored.field("user-agent"), None, "no field is made up");
 }
 
 #[tokio::test]
@@ -577,7 +577,7 @@ async fn max_forwards_applies_to_options_only() {
     let options = |left: &str| format!("OPTIONS /mydir/x HTTP/1.1\r\nHost: a\r\nMax-Forwards: {left}\r\n\r\n");
     let answer = ask(addr, options("0")).await;
     assert_eq!((answer.status(), answer.field("allow")), (204, Some("OPTIONS")));
-    assert!(requests.try_recv().is_err(), "we are its last recipient");
+    assert!(requests.try_recv().is_err(), "the proxy is the last recipient");
     assert_eq!(ask(addr, options("5")).await.status(), 200);
     assert_eq!(requests.recv().await.unwrap().field("max-forwards"), Some("4"));
     assert_eq!(get(addr, "/mydir/x", "Max-Forwards: 0\r\n").await.status(), 200);
@@ -606,7 +606,7 @@ async fn a_client_that_expects_100_gets_100_continue() {
     assert_eq!(wire.message().await.unwrap().mirrored().text(), "hello");
 }
 
-/// Sends the head of an upload that expects to be told to go on.
+/// Sends the head of an upload with `Expect: 100-continue`.
 async fn expecting(addr: SocketAddr) -> Wire<TcpStream> {
     let mut wire = client(addr).await;
     wire.send(b"POST /mydir/x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n").await;
@@ -631,7 +631,7 @@ async fn a_100_continue_of_the_backend_reaches_the_client() {
     .await;
     let proxy = ReverseProxyLayer::new(origin).continue_timeout(Duration::from_secs(3600));
     let mut wire = expecting(front(Router::new().layer(proxy)).await).await;
-    // Silence, until the backend speaks.
+    // The client gets nothing before the backend's 100.
     assert!(timeout(Duration::from_millis(200), wire.head()).await.is_err());
     go.send(()).unwrap();
     assert_eq!(wire.head().await.unwrap(), "HTTP/1.1 100 Continue\r\n\r\n");
@@ -644,7 +644,7 @@ async fn an_early_response_of_the_backend_arrives_without_100_continue() {
     let origin = backend(|mut wire| async move {
         wire.head().await;
         wire.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig").await;
-        // Nothing of the body comes.
+        // The body isn't sent.
         assert!(wire.closed().await);
     })
     .await;
@@ -688,7 +688,7 @@ async fn an_expectation_refused_early_keeps_requests_apart() {
         head = wire.head().await.unwrap();
     }
     assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
-    // The next request is one, or finds the connection closed.
+    // The next request is read as a request, or the connection is closed.
     wire.send(b"GET /mydir/2 HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert!(wire.message().await.is_none_or(|answer| answer.status() == 200));
     let body = requests.recv().await.unwrap();

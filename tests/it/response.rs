@@ -1,4 +1,4 @@
-//! What arrives at the client of what a backend answers.
+//! Responses, as the client receives them.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use tower_reverse_proxy::{ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{Message, answering, ask, backend, client, front, get, http2, http2_get, recording};
 
-/// `/mydir` is the backend's.
+/// `/mydir` belongs to the backend.
 fn app(origin: &str) -> Router {
     Router::new().layer(layer(origin))
 }
@@ -27,7 +27,7 @@ fn layer(origin: &str) -> ReverseProxyLayer {
     ReverseProxyLayer::new(origin).prefix("/mydir").via("front")
 }
 
-/// A backend that answers with these bytes and closes.
+/// A backend that responds with these bytes and closes.
 async fn closing(response: &'static str) -> String {
     backend(move |mut wire| async move {
         wire.message().await;
@@ -168,7 +168,7 @@ async fn a_response_with_an_unsupported_transfer_coding_is_refused() {
     }
 }
 
-/// The ways to mount a proxy at `/mydir`; each may have ideas of its own about a response without a body.
+/// The ways to mount a proxy at `/mydir`. Some of axum's services change responses without a body.
 pub(crate) async fn mounts(origin: &str) -> Vec<(&'static str, std::net::SocketAddr)> {
     let proxy = ReverseProxy::new(origin);
     let handler = {
@@ -192,7 +192,7 @@ async fn a_bodiless_response_keeps_the_content_length_of_the_backend() {
         ("HEAD", "200 OK\r\nX-A: b", 200, None),
         ("HEAD", "404 Not Found\r\nContent-Length: 9", 404, Some("9")),
         ("GET", "204 No Content", 204, None),
-        // hyper's server never says the length of what a 304 leaves out.
+        // hyper's server sends no Content-Length with a 304.
         ("GET", "304 Not Modified\r\nETag: \"x\"\r\nContent-Length: 500", 304, None),
         ("GET", "304 Not Modified\r\nETag: \"x\"", 304, None),
         ("GET", "200 OK\r\nContent-Length: 0", 200, Some("0")),
@@ -200,7 +200,7 @@ async fn a_bodiless_response_keeps_the_content_length_of_the_backend() {
         let origin = answering(format!("HTTP/1.1 {response}\r\n\r\n")).await;
         for (mount, addr) in mounts(&origin).await {
             let mut wire = client(addr).await;
-            // Twice: an answer whose end was misread would take the next one along.
+            // Twice: if the end of the first response were misread, the second would be part of it.
             for _ in 0..2 {
                 wire.send(format!("{method} /mydir/x HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await;
                 let answer = wire.message().await.unwrap();
@@ -275,7 +275,7 @@ async fn trailers_reach_a_client_that_accepts_them() {
     assert_eq!(answer.trailers, "x-sum: 5\r\nx-more: caf\u{c3}\u{a9}\r\n");
 
     let answer = get(addr, "/mydir/x", "").await;
-    assert_eq!((&*answer.text(), &*answer.trailers), ("hello", ""), "it doesn't accept any");
+    assert_eq!((&*answer.text(), &*answer.trailers), ("hello", ""), "the client doesn't accept trailers");
 
     let answer = http2_get(addr, "/mydir/x").await;
     assert_eq!(answer.version(), Version::HTTP_2);
@@ -307,7 +307,7 @@ async fn a_response_is_streamed() {
         let mut wire = client(front(app(&origin)).await).await;
         wire.send(b"GET /mydir/x HTTP/1.1\r\nHost: a\r\n\r\n").await;
         wire.head().await.unwrap();
-        // The second part isn't sent before the first one is here.
+        // The second part is sent after the first has arrived.
         assert_eq!(wire.bytes(first.len()).await, first.as_bytes());
         go_on.notify_one();
         assert_eq!(wire.bytes(later.len()).await, later.as_bytes());
@@ -317,7 +317,7 @@ async fn a_response_is_streamed() {
 #[tokio::test]
 async fn small_chunks_that_arrive_together_are_forwarded_as_one() {
     let head = "HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n";
-    // What comes with them and is no data comes behind them.
+    // Trailers and the last chunk follow the data.
     for (end, arrives) in [("0\r\n\r\n", "0\r\n\r\n"), ("0\r\nX-Sum: 3\r\n\r\n", "0\r\nx-sum: 3\r\n\r\n")] {
         let origin = answering(format!("{head}1\r\na\r\n1\r\nb\r\n1\r\nc\r\n{end}")).await;
         let mut wire = client(front(app(&origin)).await).await;
@@ -386,7 +386,7 @@ async fn the_case_of_field_names_is_kept_if_the_server_keeps_it() {
         assert_eq!(answer.head.contains("\r\nWWW-Authenticate: Basic\r\n"), preserve, "{}", answer.head);
         assert_eq!(answer.text(), "ok");
         let got = requests.recv().await.unwrap();
-        // The server's extension alone keeps it on the way in.
+        // The case of request fields depends on the server's extension only.
         assert!(got.head.contains("\r\nX-ASKED: 1\r\n"), "{}", got.head);
     }
 }

@@ -1,4 +1,4 @@
-//! Response heads: how large they may be, and how loosely they may be written.
+//! Response heads: their limits, and the leniency in parsing them.
 
 use axum::Router;
 use http::{Response, StatusCode};
@@ -7,13 +7,13 @@ use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{answering, front, get, ok};
 
-/// An answer with so many fields more than its `Content-Length`.
+/// A response with `Content-Length` and `count` more fields.
 fn fields(count: usize) -> String {
     let fields: String = (0..count).map(|number| format!("X-{number}: y\r\n")).collect();
     format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n{fields}\r\nhi")
 }
 
-/// An answer whose head has exactly so many bytes, in fields of 8 KiB at the most.
+/// A response whose head has exactly `count` bytes, in fields of at most 8 KiB.
 fn bytes(count: usize) -> String {
     const FIXED: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n";
     const LINE: &str = "X-A: \r\n";
@@ -66,7 +66,7 @@ async fn the_limits_of_a_head_are_options() {
     assert!(answer(|proxy| proxy.max_response_fields(2000), fields(1999)).await.is_ok());
     assert_too_large(answer(|proxy| proxy.max_response_head(100), bytes(101)).await);
     assert!(answer(|proxy| proxy.max_response_head(100), bytes(100)).await.is_ok());
-    // More than hyper's buffer holds by default.
+    // Larger than hyper's default buffer.
     assert!(answer(|proxy| proxy.max_response_head(1024 * 1024), bytes(1024 * 1024)).await.is_ok());
     assert_too_large(answer(|proxy| proxy.max_response_head(1024 * 1024), bytes(1024 * 1024 + 1)).await);
 }
@@ -89,7 +89,7 @@ async fn whitespace_before_a_colon_is_removed() {
     let answer = get(addr, "/x", "").await;
     assert_eq!((answer.status(), &*answer.text()), (200, "hi"), "{answer:?}");
     assert_eq!((answer.field("x-a"), answer.field("x-b")), (Some("1"), Some("2")), "{answer:?}");
-    // It is that field in all respects.
+    // `X-C` is removed as a hop-by-hop field, so `Connection :` was read as `Connection`.
     assert_eq!(answer.field("x-c"), None, "{answer:?}");
     assert_eq!(answer.field("content-length"), Some("2"), "{answer:?}");
 }

@@ -1,5 +1,5 @@
-//! Whatever happens on a connection is noticed by whoever drives it: many exchanges at once, in tiny pieces, at odd moments.
-//! A wake-up that is lost is an exchange that hangs.
+//! Wake-ups under stress: many concurrent exchanges, in tiny pieces, at odd moments. After a lost wake-up, an exchange
+//! hangs.
 
 use std::{
     future::poll_fn,
@@ -27,7 +27,7 @@ use tower_reverse_proxy::{ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{PATIENCE, Progress, Wire, backend, client, front, http2};
 
-/// Numbers that look random and are the same in every run.
+/// Pseudo-random numbers that are the same in every run.
 struct Dice(u64);
 
 impl Dice {
@@ -42,7 +42,7 @@ impl Dice {
         usize::try_from(self.0 >> 33).unwrap() % sides
     }
 
-    /// Lets others run, or time pass, or neither.
+    /// Yields, sleeps, or continues at once. In real time, because the tasks race on several threads.
     async fn pause(&mut self) {
         match self.roll(24) {
             0 => sleep(Duration::from_millis(1)).await,
@@ -52,17 +52,17 @@ impl Dice {
     }
 }
 
-/// The bytes of an exchange from a place on: no two exchanges have the same ones.
+/// The bytes of an exchange from an offset on. They differ between exchanges.
 fn pattern(seed: u64, from: usize, length: usize) -> Vec<u8> {
     (from..from + length).map(|at| u8::try_from((at * 7 + (at >> 8) + seed as usize * 31) % 251).unwrap()).collect()
 }
 
-/// Which way the bytes of an exchange go, and how they are paced.
+/// The direction and the pace of an exchange's bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
-    /// Each piece is answered before the next one is sent: nothing comes that would make up for a lost wake-up.
+    /// Each piece is echoed before the next one is sent, so no later piece makes up for a lost wake-up.
     PingPong,
-    /// Both ways at once, each at its own pace.
+    /// Both directions at once, each at its own pace.
     Duplex,
     Upload,
     Download,
@@ -80,7 +80,7 @@ impl Kind {
     }
 }
 
-/// Sends the pattern in pieces. Returns how long it was.
+/// Sends the pattern in pieces.
 async fn send_pieces(to: &mut (impl AsyncWrite + Unpin), kind: Kind, seed: u64, length: usize, dice: &mut Dice) {
     let sized = matches!(kind, Kind::SizedUpload | Kind::SizedDownload);
     let mut sent = 0;
@@ -88,7 +88,7 @@ async fn send_pieces(to: &mut (impl AsyncWrite + Unpin), kind: Kind, seed: u64, 
         let piece = pattern(seed, sent, (1 + dice.roll(200)).min(length - sent));
         sent += piece.len();
         let piece = if sized { piece } else { chunk(&piece) };
-        // A chunk may come in two.
+        // A chunk may be split into two writes.
         let (one, other) = piece.split_at(dice.roll(piece.len()));
         to.write_all(one).await.unwrap();
         dice.pause().await;
@@ -100,7 +100,7 @@ async fn send_pieces(to: &mut (impl AsyncWrite + Unpin), kind: Kind, seed: u64, 
     }
 }
 
-/// Reads the pattern to its end, now and then slowly.
+/// Reads the pattern to its end, with pauses.
 async fn expect_pieces<S: AsyncRead + AsyncWrite + Unpin>(
     wire: &mut Wire<S>,
     kind: Kind,
@@ -134,7 +134,7 @@ fn chunk(piece: &[u8]) -> Vec<u8> {
     [format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat()
 }
 
-/// A backend of all kinds: the target says which, and what to expect.
+/// A backend for all kinds. The target has the kind, the seed and the length.
 async fn talk(mut wire: Wire<TcpStream>) {
     while let Some(head) = wire.head().await {
         let parts: Vec<&str> = head.split(' ').nth(1).unwrap().split('/').skip(1).collect();
@@ -173,7 +173,7 @@ async fn talk(mut wire: Wire<TcpStream>) {
     }
 }
 
-/// One exchange after another on one connection.
+/// Sequential exchanges on one connection.
 async fn exchanges(addr: SocketAddr, seeds: impl Iterator<Item = u64>, progress: Progress) {
     let (reading, mut writing) = tokio::io::split(client(addr).await.stream);
     let mut wire = Wire::new(tokio::io::join(reading, tokio::io::sink()));
@@ -229,7 +229,7 @@ async fn exchanges(addr: SocketAddr, seeds: impl Iterator<Item = u64>, progress:
     }
 }
 
-/// Ping-pong over HTTP/2: upload and download are in tasks of their own at the front.
+/// Ping-pong over HTTP/2, where the front has separate tasks for upload and download.
 async fn exchanges_http2(mut sender: SendRequest<Body>, seeds: impl Iterator<Item = u64>, progress: Progress) {
     for seed in seeds {
         let mut dice = Dice::new(seed);
@@ -284,47 +284,48 @@ async fn no_wake_up_is_lost_over_http2() {
     progress.of(async { while clients.join_next().await.transpose().unwrap().is_some() {} }).await;
 }
 
-/// A task that is over: to wake it wakes nobody.
-struct Gone;
+/// The waker of a finished task.
+struct Finished;
 
-impl Wake for Gone {
+impl Wake for Finished {
     fn wake(self: Arc<Self>) {}
 }
 
 #[tokio::test]
 async fn the_last_waiting_task_is_woken() {
     let mut go = Arc::new(Notify::new());
-    let told = go.clone();
+    let going = go.clone();
     let url = backend(move |mut wire| {
-        let told = told.clone();
+        let going = going.clone();
         async move {
             wire.head().await;
-            told.notified().await;
+            going.notified().await;
             wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
-            told.notified().await;
+            going.notified().await;
             wire.send(b"5\r\nfirst\r\n").await;
-            told.notified().await;
+            going.notified().await;
             wire.send(b"5\r\nlater\r\n0\r\n\r\n").await;
         }
     })
     .await;
-    let gone = Waker::from(Arc::new(Gone));
+    let finished = Waker::from(Arc::new(Finished));
     let request = Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
     let mut response = Box::pin(ReverseProxy::new(url).oneshot(request));
-    // Each is first waited for in one task, until it has the connection or is about to read, then in another.
+    // Head and frames are each polled in one task first, until the future has the connection or is about to read, and
+    // then in another.
     for _ in 0..20 {
-        assert!(response.as_mut().poll(&mut Context::from_waker(&gone)).is_pending());
+        assert!(response.as_mut().poll(&mut Context::from_waker(&finished)).is_pending());
         sleep(Duration::from_millis(2)).await;
     }
     go.notify_one();
     let Ok(response) = timeout(PATIENCE, tokio::spawn(response)).await.expect("the response's task is woken").unwrap();
     let mut body = response.into_body();
     for expected in ["first", "later"] {
-        assert!(Pin::new(&mut body).poll_frame(&mut Context::from_waker(&gone)).is_pending());
+        assert!(Pin::new(&mut body).poll_frame(&mut Context::from_waker(&finished)).is_pending());
         let waits = tokio::spawn(async move {
             let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
                 Poll::Pending => {
-                    // Now that it waits.
+                    // The frame is pending now.
                     go.notify_one();
                     Poll::Pending
                 }
@@ -338,7 +339,8 @@ async fn the_last_waiting_task_is_woken() {
     }
 }
 
-/// A body of so many frames that wakes whoever polls it, some times before each frame: what lets others run by itself does so.
+/// A body of so many frames that wakes its reader several times before each frame, as futures do that yield by
+/// themselves.
 struct Restless {
     frames: usize,
     wakes: usize,
@@ -355,7 +357,7 @@ impl http_body::Body for Restless {
             return Poll::Pending;
         }
         Poll::Ready(self.frames.checked_sub(1).map(|left| {
-            // Now and then more often than anyone goes round for it.
+            // Now and then more wakes than the reader polls without yielding.
             *self = Self { frames: left, wakes: if left % 20 == 0 { 200 } else { left % 4 } };
             Ok(Frame::data(Bytes::from_static(b"x")))
         }))

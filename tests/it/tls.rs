@@ -1,4 +1,4 @@
-//! TLS to the backend: whom the proxy believes, what it shows, what is spoken then, and what it says when it fails.
+//! TLS to the backend: the verification of certificates, client certificates, ALPN, and the errors.
 
 use std::{
     error::Error as _,
@@ -42,7 +42,7 @@ type Accepted = TlsStream<TcpStream>;
 #[cfg(feature = "http2")]
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// A CA, and what it signs.
+/// A CA.
 struct Ca(CertifiedIssuer<'static, KeyPair>);
 
 struct Signed {
@@ -52,7 +52,7 @@ struct Signed {
 
 impl Ca {
     fn new() -> Self {
-        // By their names they're told apart.
+        // The names distinguish the CAs.
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let mut params = CertificateParams::default();
         let name = format!("CA {}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -87,7 +87,7 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// A server with this certificate, that chooses from these protocols.
+/// A server with this certificate and these ALPN protocols.
 fn server(signed: &Signed, protocols: &[&str]) -> ServerConfig {
     let config = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
     let chain = vec![signed.certificate.der().clone()];
@@ -97,7 +97,7 @@ fn server(signed: &Signed, protocols: &[&str]) -> ServerConfig {
     config
 }
 
-/// Accepts TLS, and hands out each connection with its number. Returns the origin to proxy to.
+/// Accepts TLS, and passes each connection and its number to `talk`. Returns the origin to proxy to.
 async fn tls_backend<F>(config: ServerConfig, talk: impl Fn(usize, Accepted) -> F + Send + Sync + 'static) -> String
 where
     F: Future<Output = ()> + Send + 'static,
@@ -117,13 +117,13 @@ where
     origin.replace("http:", "https:")
 }
 
-/// A backend that answers each request with what its TLS says of the connection, and the connection's number.
-async fn telling(config: ServerConfig, tell: fn(&rustls::ServerConnection) -> String) -> String {
+/// A backend that responds with a property of the TLS connection, and the connection's number.
+async fn describing(config: ServerConfig, describe: fn(&rustls::ServerConnection) -> String) -> String {
     tls_backend(config, move |number, stream| async move {
-        let told = format!("{} {number}", tell(stream.get_ref().1));
+        let text = format!("{} {number}", describe(stream.get_ref().1));
         let mut wire = Wire::new(stream);
         while wire.message().await.is_some() {
-            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{told}", told.len()).as_bytes()).await;
+            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len()).as_bytes()).await;
         }
     })
     .await
@@ -133,7 +133,7 @@ fn nothing(_: &rustls::ServerConnection) -> String {
     "over TLS".into()
 }
 
-/// A front whose failures say their kind and the whole chain of causes, as the log has it.
+/// A front whose error pages have the kind of the failure and the whole chain of causes.
 async fn proxied(proxy: ReverseProxyLayer) -> SocketAddr {
     front(Router::new().layer(proxy.on_error(|error: &Failure| {
         let chain = std::iter::successors(error.source(), |&cause| cause.source());
@@ -156,18 +156,18 @@ fn assert_refused(answer: &Message, why: &[&str]) {
 #[tokio::test]
 async fn a_backend_with_a_certificate_of_a_private_ca_is_accepted() {
     let ca = Ca::new();
-    // An address: the certificate is for it.
-    let url = telling(server(&ca.sign("127.0.0.1"), &[]), nothing).await;
+    // The certificate is for an IP address.
+    let url = describing(server(&ca.sign("127.0.0.1"), &[]), nothing).await;
     let addr = proxied(ReverseProxyLayer::new(url).tls(ca.tls())).await;
     assert_eq!(get(addr, "/x", "").await.text(), "over TLS 0");
-    // And the connection is used again.
+    // The connection is reused.
     assert_eq!(get(addr, "/x", "").await.text(), "over TLS 0");
 }
 
 #[tokio::test]
 async fn a_backend_with_a_certificate_of_another_ca_is_refused() {
     let ca = Ca::new();
-    let url = telling(server(&ca.sign("127.0.0.1"), &[]), nothing).await;
+    let url = describing(server(&ca.sign("127.0.0.1"), &[]), nothing).await;
     let addr = proxied(ReverseProxyLayer::new(&url).tls(Ca::new().tls())).await;
     assert_refused(&get(addr, "/x", "").await, &["127.0.0.1", "invalid peer certificate: UnknownIssuer"]);
     // By the platform's roots, or for lack of any.
@@ -179,7 +179,7 @@ async fn a_backend_with_a_certificate_of_another_ca_is_refused() {
 
 #[tokio::test]
 async fn the_tls_error_is_in_the_chain_of_causes() {
-    let url = telling(server(&Ca::new().sign("127.0.0.1"), &[]), nothing).await;
+    let url = describing(server(&Ca::new().sign("127.0.0.1"), &[]), nothing).await;
     let proxy = ReverseProxyLayer::new(url).tls(Ca::new().tls()).into_service();
     let request = Request::get("/x").header("host", "front.example").body(axum::body::Body::empty()).unwrap();
     let response = tower::ServiceExt::oneshot(proxy, request).await.unwrap();
@@ -196,18 +196,18 @@ async fn a_certificate_for_another_name_is_refused() {
     fn sni(tls: &rustls::ServerConnection) -> String {
         tls.server_name().unwrap_or("no SNI").to_owned()
     }
-    let url = telling(server(&ca.sign("backend.example"), &[]), sni).await;
+    let url = describing(server(&ca.sign("backend.example"), &[]), sni).await;
     let addr = proxied(ReverseProxyLayer::new(&url).tls(ca.tls())).await;
     assert_refused(&get(addr, "/x", "").await, &["127.0.0.1", "not valid for name", "backend.example"]);
     let named = ca.tls().server_name("backend.example").unwrap();
     let addr = proxied(ReverseProxyLayer::new(&url).tls(named)).await;
     assert_eq!(get(addr, "/x", "").await.text(), "backend.example 1");
-    // The URL's own name is asked for, and verified.
+    // Without `server_name`, the name of the URL is sent in SNI and verified.
     let url = url.replace("127.0.0.1", "localhost");
     let addr = proxied(ReverseProxyLayer::new(&url).tls(ca.tls())).await;
     assert_refused(&get(addr, "/x", "").await, &["localhost", "backend.example"]);
-    // An address isn't said in SNI.
-    let url = telling(server(&ca.sign("127.0.0.1"), &[]), sni).await;
+    // SNI has no IP addresses (RFC 6066, section 3).
+    let url = describing(server(&ca.sign("127.0.0.1"), &[]), sni).await;
     let addr = proxied(ReverseProxyLayer::new(&url).tls(ca.tls())).await;
     assert_eq!(get(addr, "/x", "").await.text(), "no SNI 0");
 }
@@ -219,7 +219,7 @@ async fn an_expired_certificate_is_refused() {
         params.not_before = date_time_ymd(2001, 1, 1);
         params.not_after = date_time_ymd(2002, 1, 1);
     });
-    let url = telling(server(&expired, &[]), nothing).await;
+    let url = describing(server(&expired, &[]), nothing).await;
     let addr = proxied(ReverseProxyLayer::new(url).tls(ca.tls())).await;
     assert_refused(&get(addr, "/x", "").await, &["certificate expired"]);
 }
@@ -248,7 +248,7 @@ async fn a_client_certificate_is_sent_on_request() {
     let addr = proxied(ReverseProxyLayer::new(&url).tls(tls)).await;
     let answer = get(addr, "/x", "").await;
     assert_eq!((answer.status(), &answer.body[..]), (200, &me.certificate.der()[..]));
-    // TLS 1.3 has the handshake over when the backend misses it.
+    // In TLS 1.3 the client's handshake is complete before the server rejects the missing certificate.
     let addr = proxied(ReverseProxyLayer::new(&url).tls(ca.tls())).await;
     let answer = get(addr, "/x", "").await;
     assert_eq!(answer.status(), 502);
@@ -258,7 +258,7 @@ async fn a_client_certificate_is_sent_on_request() {
 #[tokio::test]
 async fn a_backend_without_tls_is_refused() {
     let url = backend(|mut wire| async move {
-        // What a server says to a ClientHello that it takes for HTTP.
+        // The response of a plaintext server to a ClientHello.
         wire.bytes(1).await;
         wire.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
         while !wire.bytes(1).await.is_empty() {}
@@ -267,7 +267,7 @@ async fn a_backend_without_tls_is_refused() {
     .replace("http:", "https:");
     let addr = proxied(ReverseProxyLayer::new(url).tls(Ca::new().tls())).await;
     assert_refused(&get(addr, "/x", "").await, &["InvalidContentType"]);
-    // Nor one that hangs up.
+    // A server that closes.
     let url = backend(|wire| async move { drop(wire) }).await.replace("http:", "https:");
     let addr = proxied(ReverseProxyLayer::new(url).tls(Ca::new().tls())).await;
     assert_refused(&get(addr, "/x", "").await, &[]);
@@ -276,7 +276,7 @@ async fn a_backend_without_tls_is_refused() {
 #[tokio::test]
 async fn the_connect_timeout_includes_the_tls_handshake() {
     let url = backend(|mut wire| async move {
-        // It reads, and never says a word.
+        // The server reads, and sends nothing.
         while !wire.bytes(1).await.is_empty() {}
     })
     .await
@@ -299,7 +299,7 @@ async fn a_rustls_client_config_is_used() {
     fn version(tls: &rustls::ServerConnection) -> String {
         format!("{:?} {}", tls.protocol_version(), String::from_utf8_lossy(tls.alpn_protocol().unwrap_or_default()))
     }
-    let url = telling(server(&ca.sign("127.0.0.1"), &["http/1.1"]), version).await;
+    let url = describing(server(&ca.sign("127.0.0.1"), &["http/1.1"]), version).await;
     let addr = proxied(ReverseProxyLayer::new(&url).tls(ca.tls())).await;
     assert_eq!(get(addr, "/x", "").await.text(), format!("{:?} http/1.1 0", Some(ProtocolVersion::TLSv1_3)));
     let config =
@@ -312,13 +312,13 @@ async fn a_rustls_client_config_is_used() {
 #[tokio::test]
 async fn without_a_common_alpn_protocol_the_connect_fails() {
     let ca = Ca::new();
-    let url = telling(server(&ca.sign("127.0.0.1"), &["h2"]), nothing).await;
+    let url = describing(server(&ca.sign("127.0.0.1"), &["h2"]), nothing).await;
     let addr = proxied(ReverseProxyLayer::new(url).tls(ca.tls())).await;
     assert_refused(&get(addr, "/x", "").await, &["NoApplicationProtocol"]);
 }
 
-/// A backend that cuts its connections without saying so in TLS, after the first answer or in the midst of a body.
-async fn cutting(ca: &Ca) -> String {
+/// A backend that closes its connections without `close_notify`, after the first response or within a body.
+async fn truncating(ca: &Ca) -> String {
     tls_backend(server(&ca.sign("127.0.0.1"), &[]), |number, stream| async move {
         let mut wire = Wire::new(stream);
         let Some(request) = wire.message().await else { return };
@@ -338,11 +338,11 @@ async fn cutting(ca: &Ca) -> String {
 #[tokio::test]
 async fn a_truncated_idle_connection_is_replaced() {
     let ca = Ca::new();
-    let addr = proxied(ReverseProxyLayer::new(cutting(&ca).await).tls(ca.tls())).await;
-    // The second request dies with the connection of the first one, and goes again over another.
+    let addr = proxied(ReverseProxyLayer::new(truncating(&ca).await).tls(ca.tls())).await;
+    // The second request fails with the connection of the first, and is retried on another.
     assert_eq!(get(addr, "/x", "").await.text(), "0");
     assert_eq!(get(addr, "/x", "").await.text(), "1");
-    // Never twice a POST.
+    // A POST isn't retried.
     seen_to_be_kept().await;
     assert_eq!(get(addr, "/x", "").await.text(), "2");
     let answer = ask(addr, "POST /x HTTP/1.1\r\nHost: front.example\r\nContent-Length: 2\r\n\r\nhi").await;
@@ -352,13 +352,13 @@ async fn a_truncated_idle_connection_is_replaced() {
 
 #[tokio::test]
 async fn the_response_to_a_refused_upload_over_tls_survives_a_reset() {
-    // Without a length, the answer is whole for TLS's own end.
+    // Without a length, the response ends with `close_notify`.
     for length in ["Content-Length: 2\r\n", ""] {
         let ca = Ca::new();
         let url = tls_backend(server(&ca.sign("127.0.0.1"), &[]), move |_, mut stream| async move {
-            // The answer doesn't wait in the backend's socket, where the reset would take it away.
+            // With Nagle's algorithm the response could wait in the backend's socket, where the reset would discard it.
             stream.get_ref().0.set_nodelay(true).unwrap();
-            // Less than has come: what is left in the socket resets the connection.
+            // Less than the upload, so that the octets left in the socket reset the connection.
             let mut some = [0; 64];
             timeout(PATIENCE, stream.read_exact(&mut some)).await.unwrap().unwrap();
             let answer = format!("HTTP/1.1 401 Unauthorized\r\nConnection: close\r\n{length}\r\nno");
@@ -383,7 +383,7 @@ async fn the_response_to_a_refused_upload_over_tls_survives_a_reset() {
 #[tokio::test]
 async fn an_end_without_close_notify_is_a_truncated_body() {
     let ca = Ca::new();
-    let addr = proxied(ReverseProxyLayer::new(cutting(&ca).await).tls(ca.tls())).await;
+    let addr = proxied(ReverseProxyLayer::new(truncating(&ca).await).tls(ca.tls())).await;
     let mut wire = client(addr).await;
     wire.send(b"GET /endless HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
     // At the latest in the body, unless the cut comes with the head.
@@ -398,8 +398,8 @@ async fn an_end_without_close_notify_is_a_truncated_body() {
 mod http2 {
     use super::*;
 
-    /// A backend that answers with the version and the number of the connection, and in HTTP/1.1 opens a tunnel that
-    /// says everything twice.
+    /// A backend that responds with the version and the number of the connection. Over HTTP/1.1 it accepts upgrades,
+    /// and sends back what it gets twice.
     async fn speaking(ca: &Ca, protocols: &[&str]) -> String {
         tls_backend(server(&ca.sign("127.0.0.1"), protocols), |number, stream| async move {
             if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
@@ -420,8 +420,8 @@ mod http2 {
                     wire.send(&[&bytes[..], &bytes].concat()).await;
                     return;
                 }
-                let told = format!("HTTP/1.1 {number}");
-                wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{told}", told.len()).as_bytes()).await;
+                let text = format!("HTTP/1.1 {number}");
+                wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len()).as_bytes()).await;
             }
         })
         .await
@@ -434,13 +434,13 @@ mod http2 {
             (true, &["h2", "http/1.1"][..], "HTTP/2.0 URL/x 0"),
             (true, &["h2"], "HTTP/2.0 URL/x 0"),
             (true, &["http/1.1"], "HTTP/1.1 0"),
-            // Who knows no ALPN speaks HTTP/1.1.
+            // Without ALPN the protocol is HTTP/1.1.
             (true, &[], "HTTP/1.1 0"),
             (false, &["h2", "http/1.1"], "HTTP/1.1 0"),
         ] {
             let url = speaking(&ca, protocols).await;
             let addr = proxied(ReverseProxyLayer::new(&url).http2(offered).tls(ca.tls())).await;
-            // And each time again, over the same connection.
+            // Further requests reuse the connection.
             for _ in 0..3 {
                 let answer = get(addr, "/x", "").await;
                 assert_eq!(answer.text(), expected.replace("URL", &url), "{offered} {protocols:?}");
@@ -453,7 +453,7 @@ mod http2 {
         let ca = Ca::new();
         let acceptor = TlsAcceptor::from(Arc::new(server(&ca.sign("127.0.0.1"), &["http/1.1"])));
         let count = AtomicUsize::new(0);
-        // Handshakes wait for each other, but for the first one, and so do the requests that aren't alone.
+        // All handshakes but the first wait for each other, and so do the requests except `/alone`.
         let (two, three) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(3)));
         let url = backend(move |wire| {
             let is_first = count.fetch_add(1, Ordering::Relaxed) == 0;
@@ -489,7 +489,7 @@ mod http2 {
         let url = backend(|mut wire| async move { while !wire.bytes(1).await.is_empty() {} }).await;
         let proxy = ReverseProxyLayer::new(url.replace("http:", "https:")).http2(true).tls(Ca::new().tls());
         let addr = proxied(proxy.connect_timeout(Duration::from_millis(150))).await;
-        // One after the other, they would try the test's patience.
+        // In sequence, the timeouts would take 30 s.
         let asked: Vec<_> = (0..200).map(|_| tokio::spawn(async move { get(addr, "/x", "").await.status() })).collect();
         for status in asked {
             assert_eq!(status.await.unwrap(), 504);
@@ -531,7 +531,7 @@ mod http2 {
     #[tokio::test]
     async fn http2_is_used_again_after_http1() {
         let ca = Ca::new();
-        // What a rolling update looks like: the first connections don't know HTTP/2 yet.
+        // As in a rolling update, the first connection doesn't speak HTTP/2 yet.
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
         let signed = ca.sign("127.0.0.1");
@@ -557,7 +557,7 @@ mod http2 {
     #[tokio::test]
     async fn requests_unprocessed_over_http2_are_sent_over_http1() {
         let ca = Ca::new();
-        // A rolling update, backwards: the connection goes as the request comes, and the next one knows no HTTP/2.
+        // As in a rollback, the HTTP/2 connection is closed when a request arrives, and the next one speaks HTTP/1.1.
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let authority = listener.local_addr().unwrap().to_string();
         let signed = ca.sign("127.0.0.1");
@@ -568,7 +568,7 @@ mod http2 {
             };
             let mut wire = accepted(&["h2"]).await;
             wire.bytes(24).await;
-            // Its SETTINGS, and a GOAWAY as soon as there's a head: no stream was looked at.
+            // SETTINGS, and a GOAWAY after the first head: no stream was processed.
             wire.send(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await;
             while let [a, b, c, kind, ..] = wire.bytes(9).await[..] {
                 wire.bytes(usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c)).await;

@@ -1,4 +1,5 @@
-//! Trailers, which HTTP/2 sends whether they were announced or not: those that would matter as fields end here, both ways.
+//! Trailers, which HTTP/2 sends without announcing them: in both directions, fields with a meaning in the head are
+//! removed.
 
 use std::convert::Infallible;
 
@@ -30,7 +31,7 @@ fn named(name: &'static str) -> RemoteUserLayer {
     RemoteUserLayer::new().header(HeaderName::from_static(name))
 }
 
-/// Sends an upload that ends in these trailers to a front, as a client of HTTP/2.
+/// Sends an upload with these trailers to a front over HTTP/2.
 async fn upload(app: Router, names: &[&str]) {
     let (mut sender, body) = Channel::<Bytes>::new(1);
     let request = Request::post("http://front.example/x").body(Body::new(body)).unwrap();
@@ -41,21 +42,21 @@ async fn upload(app: Router, names: &[&str]) {
     assert_eq!(timeout(PATIENCE, answer).await.unwrap().unwrap().status(), 200);
 }
 
-/// A service that tells which trailers its requests end in.
-fn telling() -> (
+/// A service that reports the trailers of its requests.
+fn reporting() -> (
     impl Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static,
     tokio::sync::mpsc::UnboundedReceiver<HeaderMap>,
 ) {
-    let (tell, told) = unbounded_channel();
+    let (report, reports) = unbounded_channel();
     let service = service_fn(move |request: Request| {
-        let tell = tell.clone();
+        let report = report.clone();
         async move {
             let body = request.into_body().collect().await.unwrap();
-            tell.send(body.trailers().cloned().unwrap_or_default()).unwrap();
+            report.send(body.trailers().cloned().unwrap_or_default()).unwrap();
             Ok(Response::default())
         }
     });
-    (service, told)
+    (service, reports)
 }
 
 const SENT: &[&str] = &["x-user", "x.user", "x-group", "X_Group", "x-role", "x-ok", "remote-user", "authorization"];
@@ -63,35 +64,35 @@ const SENT: &[&str] = &["x-user", "x.user", "x-group", "X_Group", "x-role", "x-o
 #[cfg(feature = "http2")]
 #[tokio::test]
 async fn several_layers_forbid_their_names_as_trailers_of_an_http2_backend() {
-    let (service, mut told) = telling();
+    let (service, mut reports) = reporting();
     let origin = format!("http://{}", front(Router::new().fallback_service(service)).await);
     let layers = ServiceBuilder::new().layer(named("x-user")).layer(named("x-group")).layer(named("x-role"));
     upload(Router::new().layer(ReverseProxyLayer::new(origin).http2(true).upstream_layer(layers)), SENT).await;
-    assert_eq!(names(&told.recv().await.unwrap()), ["x-ok"]);
+    assert_eq!(names(&reports.recv().await.unwrap()), ["x-ok"]);
 }
 
 #[tokio::test]
 async fn layers_forbid_their_names_as_trailers_whatever_the_upstream_service_is() {
-    let (service, mut told) = telling();
+    let (service, mut reports) = reporting();
     let layers = ServiceBuilder::new().layer(named("x-user")).layer(named("x-group")).layer(named("x-role"));
     upload(Router::new().layer(ReverseProxyLayer::with_upstream(layers.service(service))), SENT).await;
-    assert_eq!(names(&told.recv().await.unwrap()), ["x-ok"]);
+    assert_eq!(names(&reports.recv().await.unwrap()), ["x-ok"]);
 }
 
 #[tokio::test]
 async fn an_upload_ends_properly_when_all_its_trailers_are_removed() {
-    let (service, mut told) = telling();
+    let (service, mut reports) = reporting();
     let layer = ReverseProxyLayer::with_upstream(ServiceBuilder::new().layer(named("x-user")).service(service));
     upload(Router::new().layer(layer), &["x-user"]).await;
-    assert!(told.recv().await.unwrap().is_empty());
-    // Over HTTP/1.1, with the last chunk.
+    assert!(reports.recv().await.unwrap().is_empty());
+    // Over HTTP/1.1, the body ends with the last chunk.
     let (origin, mut requests) = recording("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
     upload(Router::new().layer(ReverseProxyLayer::new(origin)), &["cookie"]).await;
     let got = requests.recv().await.unwrap();
     assert!(got.complete && got.trailers.is_empty(), "{got:?}");
 }
 
-/// What would matter as a field of a response, and what may come after it.
+/// Fields that have a meaning in the head of a response, and fields that may be trailers.
 const ANSWERED: &str = "Content-Length: 0\r\nSet-Cookie: a=b\r\nConnection: close\r\nKeep-Alive: timeout=5\r\n\
     Transfer-Encoding: gzip\r\nProxy-Connection: close\r\nUpgrade: x\r\nTE: trailers\r\nLocation: http://backend/\r\n\
     Content-Encoding: gzip\r\nWWW-Authenticate: Basic\r\nHost: b\r\nTrailer: x\r\nCache-Control: no-store\r\n\

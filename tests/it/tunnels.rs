@@ -1,4 +1,4 @@
-//! How tunnels begin behind a body, and how they end when one side has.
+//! Tunnels: their beginning after a request body, and their end when one side has ended.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ async fn a_half_closed_tunnel_ends_after_a_minute_without_a_byte() {
     for _ in 0..10 {
         open.push(opened(&mut memory).await);
     }
-    // Of one that is open, the silence is nobody's end.
+    // A silent tunnel that is open both ways doesn't end.
     sleep(Duration::from_secs(3600)).await;
     assert_eq!(tunnels.count(), 10);
     for (client, backend) in &mut open {
@@ -49,7 +49,7 @@ async fn a_half_closed_tunnel_ends_after_a_minute_without_a_byte() {
     }
     sleep(Duration::from_secs(59)).await;
     assert_eq!(tunnels.count(), 10);
-    // A byte starts the time anew.
+    // A byte restarts the timeout.
     let (client, backend) = &mut open[0];
     backend.send(b"x").await;
     assert_eq!(client.bytes(1).await, b"x");
@@ -117,7 +117,7 @@ async fn dead_clients_leave_no_tunnels() {
     timeout(PATIENCE, tunnels.wait()).await.expect("the tunnels end");
 }
 
-/// `docker exec`, with a body of its own, and what else.
+/// The head of a `docker exec` request, which has a body and upgrades.
 fn exec(fields: &str) -> String {
     format!(
         "POST /exec/1/start HTTP/1.1\r\nHost: front.example\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\
@@ -135,12 +135,12 @@ async fn exec_front(origin: String) -> std::net::SocketAddr {
 #[tokio::test]
 async fn a_tunnel_begins_after_the_body_of_its_upgrade_request() {
     for (size, is_chunked) in [2, 64 * 1024 + 1, 1 << 20].into_iter().flat_map(|size| [(size, false), (size, true)]) {
-        let (tell, mut told) = unbounded_channel();
+        let (report, mut reports) = unbounded_channel();
         let origin = backend(move |mut wire| {
-            let tell = tell.clone();
+            let report = report.clone();
             async move {
                 let Some(request) = wire.message().await else { return };
-                tell.send(request).unwrap();
+                report.send(request).unwrap();
                 wire.send(&[UPGRADED, b"hello"].concat()).await;
                 let got = wire.bytes(5).await;
                 wire.send(&got).await;
@@ -149,7 +149,7 @@ async fn a_tunnel_begins_after_the_body_of_its_upgrade_request() {
         .await;
         let mut wire = client(exec_front(origin).await).await;
         let body = "x".repeat(size);
-        // What is behind the body is the tunnel's.
+        // The octets after the body belong to the tunnel.
         let offer = if is_chunked {
             exec("Transfer-Encoding: chunked\r\n") + &format!("{size:x}\r\n{body}\r\n0\r\n\r\nearly")
         } else {
@@ -162,7 +162,7 @@ async fn a_tunnel_begins_after_the_body_of_its_upgrade_request() {
         assert_eq!(answer.field("content-type"), Some("application/vnd.docker.raw-stream"));
         assert_eq!(wire.bytes(10).await, b"helloearly");
         assert!(wire.closed().await);
-        let request = told.recv().await.unwrap();
+        let request = reports.recv().await.unwrap();
         assert_eq!((request.field("upgrade"), request.field("connection")), (Some("tcp"), Some("upgrade")));
         assert_eq!(request.field("content-length"), (!is_chunked).then_some(&*size.to_string()));
         assert!(request.complete && request.text() == body);
@@ -191,14 +191,14 @@ async fn a_backend_that_accepts_early_still_gets_the_body_first() {
 
 #[tokio::test]
 async fn no_tunnel_opens_for_a_truncated_body() {
-    let (tell, mut told) = unbounded_channel();
+    let (report, mut reports) = unbounded_channel();
     let origin = backend(move |mut wire| {
-        let tell = tell.clone();
+        let report = report.clone();
         async move {
             wire.head().await;
             wire.bytes(3).await;
             wire.send(UPGRADED).await;
-            tell.send(wire.closed().await).unwrap();
+            report.send(wire.closed().await).unwrap();
         }
     })
     .await;
@@ -208,7 +208,7 @@ async fn no_tunnel_opens_for_a_truncated_body() {
     wire.send((exec("Content-Length: 6\r\n") + "abc").as_bytes()).await;
     sleep(Duration::from_millis(50)).await;
     drop(wire);
-    assert!(timeout(PATIENCE, told.recv()).await.unwrap().unwrap());
+    assert!(timeout(PATIENCE, reports.recv()).await.unwrap().unwrap());
     timeout(PATIENCE, tunnels.wait()).await.unwrap();
 }
 
@@ -226,7 +226,7 @@ async fn a_refused_upgrade_request_with_a_body_is_a_normal_exchange() {
 #[tokio::test]
 async fn a_websocket_handshake_with_a_body_is_refused() {
     let addr = exec_front(answering(UPGRADED).await).await;
-    // Nor has an offer of both.
+    // Nor may a request that offers WebSocket beside another protocol.
     for tokens in ["websocket", "tcp, websocket"] {
         let offer = exec("Content-Length: 2\r\n").replace("Upgrade: tcp", &format!("Upgrade: {tokens}")) + "{}";
         assert_eq!(ask(addr, offer).await.status(), 400, "{tokens}");

@@ -1,4 +1,4 @@
-//! Upgrades and their tunnels.
+//! Upgrade requests and their tunnels.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -23,7 +23,7 @@ async fn proxied(origin: String) -> SocketAddr {
     front(Router::new().layer(ReverseProxyLayer::new(origin))).await
 }
 
-/// A backend that switches, and then echoes until its peer ends, and ends itself.
+/// A backend that switches protocols, echoes until the client's end, and then sends `bye` and ends.
 async fn echo() -> String {
     backend(|mut wire| async move {
         if wire.head().await.is_none() {
@@ -56,21 +56,21 @@ async fn a_websocket_handshake_is_forwarded_both_ways() {
         let seen = seen.clone();
         async move {
             seen.send(wire.head().await.unwrap()).unwrap();
-            // The first frame comes in the same packet.
+            // The first frame arrives with the head.
             wire.send(&[ACCEPT.as_bytes(), b"hello"].concat()).await;
             assert_eq!(wire.bytes(5).await, b"early");
-            wire.send(b"heard").await;
+            wire.send(b"there").await;
         }
     })
     .await;
     let mut wire = client(proxied(origin).await).await;
-    // Not before the 101: what comes early is kept for the tunnel.
+    // Octets before the 101 are kept for the tunnel.
     wire.send(&[OFFER.as_bytes(), b"early"].concat()).await;
     let answer = wire.message().await.unwrap();
     assert_eq!(answer.start_line(), "HTTP/1.1 101 Switching Protocols");
     assert_eq!((answer.field("connection"), answer.field("upgrade")), (Some("upgrade"), Some("websocket")));
     assert_eq!(answer.field("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
-    assert_eq!(wire.bytes(10).await, b"helloheard");
+    assert_eq!(wire.bytes(10).await, b"hellothere");
     assert!(wire.closed().await);
     let head = heads.recv().await.unwrap().to_ascii_lowercase();
     for line in ["get /chat?a=%2f http/1.1", "connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13"] {
@@ -100,7 +100,7 @@ async fn a_switch_to_a_protocol_that_was_not_offered_is_502() {
         wire.send(OFFER.as_bytes()).await;
         assert_eq!(wire.message().await.unwrap().status(), 502, "{name}");
     }
-    // Nobody asked.
+    // A 101 without an upgrade request.
     let addr = proxied(answering(ACCEPT).await).await;
     assert_eq!(ask(addr, "GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await.status(), 502);
 }
@@ -120,7 +120,7 @@ async fn an_invalid_upgrade_request_is_forwarded_without_upgrade() {
     }
     let answer = ask(addr, OFFER.replace("HTTP/1.1", "HTTP/1.0")).await.mirrored();
     assert_eq!(answer.field("upgrade"), None);
-    // Of several, those that are allowed.
+    // Of several protocols, the allowed ones are forwarded.
     let answer = ask(addr, OFFER.replace("websocket\r\n", "h2c, websocket\r\n")).await.mirrored();
     assert_eq!(answer.field("upgrade"), Some("websocket"));
 }
@@ -158,7 +158,7 @@ async fn other_protocols_are_opt_in_and_h2c_is_never_forwarded() {
 
 #[tokio::test]
 async fn a_reset_of_one_side_closes_the_other() {
-    // The backend's.
+    // A reset by the backend.
     let origin = backend(|mut wire| async move {
         wire.head().await;
         wire.send(ACCEPT.as_bytes()).await;
@@ -169,7 +169,7 @@ async fn a_reset_of_one_side_closes_the_other() {
     let mut wire = opened(proxied(origin).await).await;
     wire.send(b"x").await;
     assert!(wire.closed().await);
-    // The client's.
+    // A reset by the client.
     let (ended, mut ends) = unbounded_channel();
     let origin = backend(move |mut wire| {
         let ended = ended.clone();
@@ -206,7 +206,7 @@ async fn tunnels_are_counted_and_shut_down() {
     }
     tunnels.wait().await;
     assert_eq!(tunnels.count(), 0);
-    // One that comes too late is closed as soon as it opens.
+    // A tunnel that opens after the shutdown is closed at once.
     assert!(opened(addr).await.closed().await);
     tunnels.wait().await;
 }
@@ -235,7 +235,7 @@ async fn an_upgrade_the_client_abandons_leaves_no_tunnel() {
     tunnels.wait().await;
 }
 
-/// A backend of HTTP/1.1 that accepts a WebSocket with the accept that belongs to its key, or another one, and echoes.
+/// An HTTP/1.1 backend that accepts a WebSocket with the right `Sec-WebSocket-Accept` or a wrong one, and echoes.
 async fn accepting(right: bool) -> String {
     backend(move |mut wire| async move {
         let Some(head) = wire.head().await else { return };
@@ -286,7 +286,7 @@ async fn an_http2_client_opens_a_websocket_by_extended_connect() {
 async fn over_http2_no_tunnel_opens_without_a_valid_handshake() {
     for (origin, status) in [
         (accepting(false).await, 502),
-        // A page, not a tunnel: to an extended CONNECT, any 200 would be one.
+        // A page isn't a tunnel, but in response to extended CONNECT a 200 would open one.
         (answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await, 502),
         (answering("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno").await, 403),
     ] {
@@ -299,7 +299,8 @@ async fn over_http2_no_tunnel_opens_without_a_valid_handshake() {
     assert_eq!(client.send_request(request).await.unwrap().status(), 501);
 }
 
-/// A backend of HTTP/2 with extended CONNECT, or without, that accepts a WebSocket and echoes. A connection has two streams.
+/// An HTTP/2 backend, with or without extended CONNECT, that accepts a WebSocket and echoes. A connection has two
+/// streams.
 async fn http2_backend(has_connect: bool) -> String {
     use std::convert::Infallible;
 
@@ -358,7 +359,7 @@ async fn a_tunnel_outlives_the_idle_timeout_of_its_http2_connection() {
 #[tokio::test]
 async fn an_http2_backend_gets_a_websocket_by_extended_connect() {
     let addr = proxied_to_http2(http2_backend(true).await).await;
-    // Of a client of HTTP/1.1: it's answered as it asked.
+    // From an HTTP/1.1 client, which gets a 101.
     let mut wire = client(addr).await;
     wire.send(OFFER.replace("/chat?a=%2F", "/chat").as_bytes()).await;
     let answer = wire.message().await.unwrap();
@@ -368,7 +369,7 @@ async fn an_http2_backend_gets_a_websocket_by_extended_connect() {
     assert_eq!(wire.bytes(5).await, b"hello");
     wire.stream.shutdown().await.unwrap();
     assert!(wire.closed().await);
-    // Of a client of HTTP/2.
+    // From an HTTP/2 client, which gets a 200.
     let mut client = http2(addr).await;
     let response = client.send_request(connect("/chat")).await.unwrap();
     assert_eq!(response.status(), 200);
@@ -395,7 +396,7 @@ async fn a_tunnel_counts_as_a_stream_of_its_http2_connection() {
 
 #[tokio::test]
 async fn without_extended_connect_a_websocket_falls_back_to_http1() {
-    // This one has both, and extended CONNECT in neither.
+    // A backend with both protocols, without extended CONNECT.
     let app = Router::new().fallback(|| async { (axum::http::StatusCode::UPGRADE_REQUIRED, "in HTTP/1.1") });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let origin = format!("http://{}", listener.local_addr().unwrap());
@@ -410,6 +411,6 @@ async fn without_extended_connect_a_websocket_falls_back_to_http1() {
     });
     let answer = ask(proxied_to_http2(origin).await, OFFER).await;
     assert_eq!((answer.status(), &*answer.text()), (426, "in HTTP/1.1"));
-    // And this one has HTTP/2 alone.
+    // A backend with HTTP/2 only.
     assert_eq!(ask(proxied_to_http2(http2_backend(false).await).await, OFFER).await.status(), 502);
 }

@@ -1,4 +1,4 @@
-//! Uploads under way: what ends them, and what keeps an exchange alive.
+//! Uploads in progress: their truncation, and the idle timeout of an exchange.
 
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
@@ -33,7 +33,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// Begins a `POST /` without a length, as a client of HTTP/2 that writes frames, with 5 octets of body.
+/// Begins a `POST /` without a length and with 5 octets of body, as an HTTP/2 client that writes raw frames.
 async fn uploading(addr: SocketAddr) -> Wire<TcpStream> {
     let mut wire = client(addr).await;
     wire.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
@@ -44,7 +44,7 @@ async fn uploading(addr: SocketAddr) -> Wire<TcpStream> {
     wire
 }
 
-/// The applications around a proxy whose layers leave the body as it is, and those that hide how it ended.
+/// Applications around a proxy: one that leaves the request body as it is, and some whose layers hide how it ended.
 fn around(layer: &ReverseProxyLayer) -> [(&'static str, Router); 4] {
     fn rebuild(request: Request) -> Request {
         request.map(|body| Body::from_stream(body.into_data_stream()))
@@ -58,12 +58,12 @@ fn around(layer: &ReverseProxyLayer) -> [(&'static str, Router); 4] {
     ]
 }
 
-/// A backend that tells of each request when its first chunk is there, and then whether it came whole. With `early`, it
-/// answers in between.
+/// A backend that reports the first chunk of each upload, and then whether the upload is complete. With `early`, it
+/// responds in between.
 async fn reading(early: bool) -> (String, UnboundedReceiver<&'static str>) {
-    let (tell, told) = unbounded_channel();
+    let (report, reports) = unbounded_channel();
     let origin = backend(move |mut wire| {
-        let tell = tell.clone();
+        let report = report.clone();
         async move {
             while let Some(head) = wire.head().await {
                 assert!(head.to_ascii_lowercase().contains("transfer-encoding: chunked"), "{head}");
@@ -71,34 +71,34 @@ async fn reading(early: bool) -> (String, UnboundedReceiver<&'static str>) {
                 if early {
                     wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n").await;
                 }
-                tell.send("begun").unwrap();
+                report.send("begun").unwrap();
                 let whole = wire.chunk().await.is_some_and(|last| last.is_empty());
-                tell.send(if whole { "whole" } else { "cut" }).unwrap();
+                report.send(if whole { "whole" } else { "cut" }).unwrap();
                 wire.send(if early { b"0\r\n\r\n" } else { b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n" }).await;
             }
         }
     })
     .await;
-    (origin, told)
+    (origin, reports)
 }
 
-/// Waits until a backend has told what it saw.
-async fn sees(told: &mut UnboundedReceiver<&'static str>, expected: &str, name: &str) {
-    let seen = timeout(PATIENCE, told.recv()).await.unwrap_or_else(|_| panic!("{name}: {expected} wasn't seen"));
+/// Waits for a report of the backend.
+async fn sees(reports: &mut UnboundedReceiver<&'static str>, expected: &str, name: &str) {
+    let seen = timeout(PATIENCE, reports.recv()).await.unwrap_or_else(|_| panic!("{name}: {expected} wasn't seen"));
     assert_eq!(seen, Some(expected), "{name}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_reset_without_an_error_is_never_complete_at_the_backend() {
     for early in [false, true] {
-        let (origin, mut told) = reading(early).await;
+        let (origin, mut reports) = reading(early).await;
         for (name, app) in around(&ReverseProxyLayer::new(origin)) {
             let addr = front(app).await;
             for _ in 0..20 {
                 let mut wire = uploading(addr).await;
-                sees(&mut told, "begun", name).await;
+                sees(&mut reports, "begun", name).await;
                 wire.send(&frame(RST_STREAM, 0, 1, &[0; 4])).await;
-                sees(&mut told, "cut", name).await;
+                sees(&mut reports, "cut", name).await;
             }
         }
     }
@@ -106,19 +106,19 @@ async fn an_upload_reset_without_an_error_is_never_complete_at_the_backend() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_reset_without_an_error_is_never_complete_at_an_upstream_service() {
-    // An upstream that reads in a task of its own, as HTTP/2 clients do.
-    let (tell, mut told) = unbounded_channel();
+    // The upstream reads in a task of its own, as HTTP/2 clients do.
+    let (report, mut reports) = unbounded_channel();
     let upstream = service_fn(move |request: Request| {
-        let tell = tell.clone();
+        let report = report.clone();
         let mut body = request.into_body();
         async move {
             let (answer, answered) = tokio::sync::oneshot::channel::<()>();
             tokio::spawn(async move {
                 let first = body.frame().await.unwrap().unwrap();
                 assert_eq!(first.into_data().unwrap(), "hello");
-                tell.send("begun").unwrap();
+                report.send("begun").unwrap();
                 let rest = body.collect().await;
-                tell.send(if rest.is_ok() { "whole" } else { "cut" }).unwrap();
+                report.send(if rest.is_ok() { "whole" } else { "cut" }).unwrap();
                 drop(answer);
             });
             let _ = answered.await;
@@ -129,14 +129,14 @@ async fn an_upload_reset_without_an_error_is_never_complete_at_an_upstream_servi
         let addr = front(app).await;
         for _ in 0..20 {
             let mut wire = uploading(addr).await;
-            sees(&mut told, "begun", name).await;
+            sees(&mut reports, "begun", name).await;
             wire.send(&frame(RST_STREAM, 0, 1, &[0; 4])).await;
-            sees(&mut told, "cut", name).await;
+            sees(&mut reports, "cut", name).await;
         }
     }
 }
 
-/// A service that hides how a body ended, and one that doesn't, around a proxy.
+/// A proxy, and a proxy behind a layer that hides how the request body ended.
 fn around_upstream<U, P>(layer: ReverseProxyLayer<U, P>) -> [(&'static str, Router); 2]
 where
     ReverseProxyLayer<U, P>: Clone,
@@ -150,13 +150,13 @@ where
 #[cfg(feature = "http2")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_reset_without_an_error_is_never_complete_at_an_http2_backend() {
-    let (tell, mut told) = unbounded_channel();
+    let (report, mut reports) = unbounded_channel();
     let backend = Router::new().fallback(async move |request: Request| {
         let mut body = request.into_body();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
-        // Told in a task of its own: the server drops this one when the stream is reset.
+        // In a task of its own, because the server drops the handler when the stream is reset.
         let handle = tokio::spawn(async move {
-            tell.send("begun").unwrap();
+            report.send("begun").unwrap();
             let whole = loop {
                 match body.frame().await {
                     Some(Ok(_)) => {}
@@ -164,7 +164,7 @@ async fn an_upload_reset_without_an_error_is_never_complete_at_an_http2_backend(
                     None => break axum::body::HttpBody::is_end_stream(&body),
                 }
             };
-            tell.send(if whole { "whole" } else { "cut" }).unwrap();
+            report.send(if whole { "whole" } else { "cut" }).unwrap();
         });
         handle.await.unwrap();
     });
@@ -173,9 +173,9 @@ async fn an_upload_reset_without_an_error_is_never_complete_at_an_http2_backend(
         let addr = front(app).await;
         for _ in 0..20 {
             let mut wire = uploading(addr).await;
-            sees(&mut told, "begun", name).await;
+            sees(&mut reports, "begun", name).await;
             wire.send(&frame(RST_STREAM, 0, 1, &[0; 4])).await;
-            sees(&mut told, "cut", name).await;
+            sees(&mut reports, "cut", name).await;
         }
     }
 }
@@ -183,7 +183,7 @@ async fn an_upload_reset_without_an_error_is_never_complete_at_an_http2_backend(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_finished_upload_is_complete_behind_any_wrapper() {
     for early in [false, true] {
-        let (origin, mut told) = reading(early).await;
+        let (origin, mut reports) = reading(early).await;
         for (name, app) in around(&ReverseProxyLayer::new(origin)) {
             let addr = front(app).await;
             for _ in 0..20 {
@@ -193,9 +193,9 @@ async fn a_finished_upload_is_complete_behind_any_wrapper() {
                 let answer = client.send_request(request);
                 sender.send_data(Bytes::from_static(b"hello")).await.unwrap();
                 let answer = tokio::spawn(answer);
-                sees(&mut told, "begun", name).await;
+                sees(&mut reports, "begun", name).await;
                 drop(sender);
-                sees(&mut told, "whole", name).await;
+                sees(&mut reports, "whole", name).await;
                 let answer = timeout(PATIENCE, answer).await.unwrap().unwrap().unwrap();
                 let body = timeout(PATIENCE, answer.into_body().collect()).await.unwrap().unwrap().to_bytes();
                 assert_eq!(body, if early { "ok" } else { "" }, "{name}");
@@ -205,24 +205,24 @@ async fn a_finished_upload_is_complete_behind_any_wrapper() {
 }
 
 const FRAMES: u32 = 5;
-/// Less than the idle timeout; two of them are more.
+/// Shorter than the idle timeout; two pauses are longer.
 const PAUSE: Duration = Duration::from_secs(200);
 
-/// A request whose body the test sends.
+/// The sender of a request's body, and the request.
 fn request() -> (http_body_util::channel::Sender<Bytes>, Request) {
     let (sender, body) = Channel::<Bytes>::new(1);
     (sender, Request::post("/x").header("host", "front.example").body(Body::new(body)).unwrap())
 }
 
-/// The sender of each response's body, and what was read of the request's.
+/// The sender of each response's body, and the outcome of reading the request's body.
 type Streams =
     UnboundedReceiver<(http_body_util::channel::Sender<Bytes>, tokio::task::JoinHandle<Result<Bytes, ErrorKind>>)>;
 
-/// The proxy of an upstream that answers with a body that the test sends, and reads the request's all the while.
+/// A proxy whose upstream responds with a body that the test sends, and reads the request's body at the same time.
 fn streaming() -> (impl tower::Service<Request, Response = Response, Error = Infallible, Future: Send>, Streams) {
-    let (tell, told) = unbounded_channel();
+    let (report, reports) = unbounded_channel();
     let proxy = ReverseProxy::with_upstream(service_fn(move |request: Request| {
-        let tell = tell.clone();
+        let report = report.clone();
         async move {
             let upload = tokio::spawn(async move {
                 let read = request.into_body().collect().await;
@@ -232,11 +232,11 @@ fn streaming() -> (impl tower::Service<Request, Response = Response, Error = Inf
                 })
             });
             let (sender, body) = Channel::<Bytes>::new(1);
-            tell.send((sender, upload)).unwrap();
+            report.send((sender, upload)).unwrap();
             Ok::<_, Infallible>(Response::new(Body::new(body)))
         }
     }));
-    (proxy, told)
+    (proxy, reports)
 }
 
 #[tokio::test(start_paused = true)]
@@ -289,7 +289,7 @@ async fn an_exchange_silent_in_both_directions_is_cut() {
         let error = body.await.unwrap().unwrap_err();
         let kind = std::error::Error::source(&error).unwrap().downcast_ref::<Error>().unwrap().kind();
         assert!(matches!(kind, ErrorKind::ResponseBodyTimeout | ErrorKind::RequestBodyTimeout), "{kind:?}");
-        // The clock is paused: it shows what was waited for.
+        // The clock is paused, so it advances by timers only.
         let late = begun.elapsed().saturating_sub(PAUSE + Duration::from_secs(300));
         assert!(begun.elapsed() >= Duration::from_secs(499) && late < Duration::from_secs(1), "{:?}", begun.elapsed());
         assert!(read.await.unwrap().is_err());
@@ -297,7 +297,7 @@ async fn an_exchange_silent_in_both_directions_is_cut() {
     }
 }
 
-/// A front and a backend in memory, so that the clock can be paused.
+/// A front and a backend in memory, for tests with a paused clock.
 pub(crate) struct InMemory {
     proxy: ReverseProxy,
     backends: UnboundedReceiver<Wire<DuplexStream>>,
@@ -305,10 +305,10 @@ pub(crate) struct InMemory {
 
 impl InMemory {
     pub(crate) fn new(options: impl FnOnce(ReverseProxyLayer) -> ReverseProxyLayer) -> Self {
-        let (tell, backends) = unbounded_channel();
+        let (report, backends) = unbounded_channel();
         let layer = ReverseProxyLayer::new("http://backend.example").connector(service_fn(move |_| {
             let (ours, theirs) = duplex(64 * 1024);
-            tell.send(Wire::new(theirs)).unwrap();
+            report.send(Wire::new(theirs)).unwrap();
             async move { Ok::<_, std::io::Error>(Pipe::new(ours)) }
         }));
         Self { proxy: options(layer).into_service(), backends }

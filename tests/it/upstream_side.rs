@@ -1,4 +1,4 @@
-//! The layers on the upstream side: in their order, on their own, and silent about secrets.
+//! Upstream layers: their order, their use around other clients, and their debug output.
 
 use std::{
     convert::Infallible,
@@ -25,7 +25,7 @@ use tower_reverse_proxy::{
 
 use crate::support::{front, get, mirror};
 
-/// Says in `X-Seen` that the request came by.
+/// A layer that adds its name to `X-Seen`.
 fn seen_by(name: &'static str) -> MapRequestLayer<impl Fn(Request) -> Request + Clone> {
     MapRequestLayer::new(move |mut request: Request| {
         request.headers_mut().append("x-seen", HeaderValue::from_static(name));
@@ -135,7 +135,7 @@ async fn the_crates_layers_work_around_any_service_and_any_body() {
     assert_eq!(seen.headers["remote-user"], "alice");
     assert_eq!(seen.headers["authorization"], "Basic YWxpY2U6czNjcmV0");
     assert!(seen.headers["authorization"].is_sensitive());
-    assert_eq!(seen.extensions.get(), Some(&RemoteUser::from("alice")), "for what follows");
+    assert_eq!(seen.extensions.get(), Some(&RemoteUser::from("alice")), "inner layers find the user");
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn debug_output_shows_no_secrets() {
         shown(&userinfo),
         userinfo.to_string(),
     ] {
-        // As it is, and as Basic has it: `service:s3cret`.
+        // In plain text, and encoded as in Basic: `service:s3cret`.
         assert!(!text.contains("s3cret") && !text.contains("c2VydmljZTpzM2NyZXQ"), "{text}");
     }
 }

@@ -1,4 +1,5 @@
-//! Requests that wait for a connection: none is left behind by what happens meanwhile, or by a runtime that shuts down.
+//! Requests that wait for a connection: none is forgotten in races with other requests, idle checks or runtime
+//! shutdowns.
 
 use std::{
     convert::Infallible,
@@ -32,10 +33,10 @@ use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{PATIENCE, Wire, client};
 
-/// What is done once, as soon as the proxy reads from a connection.
+/// A function that is called once, at the proxy's next read from a connection.
 type Hook = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
 
-/// A connection with a backend in memory.
+/// A connection to a backend in memory.
 struct Pipe(TokioIo<DuplexStream>, Hook);
 
 impl Connection for Pipe {
@@ -113,7 +114,7 @@ fn polled(exchange: &mut Exchange) -> Poll<(u16, Option<ErrorKind>)> {
     exchange.as_mut().poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// Has a request begin while the idle connections are looked through: it finds none, and may make none.
+/// Begins a request while the pool checks its idle connections: the request finds none, and may not open one.
 async fn begun_meanwhile(proxy: &ReverseProxy, hook: &Hook, method: &'static str) -> Exchange {
     let (begun, mut exchanges) = mpsc::unbounded_channel();
     let proxy = proxy.clone();
@@ -122,15 +123,15 @@ async fn begun_meanwhile(proxy: &ReverseProxy, hook: &Hook, method: &'static str
         assert!(polled(&mut exchange).is_pending());
         begun.send(exchange).unwrap();
     }));
-    timeout(PATIENCE, exchanges.recv()).await.expect("the connections are looked through").unwrap()
+    timeout(PATIENCE, exchanges.recv()).await.expect("the pool checks its connections").unwrap()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_arrives_during_the_idle_check_gets_a_connection() {
-    // To a backend that chooses HTTP/1.1 where it has the choice, it's another queue.
+    // For an HTTPS backend that negotiates HTTP/1.1, the requests wait in another queue.
     for (origin, http2) in [("http://backend.example", false), ("https://backend.example", true)] {
         let (layer, hook, connects) = hooked(origin);
-        // Swept every 200 ms: what's idle is young enough for a POST then.
+        // Idle connections are checked every 200 ms, and are then young enough for a POST.
         let layer = layer.max_connections(1).queue_timeout(None).pool_idle_timeout(Duration::from_millis(400));
         let proxy = if http2 { layer.http2(true) } else { layer }.into_service();
         assert_eq!(done(exchange(&proxy, "GET")).await, (204, None));
@@ -144,7 +145,7 @@ async fn a_request_that_arrives_during_the_idle_check_gets_a_connection() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn requests_beside_the_idle_check_find_their_connections() {
-    // The limit is always reached, and idle connections are swept all the time.
+    // The connection limit is always reached, and idle connections are checked all the time.
     for (origin, http2) in [("http://backend.example", false), ("https://backend.example", true)] {
         let (layer, _, _) = hooked(origin);
         let layer = layer.max_connections(2).queue_timeout(None).pool_idle_timeout(Duration::from_millis(20));
@@ -168,7 +169,7 @@ async fn requests_beside_the_idle_check_find_their_connections() {
     }
 }
 
-/// Does something once, when it's woken.
+/// A waker that calls a function once.
 struct OnWake(Hook);
 
 impl Wake for OnWake {
@@ -184,7 +185,7 @@ impl Wake for OnWake {
 async fn requests_that_arrive_during_others_wait_no_longer_than_the_queue_timeout() {
     let (hook, connects) = (Hook::default(), AtomicUsize::new(0));
     let (hooked, connects) = (hook.clone(), Arc::new(connects));
-    // Only the first connection is ever made.
+    // Only the first connect completes.
     let connector = service_fn(move |_: Uri| {
         let (hook, number) = (hooked.clone(), connects.fetch_add(1, Ordering::SeqCst));
         async move {
@@ -199,16 +200,16 @@ async fn requests_that_arrive_during_others_wait_no_longer_than_the_queue_timeou
     let proxy = layer.max_connections(3).queue_timeout(Duration::from_millis(50)).into_service();
     assert_eq!(done(exchange(&proxy, "GET")).await, (204, None));
     let (begun, mut exchanges) = mpsc::unbounded_channel();
-    // As the first request gets the connection that was checked, three come: one has the first one's connect, one has room for
-    // its own, one has to wait.
+    // Three requests arrive as the first one gets the checked connection. One takes over the first one's connect, one
+    // opens its own, and one has to wait.
     *hook.lock().unwrap() = Some(Box::new(move || {
         let mut first = exchange(&proxy, "GET");
-        let told = begun.clone();
+        let others_begun = begun.clone();
         let others: Hook = Arc::new(Mutex::new(Some(Box::new(move || {
             for _ in 0..3 {
                 let mut exchange = exchange(&proxy, "GET");
                 assert!(polled(&mut exchange).is_pending());
-                told.send(exchange).unwrap();
+                others_begun.send(exchange).unwrap();
             }
         }))));
         let waker = Waker::from(Arc::new(OnWake(others)));
@@ -225,7 +226,7 @@ async fn requests_that_arrive_during_others_wait_no_longer_than_the_queue_timeou
     }
 }
 
-/// A proxy whose first connects are never done.
+/// A proxy whose first `connects` connects don't complete.
 fn stuck(connects: usize) -> (ReverseProxyLayer, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = asked.clone();
@@ -246,7 +247,7 @@ fn runtime() -> Runtime {
     Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
 
-/// Begins an exchange on a runtime, to be polled from elsewhere.
+/// Begins an exchange on a runtime, to be polled on another.
 fn begun_on(runtime: &Runtime, proxy: &ReverseProxy) -> Exchange {
     let _inside = runtime.enter();
     let mut exchange = exchange(proxy, "GET");
@@ -271,7 +272,7 @@ async fn a_dropped_runtime_fails_requests_that_wait_for_its_connects() {
         let proxy = layer.max_connections(limit).queue_timeout(None).into_service();
         let theirs = runtime();
         let waiting: Vec<_> = (0..5).map(|_| begun_on(&theirs, &proxy)).collect();
-        // Now and then before an attempt has been polled.
+        // In half of the rounds, the runtime may end before a connect was polled.
         if round % 4 < 2 {
             asked(limit.unwrap_or(5), &count).await;
         }
@@ -292,7 +293,7 @@ async fn requests_on_other_runtimes_get_their_connections() {
         let theirs = runtime();
         theirs.spawn(exchange(&proxy, "GET"));
         asked(1, &count).await;
-        // With a limit, they wait for the first one's connection.
+        // With a limit of 1, the others wait for the first one's connection.
         let mut ours = exchange(&proxy, "GET");
         assert!(polled(&mut ours).is_pending());
         for _ in 0..3 {
@@ -308,7 +309,7 @@ async fn requests_on_other_runtimes_get_their_connections() {
 fn a_server_stops_with_requests_waiting() {
     const CLIENTS: usize = 20;
     for round in 0..20 {
-        // On the last rounds, many wait for the one connect.
+        // In the last rounds, all requests wait for one connect.
         let limit = (round >= 10).then_some(1);
         let server = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         server.block_on(async {

@@ -1,4 +1,5 @@
-//! WebSockets with real libraries on both sides: every protocol of the client, every protocol and transport of the backend.
+//! WebSocket libraries on both sides, over every protocol of the client and every protocol and transport of the
+//! backend.
 
 use std::net::SocketAddr;
 
@@ -31,7 +32,7 @@ use tower_reverse_proxy::{RemoteUser, RemoteUserLayer, ReverseProxyLayer};
 
 use crate::support::{front, http2};
 
-/// Says who it is that speaks, echoes what it's told, and takes leave when it's told to.
+/// A chat server: it sends the user's name first, echoes messages, and closes after `leave`.
 fn chat() -> Router {
     let join = any(|headers: HeaderMap, upgrade: WebSocketUpgrade| async move {
         let user = headers.get("remote-user").map(|user| user.to_str().unwrap().to_owned()).unwrap_or_default();
@@ -69,7 +70,7 @@ async fn over_tcp() -> String {
     origin
 }
 
-/// What every client says and hears.
+/// The conversation of every client.
 async fn converse<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocketStream<S>) {
     assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("alice"));
     let large = vec![7; 200_000];
@@ -106,7 +107,7 @@ async fn of_http2(addr: SocketAddr) {
     converse(WebSocketStream::from_raw_socket(stream, Role::Client, None).await).await;
 }
 
-/// Both clients, to a backend in HTTP/1.1 and, if it's told to, HTTP/2.
+/// Both clients, with an HTTP/1.1 backend and an HTTP/2 one.
 async fn all(layer: impl Fn() -> ReverseProxyLayer) {
     for to_http2 in [false, true] {
         let layer = layer().http2(to_http2).upstream_layer(RemoteUserLayer::new());
@@ -155,7 +156,7 @@ async fn websockets_work_over_tls() {
         .with_no_client_auth()
         .with_single_cert(vec![made.cert.der().clone()], key)
         .unwrap();
-    // It would rather speak HTTP/2.
+    // The backend prefers HTTP/2.
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,4 +1,4 @@
-//! Connections in memory: with paused time, what waits for a timer shows.
+//! Connections in memory, for tests with paused time.
 
 use std::{
     io,
@@ -18,14 +18,14 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, duplex};
 
 use super::Wire;
 
-/// A connection of a connector that isn't the crate's.
+/// A connection of a custom connector.
 pub(crate) struct Pipe {
     io: TokioIo<DuplexStream>,
     is_http2: bool,
 }
 
 impl Pipe {
-    /// A connection, and its other end. `is_http2`: whether the connector says that it has negotiated HTTP/2.
+    /// A connection, and its other end. With `is_http2`, the connector reports that HTTP/2 was negotiated.
     pub(crate) fn pair(is_http2: bool) -> (Self, DuplexStream) {
         let (ours, theirs) = duplex(64 * 1024);
         (Self { io: TokioIo::new(ours), is_http2 }, theirs)
@@ -58,13 +58,13 @@ impl Write for Pipe {
     }
 }
 
-/// Serves an app on one connection, in the protocol that its client speaks. There's no extended CONNECT.
+/// Serves an app on one connection, in the protocol of its client, without extended CONNECT.
 pub(crate) async fn serve(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, app: Router) {
     let server = auto::Builder::new(TokioExecutor::new());
     let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(app)).await;
 }
 
-/// Connects to a front in memory, as a client that writes bytes.
+/// Connects to a front in memory, as a client that writes raw bytes.
 pub(crate) fn client_of(app: Router) -> Wire<DuplexStream> {
     let (ours, theirs) = duplex(64 * 1024);
     tokio::spawn(serve(theirs, app));

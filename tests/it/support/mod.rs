@@ -1,4 +1,4 @@
-//! Fronts, raw backends and raw clients on loopback.
+//! Fronts, backends and clients of the tests.
 
 #[cfg(feature = "http2")]
 pub(crate) mod memory;
@@ -46,7 +46,7 @@ where
     format!("http://{addr}")
 }
 
-/// A backend that answers each request with 200 and the request as it came, head and decoded body.
+/// A backend that responds to each request with 200 and the request as received: its head and decoded body.
 pub(crate) async fn mirror() -> String {
     backend(|mut wire| async move {
         while let Some(request) = wire.message().await {
@@ -59,7 +59,7 @@ pub(crate) async fn mirror() -> String {
     .await
 }
 
-/// A backend that answers each request with these bytes and keeps the connection open.
+/// A backend that responds to each request with these bytes and keeps the connection open.
 pub(crate) async fn answering(response: impl AsRef<[u8]> + Send + Sync + 'static) -> String {
     let response = std::sync::Arc::new(response);
     backend(move |mut wire| {
@@ -73,12 +73,12 @@ pub(crate) async fn answering(response: impl AsRef<[u8]> + Send + Sync + 'static
     .await
 }
 
-/// Lets the proxy see that the backend keeps its idle connections: only then are they used for requests that can't be sent
-/// twice, and only if they have been idle for less than a second.
+/// Lets the pool observe that the backend keeps its idle connections: only then are they used for requests that can't
+/// be replayed, and only if they have been idle for less than a second.
 ///
-/// The clock is set forward, by nearly 2 s. A test waits for none of it, and has the more time for what comes next.
+/// The clock is set forward by nearly 2 s, which takes no real time.
 pub(crate) async fn seen_to_be_kept() {
-    // The connection comes back to the pool, and the pool begins to look after it.
+    // The connection returns to the pool, and the pool begins to check it.
     others_run().await;
     pause();
     advance(Duration::from_millis(1900)).await;
@@ -98,7 +98,7 @@ pub(crate) async fn client(addr: SocketAddr) -> Wire<TcpStream> {
     Wire::new(TcpStream::connect(addr).await.unwrap())
 }
 
-/// Sends one request and returns the answer. The connection is closed after it.
+/// Sends one request and returns the response. The connection is closed after it.
 pub(crate) async fn ask(addr: SocketAddr, request: impl AsRef<[u8]>) -> Message {
     let mut wire = client(addr).await;
     wire.send(request.as_ref()).await;
@@ -117,9 +117,9 @@ pub(crate) struct Message {
     pub(crate) head: String,
     /// The body, without its chunking.
     pub(crate) body: Vec<u8>,
-    /// What follows the last chunk, field lines ended by `\r\n`.
+    /// The trailers, field lines that end with `\r\n`.
     pub(crate) trailers: String,
-    /// Whether the body came to its proper end.
+    /// Whether the body ended properly.
     pub(crate) complete: bool,
 }
 
@@ -137,7 +137,7 @@ impl Message {
         values(&self.head, name)
     }
 
-    /// The one value of a field; `None` if it isn't there.
+    /// The only value of a field, if the field is there.
     pub(crate) fn field(&self, name: &str) -> Option<&str> {
         let all = self.all(name);
         assert!(all.len() < 2, "{name} twice in {}", self.head);
@@ -148,7 +148,7 @@ impl Message {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The request that a [`mirror`] shows, as its head and what follows it.
+    /// The request that a [`mirror`] received, as its head and body.
     pub(crate) fn mirrored(&self) -> Message {
         assert_eq!(self.status(), 200, "{self:?}");
         let text = self.text();
@@ -166,12 +166,12 @@ fn values<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// One end of a connection, spoken by hand.
+/// One end of a connection, on which tests write and read raw bytes.
 #[derive(Debug)]
 pub(crate) struct Wire<S> {
     pub(crate) stream: S,
     read: Vec<u8>,
-    /// What the last message sent was, if it was a request: an answer to HEAD has no body.
+    /// Whether the last request was HEAD, whose response has no body.
     head_only: bool,
 }
 
@@ -181,7 +181,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Self { stream, read: Vec::new(), head_only: false }
     }
 
-    /// Writes bytes. A peer that is gone is nothing to fail for.
+    /// Writes bytes. Errors are ignored, because the peer may have closed.
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.head_only = bytes.starts_with(b"HEAD ");
         let _ = tokio::time::timeout(PATIENCE, self.stream.write_all(bytes)).await.expect("the peer reads");
@@ -189,7 +189,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// Reads the next message, a request or a final response; `None` if the peer closes before one.
     ///
-    /// Bytes are taken as Latin-1, so that every octet shows.
+    /// Bytes are decoded as Latin-1, so that every octet has a character.
     pub(crate) async fn message(&mut self) -> Option<Message> {
         let head = self.head().await?;
         if head.starts_with("HTTP/1.1 1") && !head.starts_with("HTTP/1.1 101") {
@@ -256,7 +256,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
-    /// Reads the next chunk of a body; the empty one is the last. `None` if the peer breaks off.
+    /// Reads the next chunk of a body; the last one is empty. `None` if the peer ends the connection.
     pub(crate) async fn chunk(&mut self) -> Option<Vec<u8>> {
         let size = usize::from_str_radix(&self.line().await?, 16).ok()?;
         let mut chunk = self.bytes(size + 2).await;
@@ -276,7 +276,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
-    /// Reads exactly so many bytes, or what comes before the end.
+    /// Reads `count` bytes, or fewer at the end of the connection.
     pub(crate) async fn bytes(&mut self, count: usize) -> Vec<u8> {
         while self.read.len() < count && self.fill().await {}
         let count = count.min(self.read.len());
@@ -288,11 +288,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.read.is_empty() && !self.fill().await
     }
 
-    /// Reads something; `false` at the end.
+    /// Reads some bytes; `false` at the end.
     async fn fill(&mut self) -> bool {
         let mut buffer = [0; 64 * 1024];
         let read =
-            tokio::time::timeout(PATIENCE, self.stream.read(&mut buffer)).await.expect("the peer says something");
+            tokio::time::timeout(PATIENCE, self.stream.read(&mut buffer)).await.expect("the peer sends something");
         match read {
             Ok(0) | Err(_) => false,
             Ok(count) => {

@@ -1,4 +1,4 @@
-//! Bounds: a test fails when nothing happens any more, not when it takes long, and never hangs.
+//! Bounds: a test fails when it makes no progress, not when it takes long, and never hangs.
 
 use std::{
     future::Future,
@@ -15,13 +15,13 @@ use std::{
 
 use tokio::time::timeout;
 
-/// How long a test waits for one thing before it fails. A busy machine needs a small part of it.
+/// How long a test waits for one thing before it fails. A busy machine needs a fraction of it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a test may take. The slowest one needs seconds, and a minute on a busy machine.
+/// How long a test may take. The slowest test takes seconds, or a minute on a busy machine.
 const HANGS: Duration = Duration::from_secs(600);
 
-/// Counts the steps of a test that has much to do.
+/// Counts the steps of a long test.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Progress(Arc<AtomicUsize>);
 
@@ -37,7 +37,7 @@ impl Progress {
             let before = self.0.load(Ordering::Relaxed);
             match timeout(PATIENCE, &mut future).await {
                 Ok(output) => return output,
-                Err(_) => assert_ne!(before, self.0.load(Ordering::Relaxed), "steps: there is no further one"),
+                Err(_) => assert_ne!(before, self.0.load(Ordering::Relaxed), "the test makes no progress"),
             }
         }
     }
@@ -51,9 +51,9 @@ pub(super) fn watch() {
     WATCHED.with(|_| ());
 }
 
-/// The sender is dropped with the thread, which ends with its test.
+/// The sender is dropped with the thread, which ends with the test.
 fn watched() -> Option<Sender<()>> {
-    // A test's own thread has its name. Peers live in other ones, some as long as the process.
+    // The thread of a test has the test's name. Peers have other threads, some as long-lived as the process.
     let name = thread::current().name().filter(|name| *name != "main" && !name.starts_with("tokio"))?.to_owned();
     let (alive, ended) = channel();
     thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! A connection in memory: with a paused clock, everything that happens on it has one order.
+//! A connection in memory: with a paused clock, its events have one order.
 
 use std::{
     io,
@@ -13,7 +13,7 @@ use hyper_util::{
 };
 use tokio::io::DuplexStream;
 
-/// A connection of a connector that isn't ours.
+/// A connection of a custom connector.
 pub(crate) struct Pipe(TokioIo<DuplexStream>);
 
 impl Pipe {
