@@ -178,7 +178,7 @@ fn destination(
     // Where a trusted proxy has another `Host` for us, this is what the client knows.
     let forwarded = trusted.then(|| forwarded::hosts(request.headers())).into_iter().flatten();
     let path = destination::path_and_query(value.as_bytes(), host.into_iter().chain(forwarded))?;
-    let path = location::path_absolute(target.other_for_backend(&path, &rules.path)?.as_bytes());
+    let path = location::path_absolute(target.rebase(&path, &rules.path)?.as_bytes());
     HeaderValue::try_from(path).map(Some).map_err(|_| ErrorKind::InvalidDestination)
 }
 

@@ -1,7 +1,7 @@
-//! Prefixes and request targets: which requests are the backend's, and what it is asked for.
+//! Prefixes and request targets: which requests go to the backend, and with which path.
 //!
-//! Everything here works on the raw path. Nothing is decoded, normalised or encoded again: whatever reads a path after
-//! us would have to agree with our reading, and none does (RFC 3986, section 6, allows many).
+//! All functions work on the raw path and never decode, normalise or re-encode it. RFC 3986, section 6, allows many
+//! normalisations, so the servers behind the proxy needn't agree with the one that the proxy would choose.
 
 mod dots;
 mod prefix;

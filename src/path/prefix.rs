@@ -1,39 +1,47 @@
-//! The directory that is the backend's.
+//! The directory that the proxy serves.
 
 use std::{convert::Infallible, error, fmt, str::FromStr, sync::Arc};
 
 use http::uri::PathAndQuery;
 
-use super::dots::{has_dots, is_decodable, ups};
+use super::dots::{has_dot_segment, is_decodable, parent_count};
 
-/// A directory of the application that is the backend's: `/mydir` stands for `/mydir`, `/mydir/` and all below.
+/// A directory of the application whose requests go to the backend: `/mydir` matches `/mydir`, `/mydir/` and every path
+/// below.
 ///
-/// It ends at a segment: `/mydirx` is not in it. It's compared with the raw path, byte for byte: `/%6dydir` is another
-/// path, as it is for axum's own routes. `/` stands for everything.
+/// A prefix ends at a segment, so `/mydir` doesn't match `/mydirx`. It's compared with the raw path byte for byte, so
+/// `/%6dydir` is another path, as it is for axum's own routes. `/` matches everything.
+///
+/// [`ReverseProxyLayer::prefix`](crate::ReverseProxyLayer::prefix) and
+/// [`replace_prefix`](crate::ReverseProxyLayer::replace_prefix) take it, or a `&str` or `String` that parses.
 ///
 /// ```
 /// use tower_reverse_proxy::Prefix;
 ///
 /// let prefix: Prefix = "/mydir".parse()?;
+/// assert_eq!(prefix.to_string(), "/mydir");
+///
+/// // The text of the error is what to write instead.
 /// let error = "mydir/".parse::<Prefix>().unwrap_err();
 /// assert!(error.to_string().contains("write \"/mydir\""));
 /// # Ok::<_, tower_reverse_proxy::InvalidPrefix>(())
 /// ```
+#[doc(alias("mount", "location", "directory", "subdirectory", "base path", "path prefix", "virtual directory"))]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Prefix(Arc<str>);
 
 impl Prefix {
-    /// The prefix of everything.
+    /// The prefix that matches every path.
     pub(crate) fn root() -> Self {
         Self(Arc::from(""))
     }
 
-    /// Returns the prefix without a slash at its end: empty for `/`.
+    /// Returns the prefix without a trailing slash, which is empty for `/`.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Returns what follows the prefix in `path`: empty, or a path. `None`: the path isn't below the prefix.
+    /// Returns the part of `path` that follows the prefix: empty, or a path. `None` if the path isn't below the prefix.
     pub(crate) fn rest<'a>(&self, path: &'a str) -> Option<&'a str> {
         let rest = path.strip_prefix(&*self.0)?;
         (rest.starts_with('/') || (rest.is_empty() && !self.0.is_empty())).then_some(rest)
@@ -48,7 +56,7 @@ impl FromStr for Prefix {
             return Ok(Self::root());
         }
         let is_path = text.starts_with('/')
-            && text[1..].split('/').all(|segment| !segment.is_empty() && !has_dots(segment))
+            && text[1..].split('/').all(|segment| !segment.is_empty() && !has_dot_segment(segment))
             && PathAndQuery::try_from(text).is_ok_and(|parsed| parsed.as_str() == text && parsed.query().is_none())
             && text.is_ascii()
             && is_decodable(text)
@@ -87,7 +95,16 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// The error of a prefix that isn't a plain path; its text says what to write instead.
+/// The error returned when a [`Prefix`] isn't a plain path. Its text contains what to write instead.
+///
+/// `Debug` shows the same text, because that is how an error returned from `main` is printed.
+///
+/// ```
+/// use tower_reverse_proxy::Prefix;
+///
+/// let error = "/my dir/".parse::<Prefix>().unwrap_err();
+/// assert!(error.to_string().ends_with("write \"/my%20dir\""));
+/// ```
 #[derive(Clone)]
 pub struct InvalidPrefix {
     given: String,
@@ -97,30 +114,31 @@ impl fmt::Display for InvalidPrefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "invalid prefix {:?}: a prefix is the literal path of a directory as it is in a URL, without captures, query, empty or \
-             dot segments, and without a slash at its end; write {:?}",
+            "invalid prefix {:?}: a prefix is the literal path of a directory as it stands in a URL, without \
+             captures, query, empty segments, dot segments or trailing slash; write {:?}",
             self.given,
-            plain(&self.given)
+            suggestion(&self.given)
         )
     }
 }
 
-/// The prefix that may have been meant: dot segments resolved (RFC 3986, section 5.2.4), the rest encoded.
-fn plain(given: &str) -> String {
+/// Returns the valid prefix closest to the given one: dot segments are resolved (RFC 3986, section 5.2.4), the rest is
+/// encoded.
+fn suggestion(given: &str) -> String {
     let path = given.split(['?', '#']).next().unwrap_or_default();
     let mut segments = Vec::new();
     for segment in path.split('/') {
-        if has_dots(segment) {
-            segments.truncate(segments.len().saturating_sub(ups(segment)));
+        if has_dot_segment(segment) {
+            segments.truncate(segments.len().saturating_sub(parent_count(segment)));
         } else if !segment.is_empty() && !segment.contains(['{', '*', '\\']) {
-            segments.push(encoded(segment));
+            segments.push(percent_encoded(segment));
         }
     }
     if segments.is_empty() { "/mydir".to_owned() } else { format!("/{}", segments.join("/")) }
 }
 
-/// A segment of a path with what it can't hold percent-encoded (RFC 3986, section 3.3).
-fn encoded(segment: &str) -> String {
+/// Percent-encodes the characters that a path segment can't contain (RFC 3986, section 3.3).
+fn percent_encoded(segment: &str) -> String {
     let mut encoded = String::new();
     for (at, c) in segment.char_indices() {
         let stays = match c {
@@ -137,7 +155,6 @@ fn encoded(segment: &str) -> String {
     encoded
 }
 
-/// The same text: it's what an error that a `main` returns shows.
 impl fmt::Debug for InvalidPrefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -187,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn prefixes_that_are_none_say_what_to_write() {
+    fn errors_contain_what_to_write_instead() {
         for (text, write) in [
             ("mydir", "\"/mydir\""),
             ("/mydir/", "\"/mydir\""),
@@ -212,7 +229,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_joined_comes_apart_again(dir in "(/[a-z0-9._~-]{1,8}){1,3}", rest in "(/[!-.0-9:;=@-~]{0,8}){0,4}") {
+        fn stripping_a_prefix_undoes_joining_it(
+            dir in "(/[a-z0-9._~-]{1,8}){1,3}",
+            rest in "(/[!-.0-9:;=@-~]{0,8}){0,4}",
+        ) {
             prop_assume!(dir.parse::<Prefix>().is_ok());
             let prefix = prefix(&dir);
             let joined = format!("{dir}{rest}");

@@ -1,47 +1,47 @@
-//! What the backend is asked for.
+//! Request targets: how the client's path maps to the backend's.
 
 use std::borrow::Cow;
 
 use http::{Uri, uri::PathAndQuery};
 
 use super::{
-    dots::{has_dots, is_decodable, leaves},
+    dots::{escapes, has_dot_segment, is_decodable},
     prefix::Prefix,
 };
 use crate::error::ErrorKind;
 
-/// What becomes of the public prefix on the way to the backend.
+/// How the public prefix is mapped on the way to the backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum PathPolicy {
-    /// The same layout on both sides.
+    /// The path stays as it is: both sides have the same layout.
     #[default]
     Keep,
-    /// Another directory, or the root, stands in its place.
+    /// Another directory, or the root, replaces it.
     Replace(Prefix),
 }
 
-/// A request target, taken apart where the public prefix ends.
+/// A request target, split where the public prefix ends.
 ///
-/// The public prefix is what outer routers have stripped, and then the layer's own prefix: the directory as the client
-/// sees it.
+/// The public prefix is the directory as the client sees it: the part that outer routers have stripped, followed by the
+/// layer's own prefix.
 #[derive(Debug)]
 pub(crate) struct Target<'a> {
     outer: &'a str,
     prefix: &'a str,
     rest: &'a str,
-    /// Path and query as they are, when nothing is taken away.
+    /// The unchanged path and query, which [`PathPolicy::Keep`] forwards; `None` if they have to be put together again.
     whole: Option<&'a PathAndQuery>,
     query: Option<&'a str>,
 }
 
 impl<'a> Target<'a> {
-    /// Takes the target of a request apart.
+    /// Splits the target of a request.
     ///
     /// # Errors
     ///
-    /// A target that isn't in origin-form, one whose path has a `%` that encodes nothing, or NUL (RFC 3986, section 2.1), and
-    /// one whose dot segments would leave the public prefix: the backend, or anything between, may resolve them (section
-    /// 5.2.4) after our check.
+    /// If the target isn't in origin-form, if its path contains a `%` that doesn't begin two hex digits (RFC 3986,
+    /// section 2.1) or an encoded NUL, or if its dot segments would leave the public prefix: the backend, or a server
+    /// on the way to it, may resolve them (section 5.2.4) after this check.
     pub(crate) fn parse(current: &'a Uri, nest: Option<Nest<'a>>, prefix: &'a Prefix) -> Result<Self, ErrorKind> {
         let path = current.path();
         if !path.starts_with('/') {
@@ -55,26 +55,26 @@ impl<'a> Target<'a> {
             query: current.query(),
         };
         if let Some(Nest { original, segments }) = nest {
-            let (outer, below) = original.path().split_at(end_of(original.path(), segments));
+            let (outer, below) = original.path().split_at(end_of_segments(original.path(), segments));
             target.outer = outer;
-            // The bare directory arrives as `/`, and of two slashes behind it one is gone: only the original tells.
+            // axum turns the bare directory into `/`, and removes one of two slashes behind it. The original has both.
             let same = below == path || below.is_empty() && path == "/" || below.strip_prefix('/') == Some(path);
             if same && target.prefix.is_empty() {
                 target.rest = below;
             }
-            // The original as a whole, unless the application has rewritten what is below.
+            // The original is forwarded unchanged, unless the application has rewritten the part below the nest.
             target.whole = original.path_and_query().filter(|_| same && original.query() == current.query());
         }
-        // A nest with captures has the client's text in it.
+        // A nest with captures matches text that the client chooses.
         let decodable = is_decodable(target.outer) && is_decodable(target.rest);
-        if !decodable || target.outer.split('/').any(has_dots) || leaves(target.rest) {
+        if !decodable || target.outer.split('/').any(has_dot_segment) || escapes(target.rest) {
             Err(ErrorKind::InvalidTarget)
         } else {
             Ok(target)
         }
     }
 
-    /// Returns the directory as the client sees it, without a slash at its end.
+    /// Returns the directory as the client sees it, without a trailing slash.
     pub(crate) fn public_prefix(&self) -> Cow<'a, str> {
         match (self.outer, self.prefix) {
             (outer, "") => Cow::Borrowed(outer),
@@ -83,17 +83,17 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Returns what another path of the client's becomes for the backend, with its query.
+    /// Maps another path of the client, with its query, to the backend's, as the target itself is mapped.
     ///
     /// # Errors
     ///
-    /// One that isn't below the public prefix, and one that could leave it.
-    pub(crate) fn other_for_backend(&self, target: &str, policy: &PathPolicy) -> Result<String, ErrorKind> {
+    /// If the path isn't below the public prefix, or could leave it.
+    pub(crate) fn rebase(&self, target: &str, policy: &PathPolicy) -> Result<String, ErrorKind> {
         let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
         let public = self.public_prefix();
         let rest = path.strip_prefix(&*public).filter(|rest| rest.is_empty() || rest.starts_with('/'));
         let rest = rest.ok_or(ErrorKind::ForeignDestination)?;
-        if !is_decodable(rest) || leaves(rest) {
+        if !is_decodable(rest) || escapes(rest) {
             return Err(ErrorKind::InvalidDestination);
         }
         Ok(match policy {
@@ -103,11 +103,11 @@ impl<'a> Target<'a> {
         })
     }
 
-    /// Returns the target to ask the backend for.
+    /// Returns the target of the request to the backend.
     ///
     /// # Errors
     ///
-    /// A target that is longer than what a [`Uri`] holds (65,534 bytes).
+    /// If the target is longer than a [`Uri`] can be (65,534 bytes).
     pub(crate) fn for_backend(&self, policy: &PathPolicy) -> Result<PathAndQuery, ErrorKind> {
         let Self { outer, prefix, rest, .. } = *self;
         let path = match (policy, self.whole) {
@@ -126,18 +126,18 @@ impl<'a> Target<'a> {
     }
 }
 
-/// What nested routers have stripped from a request's path.
+/// The part of a request's path that nested routers have stripped.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Nest<'a> {
-    /// The URI as it was before.
+    /// The URI before the first router stripped it.
     pub(crate) original: &'a Uri,
-    /// How many of its path's segments are gone.
+    /// The number of segments that were stripped from its path.
     pub(crate) segments: usize,
 }
 
-/// Where the first so many segments of a path end.
-fn end_of(path: &str, segments: usize) -> usize {
-    // The slash that begins the next one.
+/// Returns the index at which the first `segments` segments of a path end.
+fn end_of_segments(path: &str, segments: usize) -> usize {
+    // The next segment begins with this slash.
     path.match_indices('/').nth(segments).map_or(path.len(), |(slash, _)| slash)
 }
 
@@ -151,7 +151,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// `nest` is the original URI, and how many of its segments a router has stripped.
+    /// `nest` is the original URI, and the number of its segments that a router has stripped.
     fn target(current: &str, nest: Option<(&str, usize)>, at: &str, policy: &PathPolicy) -> Result<String, ErrorKind> {
         let current = current.parse::<Uri>().unwrap();
         let nest = nest.map(|(original, segments)| (original.parse::<Uri>().unwrap(), segments));
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_pass_as_they_are() {
+    fn targets_pass_unchanged() {
         for path in [
             "/mydir",
             "/mydir/",
@@ -189,7 +189,8 @@ mod tests {
         ] {
             assert_eq!(target(current, Some((original, segments)), "/", &PathPolicy::Keep).as_deref(), Ok(original));
         }
-        // The application rewrote the query, or the path, inside of the nest or before it: that counts.
+        // Where the application rewrote the query or the path, inside the nest or before it, the rewritten one is
+        // forwarded.
         for (current, original, sent) in [
             ("/x?b", "/mydir/x?a", "/mydir/x?b"),
             ("/y", "/mydir/x", "/mydir/y"),
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_public_prefix_has_no_slash_at_its_end() {
+    fn the_public_prefix_has_no_trailing_slash() {
         for (current, nest, at, public) in [
             ("/mydir/x", None, "/mydir", "/mydir"),
             ("/", Some("/mydir"), "/", "/mydir"),
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn another_path_becomes_what_the_target_does() {
+    fn another_path_is_mapped_as_the_target_is() {
         use ErrorKind as E;
         let strip = PathPolicy::Replace(Prefix::root());
         let other = PathPolicy::Replace(prefix("/other"));
@@ -280,16 +281,16 @@ mod tests {
             let nest = Some(Nest { original: &original, segments: 1 });
             let target = Target::parse(&current, nest, &prefix).unwrap();
             for (policy, result) in [(&PathPolicy::Keep, kept), (&strip, stripped), (&other, replaced)] {
-                assert_eq!(target.other_for_backend(path, policy), result.map(str::to_owned), "{path} {policy:?}");
+                assert_eq!(target.rebase(path, policy), result.map(str::to_owned), "{path} {policy:?}");
             }
         }
         let (current, root) = ("/x".parse().unwrap(), Prefix::root());
         let target = Target::parse(&current, None, &root).unwrap();
-        assert_eq!(target.other_for_backend("/any/y", &PathPolicy::Keep).as_deref(), Ok("/any/y"));
+        assert_eq!(target.rebase("/any/y", &PathPolicy::Keep).as_deref(), Ok("/any/y"));
     }
 
     #[test]
-    fn what_decoders_read_in_different_ways_is_refused() {
+    fn paths_that_decoders_read_differently_are_rejected() {
         for path in [
             "/mydir/%",
             "/mydir/%2",
@@ -310,7 +311,7 @@ mod tests {
                 assert_eq!(target(below, Some((path, 1)), "/", &policy), Err(ErrorKind::InvalidTarget), "{path}");
             }
         }
-        // What a nest captures is the client's text too.
+        // A nest captures text that the client chooses.
         assert_eq!(target("/x", Some(("/apps/%u002e/x", 2)), "/", &PathPolicy::Keep), Err(ErrorKind::InvalidTarget));
         for path in ["/mydir/%25%32e", "/mydir/%C3%bc%0a", "/mydir/%2500", "/mydir/x?%&%00&%u002e&100%"] {
             assert_eq!(target(path, None, "/mydir", &PathPolicy::Keep).as_deref(), Ok(path));
@@ -318,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn dot_segments_that_leave_are_refused() {
+    fn dot_segments_that_leave_the_prefix_are_rejected() {
         for path in [
             "/mydir/..",
             "/mydir/../admin",
@@ -348,7 +349,7 @@ mod tests {
         }
         assert_eq!(target("/..", None, "/", &PathPolicy::Keep), Err(ErrorKind::InvalidTarget));
         assert_eq!(target("/../x", Some(("/mydir/../x", 1)), "/", &PathPolicy::Keep), Err(ErrorKind::InvalidTarget));
-        // A nest that captures: the client's text is in what was stripped.
+        // A nest captures text that the client chooses, so the stripped part is checked too.
         for original in ["/apps/../admin", "/apps/%2e%2e/admin", "/apps/..", "/apps/x%2f..%2f../admin"] {
             let nest = Some((original, 2));
             assert_eq!(target("/admin", nest, "/", &PathPolicy::Keep), Err(ErrorKind::InvalidTarget), "{original}");
@@ -364,7 +365,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_target_panics_or_leaves(path in "/mydir/[./%2eEfF5cC;\\\\a]{0,24}") {
+        fn no_target_panics_or_leaves_the_prefix(path in "/mydir/[./%2eEfF5cC;\\\\a]{0,24}") {
             let Ok(uri) = path.parse::<Uri>() else { return Ok(()) };
             let mydir = prefix("/mydir");
             if let Ok(target) = Target::parse(&uri, None, &mydir) {
@@ -378,22 +379,22 @@ mod tests {
         }
 
         #[test]
-        fn no_destination_panics_or_leaves(path in "/mydir/[./%2eEfF5cC;\\\\a0uü?]{0,24}") {
+        fn no_destination_panics_or_leaves_the_prefix(path in "/mydir/[./%2eEfF5cC;\\\\a0uü?]{0,24}") {
             let (current, mydir) = ("/mydir/x".parse().unwrap(), prefix("/mydir"));
             let target = Target::parse(&current, None, &mydir).unwrap();
-            if let Ok(sent) = target.other_for_backend(&path, &PathPolicy::Keep) {
+            if let Ok(sent) = target.rebase(&path, &PathPolicy::Keep) {
                 prop_assert_eq!(&sent, &path);
                 for read in readings(sent.split('?').next().unwrap()) {
                     let inside = resolved(&read).first() == Some(&"mydir");
                     prop_assert!(inside, "{} read as {}", path, read);
                 }
-                let stripped = target.other_for_backend(&path, &PathPolicy::Replace(Prefix::root())).unwrap();
+                let stripped = target.rebase(&path, &PathPolicy::Replace(Prefix::root())).unwrap();
                 prop_assert_eq!(format!("/mydir{stripped}"), path);
             }
         }
     }
 
-    /// What a server may make of a path, whatever it takes for a slash and for a dot.
+    /// Every reading of a path, for servers that differ in what they take for a slash and for a dot.
     fn readings(path: &str) -> impl Iterator<Item = String> {
         let lower = path.to_ascii_lowercase().replace("%2e", ".");
         (0..8).map(move |slashes| {
