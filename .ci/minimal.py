@@ -62,7 +62,7 @@ def check(name, change, *checks):
         changed = change(manifest.read())
     with open(path, "w") as manifest:
         manifest.write(changed)
-    run("cargo", "+nightly", "update", "--quiet", "-Z", "direct-minimal-versions", cwd=copy)
+    run("cargo", "+" + os.environ.get("NIGHTLY", "nightly"), "update", "--quiet", "-Z", "direct-minimal-versions", cwd=copy)
     for arguments in checks:
         run("cargo", "check", "--quiet", *arguments, cwd=copy)
 

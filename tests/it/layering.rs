@@ -1,79 +1,133 @@
-//! The house: every `use crate::` points down. The rooms stand in the crate's documentation.
+//! The rooms of the crate: a module uses the floors below its own. The table is `src/docs/layers.md`, which CONTRIBUTING.md
+//! shows too, together with the diagram that `diagram` makes of it.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    fs,
+    path::Path,
+};
 
-/// Rooms and their floors. A room may use the rooms below its own floor, and no sibling.
-const FLOORS: [&[&str]; 7] = [
-    &["error", "backend", "expect", "identity", "path"],
-    &["headers", "axum"],
-    &["client", "refuse", "upgrade"],
-    &["upstream", "basic_auth", "remote_user", "trace_redirect"],
-    &["forward"],
-    &["proxy", "fuzzing"],
-    // Documentation alone.
-    &["guide"],
-];
+const TABLE: &str = include_str!("../../src/docs/layers.md");
+const CONTRIBUTING: &str = include_str!("../../CONTRIBUTING.md");
+
+/// A path inside the crate: the modules from the root, then the item.
+type Segments = Vec<String>;
 
 #[test]
-fn every_arrow_points_down() {
-    let floors: BTreeMap<&str, usize> =
-        FLOORS.iter().enumerate().flat_map(|(floor, rooms)| rooms.iter().map(move |room| (*room, floor))).collect();
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut seen = 0;
-    visit(&src, &mut |path, text| {
-        let relative = path.strip_prefix(&src).unwrap().to_str().unwrap().replace('\\', "/");
-        if relative == "lib.rs" {
-            return;
-        }
-        let room = relative.trim_end_matches(".rs").split('/').next().unwrap().to_owned();
-        let floor = *floors.get(&*room).unwrap_or_else(|| panic!("{relative} is in no room"));
-        let code = text.split("#[cfg(test)]").next().unwrap();
-        for used in rooms_used(code) {
-            seen += 1;
-            let Some(&below) = floors.get(&*used) else { panic!("{relative} uses {used}, which is no room") };
-            // The vocabulary and the pure functions may use each other within their floor.
-            let allowed = used == room || below < floor || (below == floor && floor == 0);
-            assert!(allowed, "{relative} (floor {floor}) uses crate::{used} (floor {below})");
-        }
-    });
-    assert!(seen > 20, "only {seen} uses found: does the test still read them?");
-}
-
-/// The names that follow `crate::`, also in a braced list.
-fn rooms_used(code: &str) -> Vec<String> {
-    let mut rooms = Vec::new();
-    let code: String =
-        code.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect();
-    for (at, _) in code.match_indices("crate::") {
-        if code[..at].ends_with('$') {
-            continue;
-        }
-        let rest = &code[at + "crate::".len()..];
-        match rest.strip_prefix('{') {
-            None => rooms.push(first_name(rest)),
-            Some(list) => {
-                let (mut depth, mut start) = (0, true);
-                for (index, c) in list.char_indices() {
-                    match c {
-                        '{' => depth += 1,
-                        '}' if depth == 0 => break,
-                        '}' => depth -= 1,
-                        ',' if depth == 0 => start = true,
-                        c if start && depth == 0 && c.is_alphabetic() => {
-                            rooms.push(first_name(&list[index..]));
-                            start = false;
-                        }
-                        _ => {}
-                    }
-                }
+fn every_use_points_down() {
+    let floors = floors();
+    let sources = sources();
+    let mut uses = BTreeMap::<&str, BTreeSet<&str>>::new();
+    for Source { file, module, code } in &sources {
+        let Some(room) = module.first() else { continue };
+        let floor = *floors.get(&**room).unwrap_or_else(|| panic!("{file} is in no room of src/docs/layers.md"));
+        for path in paths(module, code) {
+            let Some((used, &below)) = path.first().and_then(|used| floors.get_key_value(&**used)) else {
+                panic!("{file} uses {}, which is in no room of src/docs/layers.md", path.join("::"))
+            };
+            // The rooms of the vocabulary may use each other, but not in a circle.
+            assert!(
+                used == room || below < floor || (below == floor && floor == 0),
+                "{file} (floor {floor}) uses crate::{} (floor {below})",
+                path.join("::"),
+            );
+            if used != room {
+                uses.entry(room).or_default().insert(used);
             }
         }
     }
-    rooms
+    let circle = circle(&uses);
+    assert!(circle.is_none(), "these rooms use each other: {circle:?}");
+    assert!(uses.values().map(BTreeSet::len).sum::<usize>() > 20, "too few uses found: {uses:?}");
 }
 
-fn first_name(text: &str) -> String {
-    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+#[test]
+fn every_room_of_the_table_is_a_module() {
+    let sources = sources();
+    let modules: BTreeSet<&str> =
+        sources.iter().filter_map(|source| source.module.first()).map(String::as_str).collect();
+    let rooms: BTreeSet<&str> = floors().into_keys().collect();
+    assert_eq!(modules, rooms);
+}
+
+#[test]
+fn contributing_shows_the_table_and_its_diagram() {
+    assert!(CONTRIBUTING.contains(TABLE), "CONTRIBUTING.md differs from src/docs/layers.md: copy this there:\n{TABLE}");
+    let diagram = diagram();
+    assert!(CONTRIBUTING.contains(&diagram), "CONTRIBUTING.md has another diagram: copy this there:\n{diagram}");
+}
+
+// ---- The table ----
+
+/// The rows of the table: floor and rooms, from top to bottom.
+fn rows() -> Vec<(usize, Vec<&'static str>)> {
+    let rows = TABLE.lines().skip(2).map(|line| {
+        let mut cells = line.split('|').skip(1);
+        let (floor, rooms) = (cells.next().unwrap().trim(), cells.next().unwrap());
+        (floor.parse().unwrap(), rooms.split(',').map(|room| room.trim().trim_matches('`')).collect())
+    });
+    rows.collect()
+}
+
+fn floors() -> BTreeMap<&'static str, usize> {
+    rows().into_iter().flat_map(|(floor, rooms)| rooms.into_iter().map(move |room| (room, floor))).collect()
+}
+
+/// The table as a mermaid diagram.
+fn diagram() -> String {
+    let mut text = "```mermaid\nflowchart TB\n".to_owned();
+    for (floor, rooms) in rows() {
+        writeln!(text, "  f{floor}[\"{floor}: {}\"]", rooms.join(" · ")).unwrap();
+    }
+    let floors: Vec<_> = rows().into_iter().map(|(floor, _)| format!("f{floor}")).collect();
+    writeln!(text, "  {}\n```", floors.join(" --> ")).unwrap();
+    text
+}
+
+/// The rooms that use each other in a circle, if there are such.
+fn circle<'a>(uses: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> Option<BTreeSet<&'a str>> {
+    let mut rest = uses.clone();
+    loop {
+        let before = rest.len();
+        // A room is in no circle if it uses none of the rest, or none of the rest uses it.
+        let using: BTreeSet<&str> = rest.keys().copied().collect();
+        rest.retain(|_, used| !used.is_disjoint(&using));
+        let used: BTreeSet<&str> = rest.values().flatten().copied().collect();
+        rest.retain(|room, _| used.contains(room));
+        if rest.len() == before {
+            return (before > 0).then(|| rest.into_keys().collect());
+        }
+    }
+}
+
+// ---- The sources ----
+
+struct Source {
+    file: String,
+    /// The path of the file's module; empty for the root.
+    module: Segments,
+    /// Without comments and tests.
+    code: String,
+}
+
+/// Every file of `src` but the root.
+fn sources() -> Vec<Source> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut sources = Vec::new();
+    visit(&src, &mut |path, text| {
+        let file = path.strip_prefix(&src).unwrap().to_str().unwrap().replace('\\', "/");
+        let mut module: Segments = file.trim_end_matches(".rs").split('/').map(str::to_owned).collect();
+        if module.last().is_some_and(|name| name == "mod" || name == "lib") {
+            module.pop();
+        }
+        let code = text.split("#[cfg(test)]\nmod ").next().unwrap();
+        let code = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+        if !module.is_empty() {
+            sources.push(Source { file, module, code });
+        }
+    });
+    sources
 }
 
 fn visit(dir: &Path, f: &mut impl FnMut(&Path, &str)) {
@@ -87,8 +141,119 @@ fn visit(dir: &Path, f: &mut impl FnMut(&Path, &str)) {
     }
 }
 
+/// Every path in the code that starts with `crate` or `super`, also in nested lists over several lines, from the root.
+fn paths(module: &[String], code: &str) -> Vec<Segments> {
+    let tokens = tokens(code);
+    let mut paths = Vec::new();
+    let mut at = 0;
+    let mut module = module.to_vec();
+    // How many braces are open, and how many were where each inline module began.
+    let (mut depth, mut inline) = (0, Vec::new());
+    while at < tokens.len() {
+        let starts = matches!(tokens[at], "crate" | "super") && tokens.get(at + 1) == Some(&"::");
+        let inside = at > 0 && matches!(tokens[at - 1], "::" | "$");
+        if starts && !inside {
+            at = tree(&tokens, at, module.clone(), &mut paths);
+            continue;
+        }
+        match tokens[at..] {
+            ["mod", name, "{", ..] => {
+                module.push(name.to_owned());
+                inline.push(depth);
+            }
+            ["{", ..] => depth += 1,
+            ["}", ..] => {
+                depth -= 1;
+                if inline.pop_if(|start| *start == depth).is_some() {
+                    module.pop();
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    // A path to the root itself, as in `pub(in super::super)`, uses no room.
+    paths.retain(|path| !path.is_empty());
+    paths
+}
+
+/// Reads a path or a tree of paths from `at`; returns where it ends.
+fn tree(tokens: &[&str], mut at: usize, mut base: Segments, paths: &mut Vec<Segments>) -> usize {
+    loop {
+        match tokens.get(at).copied() {
+            Some("{") => {
+                at += 1;
+                while tokens.get(at).is_some_and(|token| *token != "}") {
+                    at = if tokens[at] == "," { at + 1 } else { tree(tokens, at, base.clone(), paths) };
+                }
+                return at + 1;
+            }
+            Some("crate") => base.clear(),
+            Some("super") => drop(base.pop()),
+            Some("self" | "*") => {}
+            Some(name) if is_name(name) => base.push(name.to_owned()),
+            _ => {
+                paths.push(base);
+                return at + 1;
+            }
+        }
+        at += 1;
+        if tokens.get(at) != Some(&"::") {
+            // `name as other`
+            let renamed = tokens.get(at) == Some(&"as");
+            paths.push(base);
+            return if renamed { at + 2 } else { at };
+        }
+        at += 1;
+    }
+}
+
+fn is_name(token: &str) -> bool {
+    token.starts_with(|c: char| c.is_alphanumeric() || c == '_')
+}
+
+/// Names, `::`, and every other character but blanks by itself.
+fn tokens(code: &str) -> Vec<&str> {
+    let mut tokens = Vec::new();
+    let mut rest = code.trim_start();
+    while let Some(first) = rest.chars().next() {
+        let name = rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len());
+        let length = match name {
+            0 if rest.starts_with("::") => 2,
+            0 => first.len_utf8(),
+            name => name,
+        };
+        tokens.push(&rest[..length]);
+        rest = rest[length..].trim_start();
+    }
+    tokens
+}
+
 #[test]
-fn uses_are_read() {
-    let code = "use crate::{\n    a::{B, C},\n    d::E,\n};\nfn f() { crate::g::h() }\n// crate::no\n";
-    assert_eq!(rooms_used(code), ["a", "d", "g"]);
+fn paths_are_read() {
+    let of = |module: &str, code: &str| {
+        let module: Segments = module.split("::").map(str::to_owned).collect();
+        paths(&module, code).iter().map(|path| path.join("::")).collect::<Vec<_>>()
+    };
+    let code = "use crate::{\n    a::{B, C as D},\n    e::{self, f::*},\n    G,\n};\nfn f() { crate::h::<i>() }";
+    assert_eq!(of("m", code), ["a::B", "a::C", "e", "e::f", "G", "h"]);
+    let code = "use super::{\n    super::{a::B, c},\n    d::E,\n};\nfn f() -> super::F { super::super::g::h() }";
+    assert_eq!(of("m::n::o", code), ["m::a::B", "m::c", "m::n::d::E", "m::n::F", "m::g::h"]);
+    assert_eq!(of("m", "use super::a::B; pub(in super::super) struct C; pub(super) fn d();"), ["a::B"]);
+    assert_eq!(of("m", "mod n { use super::a; fn f() { super::b() } } use super::c;"), ["m::a", "m::b", "c"]);
+    assert_eq!(of("m::n", "$crate::a::B; self::c::D; x::super::y"), Vec::<String>::new());
+}
+
+#[test]
+fn circles_are_found() {
+    let graph = |uses: &[(&'static str, &'static str)]| {
+        let mut graph = BTreeMap::<_, BTreeSet<_>>::new();
+        for &(room, used) in uses {
+            graph.entry(room).or_default().insert(used);
+        }
+        circle(&graph)
+    };
+    assert_eq!(graph(&[("a", "b"), ("b", "c"), ("a", "c")]), None);
+    let circle = graph(&[("x", "a"), ("a", "b"), ("b", "c"), ("c", "a"), ("c", "y"), ("y", "z")]);
+    assert_eq!(circle, Some(["a", "b", "c"].into()));
 }
