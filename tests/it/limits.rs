@@ -1,6 +1,6 @@
 //! The limits that the documentation lists: each behaves as described.
 
-use std::{fs, sync::Arc};
+use std::sync::Arc;
 
 use axum::{Router, body::Body, extract::Request, routing::get as route};
 use http_body_util::BodyExt;
@@ -11,14 +11,6 @@ use crate::support::{PATIENCE, answering, backend, client, front, get, http2, mi
 
 fn app(origin: &str) -> Router {
     Router::new().route("/", route(async || "home")).layer(ReverseProxyLayer::new(origin).prefix("/mydir"))
-}
-
-#[test]
-fn the_readme_and_the_crate_list_the_same_limits() {
-    let root = env!("CARGO_MANIFEST_DIR");
-    let [readme, limits] =
-        ["README.md", "src/docs/limits.md"].map(|file| fs::read_to_string(format!("{root}/{file}")).unwrap());
-    assert!(readme.contains(&format!("## Limits\n\n{limits}")), "copy src/docs/limits.md below \"## Limits\"");
 }
 
 #[tokio::test]
