@@ -1,14 +1,16 @@
-//! The word that a request's body waits for after `Expect: 100-continue`, as a request extension: the forwarder doesn't know
-//! which protocol the request goes over, and the client does.
+//! The signal that releases a request's body after `Expect: 100-continue`.
+//!
+//! It's a request extension, because the forwarder holds the body back and only the client knows over which protocol
+//! the request is sent.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Waker},
 };
 
-/// Releases the body of one request. Clones share it.
+/// Releases the body of one request. Clones share the signal.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Continue {
+pub(crate) struct ContinueSignal {
     state: Arc<Mutex<State>>,
 }
 
@@ -18,13 +20,13 @@ struct State {
     waker: Option<Waker>,
 }
 
-impl Continue {
-    /// Lets the body go.
+impl ContinueSignal {
+    /// Releases the body.
     pub(crate) fn release(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.is_released = true;
         let waker = state.waker.take();
-        // Not under the lock: a waker may do anything.
+        // Woken without the lock, because a waker may run arbitrary code.
         drop(state);
         if let Some(waker) = waker {
             waker.wake();

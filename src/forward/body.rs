@@ -1,4 +1,4 @@
-//! Bodies on their way: passed frame by frame as they come, watched for standstill.
+//! The bodies of both directions: forwarded frame by frame, with an idle timeout.
 
 use std::{
     future::Future,
@@ -17,7 +17,7 @@ use pin_project_lite::pin_project;
 use super::{
     expect::Expectation,
     idle::Idle,
-    upload::{ExchangeUpload, Turn, Upload},
+    upload::{ExchangeUpload, Upload, WaitingOn},
 };
 use crate::{
     error::{Error, ErrorKind, classify_request_body, classify_response_body},
@@ -25,7 +25,8 @@ use crate::{
 };
 
 pin_project! {
-    /// The client's body. Its error is what stopped it, and says whose fault that was.
+    /// The client's body. Its error is the crate's [`Error`], which attributes the failure to the client or the
+    /// backend.
     #[derive(Debug)]
     pub(super) struct RequestBody {
         #[pin]
@@ -42,15 +43,15 @@ pin_project! {
 
     impl PinnedDrop for RequestBody {
         fn drop(this: Pin<&mut Self>) {
-            // Nobody asks for more: at the end of its Content-Length, hyper doesn't ask whether this is the end.
-            this.upload.set(Turn::Done);
+            // hyper doesn't poll for the end of a body whose `Content-Length` it has read.
+            this.upload.set_waiting_on(WaitingOn::Nothing);
         }
     }
 }
 
 impl RequestBody {
-    /// `version` is the client's. Without `forbidden`, the body has no trailers. With an `expectation`, nothing is asked of
-    /// the client before that is met.
+    /// `version` is the client's. `forbidden` is `None` for a body that can't have trailers. With an `expectation`, the
+    /// client's body isn't polled before that is met.
     pub(super) fn new(
         inner: Body,
         version: Version,
@@ -77,11 +78,11 @@ impl http_body::Body for RequestBody {
         let frame = match polled {
             Poll::Ready(None)
                 if !this.inner.is_end_stream()
-                    && let Some(confirmation) = this.upload.confirmation() =>
+                    && let Some(confirmation) = this.upload.end_confirmation() =>
             {
                 if !*this.ended {
                     *this.ended = true;
-                    this.upload.set(Turn::Done);
+                    this.upload.set_waiting_on(WaitingOn::Nothing);
                 }
                 let is_end = ready!(confirmation.poll_end(cx));
                 (!is_end).then(|| Err(ErrorKind::ClientGone.into()))
@@ -91,24 +92,24 @@ impl http_body::Body for RequestBody {
             }
             Poll::Pending => {
                 this.upload.wait_for_client();
-                // Once the response's head is through, what comes of the response shows that the exchange is alive.
-                ready!(this.idle.as_mut().poll_elapsed(cx, || this.upload.answered()));
+                // After the response's head, the frames of the response keep the exchange alive too.
+                ready!(this.idle.as_mut().poll_elapsed(cx, || this.upload.last_response_progress()));
                 Some(Err(ErrorKind::RequestBodyTimeout.into()))
             }
         };
         this.idle.stop();
-        let turn = match frame {
-            Some(Ok(_)) if !this.inner.is_end_stream() => Turn::Backend,
-            _ => Turn::Done,
+        let waiting_on = match frame {
+            Some(Ok(_)) if !this.inner.is_end_stream() => WaitingOn::Backend,
+            _ => WaitingOn::Nothing,
         };
         if let Some(Err(error)) = &frame {
             this.upload.fail(error);
         }
-        this.upload.set(turn);
+        this.upload.set_waiting_on(waiting_on);
         let forbidden = this.forbidden.as_ref();
         Poll::Ready(frame.and_then(|frame| {
             match frame {
-                Ok(frame) => without_trailers(frame, |trailers| match forbidden {
+                Ok(frame) => filter_trailers(frame, |trailers| match forbidden {
                     Some(forbidden) => forbidden.remove_from(trailers),
                     None => trailers.clear(),
                 })
@@ -128,7 +129,7 @@ impl http_body::Body for RequestBody {
 }
 
 pin_project! {
-    /// The backend's body. An error stays an error: the client sees an abort and never a clean end.
+    /// The backend's body. Its errors are returned, so that the client sees an aborted response and not a complete one.
     #[derive(Debug)]
     pub(super) struct ResponseBody<B> {
         #[pin]
@@ -142,7 +143,7 @@ pin_project! {
 }
 
 impl<B: http_body::Body> ResponseBody<B> {
-    /// `upload` is the request's body, if it had one: it may still be under way.
+    /// `upload` is the request's body, if it had one. It may still be in progress.
     pub(super) fn new(
         inner: B,
         idle_timeout: Option<Duration>,
@@ -150,7 +151,7 @@ impl<B: http_body::Body> ResponseBody<B> {
         upload: Option<ExchangeUpload>,
     ) -> Self {
         if let Some(upload) = &upload {
-            upload.answer();
+            upload.response_progressed();
             if inner.is_end_stream() {
                 upload.complete();
             }
@@ -173,27 +174,27 @@ where
             return Poll::Ready(Some(Err(failure)));
         }
         if let Some(upload) = this.upload {
-            upload.polled(cx);
+            upload.exchange_polled(cx);
         }
         let mut error: Error = match this.inner.as_mut().poll_frame(cx) {
-            // An upload that flows shows that the exchange is alive.
-            Poll::Pending => match this.idle.poll_elapsed(cx, || this.upload.as_ref()?.flowed()) {
+            // The frames of the upload keep the exchange alive too.
+            Poll::Pending => match this.idle.poll_elapsed(cx, || this.upload.as_ref()?.last_request_progress()) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(()) => ErrorKind::ResponseBodyTimeout.into(),
             },
             Poll::Ready(Some(Err(error))) => {
                 let error = classify_response_body(error.into());
-                this.upload.as_ref().map_or(error.clone(), |upload| upload.cause_of(error))
+                this.upload.as_ref().map_or(error.clone(), |upload| upload.root_cause(error))
             }
             Poll::Ready(Some(Ok(frame))) => {
                 this.idle.as_mut().stop();
                 if let Some(upload) = this.upload {
-                    upload.answer();
+                    upload.response_progressed();
                     if frame.is_trailers() || this.inner.is_end_stream() {
                         upload.complete();
                     }
                 }
-                return Poll::Ready(without_trailers(frame, trailers::remove_from_response).map(Ok));
+                return Poll::Ready(filter_trailers(frame, trailers::remove_from_response).map(Ok));
             }
             Poll::Ready(None) => {
                 if let Some(upload) = this.upload {
@@ -206,8 +207,9 @@ where
             super::failure::trace(&error);
             error.report();
         }
-        // hyper's server writes when the body is pending, and closes the connection on an error without writing what it has
-        // buffered. The head, and the frames before the error, go out first, so that the client sees a cut response.
+        // On an error, hyper's server closes the connection without flushing its buffer; on `Pending`, it flushes.
+        // Returning the error at the next poll therefore sends the head and the earlier frames first, and the client
+        // sees a truncated response.
         *this.failure = Some(error);
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -222,8 +224,8 @@ where
     }
 }
 
-/// The frame without the trailers that `remove` removes; `None`, the end of the body, if no trailer is left.
-fn without_trailers(mut frame: Frame<Bytes>, remove: impl FnOnce(&mut HeaderMap)) -> Option<Frame<Bytes>> {
+/// Applies `remove` to a frame of trailers. `None`, the end of the body, if no trailer is left.
+fn filter_trailers(mut frame: Frame<Bytes>, remove: impl FnOnce(&mut HeaderMap)) -> Option<Frame<Bytes>> {
     let Some(trailers) = frame.trailers_mut() else { return Some(frame) };
     remove(trailers);
     (!trailers.is_empty()).then_some(frame)

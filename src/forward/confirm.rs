@@ -1,18 +1,18 @@
-//! Tells the end of an HTTP/2 upload from a stream that was reset.
+//! Distinguishes the end of an HTTP/2 upload from a reset of its stream.
 //!
-//! hyper's body ends in `None` after an END_STREAM and after a RST_STREAM with NO_ERROR alike. Its `is_end_stream` tells the
-//! two apart, but that of many bodies around it doesn't: a `StreamBody`, or the one of tower-http's `RequestBodyTimeoutLayer`,
-//! returns `false` at any end. Such an end is held back until the exchange has been polled twice, because hyper's server looks
-//! for a reset between two polls, and drops the exchange of a stream that was reset.
+//! hyper's body returns `None` both after END_STREAM and after RST_STREAM with NO_ERROR. Its `is_end_stream`
+//! distinguishes the two, but many bodies that wrap it return `false` at any end: `StreamBody`, or that of tower-http's
+//! `RequestBodyTimeoutLayer`. Such an end is held back until the exchange has been polled twice, because hyper's server
+//! checks for a reset between two polls and drops the exchange of a stream that was reset.
 
 use std::{
     sync::{Mutex, PoisonError},
     task::{Context, Poll, Waker},
 };
 
-/// Shared by the request's body and the exchange: the future of the response, and then the response's body.
+/// Shared by the request's body and the exchange, which is first the response future and then the response's body.
 #[derive(Debug, Default)]
-pub(super) struct Confirmation {
+pub(super) struct EndConfirmation {
     state: Mutex<State>,
 }
 
@@ -25,21 +25,21 @@ struct State {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stage {
-    /// The body hasn't come to an end.
+    /// The body hasn't ended.
     #[default]
     Open,
-    /// The body has come to an end that may be a reset.
-    Asked,
+    /// The body has ended, and the end may be a reset.
+    EndSeen,
     /// The exchange has been polled since.
-    Polled,
-    /// The exchange has been polled once more, or was completed: the end is one.
+    PolledOnce,
+    /// The exchange has been polled a second time, or was completed, so the end isn't a reset.
     Confirmed,
-    /// The exchange was dropped: the client has reset its stream.
+    /// The exchange was dropped, because the client has reset its stream.
     Abandoned,
 }
 
-impl Confirmation {
-    /// Called by the body, at an end that may be a reset. Returns whether it's the end.
+impl EndConfirmation {
+    /// Called by the body at an end that may be a reset. Returns whether it's the end of the upload.
     pub(super) fn poll_end(&self, cx: &mut Context<'_>) -> Poll<bool> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.body = Some(cx.waker().clone());
@@ -47,10 +47,10 @@ impl Confirmation {
             Stage::Confirmed => return Poll::Ready(true),
             Stage::Abandoned => return Poll::Ready(false),
             Stage::Open => {
-                state.stage = Stage::Asked;
+                state.stage = Stage::EndSeen;
                 state.exchange.take()
             }
-            Stage::Asked | Stage::Polled => None,
+            Stage::EndSeen | Stage::PolledOnce => None,
         };
         drop(state);
         wake(exchange);
@@ -65,12 +65,12 @@ impl Confirmation {
                 Some(waker) => waker.clone_from(cx.waker()),
                 none => *none = Some(cx.waker().clone()),
             },
-            Stage::Asked => {
-                state.stage = Stage::Polled;
+            Stage::EndSeen => {
+                state.stage = Stage::PolledOnce;
                 drop(state);
                 cx.waker().wake_by_ref();
             }
-            Stage::Polled => {
+            Stage::PolledOnce => {
                 drop(state);
                 self.close(Stage::Confirmed);
             }
@@ -78,8 +78,8 @@ impl Confirmation {
         }
     }
 
-    /// Called when the exchange is over. One that wasn't completed was given up by the client.
-    pub(super) fn exchange_over(&self, completed: bool) {
+    /// Called when the exchange has ended. If it wasn't completed, the client has cancelled it.
+    pub(super) fn exchange_ended(&self, completed: bool) {
         self.close(if completed { Stage::Confirmed } else { Stage::Abandoned });
     }
 
@@ -107,14 +107,14 @@ mod tests {
     #[test]
     fn an_end_is_confirmed_after_two_polls_of_the_exchange() {
         let cx = &mut Context::from_waker(Waker::noop());
-        let confirmation = Confirmation::default();
+        let confirmation = EndConfirmation::default();
         confirmation.exchange_polled(cx);
         assert!(confirmation.poll_end(cx).is_pending());
         confirmation.exchange_polled(cx);
         assert!(confirmation.poll_end(cx).is_pending());
         confirmation.exchange_polled(cx);
         assert_eq!(confirmation.poll_end(cx), Poll::Ready(true));
-        confirmation.exchange_over(false);
+        confirmation.exchange_ended(false);
         assert_eq!(confirmation.poll_end(cx), Poll::Ready(true));
     }
 
@@ -122,9 +122,9 @@ mod tests {
     fn an_end_is_confirmed_when_the_exchange_completes() {
         let cx = &mut Context::from_waker(Waker::noop());
         for completed in [true, false] {
-            let confirmation = Confirmation::default();
+            let confirmation = EndConfirmation::default();
             assert!(confirmation.poll_end(cx).is_pending());
-            confirmation.exchange_over(completed);
+            confirmation.exchange_ended(completed);
             assert_eq!(confirmation.poll_end(cx), Poll::Ready(completed));
         }
     }

@@ -1,13 +1,15 @@
-//! `Expect: 100-continue` (RFC 9110, section 10.1.1), end to end: the client isn't told to go on before the backend says so.
+//! `Expect: 100-continue` (RFC 9110, section 10.1.1), end to end: the client gets its 100 when the backend has sent
+//! one.
 //!
-//! hyper's server sends its 100 when the request's body is first asked for, and its client has no patience: it asks at once.
-//! So the body waits for the backend's 100 before it's asked for. Over HTTP/2 it doesn't wait, because hyper shows no
-//! informational response there: the crate's client releases the body when it sends the head. The expectation is met by
-//! sending on (RFC 9110, section 10.1.1, obliges nobody to wait), and a backend that refuses the body says so in its midst:
-//! the answer comes, and the stream's upload ends alone, not the connection. The field is still sent, because it's the
-//! client's word to the origin server, which may answer 417 to it or refuse early for its sake.
+//! hyper's server sends a 100 when the request's body is first polled, and hyper's client polls it at once. The body
+//! therefore waits for the backend's 100 before it polls the client's.
 //!
-//! Other informational responses end here: hyper's server can't send them.
+//! Over HTTP/2 it doesn't wait, because hyper doesn't expose informational responses there: the crate's client releases
+//! the body when it sends the head. That is allowed, because RFC 9110 doesn't require a client to wait. A backend that
+//! rejects the body answers during the upload, which ends that stream and leaves the connection open. The field is sent
+//! all the same, because it's addressed to the origin server, which may answer 417 or reject the request early.
+//!
+//! Other informational responses aren't forwarded, because hyper's server can't send them.
 
 use std::{
     future::Future,
@@ -20,21 +22,21 @@ use http::{Request, StatusCode, header::EXPECT};
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 
-use crate::expect::Continue;
+use crate::expect::ContinueSignal;
 
 pin_project! {
-    /// Ready when the backend has said that it wants the body, or hasn't said anything for long enough.
+    /// Ready when the backend has sent a 100, or the continue timeout has elapsed.
     #[derive(Debug)]
     pub(super) struct Expectation {
-        word: Continue,
+        signal: ContinueSignal,
         #[pin]
-        patience: Sleep,
+        timeout: Sleep,
     }
 }
 
 impl Expectation {
-    /// Listens for what the backend says before its answer; the expectation, if the request has one.
-    pub(super) fn of<B>(request: &mut Request<B>, wait: Duration) -> Option<Self> {
+    /// Returns the expectation of a request that has one. Registers for the backend's informational responses.
+    pub(super) fn from_request<B>(request: &mut Request<B>, timeout: Duration) -> Option<Self> {
         let expects = request
             .headers()
             .get_all(EXPECT)
@@ -43,21 +45,21 @@ impl Expectation {
         if !expects && !tracing::enabled!(target: "tower_reverse_proxy", tracing::Level::DEBUG) {
             return None;
         }
-        let word = Continue::default();
-        let heard = word.clone();
+        let signal = ContinueSignal::default();
+        let continued = signal.clone();
         hyper::ext::on_informational(request, move |response| match response.status() {
-            StatusCode::CONTINUE => heard.release(),
+            StatusCode::CONTINUE => continued.release(),
             status => tracing::debug!(
                 target: "tower_reverse_proxy",
                 status = status.as_u16(),
-                "an informational response that can't be passed on"
+                "an informational response isn't forwarded"
             ),
         });
         if !expects {
             return None;
         }
-        request.extensions_mut().insert(word.clone());
-        Some(Self { word, patience: tokio::time::sleep(wait) })
+        request.extensions_mut().insert(signal.clone());
+        Some(Self { signal, timeout: tokio::time::sleep(timeout) })
     }
 }
 
@@ -66,9 +68,9 @@ impl Future for Expectation {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        match this.word.poll_released(cx) {
+        match this.signal.poll_released(cx) {
             Poll::Ready(()) => Poll::Ready(()),
-            Poll::Pending => this.patience.poll(cx),
+            Poll::Pending => this.timeout.poll(cx),
         }
     }
 }

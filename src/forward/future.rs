@@ -20,11 +20,11 @@ use super::{
     body::RequestBody,
     expect::Expectation,
     failure::{self, RequestHead},
-    idle::poll_clock,
+    idle::poll_timer,
     request::{self, Exchange, Refusal},
     response,
     rules::Rules,
-    upload::{ExchangeUpload, Turn, Upload},
+    upload::{ExchangeUpload, Upload, WaitingOn},
 };
 use crate::{
     error::{ErrorKind, classify},
@@ -45,7 +45,7 @@ where
             return ForwardFuture { state: State::Refused { response: Some(response) } };
         }
     };
-    let expectation = Expectation::of(&mut request, rules.continue_timeout);
+    let expectation = Expectation::from_request(&mut request, rules.continue_timeout);
     let mut upload = None;
     if !request.body().is_end_stream() {
         let shared = Arc::new(Upload::new(version));
@@ -107,7 +107,7 @@ where
             }
             StateProj::Calling { call, clock, upload, exchange, head, rules } => {
                 if let Some(upload) = upload {
-                    upload.polled(cx);
+                    upload.exchange_polled(cx);
                 }
                 let finished = match call.poll(cx) {
                     Poll::Ready(Ok(mut response)) => match response.extensions_mut().remove::<Refused>() {
@@ -117,7 +117,7 @@ where
                     },
                     Poll::Ready(Err(error)) => {
                         let error = classify(error.into(), ErrorKind::Upstream);
-                        Err(upload.as_ref().map_or(error.clone(), |upload| upload.cause_of(error)))
+                        Err(upload.as_ref().map_or(error.clone(), |upload| upload.root_cause(error)))
                     }
                     Poll::Pending => match poll_overdue(clock, upload.as_deref(), rules, cx) {
                         Poll::Ready(kind) => Err(kind.into()),
@@ -152,17 +152,17 @@ fn poll_overdue(
     }
     let Some(mut clock) = clock.as_pin_mut() else { return Poll::Pending };
     loop {
-        if poll_clock(clock.as_mut(), cx).is_pending() {
+        if poll_timer(clock.as_mut(), cx).is_pending() {
             return Poll::Pending;
         }
         let Some(upload) = upload else { return Poll::Ready(ErrorKind::HeaderTimeout) };
         // The body doesn't wake this clock: it looks at what has happened whenever it rings, and rings again in time for
         // whatever the next turn may be.
-        let (turn, since) = upload.turn();
-        let (timeout, kind) = match turn {
-            Turn::Done => (rules.header_timeout, ErrorKind::HeaderTimeout),
-            Turn::Backend => (rules.body_idle_timeout, ErrorKind::SendTimeout),
-            Turn::Client => (None, ErrorKind::RequestBodyTimeout),
+        let (waiting_on, since) = upload.waiting_on();
+        let (timeout, kind) = match waiting_on {
+            WaitingOn::Nothing => (rules.header_timeout, ErrorKind::HeaderTimeout),
+            WaitingOn::Backend => (rules.body_idle_timeout, ErrorKind::SendTimeout),
+            WaitingOn::Client => (None, ErrorKind::RequestBodyTimeout),
         };
         let now = Instant::now();
         match timeout.map(|timeout| since + timeout) {

@@ -1,4 +1,4 @@
-//! A clock that runs while a body waits for its next frame.
+//! The idle timeout of a body.
 
 use std::{
     future::Future,
@@ -14,7 +14,8 @@ use tokio::{
 };
 
 pin_project! {
-    /// Made at the first wait, set again at each wait that follows a frame: a body that comes at once never needs a timer.
+    /// Measures how long a body waits for its next frame. The timer is created at the first wait, so a body that is
+    /// available at once needs none.
     #[derive(Debug)]
     pub(super) struct Idle {
         timeout: Option<Duration>,
@@ -29,13 +30,13 @@ impl Idle {
         Self { timeout, running: false, sleep: None }
     }
 
-    /// Stops the clock: a frame came.
+    /// Stops the timer, because a frame has arrived.
     pub(super) fn stop(self: Pin<&mut Self>) {
         *self.project().running = false;
     }
 
-    /// Lets the clock run; ready when it has run for the whole timeout, and as much time has passed since `other`: the last
-    /// frame in the other direction.
+    /// Starts the timer if it isn't running. Ready when the timeout has elapsed both since the start and since `other`,
+    /// the time of the last frame in the other direction.
     pub(super) fn poll_elapsed(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -52,7 +53,7 @@ impl Idle {
         }
         let Some(mut sleep) = this.sleep.as_pin_mut() else { return Poll::Pending };
         loop {
-            ready!(poll_clock(sleep.as_mut(), cx));
+            ready!(poll_timer(sleep.as_mut(), cx));
             match other().map(|last| last + timeout) {
                 Some(due) if due > Instant::now() => sleep.as_mut().reset(due),
                 _ => return Poll::Ready(()),
@@ -61,10 +62,10 @@ impl Idle {
     }
 }
 
-/// Polls a clock, whatever the task has used up of tokio's budget for it: a peer that always has something to read would
-/// otherwise stop the clock.
-pub(super) fn poll_clock(clock: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
-    pin!(unconstrained(clock)).poll(cx)
+/// Polls a timer outside of tokio's cooperative budget. A peer that always has data to read uses up the budget, and a
+/// timer polled within it would never fire.
+pub(super) fn poll_timer(timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
+    pin!(unconstrained(timer)).poll(cx)
 }
 
 #[cfg(test)]
@@ -77,12 +78,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_timer_runs_on_when_the_task_budget_is_exhausted() {
-        let mut clock = pin!(sleep(Duration::from_secs(1)));
+        let mut timer = pin!(sleep(Duration::from_secs(1)));
         sleep(Duration::from_secs(2)).await;
         poll_fn(|cx| {
             while pin!(consume_budget()).poll(cx).is_ready() {}
-            assert!(clock.as_mut().poll(cx).is_pending(), "there is no budget");
-            assert!(poll_clock(clock.as_mut(), cx).is_ready());
+            assert!(timer.as_mut().poll(cx).is_pending(), "the budget is used up");
+            assert!(poll_timer(timer.as_mut(), cx).is_ready());
             Poll::Ready(())
         })
         .await;

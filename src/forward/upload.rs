@@ -1,4 +1,5 @@
-//! How far the request's body has come, told by the body to those who await the response, and by the response to the body.
+//! Progress of the request's body, shared with the response future and the response's body, so that timeouts and errors
+//! are attributed to the right side.
 
 use std::{
     ops::Deref,
@@ -13,32 +14,34 @@ use std::{
 use http::Version;
 use tokio::time::Instant;
 
-use super::confirm::Confirmation;
+use super::confirm::EndConfirmation;
 use crate::error::Error;
 
-/// Whose turn it is, and since when: one word, written by one side and read by the other.
+/// Which side the upload waits for, and since when. The request's body writes it, and the exchange reads it.
 #[derive(Debug)]
 pub(super) struct Upload {
     start: Instant,
-    /// Milliseconds since `start`, shifted by two, and the [`Turn`].
+    /// Milliseconds since `start`, shifted left by two, and the [`WaitingOn`]. One atomic, so that both are read
+    /// together.
     state: AtomicU64,
-    /// Milliseconds from `start` to the last frame of the response, and one more. 0: its head isn't through.
-    answered: AtomicU64,
-    /// What the body failed with. The HTTP stack doesn't always hand it on, and what it says instead blames the backend.
+    /// Milliseconds from `start` to the last frame of the response, plus one. 0: its head hasn't arrived.
+    response_progress: AtomicU64,
+    /// The body's error. The HTTP stack doesn't always return it, and the error that it returns instead blames the
+    /// backend.
     failure: OnceLock<Error>,
-    /// Of an HTTP/2 client's upload.
-    confirmation: Option<Confirmation>,
+    /// Only for an HTTP/2 client, whose upload may end in a reset.
+    end_confirmation: Option<EndConfirmation>,
 }
 
-/// Who has to do something next.
+/// The side that has to act next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turn {
+pub(super) enum WaitingOn {
     /// The client: the body waits for its next frame.
     Client = 0,
-    /// The backend: it was given a frame and hasn't asked for more.
+    /// The backend: it has been given a frame and hasn't polled for more.
     Backend = 1,
-    /// The backend: it was given everything, or wants no more.
-    Done = 2,
+    /// Neither side: the body has ended, or was dropped. The backend's response is next.
+    Nothing = 2,
 }
 
 impl Upload {
@@ -46,73 +49,74 @@ impl Upload {
     pub(super) fn new(version: Version) -> Self {
         Self {
             start: Instant::now(),
-            state: AtomicU64::new(Turn::Backend as u64),
-            answered: AtomicU64::new(0),
+            state: AtomicU64::new(WaitingOn::Backend as u64),
+            response_progress: AtomicU64::new(0),
             failure: OnceLock::new(),
-            confirmation: (version == Version::HTTP_2).then(Confirmation::default),
+            end_confirmation: (version == Version::HTTP_2).then(EndConfirmation::default),
         }
     }
 
-    /// Returns what has to confirm an end of the body that may be a reset, if it may be one.
-    pub(super) fn confirmation(&self) -> Option<&Confirmation> {
-        self.confirmation.as_ref()
+    /// Returns the confirmation that an end of the body needs, if it may be a reset.
+    pub(super) fn end_confirmation(&self) -> Option<&EndConfirmation> {
+        self.end_confirmation.as_ref()
     }
 
-    /// Keeps what the body failed with.
+    /// Records the body's error.
     pub(super) fn fail(&self, error: &Error) {
         let _ = self.failure.set(error.clone());
     }
 
-    /// Returns what the body failed with, if it did.
+    /// Returns the body's error, if it failed.
     pub(super) fn failure(&self) -> Option<Error> {
         self.failure.get().cloned()
     }
 
-    /// Returns what the body failed with, in place of what came of it.
-    pub(super) fn cause_of(&self, consequence: Error) -> Error {
+    /// Returns the body's error if it failed, because `consequence` then follows from it.
+    pub(super) fn root_cause(&self, consequence: Error) -> Error {
         self.failure().unwrap_or(consequence)
     }
 
-    pub(super) fn set(&self, turn: Turn) {
-        self.state.store((self.elapsed() << 2) | turn as u64, Ordering::Release);
+    pub(super) fn set_waiting_on(&self, waiting_on: WaitingOn) {
+        self.state.store((self.elapsed() << 2) | waiting_on as u64, Ordering::Release);
     }
 
-    /// Sets that the body waits for the client, from the first time on: the body is polled again without a frame.
+    /// Records that the body waits for the client. Keeps the time of the first call, because the body may be polled
+    /// again before a frame arrives.
     pub(super) fn wait_for_client(&self) {
-        if self.turn().0 != Turn::Client {
-            self.set(Turn::Client);
+        if self.waiting_on().0 != WaitingOn::Client {
+            self.set_waiting_on(WaitingOn::Client);
         }
     }
 
-    /// Returns whose turn it is, and since when.
-    pub(super) fn turn(&self) -> (Turn, Instant) {
+    /// Returns the side that the upload waits for, and since when.
+    pub(super) fn waiting_on(&self) -> (WaitingOn, Instant) {
         let state = self.state.load(Ordering::Acquire);
-        let turn = match state & 3 {
-            0 => Turn::Client,
-            1 => Turn::Backend,
-            _ => Turn::Done,
+        let waiting_on = match state & 3 {
+            0 => WaitingOn::Client,
+            1 => WaitingOn::Backend,
+            _ => WaitingOn::Nothing,
         };
-        (turn, self.start + Duration::from_millis(state >> 2))
+        (waiting_on, self.start + Duration::from_millis(state >> 2))
     }
 
-    /// Returns when the body was last seen to flow; `None` if it has failed.
-    pub(super) fn flowed(&self) -> Option<Instant> {
-        self.failure.get().is_none().then(|| self.turn().1)
+    /// Returns when the body last made progress; `None` if it has failed.
+    pub(super) fn last_request_progress(&self) -> Option<Instant> {
+        self.failure.get().is_none().then(|| self.waiting_on().1)
     }
 
-    /// Sets that the response's head or a frame of its body has just come.
-    pub(super) fn answer(&self) {
-        // Mostly the body is over by now: nothing of it waits.
-        if self.state.load(Ordering::Acquire) & 3 == Turn::Done as u64 {
+    /// Records that the response's head or a frame of its body has arrived.
+    pub(super) fn response_progressed(&self) {
+        // Fast path: the upload has usually ended by now, and nothing reads the time.
+        if self.state.load(Ordering::Acquire) & 3 == WaitingOn::Nothing as u64 {
             return;
         }
-        self.answered.store(self.elapsed() + 1, Ordering::Release);
+        self.response_progress.store(self.elapsed() + 1, Ordering::Release);
     }
 
-    /// Returns when the last frame of the response came; `None` before its head.
-    pub(super) fn answered(&self) -> Option<Instant> {
-        let answered = self.answered.load(Ordering::Acquire).checked_sub(1)?;
-        Some(self.start + Duration::from_millis(answered))
+    /// Returns when the last frame of the response arrived; `None` before its head.
+    pub(super) fn last_response_progress(&self) -> Option<Instant> {
+        let millis = self.response_progress.load(Ordering::Acquire).checked_sub(1)?;
+        Some(self.start + Duration::from_millis(millis))
     }
 
     fn elapsed(&self) -> u64 {
@@ -120,7 +124,7 @@ impl Upload {
     }
 }
 
-/// The exchange's share of an upload: held by the future of the response, and then by the response's body.
+/// The exchange's handle to an upload. The response future holds it first, then the response's body.
 #[derive(Debug)]
 pub(super) struct ExchangeUpload {
     upload: Arc<Upload>,
@@ -131,17 +135,17 @@ impl ExchangeUpload {
         Self { upload }
     }
 
-    /// Has to be called at the beginning of each poll of the exchange.
-    pub(super) fn polled(&self, cx: &mut Context<'_>) {
-        if let Some(confirmation) = &self.upload.confirmation {
+    /// Must be called at the beginning of each poll of the exchange.
+    pub(super) fn exchange_polled(&self, cx: &mut Context<'_>) {
+        if let Some(confirmation) = &self.upload.end_confirmation {
             confirmation.exchange_polled(cx);
         }
     }
 
-    /// Sets that the response has come to its end.
+    /// Records that the response is complete.
     pub(super) fn complete(&self) {
-        if let Some(confirmation) = &self.upload.confirmation {
-            confirmation.exchange_over(true);
+        if let Some(confirmation) = &self.upload.end_confirmation {
+            confirmation.exchange_ended(true);
         }
     }
 }
@@ -156,8 +160,8 @@ impl Deref for ExchangeUpload {
 
 impl Drop for ExchangeUpload {
     fn drop(&mut self) {
-        if let Some(confirmation) = &self.upload.confirmation {
-            confirmation.exchange_over(false);
+        if let Some(confirmation) = &self.upload.end_confirmation {
+            confirmation.exchange_ended(false);
         }
     }
 }

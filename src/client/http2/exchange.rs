@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind, classify},
-    expect::Continue,
+    expect::ContinueSignal,
     headers::framing,
 };
 
@@ -201,7 +201,7 @@ fn as_http1(mut request: Request<Body>) -> Request<Body> {
 fn as_http2(mut request: Request<Body>) -> Result<Request<Body>, Error> {
     *request.version_mut() = Version::HTTP_2;
     // hyper would show no 100 (`forward::expect`).
-    if let Some(word) = request.extensions_mut().remove::<Continue>() {
+    if let Some(word) = request.extensions_mut().remove::<ContinueSignal>() {
         word.release();
     }
     // Of another protocol's framing.
