@@ -308,13 +308,13 @@ async fn early_hints_are_traced_and_not_forwarded() {
 
 /// Faults of a backend, with the status and the event of each.
 const FAULTS: &[(&[u8], u16, &str)] = &[
-    (b"", 502, "WARN ResponseHead Closed"),
+    (b"", 502, "WARN ResponseHead ConnectionClosed"),
     (b"HTTP/1.1 200 OK\r\nSet-Cookie: s3cret\x01\r\n\r\n", 502, "WARN ResponseHead InvalidResponse"),
     (b"s3cret\r\n\r\n", 502, "WARN ResponseHead InvalidResponse"),
     (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: s3cret\r\nConnection: upgrade\r\n\r\n",
         502,
-        "WARN ResponseHead Upgrade",
+        "WARN ResponseHead UnexpectedUpgrade",
     ),
     (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\ns3cret", 200, "WARN ResponseBody ResponseBody"),
     (
@@ -355,11 +355,11 @@ async fn failures() -> Vec<(String, String, u16, &'static str)> {
     }
     let post = "POST /x?key=s3cret HTTP/1.1\r\nHost: front.example\r\nCookie: session=s3cret\r\nTransfer-Encoding:";
     for (request, status, event) in [
-        (get.replace("/x", "/../x"), 400, "DEBUG Request Target"),
-        (get.replace("front.example", "s3cret:s3cret@front"), 400, "DEBUG Request Host"),
-        (get.replace("GET", "TRACE"), 501, "DEBUG Request Method"),
-        (get.replace("Cookie", "Via: 1.1 front.example\r\nCookie"), 508, "DEBUG Request Loop"),
-        (format!("{post} s3cret, chunked\r\n\r\n0\r\n\r\n"), 501, "DEBUG Request TransferCoding"),
+        (get.replace("/x", "/../x"), 400, "DEBUG Request InvalidTarget"),
+        (get.replace("front.example", "s3cret:s3cret@front"), 400, "DEBUG Request InvalidHost"),
+        (get.replace("GET", "TRACE"), 501, "DEBUG Request UnsupportedMethod"),
+        (get.replace("Cookie", "Via: 1.1 front.example\r\nCookie"), 508, "DEBUG Request LoopDetected"),
+        (format!("{post} s3cret, chunked\r\n\r\n0\r\n\r\n"), 501, "DEBUG Request UnsupportedTransferCoding"),
         (format!("{post} chunked\r\n\r\n6\r\ns3cret\r\ns3cret\r\n"), 400, "DEBUG RequestBody RequestBody"),
         (format!("{post} chunked\r\n\r\n6\r\ns3cret\r\n"), 408, "DEBUG RequestBody RequestBodyTimeout"),
     ] {

@@ -87,8 +87,8 @@ async fn each_failure_of_a_backend_has_its_status_kind_and_phase() {
     let cases = [
         (refusing().await, "502 Connect Connect", "14"),
         (unknown, "502 Connect Connect", "14"),
-        (dying(b"").await, "502 ResponseHead Closed", "14"),
-        (dying(b"HTTP/1.1 200 OK\r\nContent-").await, "502 ResponseHead Closed", "14"),
+        (dying(b"").await, "502 ResponseHead ConnectionClosed", "14"),
+        (dying(b"HTTP/1.1 200 OK\r\nContent-").await, "502 ResponseHead ConnectionClosed", "14"),
         (dying(b"garbage\r\n\r\n").await, "502 ResponseHead InvalidResponse", "14"),
         (dying(b"HTTP/1.1 2000 OK\r\n\r\n").await, "502 ResponseHead InvalidResponse", "14"),
         (dying(b"HTTP/1.1 200 OK\r\nb ad: x\r\n\r\n").await, "502 ResponseHead InvalidResponse", "14"),
@@ -99,7 +99,7 @@ async fn each_failure_of_a_backend_has_its_status_kind_and_phase() {
         ),
         (
             answering("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n").await,
-            "502 ResponseHead Upgrade",
+            "502 ResponseHead UnexpectedUpgrade",
             "14",
         ),
         (silent().await, "504 ResponseHead HeaderTimeout", "4"),
@@ -129,14 +129,14 @@ async fn each_refused_request_has_its_status_kind_and_phase() {
     let proxy = ReverseProxyLayer::new(&url).prefix("/p").via("front.example");
     let addr = told(Router::new().layer(proxy)).await;
     for (request, expected) in [
-        ("GET /p/../x HTTP/1.1\r\nHost: a\r\n\r\n", "400 Request Target"),
-        ("GET /p/x HTTP/1.1\r\nHost: a b\r\n\r\n", "400 Request Host"),
-        ("GET /p/x HTTP/1.1\r\n\r\n", "400 Request Host"),
-        ("TRACE /p/x HTTP/1.1\r\nHost: a\r\n\r\n", "501 Request Method"),
-        ("GET /p/x HTTP/1.1\r\nHost: a\r\nVia: 1.1 front.example\r\n\r\n", "508 Request Loop"),
+        ("GET /p/../x HTTP/1.1\r\nHost: a\r\n\r\n", "400 Request InvalidTarget"),
+        ("GET /p/x HTTP/1.1\r\nHost: a b\r\n\r\n", "400 Request InvalidHost"),
+        ("GET /p/x HTTP/1.1\r\n\r\n", "400 Request InvalidHost"),
+        ("TRACE /p/x HTTP/1.1\r\nHost: a\r\n\r\n", "501 Request UnsupportedMethod"),
+        ("GET /p/x HTTP/1.1\r\nHost: a\r\nVia: 1.1 front.example\r\n\r\n", "508 Request LoopDetected"),
         (
             "POST /p/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-            "501 Request TransferCoding",
+            "501 Request UnsupportedTransferCoding",
         ),
     ] {
         assert_eq!(failure(&ask(addr, request).await), expected, "{request}");

@@ -504,7 +504,9 @@ async fn a_refusal_of_an_upstream_layer_is_handled_like_other_failures() {
             None => router,
         }
     };
-    for (user, status, page) in [(None, 403, "page of SignInRequired"), (Some("alice "), 403, "page of UserName")] {
+    for (user, status, page) in
+        [(None, 403, "page of SignInRequired"), (Some("alice "), 403, "page of UnrepresentableUser")]
+    {
         let answer = get(front(app(user)).await, "/x", "").await;
         assert_eq!((answer.status(), &*answer.text()), (status, page));
     }

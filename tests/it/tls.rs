@@ -347,7 +347,7 @@ async fn a_truncated_idle_connection_is_replaced() {
     assert_eq!(get(addr, "/x", "").await.text(), "2");
     let answer = ask(addr, "POST /x HTTP/1.1\r\nHost: front.example\r\nContent-Length: 2\r\n\r\nhi").await;
     assert_eq!(answer.status(), 502);
-    assert!(answer.text().starts_with("Closed: "), "{answer:?}");
+    assert!(answer.text().starts_with("ConnectionClosed: "), "{answer:?}");
 }
 
 #[tokio::test]
