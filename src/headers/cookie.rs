@@ -1,4 +1,5 @@
-//! Cookies: crumbs joined on the way in, the backend's `Domain` and `Path` made the front's on the way out (RFC 6265).
+//! Cookies (RFC 6265): splits of `Cookie` are joined in requests, and `Domain` and `Path` are mapped to the front in
+//! responses.
 
 use http::{
     HeaderMap, HeaderValue,
@@ -7,9 +8,9 @@ use http::{
 
 use super::{location::rebase, map_values};
 
-/// Joins the `Cookie` fields that HTTP/2 may split (RFC 9113, section 8.2.3).
+/// Joins the `Cookie` lines of an HTTP/2 client that splits them (RFC 9113, section 8.2.3).
 pub(crate) fn join_crumbs(headers: &mut HeaderMap) {
-    // Mostly no field has a second line, and that's seen without a look-up.
+    // Fast path: without a second line of any field, no look-up is needed.
     if headers.len() == headers.keys_len() {
         return;
     }
@@ -24,14 +25,15 @@ pub(crate) fn join_crumbs(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether this can be the name of a cookie: a token (RFC 6265, section 4.1.1).
+/// Whether `name` is valid as the name of a cookie, which is a token (RFC 6265, section 4.1.1).
 pub(crate) fn is_cookie_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(super::is_token_byte)
 }
 
-/// Removes the cookies of these names from a request whose `Cookie` is one line. What is left stays as it is, byte for byte.
+/// Removes the cookies with these names from a request whose `Cookie` is one line. The others stay unchanged, byte for
+/// byte.
 ///
-/// Cookies are split at each semicolon, also within quotes: a browser sends none that doesn't separate (RFC 6265, section 5.4).
+/// Each semicolon separates cookies, also within quotes, because browsers send no others (RFC 6265, section 5.4).
 pub(crate) fn hide(headers: &mut HeaderMap, names: &[String]) {
     if names.is_empty() || !headers.contains_key(COOKIE) {
         return;
@@ -52,7 +54,7 @@ pub(crate) fn hide(headers: &mut HeaderMap, names: &[String]) {
     }
 }
 
-/// Removes the `Set-Cookie` fields of a response that set a cookie of one of these names.
+/// Removes the `Set-Cookie` lines of a response that set a cookie with one of these names.
 pub(crate) fn drop_set(headers: &mut HeaderMap, names: &[String]) {
     if names.is_empty() || !headers.contains_key(SET_COOKIE) {
         return;
@@ -60,7 +62,7 @@ pub(crate) fn drop_set(headers: &mut HeaderMap, names: &[String]) {
     let Entry::Occupied(lines) = headers.entry(SET_COOKIE) else { return };
     let sets_one = |line: &HeaderValue| {
         let pair = line.as_bytes().split(|&b| b == b';').next().unwrap_or_default();
-        // Browsers send a cookie without a name as its value alone: `=id=1` would come back as `id=1`.
+        // Browsers send a cookie without a name as its bare value, so `=id=1` would come back as `id=1`.
         let pair = pair.trim_ascii();
         is_named(pair.strip_prefix(b"=").unwrap_or(pair), names)
     };
@@ -69,19 +71,20 @@ pub(crate) fn drop_set(headers: &mut HeaderMap, names: &[String]) {
     }
     let (name, all) = lines.remove_entry_mult();
     let kept: Vec<_> = all.filter(|line| !sets_one(line)).collect();
-    tracing::debug!(target: "tower_reverse_proxy", "the backend sets a cookie that is hidden from it: removed");
+    tracing::debug!(target: "tower_reverse_proxy", "a Set-Cookie for a hidden cookie is removed");
     for line in kept {
         headers.append(&name, line);
     }
 }
 
-/// Whether a pair, or a name without a value, is of one of these cookies.
+/// Whether a pair, or a name without a value, belongs to one of these cookies.
 fn is_named(pair: &[u8], names: &[String]) -> bool {
     let name = pair.split(|&b| b == b'=').next().unwrap_or_default().trim_ascii();
     names.iter().any(|hidden| hidden.as_bytes() == name)
 }
 
-/// Drops a `Domain` that names the backend: the browser would refuse it from the front. The cookie becomes the front's own.
+/// Removes a `Domain` that names the backend, because browsers reject it from another host. Without it, the cookie is
+/// bound to the front's host.
 pub(crate) fn drop_domain<'a>(headers: &mut HeaderMap, host: impl Fn() -> &'a str) {
     map_values(headers, SET_COOKIE, |cookie| {
         map_attribute(cookie, b"domain", |domain| {
@@ -91,9 +94,9 @@ pub(crate) fn drop_domain<'a>(headers: &mut HeaderMap, host: impl Fn() -> &'a st
     });
 }
 
-/// Moves a `Path` below the directory `from` to the same one below `to`.
+/// Maps a `Path` below the directory `from` to the same path below `to`.
 ///
-/// A cookie whose name begins with `__Host-` is bound to `Path=/` and stays.
+/// A cookie whose name begins with `__Host-` stays unchanged, because it requires `Path=/`.
 pub(crate) fn map_path(headers: &mut HeaderMap, from: &str, to: &str) {
     map_values(headers, SET_COOKIE, |cookie| {
         if cookie.get(..7).is_some_and(|name| name.eq_ignore_ascii_case(b"__Host-")) {
@@ -101,7 +104,7 @@ pub(crate) fn map_path(headers: &mut HeaderMap, from: &str, to: &str) {
         }
         map_attribute(cookie, b"path", |path| {
             let mut mapped = rebase(path, from, to)?;
-            // `/mydir` matches the directory itself too, `/mydir/` doesn't (RFC 6265, section 5.1.4).
+            // `/mydir` matches the directory itself too, and `/mydir/` doesn't (RFC 6265, section 5.1.4).
             if mapped.len() == to.len() + 1 && mapped.len() > 1 {
                 mapped.pop();
             }
@@ -115,7 +118,7 @@ enum Attribute {
     Value(Vec<u8>),
 }
 
-/// Maps the attributes of one name, leaving every other octet as it is.
+/// Maps the attributes with one name, and leaves every other octet unchanged.
 fn map_attribute(cookie: &[u8], name: &[u8], map: impl Fn(&[u8]) -> Option<Attribute>) -> Option<Vec<u8>> {
     let mut parts = cookie.split(|&b| b == b';');
     let mut mapped = parts.next()?.to_vec();

@@ -1,4 +1,5 @@
-//! `Destination` (RFC 4918, section 10.3): where a `COPY` or `MOVE` leads. It is the twin of `Location` on the way in.
+//! `Destination` (RFC 4918, section 10.3): the target of a `COPY` or `MOVE`, mapped in requests as `Location` is in
+//! responses.
 
 use std::borrow::Cow;
 
@@ -14,14 +15,15 @@ pub(crate) fn is_for(method: &Method) -> bool {
     matches!(method.as_str(), "COPY" | "MOVE")
 }
 
-/// Returns the path and query of the front that a `Destination` names, in either form of RFC 4918, section 8.3.
+/// Returns the path and query of a `Destination` at the front, in either form of RFC 4918, section 8.3.
 ///
-/// `hosts` are the authorities of the front. Any scheme of the front's will do, because a server can't tell how clients reach it
-/// (it may be behind TLS).
+/// `hosts` are the authorities of the front. Both `http` and `https` are accepted, because a server behind TLS doesn't
+/// know which scheme its clients use.
 ///
 /// # Errors
 ///
-/// One that isn't a URL or an absolute path, and one of another server: no backend may take it for its own.
+/// If the value isn't a URL or an absolute path, or if it names another server, because a backend could take it for its
+/// own.
 pub(crate) fn path_and_query<'a, 'h>(
     value: &'a [u8],
     hosts: impl IntoIterator<Item = &'h [u8]>,
@@ -31,7 +33,7 @@ pub(crate) fn path_and_query<'a, 'h>(
         return Err(ErrorKind::InvalidDestination);
     }
     if text.starts_with('/') {
-        // What a reader of URLs takes for an authority is no absolute path.
+        // Parsers of URLs read an authority after `//` and `/\`, so neither begins an absolute path.
         let is_path = !matches!(text.as_bytes().get(1), Some(b'/' | b'\\'));
         return if is_path { Ok(Cow::Borrowed(text)) } else { Err(ErrorKind::InvalidDestination) };
     }

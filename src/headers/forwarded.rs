@@ -1,6 +1,6 @@
-//! `X-Forwarded-*`, `Forwarded` (RFC 7239) and `X-Real-IP`: what the client's side looks like, told to the backend.
+//! `X-Forwarded-*`, `Forwarded` (RFC 7239) and `X-Real-IP`, which describe the client and the front to the backend.
 //!
-//! What comes in is a claim. It goes, unless the peer is a trusted proxy.
+//! Those in a request are removed unless the peer is a trusted proxy, because any client can send them.
 
 use std::{
     fmt::Write as _,
@@ -26,19 +26,20 @@ const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-pref
 pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
-/// Which of the fields are sent, and whose are believed.
+/// Which forwarding fields are sent, and which peers' fields are trusted.
 #[derive(Clone, Debug)]
 pub(crate) struct ForwardedPolicy {
-    /// `X-Forwarded-For`, `-Host`, `-Proto`, and `-Prefix` where one was taken away.
+    /// `X-Forwarded-For`, `-Host`, `-Proto`, and `-Prefix` if the backend doesn't see the public prefix.
     pub(crate) x_forwarded: bool,
     pub(crate) forwarded: bool,
     pub(crate) x_real_ip: bool,
-    /// What the client used to reach the front. A request can't tell: `:scheme` is the client's word.
+    /// The scheme that clients use to reach the front. A request can't prove it: HTTP/2's `:scheme` is chosen by the
+    /// client.
     pub(crate) proto: Option<Scheme>,
     pub(crate) trusted: Vec<IpNet>,
-    /// Whether a peer without an address is trusted too.
+    /// Whether a peer without an address is trusted, such as one on a Unix socket.
     pub(crate) trust_unix: bool,
-    /// Whether it has been said that requests come without an address; shared, for it's said once.
+    /// Whether the missing addresses have been logged. Shared by all clones, so that it's logged once.
     pub(crate) warned_no_address: Arc<AtomicBool>,
 }
 
@@ -57,14 +58,14 @@ impl Default for ForwardedPolicy {
 }
 
 impl ForwardedPolicy {
-    /// Whether what the peer says of the client before it is believed.
+    /// Whether the forwarding fields of this peer are kept.
     pub(crate) fn trusts(&self, peer: Option<IpAddr>) -> bool {
         peer.map_or(self.trust_unix, |peer| self.trusted.iter().any(|net| net.contains(&peer)))
     }
 
-    /// Says what is known. Claims of a peer that isn't trusted have to be gone by now.
+    /// Sets the fields. Those of an untrusted peer must have been removed before.
     ///
-    /// `prefix` is the public prefix, where the backend doesn't see it in the path.
+    /// `prefix` is the public prefix, if the backend doesn't see it in the path.
     pub(crate) fn apply(&self, headers: &mut HeaderMap, peer: Option<IpAddr>, prefix: Option<&str>) {
         if self.x_forwarded {
             self.apply_x_forwarded(headers, peer, prefix);
@@ -96,7 +97,7 @@ impl ForwardedPolicy {
         if let Some(proto) = &self.proto {
             headers.entry(X_FORWARDED_PROTO).or_insert_with(|| scheme_value(proto));
         }
-        // A trusted proxy in front may have taken a prefix of its own away: the public one is both.
+        // A trusted proxy in front may have stripped a prefix too. The public prefix is both, one after the other.
         if let Some(prefix) = prefix {
             let outer = headers.get(X_FORWARDED_PREFIX).and_then(|value| value.to_str().ok()).unwrap_or_default();
             let whole = [outer.trim_end_matches('/'), prefix].concat();
@@ -108,27 +109,27 @@ impl ForwardedPolicy {
         }
     }
 
-    /// Says once that the backend doesn't learn its clients' addresses: nothing else shows it.
+    /// Logs once that the backend doesn't get the addresses of its clients, because nothing else shows it.
     #[cold]
     fn warn_no_address(&self) {
-        // Read first: after the first time, no request writes to what others read.
+        // The load comes first, so that later requests don't write to the shared cache line.
         if !self.warned_no_address.load(Ordering::Relaxed) && !self.warned_no_address.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 target: "tower_reverse_proxy",
-                "the backend gets no X-Forwarded-For, because requests come without the peer's address: serve the application with \
+                "requests have no peer address, so the backend gets no X-Forwarded-For; serve the application with \
                  `into_make_service_with_connect_info::<SocketAddr>()`, or insert a `ClientAddr` into their extensions"
             );
         }
     }
 
-    /// One element of `Forwarded`. An unknown peer is `unknown` (RFC 7239, section 6.2).
+    /// Returns this proxy's element of `Forwarded`. A peer without an address is `unknown` (RFC 7239, section 6.2).
     fn element(&self, peer: Option<IpAddr>, host: Option<&HeaderValue>) -> String {
         let mut element = match peer {
             Some(IpAddr::V4(addr)) => format!("for={addr}"),
             Some(IpAddr::V6(addr)) => format!("for=\"[{addr}]\""),
             None => "for=unknown".to_owned(),
         };
-        // `Host` was found to be an authority: nothing in it ends a quoted-string.
+        // `Host` has been checked to be an authority, so it contains nothing that ends a quoted-string.
         if let Some(host) = host.and_then(|host| host.to_str().ok()) {
             let quote = if host.bytes().all(is_token_byte) { "" } else { "\"" };
             let _ = write!(element, ";host={quote}{host}{quote}");
@@ -140,14 +141,14 @@ impl ForwardedPolicy {
     }
 }
 
-/// The hosts that a proxy in front says that the client has asked for.
+/// Returns the hosts in `X-Forwarded-Host`, which a proxy in front has set.
 pub(crate) fn hosts(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     members(headers, X_FORWARDED_HOST)
 }
 
-/// Whether a field claims something about the way to here that a client doesn't get to say, in whatever spelling.
+/// Whether the field is one of the forwarding fields, in any spelling that a server folds into the same variable.
 pub(crate) fn is_forwarding_field(name: &str) -> bool {
-    // Nearly every claim begins with an x, as few other fields do.
+    // Nearly all of them begin with an `x`, and few other fields do.
     let name = name.as_bytes();
     match name.first() {
         Some(b'x') => {
@@ -158,7 +159,7 @@ pub(crate) fn is_forwarding_field(name: &str) -> bool {
     }
 }
 
-/// Adds a member to the end of a list field, as one line.
+/// Appends a member to a list field, and joins its lines to one.
 fn append_member(headers: &mut HeaderMap, name: HeaderName, member: &str) {
     let mut line = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b", "[..]);
     if !line.is_empty() {
@@ -170,7 +171,7 @@ fn append_member(headers: &mut HeaderMap, name: HeaderName, member: &str) {
     }
 }
 
-/// An address as a field. By hand for IPv4, for each request has one: `fmt` costs ten times as much.
+/// Formats an address. IPv4 is formatted by hand, because every request needs it and `fmt` costs ten times as much.
 fn ip_value(ip: IpAddr) -> HeaderValue {
     let value = match ip {
         IpAddr::V4(ip) => {

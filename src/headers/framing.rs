@@ -1,4 +1,4 @@
-//! What delimits a message (RFC 9112, section 6). The framing itself is the HTTP stack's.
+//! Fields that delimit a message (RFC 9112, section 6). The HTTP stack does the framing itself.
 
 use http::{
     HeaderMap, HeaderValue,
@@ -9,10 +9,10 @@ use http_body::SizeHint;
 use super::members;
 use crate::error::ErrorKind;
 
-/// Refuses a request whose `Transfer-Encoding` isn't exactly one `chunked`.
+/// Rejects a message whose `Transfer-Encoding` isn't exactly one `chunked`.
 ///
-/// hyper reads `gzip, chunked` and `chunked` twice as chunked; passed on without the rest, the body would be another one
-/// (RFC 9112, section 6.1).
+/// hyper decodes `chunked` and ignores the other codings in `gzip, chunked` or a repeated `chunked`. The body would be
+/// forwarded without the field that names its other codings (RFC 9112, section 6.1).
 pub(crate) fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), ErrorKind> {
     let mut lines = headers.get_all(TRANSFER_ENCODING).iter();
     match (lines.next(), lines.next()) {
@@ -25,16 +25,16 @@ pub(crate) fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), ErrorKi
     }
 }
 
-/// Makes `Content-Length` and `Transfer-Encoding` say what the body is, in one `Content-Length` without leading zeros: equal
-/// ones are one (RFC 9110, section 8.6).
+/// Makes `Content-Length` and `Transfer-Encoding` match the body of a request. Equal lengths become one
+/// `Content-Length` without leading zeros (RFC 9110, section 8.6).
 ///
-/// An outer layer may have taken or replaced the body and left the field. And hyper drops a GET's body of unknown length
-/// unless a field announces it.
+/// An outer layer may have removed or replaced the body and left the field. hyper drops the body of a GET if its length
+/// is unknown and no field announces it.
 ///
 /// # Errors
 ///
-/// Different lengths, and what is no length: HTTP/2 servers may look at the first line alone, and HTTP/1.1 backends would be
-/// told another end of the body than the one that it has.
+/// If the lengths differ or aren't numbers. HTTP/2 servers may read the first line only, and the backend would then get
+/// another length than the body has.
 pub(crate) fn reconcile_request(headers: &mut HeaderMap, body: &SizeHint) -> Result<(), ErrorKind> {
     match (content_length(headers), body.exact()) {
         (Some(declared), exact) => {
@@ -52,14 +52,17 @@ pub(crate) fn reconcile_request(headers: &mut HeaderMap, body: &SizeHint) -> Res
     Ok(())
 }
 
-/// Leaves one framing in a response: where it was chunked, a `Content-Length` isn't one, and equal ones are one (RFC 9112,
-/// section 6.3). Where the body is of a known length, that is its length, whatever an upstream layer left in the field.
+/// Leaves one framing in a response (RFC 9112, section 6.3).
 ///
-/// Call it before `Transfer-Encoding` is removed.
+/// The `Content-Length` of a chunked response is removed, and equal lengths become one. If the body's `length` is
+/// known, it replaces a different `Content-Length`, which an upstream layer may have left.
+///
+/// Must be called before `Transfer-Encoding` is removed.
 ///
 /// # Errors
 ///
-/// A coding other than `chunked`: the client couldn't know of it, and would take the coded body for the real one.
+/// If there is a coding other than `chunked`, because the client would take the encoded body for the decoded one; and
+/// if the lengths differ or aren't numbers.
 pub(crate) fn reconcile_response(headers: &mut HeaderMap, length: Option<u64>) -> Result<(), ErrorKind> {
     if headers.contains_key(TRANSFER_ENCODING) {
         check_transfer_encoding(headers).map_err(|_| ErrorKind::InvalidResponse)?;
@@ -73,18 +76,18 @@ pub(crate) fn reconcile_response(headers: &mut HeaderMap, length: Option<u64>) -
     Ok(())
 }
 
-/// What `Content-Length` says.
+/// A parsed `Content-Length`.
 struct DeclaredLength {
-    /// `None`: nothing that is a length, or more than one.
+    /// `None` if it isn't a number, or if several numbers differ.
     length: Option<u64>,
-    /// Whether it's one number without leading zeros, which some read as octal.
+    /// Whether it's a single number without leading zeros, which some parsers read as octal.
     canonical: bool,
 }
 
 fn content_length(headers: &HeaderMap) -> Option<DeclaredLength> {
     let mut lines = headers.get_all(CONTENT_LENGTH).iter();
     let first = lines.next()?;
-    // Nearly always there's one line, with one number.
+    // Fast path: one line with one number.
     let digits = first.as_bytes();
     if let (Some(length), None) = (parse_length(digits), lines.next()) {
         return Some(DeclaredLength { length: Some(length), canonical: digits[0] != b'0' || digits.len() == 1 });
@@ -95,7 +98,7 @@ fn content_length(headers: &HeaderMap) -> Option<DeclaredLength> {
     Some(DeclaredLength { length: length.filter(|_| others.iter().all(|&same| same)), canonical: false })
 }
 
-/// A decimal number and nothing else: `parse` would take a sign.
+/// Parses digits only, because `str::parse` accepts a sign.
 fn parse_length(digits: &[u8]) -> Option<u64> {
     let digit = |b: u8| b.is_ascii_digit().then(|| u64::from(b - b'0'));
     let (&first, rest) = digits.split_first()?;

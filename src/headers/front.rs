@@ -1,5 +1,5 @@
-//! The origin of the front, as the fields of a request say it to the backend: a backend that believes them writes its references
-//! with it.
+//! The origin of the front, as the fields of a request describe it to the backend. A backend that trusts these fields
+//! uses the origin in its references.
 
 use http::{
     HeaderMap, HeaderValue,
@@ -13,7 +13,7 @@ use super::{
     members,
 };
 
-/// The schemes that a request forwards: more than one if there is a list of proxies.
+/// The schemes that the fields of a request name. Behind several proxies, there may be both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Schemes {
     http: bool,
@@ -36,7 +36,8 @@ impl Schemes {
         self.https |= scheme.eq_ignore_ascii_case(b"https");
     }
 
-    /// Turns a URL of one of these schemes and this authority into a path-absolute reference. `None`: it isn't one.
+    /// Turns a URL with one of these schemes and this authority into a path-absolute reference. `None` if it has
+    /// another origin.
     pub(crate) fn without_origin(self, url: &[u8], authority: &[u8]) -> Option<Vec<u8>> {
         let schemes = [(self.http, Scheme::HTTP), (self.https, Scheme::HTTPS)];
         let mut known = schemes.into_iter().filter(|(is_known, _)| *is_known);
@@ -60,7 +61,7 @@ fn protos(line: &[u8], mut each: impl FnMut(&[u8])) {
     }
 }
 
-/// What a request says of the front: its schemes and its hosts.
+/// The front's schemes and hosts in the fields of a request.
 #[derive(Debug)]
 pub(crate) struct Front {
     schemes: Schemes,
@@ -69,7 +70,7 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    /// Reads the fields of a request as it goes to the upstream.
+    /// Reads the fields of a request as it's sent to the upstream.
     pub(crate) fn of(headers: &HeaderMap) -> Self {
         Self {
             schemes: Schemes::forwarded_in(headers),
@@ -78,7 +79,8 @@ impl Front {
         }
     }
 
-    /// Turns a URL of the front into a path-absolute reference. `None`: it isn't one, or no scheme was forwarded.
+    /// Turns a URL of the front into a path-absolute reference. `None` if it has another origin, or if no field names a
+    /// scheme.
     pub(crate) fn without_origin(&self, url: &[u8]) -> Option<Vec<u8>> {
         let forwarded = self.forwarded_host.iter().flat_map(|hosts| hosts.as_bytes().split(|&b| b == b','));
         let mut hosts = self.host.iter().map(HeaderValue::as_bytes).chain(forwarded);

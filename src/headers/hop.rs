@@ -1,4 +1,4 @@
-//! Hop-by-hop fields (RFC 9110, section 7.6.1): they belong to one connection and end with it.
+//! Hop-by-hop fields (RFC 9110, section 7.6.1), which apply to a single connection and aren't forwarded.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
@@ -7,9 +7,9 @@ use http::{
 
 use super::members;
 
-/// Removes the hop-by-hop fields, and the fields for which `also` says yes, of a request.
+/// Removes the hop-by-hop fields of a request, and the fields for which `also` returns `true`.
 ///
-/// `TE: trailers` stays: what follows it are the trailers that we pass on.
+/// `TE: trailers` stays, because the response's trailers are forwarded.
 pub(crate) fn remove_from_request(headers: &mut HeaderMap, also: impl Fn(&HeaderName) -> bool) {
     let unwanted = unwanted(headers, also);
     if unwanted.is_empty() {
@@ -22,11 +22,11 @@ pub(crate) fn remove_from_request(headers: &mut HeaderMap, also: impl Fn(&Header
     }
 }
 
-/// Removes the hop-by-hop fields of a response, and those that name another way to the origin.
+/// Removes the hop-by-hop fields of a response, and `Alt-Svc`.
 ///
-/// `Alt-Svc` speaks of the backend's own ports and protocols: sent on, it would have clients go to these of the front (RFC
-/// 7838, section 2). Fields about the host as a whole (`Strict-Transport-Security`, `Clear-Site-Data`) pass, because the
-/// backend answers for a part of that host.
+/// `Alt-Svc` names ports and protocols of the backend, and clients would use them with the front's host (RFC 7838,
+/// section 2). Fields about the whole host (`Strict-Transport-Security`, `Clear-Site-Data`) are forwarded, because the
+/// backend serves a part of that host.
 pub(crate) fn remove_from_response(headers: &mut HeaderMap) {
     let unwanted = unwanted(headers, |name| name == ALT_SVC);
     if !unwanted.is_empty() {
@@ -34,22 +34,22 @@ pub(crate) fn remove_from_response(headers: &mut HeaderMap) {
     }
 }
 
-/// The fields that go by their names. Mostly there are none: then there's no `Connection` either, and no `TE`.
+/// Returns the names of the fields to remove. If there are none, there is no `Connection` and no `TE` either.
 fn unwanted(headers: &HeaderMap, also: impl Fn(&HeaderName) -> bool) -> Vec<HeaderName> {
     headers.keys().filter(|name| is_hop_by_hop(name) || also(name)).cloned().collect()
 }
 
-/// Removes these fields, and those that a `Connection` among them names.
+/// Removes these fields, and those that `Connection` nominates.
 fn remove(headers: &mut HeaderMap, unwanted: Vec<HeaderName>) {
     for name in nominated(headers).into_iter().chain(unwanted) {
         headers.remove(name);
     }
 }
 
-/// The fields that any `Connection` line names.
+/// Returns the fields that the `Connection` lines nominate.
 ///
-/// What the framing stands on can't be nominated away, nor can `Host`: that would be an attack, not a wish. Neither can
-/// `Trailer`: the trailers that it announces go on, and their field with them.
+/// `Content-Length` and `Host` can't be nominated, because removing them would enable request smuggling and routing to
+/// another host. `Trailer` can't either, because the trailers that it announces are forwarded.
 fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
     members(headers, CONNECTION)
         .filter(|member| !is_option(member))
@@ -58,7 +58,7 @@ fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
         .collect()
 }
 
-/// Options that name no field, or one that goes anyway: what nearly every `Connection` holds.
+/// Whether an option names no field, or one that is removed anyway. Most `Connection` lines contain no others.
 fn is_option(member: &[u8]) -> bool {
     [&b"close"[..], b"keep-alive", b"upgrade", b"te"].iter().any(|option| member.eq_ignore_ascii_case(option))
 }
@@ -79,7 +79,7 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
     )
 }
 
-/// `trailers`, with whatever weight.
+/// Whether a member of `TE` is `trailers`, with or without a weight.
 fn accepts_trailers(member: &[u8]) -> bool {
     let coding = member.split(|&b| b == b';').next().unwrap_or_default();
     coding.trim_ascii().eq_ignore_ascii_case(b"trailers")

@@ -1,17 +1,19 @@
-//! `Host` (RFC 9110, section 7.2): whom the client wanted to reach.
+//! `Host` (RFC 9110, section 7.2): the authority that the client requests.
 
 use http::{HeaderMap, HeaderValue, Uri, Version, header::HOST};
 
 use crate::{backend::is_authority, error::ErrorKind};
 
-/// Returns what the field has to become; `None`: it stays as it is. Only an HTTP/1.0 client needn't name anyone.
+/// Returns the value to set `Host` to; `None` if it stays unchanged. Only an HTTP/1.0 request may have no authority at
+/// all.
 ///
-/// The target's own authority (absolute-form, `:authority`) wins over the field (RFC 9112, section 3.2.2; RFC 9113,
-/// section 8.3.1). In HTTP/1 the field has to be valid all the same (RFC 9112, section 3.2); HTTP/2 may leave it out.
+/// The target's own authority (absolute-form, `:authority`) takes precedence over the field (RFC 9112, section 3.2.2;
+/// RFC 9113, section 8.3.1). In HTTP/1 the field must be valid nevertheless (RFC 9112, section 3.2); in HTTP/2 it's
+/// optional.
 ///
 /// # Errors
 ///
-/// `Host` repeated, malformed, or missing in HTTP/1.1.
+/// If `Host` is repeated or malformed, or if it's missing in HTTP/1.1.
 pub(crate) fn authority(uri: &Uri, version: Version, headers: &HeaderMap) -> Result<Option<HeaderValue>, ErrorKind> {
     let mut lines = headers.get_all(HOST).iter();
     let field = lines.next();

@@ -1,7 +1,7 @@
-//! References in a response that lead to the backend (`Location`, `Content-Location`, `Refresh`), made to lead to the front.
+//! References in a response (`Location`, `Content-Location`, `Refresh`), mapped from the backend to the front.
 //!
-//! In two halves: who knows the backend takes its origin away, who knows the front puts its prefix in place. Neither looks
-//! further than the reference's own octets, and what isn't exactly the backend's stays as it is.
+//! This takes two steps: `Upstream` strips the backend's origin, and the forwarder replaces the backend's prefix by the
+//! public one. Both compare bytes and never normalise; a reference that doesn't match stays unchanged.
 
 use http::{
     HeaderMap,
@@ -11,9 +11,9 @@ use http::{
 
 use super::map_values;
 
-/// Maps every reference for which `map` has another.
+/// Replaces every reference for which `map` returns `Some`.
 pub(crate) fn map_references(headers: &mut HeaderMap, map: impl Fn(&[u8]) -> Option<Vec<u8>>) {
-    // One look at a few names costs less than three look-ups, and mostly there's none.
+    // Fast path: one pass over the few names costs less than three look-ups.
     if !headers.keys().any(|name| [LOCATION, CONTENT_LOCATION, REFRESH].contains(name)) {
         return;
     }
@@ -22,17 +22,17 @@ pub(crate) fn map_references(headers: &mut HeaderMap, map: impl Fn(&[u8]) -> Opt
     map_values(headers, REFRESH, |value| map_refresh(value, &map));
 }
 
-/// An origin that the backend was addressed as.
+/// An origin under which the backend was addressed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Origin<'a> {
     pub(crate) scheme: &'a Scheme,
     pub(crate) authority: &'a [u8],
 }
 
-/// Turns a URL of this origin into a path-absolute reference. `None`: it isn't one.
+/// Turns a URL of this origin into a path-absolute reference. `None` if it has another origin.
 ///
-/// Look-alikes never match: `http://backend.evil`, `http://backend@evil`, `http://backend:80\@evil`. A path that begins with
-/// two slashes doesn't become a reference to another host.
+/// URLs that only resemble the origin don't match: `http://backend.evil`, `http://backend@evil`,
+/// `http://backend:80\@evil`. A path that begins with two slashes doesn't become a reference to another host.
 pub(crate) fn without_origin(url: &[u8], origin: Origin<'_>) -> Option<Vec<u8>> {
     let rest = match url {
         [b'/', b'/', rest @ ..] => rest,
@@ -50,8 +50,8 @@ pub(crate) fn without_origin(url: &[u8], origin: Origin<'_>) -> Option<Vec<u8>> 
     (same && tail.first() != Some(&b'\\')).then(|| path_absolute(tail))
 }
 
-/// Turns a path-absolute reference below the directory `from` into the same one below `to`. `None`: it isn't below `from`, or
-/// it's below `to` already, from a backend that has heard of `X-Forwarded-Prefix`.
+/// Turns a path-absolute reference below the directory `from` into the same one below `to`. `None` if it isn't below
+/// `from`, or if it's below `to` already, because the backend evaluates `X-Forwarded-Prefix`.
 pub(crate) fn rebase(reference: &[u8], from: &str, to: &str) -> Option<Vec<u8>> {
     if !reference.starts_with(b"/") || is_network_path(reference) {
         return None;
@@ -71,17 +71,17 @@ pub(crate) fn rebase(reference: &[u8], from: &str, to: &str) -> Option<Vec<u8>> 
     }
 }
 
-/// Writes what follows an authority so that it can stand alone (RFC 3986, section 4.2).
+/// Turns the part of a URL after the authority into a path-absolute reference (RFC 3986, section 4.2).
 pub(crate) fn path_absolute(tail: &[u8]) -> Vec<u8> {
     match tail.first() {
-        // A dot segment keeps the path's two slashes from being the start of an authority.
+        // The dot segment prevents the two slashes from being read as the start of an authority.
         Some(b'/') if is_network_path(tail) => [b"/.", tail].concat(),
         Some(b'/') => tail.to_vec(),
         _ => [b"/", tail].concat(),
     }
 }
 
-/// Whether a browser reads another authority here: it takes `\` for `/` and doesn't see tabs (WHATWG URL).
+/// Whether a browser reads an authority at the start: it treats `\` as `/` and ignores tabs (WHATWG URL).
 fn is_network_path(reference: &[u8]) -> bool {
     let mut seen = reference.iter().filter(|&&b| b != b'\t');
     let slash = |b: Option<&u8>| matches!(b, Some(b'/' | b'\\'));
@@ -104,14 +104,14 @@ fn host_and_port<'a>(authority: &'a [u8], default: &'a [u8]) -> (&'a [u8], &'a [
     }
 }
 
-/// Maps the URL of a `Refresh`.
+/// Maps the URL in a `Refresh`.
 fn map_refresh(value: &[u8], map: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
     let (time, url) = split_refresh(value)?;
     Some([time, b" url=", &map(url)?].concat())
 }
 
-/// Splits `5; url=…` into the time with its delimiter and the URL, as browsers do (HTML, "shared declarative refresh steps"):
-/// a blank delimits too, and `url=` may be missing.
+/// Splits `5; url=…` into the time with its delimiter and the URL, as browsers do (HTML, "shared declarative refresh
+/// steps"): whitespace is a delimiter too, and `url=` is optional.
 fn split_refresh(value: &[u8]) -> Option<(&[u8], &[u8])> {
     let time = value.trim_ascii_start();
     let rest = &time[time.iter().take_while(|&&b| b.is_ascii_digit() || b == b'.').count()..];

@@ -1,4 +1,4 @@
-//! HTTP fields: pure functions over a [`HeaderMap`], one room for each thing that RFC 9110 says of intermediaries.
+//! Header fields: pure functions over a [`HeaderMap`], one module for each duty that RFC 9110 gives an intermediary.
 
 pub(crate) mod cookie;
 pub(crate) mod destination;
@@ -24,9 +24,11 @@ use http::{
     header::{AsHeaderName, Entry},
 };
 
-/// The members of a comma-separated list over all its lines, as bytes and without outer blanks (RFC 9110, section 5.6.1).
+/// Returns the members of a comma-separated list over all its lines, without surrounding whitespace (RFC 9110, section
+/// 5.6.1).
 ///
-/// Not as text: one 8-bit octet would hide the whole line.
+/// They are bytes, because `HeaderValue::to_str` fails on a line with a single 8-bit octet and would hide its other
+/// members.
 pub(crate) fn members(headers: &HeaderMap, name: impl AsHeaderName) -> impl Iterator<Item = &[u8]> {
     headers
         .get_all(name)
@@ -36,14 +38,14 @@ pub(crate) fn members(headers: &HeaderMap, name: impl AsHeaderName) -> impl Iter
         .filter(|member| !member.is_empty())
 }
 
-/// Whether an octet may stand in a token (RFC 9110, section 5.6.2).
+/// Whether an octet is allowed in a token (RFC 9110, section 5.6.2).
 pub(crate) fn is_token_byte(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
 }
 
-/// Replaces each value of a field for which `map` has another, in place and in order.
+/// Replaces each value of a field for which `map` returns `Some`, and keeps the order of the lines.
 pub(crate) fn map_values(headers: &mut HeaderMap, name: HeaderName, mut map: impl FnMut(&[u8]) -> Option<Vec<u8>>) {
-    // `entry` makes room for one more, which mostly isn't needed.
+    // Fast path: `entry` reserves space for one more field, even if there is none to map.
     if !headers.contains_key(&name) {
         return;
     }
@@ -55,15 +57,17 @@ pub(crate) fn map_values(headers: &mut HeaderMap, name: HeaderName, mut map: imp
     }
 }
 
-/// Removes the outer blanks of each value (RFC 9110, section 5.5), which HTTP/2 servers may let through (RFC 9113, section
-/// 8.2.1): whoever reads a value after this would otherwise have to trim it alike.
+/// Removes the leading and trailing whitespace of each value (RFC 9110, section 5.5).
+///
+/// HTTP/2 servers may leave it in (RFC 9113, section 8.2.1), and every later reader of a value would have to trim it in
+/// the same way.
 pub(crate) fn trim_values(headers: &mut HeaderMap) {
     fn is_blank(b: Option<&u8>) -> bool {
         matches!(b, Some(b' ' | b'\t'))
     }
     for value in headers.values_mut() {
         let bytes = value.as_bytes();
-        // Mostly there are none.
+        // Fast path: most values have none.
         if !is_blank(bytes.first()) && !is_blank(bytes.last()) {
             continue;
         }
@@ -74,16 +78,16 @@ pub(crate) fn trim_values(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes every field whose name `unwanted` says yes to.
+/// Removes every field for whose name `unwanted` returns `true`.
 pub(crate) fn remove_where(headers: &mut HeaderMap, mut unwanted: impl FnMut(&HeaderName) -> bool) {
-    // Mostly there are none or few: look first, allocate only then.
+    // Nothing is allocated if no name matches, which is the usual case.
     let names: Vec<_> = headers.keys().filter(|name| unwanted(name)).cloned().collect();
     for name in names {
         headers.remove(name);
     }
 }
 
-/// Takes what isn't a member any more out of a list field; a field without members goes.
+/// Removes the members of a list field for which `keep` returns `false`, and the field if no member is left.
 pub(crate) fn retain_members(headers: &mut HeaderMap, name: HeaderName, mut keep: impl FnMut(&[u8]) -> bool) {
     if members(headers, &name).all(&mut keep) {
         return;

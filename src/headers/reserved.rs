@@ -1,14 +1,15 @@
-//! Names that a backend reads as somebody's identity or as its own variables, in every spelling that it folds into one.
+//! Fields that only the proxy may set, because a backend reads them as an identity or as variables of its own. Every
+//! spelling that a server folds into the same variable counts.
 
 use http::{HeaderMap, HeaderName, header::TRAILER};
 
 use super::{remove_where, retain_members};
 
-/// Whether a client may not say this field at all.
+/// Whether the field is removed from every request.
 ///
-/// `Remote-User` is the front's to set. `Proxy` becomes `HTTP_PROXY` in a CGI (CVE-2016-5385). `X-Original-URL` and
-/// `X-Rewrite-URL` take the path's place in some frameworks and lead out of every prefix. They are removed whatever the peer
-/// is, because trusted proxies pass on what their clients send under these names.
+/// `Remote-User` is set by the proxy. `Proxy` becomes `HTTP_PROXY` in a CGI (CVE-2016-5385). `X-Original-URL` and
+/// `X-Rewrite-URL` replace the path in some frameworks and would escape every prefix. They aren't accepted from a
+/// trusted peer either, because trusted proxies forward these fields from their clients.
 pub(crate) fn is_reserved(name: &str) -> bool {
     let name = name.as_bytes();
     match name.first() {
@@ -19,14 +20,14 @@ pub(crate) fn is_reserved(name: &str) -> bool {
     }
 }
 
-/// Whether a field claims somebody's identity, as only proxies that sign users in set it, in whatever spelling. The name is in
-/// lower case, as that of a [`HeaderName`] is.
+/// Whether the field carries the identity of a user or of a client certificate, as authenticating proxies set it. The
+/// name is in lower case, as in a [`HeaderName`].
 ///
-/// These are the claims that backends believe unsigned. Signed ones (`Cf-Access-Jwt-Assertion`, `X-Goog-IAP-JWT-Assertion`)
-/// aren't among them: whoever reads them checks them.
+/// Backends trust these fields without a signature. Signed ones (`Cf-Access-Jwt-Assertion`, `X-Goog-IAP-JWT-Assertion`)
+/// aren't included, because their readers verify them.
 pub(crate) fn is_identity_field(name: &str) -> bool {
     let name = name.as_bytes();
-    // Each is the beginning of a name. Nearly every other field is told apart by its first octets.
+    // Prefixes of names, selected by the first octets, which already exclude nearly every other field.
     let claims: &[&str] = match name {
         [b'x', _, b'a', ..] => {
             &["x-arr-clientcert", "x-auth-request-", "x-authenticated-", "x-authentik-", "x-amzn-oidc-identity"]
@@ -52,20 +53,21 @@ pub(crate) fn is_identity_field(name: &str) -> bool {
     claims.iter().any(|claim| name.get(..claim.len()).is_some_and(|start| eq_folded(start, claim)))
 }
 
-/// Whether a WSGI or CGI server reads the name as if it had hyphens: `Remote_User` is `HTTP_REMOTE_USER` as well, and
-/// `SCRIPT_NAME` is a variable of the server's own.
+/// Whether the name has an underscore, which WSGI and CGI servers don't distinguish from a hyphen: `Remote_User`
+/// becomes `HTTP_REMOTE_USER` too, and `SCRIPT_NAME` is one of the server's own variables.
 pub(crate) fn has_underscore(name: &str) -> bool {
     name.bytes().any(|b| b == b'_')
 }
 
-/// Removes a field in every spelling that a server folds into the same variable, and from the trailers announced.
+/// Removes a field in every spelling that a server folds into the same variable, also from the announced trailers.
 pub(crate) fn remove_folded(headers: &mut HeaderMap, name: &HeaderName) {
     remove_where(headers, |other| eq_folded(other.as_str().as_bytes(), name.as_str()));
     retain_members(headers, TRAILER, |member| !eq_folded(member, name.as_str()));
 }
 
-/// Whether a server may read both names as the same variable: they differ in nothing but case and what is neither letter
-/// nor digit. Most fold `-` into `_`, some (PHP) `.` too, some (lighttpd) everything.
+/// Whether a server may read both names as the same variable: they differ only in case and in characters that are
+/// neither letters nor digits. Most servers fold `-` into `_`, some (PHP) `.` too, some (lighttpd) every such
+/// character.
 pub(super) fn eq_folded(name: &[u8], other: &str) -> bool {
     fn folded(byte: &u8) -> u8 {
         if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' }

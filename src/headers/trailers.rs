@@ -1,7 +1,7 @@
-//! Trailers (RFC 9110, section 6.5): which ones an intermediary passes on.
+//! Trailers (RFC 9110, section 6.5): the ones that are safe to forward.
 //!
-//! A recipient may merge trailers into the header. So a trailer that would matter there doesn't pass: HTTP/2 sends trailers
-//! whether `Trailer` announced them or not.
+//! A recipient may merge trailers into the header fields, so a trailer that has a meaning there isn't forwarded,
+//! whether `Trailer` announces it or not: HTTP/2 sends trailers without an announcement.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,27 +9,29 @@ use http::{Extensions, HeaderMap, HeaderName, header::TRAILER};
 
 use super::{forwarded, remove_where, reserved, retain_members, trim_values};
 
-/// The names of fields that upstream layers set: a trailer of the client must not repeat them. A request extension.
+/// The names of fields that upstream layers set, and that must not be repeated by a trailer of the client. A request
+/// extension.
 ///
-/// The forwarder inserts it for a request whose body may end in trailers. The body shares the list, and reads it when its
-/// trailers come, so that it holds whatever any layer has added by then.
+/// The forwarder inserts it for a request whose body may end in trailers. The body shares the list and reads it when
+/// its trailers arrive, after every layer has added its names.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ForbiddenTrailers {
     names: Arc<Mutex<Vec<HeaderName>>>,
 }
 
 impl ForbiddenTrailers {
-    /// Adds a name to the list of a request, if the request has one.
+    /// Adds a name to the list in a request's extensions, if there is one: a body that can't end in trailers needs
+    /// none.
     pub(crate) fn add(extensions: &Extensions, name: &HeaderName) {
         let Some(this) = extensions.get::<Self>() else { return };
         let mut names = this.names.lock().unwrap_or_else(PoisonError::into_inner);
-        // A layer that repeats a request calls the inner layers again.
+        // A retry layer calls the inner layers again for the same request.
         if !names.contains(name) {
             names.push(name.clone());
         }
     }
 
-    /// Removes from a request's trailers what would matter as a field, and every spelling of the names in the list.
+    /// Removes the trailers of a request that aren't safe to forward, and those on the list in every spelling.
     pub(crate) fn remove_from(&self, trailers: &mut HeaderMap) {
         let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         remove_where(trailers, |trailer| {
@@ -40,17 +42,17 @@ impl ForbiddenTrailers {
     }
 }
 
-/// Takes out of a request's `Trailer` what may not come as a trailer.
+/// Removes from a request's `Trailer` the names that aren't forwarded as trailers.
 pub(crate) fn filter_announced_in_request(headers: &mut HeaderMap) {
     filter_announced(headers, is_allowed_in_request);
 }
 
-/// Takes out of a response's `Trailer` what may not come as a trailer.
+/// Removes from a response's `Trailer` the names that aren't forwarded as trailers.
 pub(crate) fn filter_announced_in_response(headers: &mut HeaderMap) {
     filter_announced(headers, is_allowed_in_response);
 }
 
-/// Removes from a response's trailers what would matter as a field.
+/// Removes the trailers of a response that aren't safe to forward.
 pub(crate) fn remove_from_response(trailers: &mut HeaderMap) {
     remove_where(trailers, |name| !is_allowed_in_response(name));
     trim_values(trailers);
@@ -62,8 +64,8 @@ fn filter_announced(headers: &mut HeaderMap, is_allowed: impl Fn(&HeaderName) ->
     }
 }
 
-/// Whether the field delimits, routes or describes a message, in either direction, or belongs to one connection (RFC 9110,
-/// section 6.5.1; RFC 9113, section 8.2.2).
+/// Whether the field is unsafe as a trailer in either direction, because it delimits, routes or describes a message
+/// (RFC 9110, section 6.5.1) or applies to a single connection (RFC 9113, section 8.2.2).
 fn is_control(name: &str) -> bool {
     matches!(
         name,
@@ -90,7 +92,7 @@ fn is_control(name: &str) -> bool {
     )
 }
 
-/// A server that merges trailers would be misled by framing, routing, credentials, identity.
+/// Excludes framing, routing, credentials and identity, which would mislead a server that merges trailers.
 fn is_allowed_in_request(name: &HeaderName) -> bool {
     !is_control(name.as_str())
         && !matches!(
@@ -104,8 +106,8 @@ fn is_allowed_in_request(name: &HeaderName) -> bool {
         && !forwarded::is_forwarding_field(name.as_str())
 }
 
-/// A client that merges trailers would be misled by framing, response control and credentials; and references and cookies
-/// would pass without being mapped.
+/// Excludes framing, response control and credentials, which would mislead a client that merges trailers; and
+/// references and cookies, which would be forwarded without being mapped.
 fn is_allowed_in_response(name: &HeaderName) -> bool {
     !is_control(name.as_str())
         && !matches!(

@@ -1,4 +1,5 @@
-//! `Via` and `Max-Forwards` (RFC 9110, sections 7.6.2 and 7.6.3): the way that a message has come, and how far it may go.
+//! `Via` and `Max-Forwards` (RFC 9110, sections 7.6.3 and 7.6.2): the intermediaries that a message has passed, and how
+//! many it may still pass.
 
 use std::{
     collections::hash_map::RandomState,
@@ -12,7 +13,7 @@ use http::{
 
 use super::members;
 
-/// The name under which a proxy stands in `Via`, with the values it adds.
+/// The name of a proxy in `Via`, with the values that it appends.
 #[derive(Clone, Debug)]
 pub(crate) struct Pseudonym {
     name: String,
@@ -20,14 +21,14 @@ pub(crate) struct Pseudonym {
 }
 
 impl Pseudonym {
-    /// A name of its own for each proxy, so that one that meets itself knows it, and never takes another for itself.
+    /// Creates a unique name, so that a proxy detects its own loops and isn't confused with another proxy.
     pub(crate) fn random() -> Self {
         let random = RandomState::new().build_hasher().finish();
-        // Of the characters of a token, so it can't be refused.
+        // Consists of token characters, so `new` accepts it.
         Self::new(&format!("tower-reverse-proxy-{random:016x}")).unwrap_or_else(|| unreachable!("a token"))
     }
 
-    /// A given name; `None` if it isn't a token or an authority.
+    /// Uses the given name; `None` if it isn't a token or an authority.
     pub(crate) fn new(name: &str) -> Option<Self> {
         let is_name =
             !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:[]".contains(&b));
@@ -38,14 +39,14 @@ impl Pseudonym {
         Some(Self { name: name.to_owned(), values: [value("1.0")?, value("1.1")?, value("2.0")?] })
     }
 
-    /// Whether a message has come through here before.
+    /// Whether the message has passed this proxy before.
     pub(crate) fn is_in(&self, headers: &HeaderMap) -> bool {
         members(headers, VIA)
             .filter_map(|member| member.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).nth(1))
             .any(|received_by| received_by.eq_ignore_ascii_case(self.name.as_bytes()))
     }
 
-    /// Says that a message has come through here, and in which version it came.
+    /// Appends this proxy, with the version in which the message was received.
     pub(crate) fn append_to(&self, headers: &mut HeaderMap, version: Version) {
         let [http_10, http_11, http_2] = &self.values;
         let value = match version {
@@ -57,7 +58,8 @@ impl Pseudonym {
     }
 }
 
-/// Counts `Max-Forwards` down; `false` if the message may go no further. A value that is no number is left alone.
+/// Decrements `Max-Forwards`. Returns `false` if the message must not be forwarded any more. A value that isn't a
+/// number stays unchanged.
 pub(crate) fn decrement_max_forwards(headers: &mut HeaderMap) -> bool {
     let Some(left) = headers.get(MAX_FORWARDS).and_then(|value| value.to_str().ok()?.parse::<u64>().ok()) else {
         return true;

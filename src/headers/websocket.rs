@@ -1,4 +1,5 @@
-//! The WebSocket handshake that HTTP/1.1 has (RFC 6455, section 4) and HTTP/2 hasn't (RFC 8441, section 5).
+//! The key and its answer in the WebSocket handshake of HTTP/1.1 (RFC 6455, section 4). HTTP/2 has neither (RFC 8441,
+//! section 5).
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -6,14 +7,14 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use http::HeaderValue;
 use sha1::{Digest, Sha1};
 
-/// A key of our own. It protects nothing, it only has to differ (RFC 6455, section 1.3).
+/// Creates a key. It only has to be different each time, because it isn't a secret (RFC 6455, section 1.3).
 pub(crate) fn new_key() -> HeaderValue {
     let state = RandomState::new();
     let nonce = (u128::from(state.hash_one(0)) << 64) | u128::from(state.hash_one(1));
     value(BASE64_STANDARD.encode(nonce.to_be_bytes()))
 }
 
-/// What a server answers to a key: that it has read it as a WebSocket's.
+/// Returns the `Sec-WebSocket-Accept` for a key, with which a server confirms the handshake.
 pub(crate) fn accept(key: &HeaderValue) -> HeaderValue {
     let digest = Sha1::new().chain_update(key).chain_update("258EAFA5-E914-47DA-95CA-C5AB0DC85B11").finalize();
     value(BASE64_STANDARD.encode(digest))
