@@ -1,4 +1,4 @@
-//! Instructions per request, counted by callgrind: a figure that doesn't depend on what else the machine does.
+//! Instructions per request, counted by callgrind. The figure doesn't depend on the load of the machine.
 //!
 //! ```sh
 //! cargo bench --bench instructions
@@ -6,8 +6,9 @@
 //! cargo bench --bench instructions -- --by-function small-get [--inclusive]
 //! ```
 //!
-//! This process is the client and the backend. The proxy is a child of it under valgrind, and all that is counted. It runs
-//! twice for each scenario, with few requests and with many: the difference is the requests', without the start.
+//! This process is the client and the backend. The proxy is a child process under valgrind, and only its instructions
+//! are counted. It runs twice for each scenario, with few requests and with many, so that the difference excludes the
+//! start.
 #![allow(clippy::print_stdout)]
 
 use std::{
@@ -26,12 +27,12 @@ use std::{
 use axum::{Router, routing::get};
 use tower_reverse_proxy::ReverseProxyLayer;
 
-/// What is asked of the proxy.
+/// A kind of request to the proxy.
 struct Scenario {
     name: &'static str,
     request: &'static str,
     body: usize,
-    /// Without it: the same app and no proxy.
+    /// Whether the app has the proxy's layer.
     layer: bool,
 }
 
@@ -45,16 +46,16 @@ const SCENARIOS: [Scenario; 5] = [
 
 const FEW: usize = 500;
 const MANY: usize = 2500;
-/// Kept alive and used in turn: one request at a time is the same work in each run.
+/// Kept alive and used in turn. There is one request at a time, so that each run does the same work.
 const CONNECTIONS: usize = 8;
-/// The body of a small answer.
+/// The body of a small response.
 const SMALL: [u8; 128] = [b'x'; 128];
-/// By how much a row may differ from what is written down, in percent.
+/// By how many percent a row may differ from the recorded one.
 const TOLERANCE: f64 = 3.0;
-/// How many functions are listed.
+/// The number of functions that are listed.
 const FUNCTIONS: usize = 60;
-/// How long an answer may take: much longer than it ever does.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The timeout of a response, far above what it takes.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
 
 const USAGE: &str = "write --check, or --by-function SCENARIO [--inclusive], or nothing";
 
@@ -63,7 +64,7 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    // What `cargo bench` adds, and `cargo test --benches` doesn't.
+    // `cargo bench` adds it, and `cargo test --benches` doesn't.
     let is_bench = arguments.contains(&"--bench");
     arguments.retain(|&argument| argument != "--bench");
     let outcome = match arguments[..] {
@@ -85,38 +86,38 @@ fn main() -> ExitCode {
     }
 }
 
-// ---- What is reported ----
+// ---- The reports ----
 
-/// Prints what a request costs in each scenario; with `check`, holds it against the README's table.
+/// Prints the cost of a request in each scenario. With `check`, compares it with the table in the README.
 fn table(check: bool) -> Outcome {
-    let written = if check { written_down()? } else { HashMap::new() };
+    let recorded_counts = if check { recorded()? } else { HashMap::new() };
     let counts = SCENARIOS.iter().map(|scenario| {
         let (few, many) = (total(&run(scenario, FEW)?)?, total(&run(scenario, MANY)?)?);
         Ok(many.saturating_sub(few) / (MANY - FEW) as u64)
     });
     let counts = counts.collect::<Outcome<Vec<u64>>>()?;
     let (mut above, mut below) = (false, false);
-    println!("| scenario | instructions per request |{}", if check { " written down | change |" } else { "" });
+    println!("| scenario | instructions per request |{}", if check { " recorded | change |" } else { "" });
     println!("|---|---:|{}", if check { "---:|---:|" } else { "" });
     for (Scenario { name, .. }, count) in SCENARIOS.iter().zip(counts) {
         print!("| {name} | {} |", grouped(count));
         if check {
-            let written = *written.get(name).ok_or(format!("benches/README.md has no row {name}"))?;
-            let change = (count as f64 / written as f64 - 1.0) * 100.0;
+            let recorded = *recorded_counts.get(name).ok_or(format!("benches/README.md has no row {name}"))?;
+            let change = (count as f64 / recorded as f64 - 1.0) * 100.0;
             above |= change > TOLERANCE;
             below |= change < -TOLERANCE;
-            print!(" {} | {change:+.1} % |", grouped(written));
+            print!(" {} | {change:+.1} % |", grouped(recorded));
         }
         println!();
     }
     if below {
-        eprintln!("instructions: less than is written down: update the table in benches/README.md");
+        eprintln!("instructions: fewer than recorded; update the table in benches/README.md");
     }
-    if above { Err(format!("more than {TOLERANCE} % above what benches/README.md says").into()) } else { Ok(()) }
+    if above { Err(format!("more than {TOLERANCE} % above the table in benches/README.md").into()) } else { Ok(()) }
 }
 
-/// The rows of the table in the README.
-fn written_down() -> Outcome<HashMap<&'static str, u64>> {
+/// Reads the rows of the table in the README.
+fn recorded() -> Outcome<HashMap<&'static str, u64>> {
     let rows = include_str!("README.md").lines().filter_map(|line| {
         let mut cells = line.split('|').skip(1).map(str::trim);
         let (name, count) = (cells.next()?, cells.next()?);
@@ -125,11 +126,11 @@ fn written_down() -> Outcome<HashMap<&'static str, u64>> {
     rows.map(|(name, count)| Ok((name, count.replace(',', "").parse()?))).collect()
 }
 
-/// Prints the functions that a request of one scenario costs most in.
+/// Prints the most expensive functions in a request of one scenario.
 fn by_function(name: &str, inclusive: bool) -> Outcome {
     let names = SCENARIOS.map(|scenario| scenario.name).join(", ");
     let scenario =
-        SCENARIOS.iter().find(|scenario| scenario.name == name).ok_or(format!("{name:?} is none of {names}"))?;
+        SCENARIOS.iter().find(|scenario| scenario.name == name).ok_or(format!("{name:?} isn't one of {names}"))?;
     let before = functions(&run(scenario, FEW)?, inclusive)?;
     let mut rows: Vec<_> = functions(&run(scenario, MANY)?, inclusive)?
         .into_iter()
@@ -143,7 +144,7 @@ fn by_function(name: &str, inclusive: bool) -> Outcome {
     Ok(())
 }
 
-/// What `callgrind_annotate` lists: `1,234 (5.6%)  file:function [object]`.
+/// Parses the output of `callgrind_annotate`: `1,234 (5.6%)  file:function [object]`.
 fn functions(counts: &PathBuf, inclusive: bool) -> Outcome<HashMap<String, u64>> {
     let how = ["--auto=no", "--threshold=100", if inclusive { "--inclusive=yes" } else { "--inclusive=no" }];
     let output = Command::new("callgrind_annotate").args(how).arg(counts).output()?;
@@ -156,7 +157,8 @@ fn functions(counts: &PathBuf, inclusive: bool) -> Outcome<HashMap<String, u64>>
         let place = place.rsplit_once(" [").map_or(place, |(place, _)| place);
         let function = place.split_once(':').map_or(place, |(_, function)| function);
         let sum: &mut u64 = functions.entry(function.to_owned()).or_default();
-        // A function has a line for each file that code was inlined from, and the whole in one of them when it's inclusive.
+        // A function has one line for each file that code was inlined from. With inclusive costs, one of them has the
+        // whole.
         *sum = if inclusive { count.max(*sum) } else { count + *sum };
     }
     Ok(functions)
@@ -168,7 +170,7 @@ fn grouped(count: u64) -> String {
 
 // ---- The client and the backend ----
 
-/// Sends so many requests through a proxy under valgrind; returns the file with what it counted.
+/// Sends requests through a proxy under valgrind. Returns the file with the counts.
 fn run(scenario: &Scenario, requests: usize) -> Outcome<PathBuf> {
     let counts = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("callgrind.{}.{requests}", scenario.name));
     let mut command = Command::new("valgrind");
@@ -179,7 +181,7 @@ fn run(scenario: &Scenario, requests: usize) -> Outcome<PathBuf> {
     }
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => "valgrind isn't installed, and nothing counts without it".to_owned(),
+            io::ErrorKind::NotFound => "valgrind isn't installed".to_owned(),
             _ => format!("valgrind: {error}"),
         })?;
     let mut address = String::new();
@@ -193,32 +195,33 @@ fn run(scenario: &Scenario, requests: usize) -> Outcome<PathBuf> {
     let connect = |_| {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
         Ok(stream)
     };
     let mut connections = (0..CONNECTIONS).map(connect).collect::<io::Result<Vec<_>>>()?;
     for number in 0..requests {
         let stream = &mut connections[number % CONNECTIONS];
         stream.write_all(&request)?;
-        let answer = message(stream)?.ok_or("the proxy closed a connection")?;
-        if !answer.starts_with(b"HTTP/1.1 200 ") {
-            return Err(format!("not what was asked for: {}", String::from_utf8_lossy(&answer)).into());
+        let response = message(stream)?.ok_or("the proxy closed a connection")?;
+        if !response.starts_with(b"HTTP/1.1 200 ") {
+            return Err(format!("unexpected response: {}", String::from_utf8_lossy(&response)).into());
         }
     }
-    // It ends with its input, before the connections: what their ends cost isn't the requests'.
+    // The proxy exits when its input ends. The connections are closed afterwards, because closing them isn't to be
+    // counted.
     drop(child.stdin.take());
     let status = child.wait()?;
     if status.success() { Ok(counts) } else { Err(format!("the proxy: {status}").into()) }
 }
 
-/// What callgrind counted in all.
+/// Reads the total that callgrind counted.
 fn total(counts: &PathBuf) -> Outcome<u64> {
     let text = fs::read_to_string(counts)?;
     let total = text.lines().find_map(|line| line.strip_prefix("totals:").or(line.strip_prefix("summary:")));
     Ok(total.ok_or("callgrind counted nothing")?.trim().parse()?)
 }
 
-/// Starts a backend; returns its origin.
+/// Starts a backend and returns its origin.
 fn backend() -> io::Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let origin = format!("http://{}", listener.local_addr()?);
@@ -230,7 +233,8 @@ fn backend() -> io::Result<String> {
     Ok(origin)
 }
 
-/// Answers each request on a connection at once and as a whole: in how many pieces it comes is the same in each run.
+/// Answers each request on a connection in a single write, so that the proxy reads the same number of pieces in each
+/// run.
 fn answer(mut stream: TcpStream) -> io::Result<()> {
     let head = "HTTP/1.1 200 OK\r\nserver: bench\r\ndate: Mon, 01 Jan 2024 00:00:00 GMT\r\n\
                 content-type: text/plain; charset=utf-8\r\ncache-control: no-store\r\n";
@@ -240,14 +244,14 @@ fn answer(mut stream: TcpStream) -> io::Result<()> {
     let small = sized(&SMALL);
     stream.set_nodelay(true)?;
     while let Some(request) = message(&mut stream)? {
-        let answer = if request.starts_with(b"POST ") {
+        let response = if request.starts_with(b"POST ") {
             &sized(&request[request.len() - 1024..])
         } else if request.starts_with(b"GET /mydir/chunked ") {
             &chunked
         } else {
             &small
         };
-        stream.write_all(answer)?;
+        stream.write_all(response)?;
     }
     Ok(())
 }
@@ -255,7 +259,7 @@ fn answer(mut stream: TcpStream) -> io::Result<()> {
 /// The end of a chunked body.
 const END: &[u8] = b"0\r\n\r\n";
 
-/// Reads a message, head and body; `None` at the end of the connection.
+/// Reads a message with head and body. `None` at the end of the connection.
 fn message(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
     let (mut message, mut buffer) = (Vec::new(), [0; 16 * 1024]);
     loop {
@@ -279,7 +283,7 @@ fn message(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
 
 // ---- The proxy ----
 
-/// Serves an app until the input ends, with a proxy to the backend if there is one.
+/// Serves an app until the input ends, with a proxy to the backend if one is given.
 fn proxy(backend: Option<&str>) -> Outcome {
     let mut app = Router::new().route("/own", get(|| async { &SMALL[..] }));
     if let Some(backend) = backend {

@@ -1,4 +1,4 @@
-//! Where requests go: a backend's origin, parsed once.
+//! The origin of a backend, parsed once.
 
 use std::{convert::Infallible, error, fmt, net::Ipv6Addr, path::Path, str::FromStr, sync::Arc};
 
@@ -9,9 +9,12 @@ use http::{
 
 /// The origin of a backend: scheme, host and port of a web server, or the path of its Unix socket.
 ///
-/// Written `http://127.0.0.1:8000`, `https://backend.example` or `unix:/run/app.sock`. An origin has no path: paths
-/// pass through the proxy as they are, so `http://backend/mydir` would say the directory twice. A lone `/` at the end is
-/// the same origin.
+/// It's written `http://127.0.0.1:8000`, `https://backend.example` or `unix:/run/app.sock`. An origin has no path,
+/// because the path of a request is forwarded unchanged: `http://backend/mydir` would repeat the directory. A single
+/// `/` at the end is accepted.
+///
+/// `https` needs one of the features `tls-ring` and `tls-aws-lc-rs`, or a client of your own. Without them,
+/// `ReverseProxyLayer::new` fails instead of falling back to plaintext.
 ///
 /// ```
 /// use tower_reverse_proxy::Backend;
@@ -19,10 +22,21 @@ use http::{
 /// let backend: Backend = "http://127.0.0.1:8000".parse()?;
 /// assert_eq!(backend.to_string(), "http://127.0.0.1:8000");
 ///
+/// // The text of the error is what to write instead.
 /// let error = "http://127.0.0.1:8000/mydir".parse::<Backend>().unwrap_err();
 /// assert!(error.to_string().contains("write \"http://127.0.0.1:8000\""));
 /// # Ok::<_, tower_reverse_proxy::InvalidBackend>(())
 /// ```
+#[doc(alias(
+    "proxy_pass",
+    "ProxyPass",
+    "upstream",
+    "origin",
+    "target",
+    "destination",
+    "unix socket",
+    "unix domain socket"
+))]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
     scheme: Scheme,
@@ -31,22 +45,47 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Returns the scheme: `http` (also for a Unix socket) or `https`.
+    /// Returns the scheme: `http`, which a Unix socket has too, or `https`.
+    ///
+    /// ```
+    /// # use tower_reverse_proxy::Backend;
+    /// let backend: Backend = "https://backend.example".parse()?;
+    /// assert_eq!(backend.scheme().as_str(), "https");
+    /// # Ok::<_, tower_reverse_proxy::InvalidBackend>(())
+    /// ```
     pub fn scheme(&self) -> &Scheme {
         &self.scheme
     }
 
-    /// Returns host and port, `localhost` for a Unix socket.
+    /// Returns the host, and the port if there is one. For a Unix socket, it's `localhost`.
+    ///
+    /// ```
+    /// # use tower_reverse_proxy::Backend;
+    /// let backend: Backend = "http://127.0.0.1:8000".parse()?;
+    /// assert_eq!(backend.authority().as_str(), "127.0.0.1:8000");
+    /// # Ok::<_, tower_reverse_proxy::InvalidBackend>(())
+    /// ```
     pub fn authority(&self) -> &Authority {
         &self.authority
     }
 
     /// Returns the path of the Unix socket, if the backend listens on one.
+    ///
+    /// ```
+    /// # use tower_reverse_proxy::Backend;
+    /// let backend: Backend = "http://127.0.0.1:8000".parse()?;
+    /// assert_eq!(backend.socket(), None);
+    /// # #[cfg(unix)] {
+    /// let backend: Backend = "unix:/run/app.sock".parse()?;
+    /// assert_eq!(backend.socket(), Some("/run/app.sock".as_ref()));
+    /// # }
+    /// # Ok::<_, tower_reverse_proxy::InvalidBackend>(())
+    /// ```
     pub fn socket(&self) -> Option<&Path> {
         self.socket.as_deref()
     }
 
-    /// The authority as a `Host` field.
+    /// Returns the authority as the value of a `Host` field.
     pub(crate) fn host(&self) -> HeaderValue {
         HeaderValue::from_str(self.authority.as_str()).unwrap_or(HeaderValue::from_static("localhost"))
     }
@@ -80,7 +119,7 @@ impl Backend {
         if !cfg!(unix) {
             return Err(Reason::UnixHere);
         }
-        // `unix:///run/app.sock` is the same, as a URL.
+        // `unix:///run/app.sock` is the URL form of the same path.
         let path = path.strip_prefix("//").unwrap_or(path);
         if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
             return Err(Reason::Socket);
@@ -139,9 +178,17 @@ impl fmt::Display for Backend {
     }
 }
 
-/// The error of a backend that isn't an origin, or that can't be reached with the features that are on.
+/// The error returned when a [`Backend`] isn't an origin, or needs a feature that isn't enabled.
 ///
-/// Its text names the value and says what to write instead. A password in the value isn't repeated.
+/// Its text contains the value and what to write instead. Userinfo in the value is redacted. `Debug` shows the same
+/// text, because that is how an error returned from `main` is printed.
+///
+/// ```
+/// use tower_reverse_proxy::Backend;
+///
+/// let error = "http://user:s3cret@backend".parse::<Backend>().unwrap_err().to_string();
+/// assert!(error.contains("BasicAuthLayer") && !error.contains("s3cret"));
+/// ```
 #[derive(Clone)]
 pub struct InvalidBackend {
     given: String,
@@ -160,7 +207,7 @@ enum Reason {
 }
 
 impl InvalidBackend {
-    /// An `https` backend where no TLS is built in: never plaintext instead.
+    /// The error for an `https` backend without TLS. There is no fallback to plaintext.
     pub(crate) fn no_tls(backend: &Backend) -> Self {
         Self { given: backend.to_string(), reason: Reason::Tls }
     }
@@ -171,32 +218,31 @@ impl fmt::Display for InvalidBackend {
         write!(f, "invalid backend {:?}: ", self.given)?;
         match &self.reason {
             Reason::Scheme => f.write_str(
-                "it has to begin with `http://`, `https://` or `unix:/`; write for example \"http://127.0.0.1:8000\"",
+                "it must begin with `http://`, `https://` or `unix:/`; write for example \"http://127.0.0.1:8000\"",
             ),
-            Reason::Authority => {
-                f.write_str("host or port can't be read; write for example \"http://127.0.0.1:8000\" or \"http://[::1]:8000\"")
-            }
+            Reason::Authority => f.write_str(
+                "invalid host or port; write for example \"http://127.0.0.1:8000\" or \"http://[::1]:8000\"",
+            ),
             Reason::Userinfo => {
-                f.write_str("credentials don't belong in a URL; write the origin alone and add a `BasicAuthLayer`")
+                f.write_str("it must not contain credentials; write the origin only and add a `BasicAuthLayer`")
             }
             Reason::NotAnOrigin(origin) => write!(
                 f,
-                "a backend is an origin, without path, query or fragment; write {origin:?} (the path of a request passes \
-                 unchanged; see `strip_prefix` and `replace_prefix` where the layouts differ)"
+                "a backend is an origin, without path, query or fragment; write {origin:?} (the path of a request is \
+                 forwarded unchanged; if the layouts differ, use `strip_prefix` or `replace_prefix`)"
             ),
             Reason::Socket => {
-                f.write_str("a Unix socket is an absolute path of a file; write for example \"unix:/run/app.sock\"")
+                f.write_str("a Unix socket is the absolute path of a file; write for example \"unix:/run/app.sock\"")
             }
             Reason::UnixHere => f.write_str("this platform has no Unix sockets; write an `http://` origin"),
             Reason::Tls => f.write_str(
-                "TLS isn't built in; turn on the feature `tls-ring` or `tls-aws-lc-rs`, write an `http://` or `unix:` backend, \
-                 or use `with_upstream` with a client of your own",
+                "TLS isn't enabled; enable the feature `tls-ring` or `tls-aws-lc-rs`, write an `http://` or `unix:` \
+                 backend, or use `with_upstream` with a client of your own",
             ),
         }
     }
 }
 
-/// The same text: it's what an error that a `main` returns shows.
 impl fmt::Debug for InvalidBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -211,25 +257,25 @@ impl From<Infallible> for InvalidBackend {
     }
 }
 
-/// Whether this is `uri-host [":" port]` (RFC 9110, section 7.2) with a host in it and a port that can be one.
+/// Whether this is `uri-host [":" port]` (RFC 9110, section 7.2), with a non-empty host and a port below 65,536.
 pub(crate) fn is_authority(text: &[u8]) -> bool {
     let (host, port) = match text.iter().rposition(|&b| b == b':') {
-        // The last colon of an IPv6 address stands before the bracket.
+        // All colons of an IPv6 address stand before its closing bracket.
         Some(colon) if !text[colon..].contains(&b']') => (&text[..colon], Some(&text[colon + 1..])),
         _ => (text, None),
     };
-    let port_is_one = port.is_none_or(|port| {
+    let is_port = port.is_none_or(|port| {
         port.is_empty()
             || port.iter().all(u8::is_ascii_digit) && str::from_utf8(port).is_ok_and(|port| port.parse::<u16>().is_ok())
     });
-    port_is_one && is_host(host)
+    is_port && is_host(host)
 }
 
 fn is_host(host: &[u8]) -> bool {
     match host {
         [b'[', address @ .., b']'] => str::from_utf8(address).is_ok_and(|address| address.parse::<Ipv6Addr>().is_ok()),
-        // reg-name: unreserved, sub-delims and percent-encoded (RFC 3986, section 3.2.2). Without the comma: in a list of
-        // hosts, such as X-Forwarded-Host, it would be two.
+        // reg-name: unreserved, sub-delims and percent-encoded (RFC 3986, section 3.2.2). The comma is excluded,
+        // because it separates the hosts in a list such as X-Forwarded-Host.
         _ => !host.is_empty() && host.iter().all(|&b| is_host_byte(b)),
     }
 }
@@ -239,7 +285,7 @@ const fn is_host_byte(b: u8) -> bool {
         || matches!(b, b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'('..=b'+' | b';' | b'=' | b'%')
 }
 
-/// Takes a userinfo out of what may be a URL: error messages go to logs.
+/// Redacts the userinfo of a URL, because error messages are logged.
 fn redacted(text: &str) -> String {
     match text.rsplit_once('@') {
         Some((before, after)) => {

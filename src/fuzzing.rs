@@ -1,6 +1,6 @@
-//! What the fuzz targets call: pure functions that read what a client or a backend sends, and what must hold of them.
+//! The bodies of the fuzz targets: they call the pure functions that read untrusted bytes, and assert their invariants.
 //!
-//! Built for tests, which run the seeds, and with `--cfg fuzzing`, which cargo-fuzz sets.
+//! Compiled for tests, which run the seeds, and with `--cfg fuzzing`, which cargo-fuzz sets.
 
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Uri, Version,
@@ -24,8 +24,8 @@ use crate::{
 
 const BACKEND: Origin<'static> = Origin { scheme: &Scheme::HTTP, authority: b"backend:9000" };
 
-/// A request target: what is forwarded is what came, can be decoded in one way, and stays below its prefix by RFC 3986,
-/// section 5.2.4.
+/// Request targets: a forwarded path is unchanged, can be decoded in one way only, and stays below its prefix by RFC
+/// 3986, section 5.2.4.
 pub fn path(data: &[u8]) {
     let Ok(uri) = Uri::try_from(data) else { return };
     let Ok(prefix) = "/mydir".parse::<Prefix>() else { return };
@@ -48,8 +48,8 @@ pub fn path(data: &[u8]) {
     let _ = target.for_backend(&PathPolicy::Replace(Prefix::root()));
 }
 
-/// Fields, one per line: after the removal, none that a `Connection` line named is left. Only allowed protocols are offered,
-/// and a proxy that has added itself to `Via` finds itself there.
+/// Fields, one per line: no field that a `Connection` line nominates is left. Only allowed protocols are offered, and a
+/// proxy that has appended itself to `Via` detects itself.
 pub fn hop(data: &[u8]) {
     let mut headers = fields(data);
     for token in upgrade::tokens(&headers, &upgrade::Allowed::default()).split(|&b| b == b',') {
@@ -74,7 +74,8 @@ pub fn hop(data: &[u8]) {
     }
 }
 
-/// Fields, one per line: a response has one framing.
+/// Fields, one per line: messages have at most one `Content-Length`, and never together with `Transfer-Encoding` in a
+/// response.
 pub fn framing(data: &[u8]) {
     let given = fields(data);
     for length in [None, Some(5)] {
@@ -82,10 +83,10 @@ pub fn framing(data: &[u8]) {
         if framing::reconcile_response(&mut headers, length).is_ok() {
             let lengths: Vec<_> = headers.get_all(CONTENT_LENGTH).iter().collect();
             assert!(lengths.len() <= usize::from(!given.contains_key(TRANSFER_ENCODING)), "{lengths:?}");
-            for said in lengths {
-                let number = said.to_str().ok().and_then(|said| said.parse::<u64>().ok());
-                assert!(number.is_some_and(|number| said == number.to_string().as_str()), "{said:?}");
-                assert!(length.is_none() || said == "5", "{said:?}");
+            for value in lengths {
+                let number = value.to_str().ok().and_then(|value| value.parse::<u64>().ok());
+                assert!(number.is_some_and(|number| value == number.to_string().as_str()), "{value:?}");
+                assert!(length.is_none() || value == "5", "{value:?}");
             }
         }
     }
@@ -101,8 +102,8 @@ pub fn framing(data: &[u8]) {
     }
 }
 
-/// Fields, one per line: what is announced in `Trailer` passes, and no trailer passes that matters as a field, in whatever
-/// spelling, or that a layer forbids.
+/// Fields, one per line: trailers that `Trailer` still announces are forwarded, and unsafe ones, or those that a layer
+/// forbids, are removed in every spelling.
 pub fn trailers(data: &[u8]) {
     let given = fields(data);
     let forbidden = ForbiddenTrailers::default();
@@ -122,7 +123,7 @@ pub fn trailers(data: &[u8]) {
         for member in members.map(<[u8]>::trim_ascii).filter(|member| !member.is_empty()) {
             let name = HeaderName::from_bytes(member);
             let mut trailers = HeaderMap::from_iter(name.map(|name| (name, HeaderValue::from_static("1"))));
-            assert_eq!(trailers.len(), 1, "{member:?} is no name");
+            assert_eq!(trailers.len(), 1, "{member:?} isn't a name");
             remove(&mut trailers);
             assert_eq!(trailers.len(), 1, "{member:?} is announced and removed");
         }
@@ -142,8 +143,8 @@ pub fn trailers(data: &[u8]) {
     }
 }
 
-/// A `Set-Cookie`: its name, its value and every attribute but the mapped one stay as they are, in order, and to map twice is to
-/// map once. `Cookie` crumbs, one per line, become one.
+/// A `Set-Cookie`: its name, its value and every attribute but the mapped one stay unchanged and in order, and mapping
+/// is idempotent. `Cookie` lines, one per line of the input, are joined.
 pub fn cookie(data: &[u8]) {
     let crumbs: HeaderMap = data
         .split(|&b| b == b'\n')
@@ -157,9 +158,9 @@ pub fn cookie(data: &[u8]) {
     let hidden = ["id".to_owned()];
     cookie::hide(&mut joined, &hidden);
     if let Some(left) = joined.get(COOKIE) {
-        assert!(!parts(left).into_iter().any(|pair| named(pair) == b"id"), "{left:?}");
-        let kept = whole.split(|&b| b == b';').filter(|pair| named(pair) != b"id");
-        assert!(parts(left).into_iter().map(<[u8]>::trim_ascii).eq(kept.map(<[u8]>::trim_ascii)), "{left:?}");
+        assert!(!cookie_parts(left).into_iter().any(|pair| cookie_name(pair) == b"id"), "{left:?}");
+        let kept = whole.split(|&b| b == b';').filter(|pair| cookie_name(pair) != b"id");
+        assert!(cookie_parts(left).into_iter().map(<[u8]>::trim_ascii).eq(kept.map(<[u8]>::trim_ascii)), "{left:?}");
     }
 
     let Ok(given) = HeaderValue::from_bytes(data) else { return };
@@ -171,7 +172,7 @@ pub fn cookie(data: &[u8]) {
     for (from, to) in [("", "/mydir"), ("/old", "/mydir"), ("/old", "")] {
         let by = |headers: &mut HeaderMap| cookie::map_path(headers, from, to);
         let mapped = map(&given, &by);
-        let (before, after) = (parts(&given), parts(&mapped));
+        let (before, after) = (cookie_parts(&given), cookie_parts(&mapped));
         assert_eq!(before.len(), after.len(), "{given:?} {mapped:?}");
         for (index, (before, after)) in before.iter().zip(after).enumerate() {
             if *before != after {
@@ -185,17 +186,17 @@ pub fn cookie(data: &[u8]) {
         }
     }
     let mapped = map(&given, &|headers| cookie::drop_domain(headers, || "backend"));
-    let is_ours = |part: &&[u8]| {
+    let is_own_domain = |part: &&[u8]| {
         attribute(part, b"domain").is_some_and(|domain| {
             let domain = domain.to_ascii_lowercase();
             domain == b"backend" || domain == b".backend"
         })
     };
-    let left = parts(&given).into_iter().enumerate().filter(|(index, part)| *index == 0 || !is_ours(part));
-    assert!(parts(&mapped).into_iter().eq(left.map(|(_, part)| part)), "{given:?} {mapped:?}");
+    let left = cookie_parts(&given).into_iter().enumerate().filter(|(index, part)| *index == 0 || !is_own_domain(part));
+    assert!(cookie_parts(&mapped).into_iter().eq(left.map(|(_, part)| part)), "{given:?} {mapped:?}");
 }
 
-/// A reference: what is mapped is a path, and no browser reads another host in it.
+/// A reference: a mapped one is a path, in which no browser reads another host.
 pub fn location(data: &[u8]) {
     let Some(reference) = location::without_origin(data, BACKEND) else { return };
     let mapped = location::rebase(&reference, "", "/mydir").unwrap_or_else(|| reference.clone());
@@ -204,22 +205,23 @@ pub fn location(data: &[u8]) {
     }
 }
 
-/// A `Refresh`: where a browser reads the backend's URL, it reads the mapped path instead, and anything else as it was.
+/// A `Refresh`: if a browser reads the backend's URL, it reads the mapped path afterwards; otherwise the value is
+/// unchanged.
 pub fn refresh(data: &[u8]) {
     let Ok(given) = HeaderValue::from_bytes(data) else { return };
     let mut headers = HeaderMap::from_iter([(REFRESH, given.clone())]);
     location::map_references(&mut headers, |url| location::without_origin(url, BACKEND));
     let mapped = &headers[REFRESH];
-    match refreshed(given.as_bytes()).map(|url| (url, location::without_origin(url, BACKEND))) {
+    match refresh_url(given.as_bytes()).map(|url| (url, location::without_origin(url, BACKEND))) {
         Some((_, Some(path))) => {
             assert!(is_path(&path), "{path:?}");
-            assert_eq!(refreshed(mapped.as_bytes()), Some(&*path), "{given:?} {mapped:?}");
+            assert_eq!(refresh_url(mapped.as_bytes()), Some(&*path), "{given:?} {mapped:?}");
         }
         _ => assert_eq!(&given, mapped),
     }
 }
 
-/// A `Host` that passed: it can't end a parameter of `Forwarded` or begin another one.
+/// A valid `Host`: it can't end a parameter of `Forwarded` or begin another one.
 pub fn forwarded(data: &[u8]) {
     let Ok(host) = HeaderValue::from_bytes(data) else { return };
     if !crate::backend::is_authority(host.as_bytes()) {
@@ -241,7 +243,7 @@ pub fn forwarded(data: &[u8]) {
     assert!(!quoted && parameters == 2, "{element:?}");
 }
 
-/// Fields, one per line, without outer blanks, as the HTTP stack hands them on.
+/// Parses fields, one per line, without surrounding whitespace, as the HTTP stack returns them.
 fn fields(data: &[u8]) -> HeaderMap {
     data.split(|&b| b == b'\n')
         .filter_map(|line| {
@@ -252,30 +254,30 @@ fn fields(data: &[u8]) -> HeaderMap {
         .collect()
 }
 
-/// What a cookie and its attributes are between the semicolons (RFC 6265, section 5.2).
-fn parts(cookie: &HeaderValue) -> Vec<&[u8]> {
+/// Splits a cookie and its attributes at the semicolons (RFC 6265, section 5.2).
+fn cookie_parts(cookie: &HeaderValue) -> Vec<&[u8]> {
     cookie.as_bytes().split(|&b| b == b';').collect()
 }
 
-/// The name in a cookie pair.
-fn named(pair: &[u8]) -> &[u8] {
+/// Returns the name in a cookie pair.
+fn cookie_name(pair: &[u8]) -> &[u8] {
     pair.split(|&b| b == b'=').next().unwrap_or_default().trim_ascii()
 }
 
-/// The value of an attribute, if the part is one of this name.
+/// Returns the value of an attribute, if the part has this name.
 fn attribute<'a>(part: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let equals = part.iter().position(|&b| b == b'=')?;
     part[..equals].trim_ascii().eq_ignore_ascii_case(name).then(|| part[equals + 1..].trim_ascii())
 }
 
-/// Whether a browser reads a path here, and no authority: it takes `\` for `/` and doesn't see tabs (WHATWG URL).
+/// Whether a browser reads a path here and not an authority: it treats `\` as `/` and ignores tabs (WHATWG URL).
 fn is_path(reference: &[u8]) -> bool {
     let seen: Vec<_> = reference.iter().filter(|&&b| b != b'\t').take(2).collect();
     seen.first() == Some(&&b'/') && !matches!(seen.get(1), Some(b'/' | b'\\'))
 }
 
-/// The URL that a browser reads in a `Refresh` (HTML, "shared declarative refresh steps").
-fn refreshed(value: &[u8]) -> Option<&[u8]> {
+/// Returns the URL that a browser reads in a `Refresh` (HTML, "shared declarative refresh steps").
+fn refresh_url(value: &[u8]) -> Option<&[u8]> {
     let rest = value.trim_ascii_start();
     let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
     if digits == 0 && rest.first() != Some(&b'.') {
