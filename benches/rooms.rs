@@ -24,7 +24,7 @@ use axum_core::body::Body;
 use criterion::{BatchSize, Criterion};
 use http::{HeaderName, HeaderValue, Method, Request, Response, request, response};
 use tower::{Layer, Service};
-use tower_reverse_proxy::{Backend, ClientAddr, ReverseProxyLayer, Upstream};
+use tower_reverse_proxy::{Backend, ClientAddr, Forwarded, ReverseProxyLayer, Upstream};
 
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 60));
 
@@ -112,8 +112,14 @@ fn main() {
     bench(&mut criterion, "request/hostile connection", all, &hostile, PLAIN);
 
     bench(&mut criterion, "option/no via", |to| all(to).via(None), CURL, PLAIN);
-    bench(&mut criterion, "option/no x_forwarded", |to| all(to).x_forwarded(false), CURL, PLAIN);
-    bench(&mut criterion, "option/forwarded", |to| all(to).forwarded(true), CURL, PLAIN);
+    bench(
+        &mut criterion,
+        "option/no x_forwarded",
+        |to| all(to).forwarded(Forwarded::new().x_forwarded(false)),
+        CURL,
+        PLAIN,
+    );
+    bench(&mut criterion, "option/forwarded", |to| all(to).forwarded(Forwarded::new().rfc7239(true)), CURL, PLAIN);
     bench(&mut criterion, "option/strip_prefix", |to| all(to).strip_prefix(), CURL, PLAIN);
 
     bench(&mut criterion, "response/redirect", all, CURL, REDIRECT);
@@ -124,10 +130,10 @@ fn main() {
 }
 
 /// Measures one exchange through the middleware, up to the response. The messages are there already.
-fn bench<P>(
+fn bench(
     criterion: &mut Criterion,
     name: &str,
-    layer: impl FnOnce(Upstream<Prepared>) -> ReverseProxyLayer<Upstream<Prepared>, P>,
+    layer: impl FnOnce(Upstream<Prepared>) -> ReverseProxyLayer<Upstream<Prepared>>,
     request: &str,
     response: &str,
 ) {
@@ -135,7 +141,7 @@ fn bench<P>(
     let is_post = request.method == Method::POST;
     let client = Prepared::default();
     let backend: Backend = "http://backend.example:8000".parse().expect("an origin");
-    let mut service = layer(Upstream::new(backend, client.clone())).layer(client.clone());
+    let mut service = layer(Upstream::with_client(backend, client.clone())).layer(client.clone());
     let prepare = || {
         let response = Response::from_parts(response.clone(), Body::from("0123456789abcdef"));
         let mut messages = client.0.borrow_mut();

@@ -23,7 +23,7 @@
 //!   timeouts aren't deadlines, and a long call needs them out of its way, as below.
 //! - **Failures** of the proxy are answers of trailers only: `grpc-status` 14 (UNAVAILABLE) when the backend is down,
 //!   4 (DEADLINE_EXCEEDED) when it's too late. `.on_error(..)` isn't asked for them.
-//! - **Metadata** whose names have an underscore are removed, as from every request: `.keep_underscores()` lets them pass.
+//! - **Metadata** whose names have an underscore are removed, as from every request: `.keep_underscores(true)` lets them pass.
 //! - **gRPC-Web** is another protocol, and passes like any request; it isn't translated.
 
 #![allow(clippy::print_stdout)]
@@ -39,7 +39,7 @@ use axum::{
 };
 use http_body_util::{BodyExt, Full};
 use tokio::net::TcpListener;
-use tower_reverse_proxy::{Backend, ReverseProxyLayer};
+use tower_reverse_proxy::{Backend, Client, ReverseProxyLayer};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -48,9 +48,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         None => start_backend().await?.parse()?,
     };
 
-    let grpc = ReverseProxyLayer::try_new(backend)?
-        // Prior knowledge for `http://`; an `https://` backend is asked in the handshake.
-        .http2(true)
+    // Prior knowledge for `http://`; an `https://` backend is asked in the handshake.
+    let grpc = ReverseProxyLayer::try_new(Client::builder(backend).http2(true))?
         // A server may be silent until its first message, and a stream between two of them: for as long as the client likes.
         // The defaults are 60 seconds and 5 minutes.
         .header_timeout(None)

@@ -20,7 +20,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tower_reverse_proxy::{
-    ReverseProxyLayer, Tls,
+    Client, ReverseProxyLayer, Tls,
     rustls::{ServerConfig, crypto::ring},
 };
 
@@ -39,7 +39,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let app = Router::new()
         .route("/", get(|| async { "the application's own page; the other server's are under /legacy/\n" }))
-        .layer(ReverseProxyLayer::new(format!("https://{backend}")).prefix("/legacy").tls(tls));
+        .layer(ReverseProxyLayer::new(Client::builder(format!("https://{backend}")).tls(tls)).prefix("/legacy"));
 
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("open http://{}/legacy/", listener.local_addr()?);

@@ -37,7 +37,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .prefix("/legacy")
         // The session's cookie: the backend needs only the name of its user.
         .hide_cookies(["id"])
-        .upstream_layer(RemoteUserLayer::new().required());
+        .upstream_layer(RemoteUserLayer::new().required(true));
 
     let app = Router::new()
         .route("/", get(home))

@@ -1,4 +1,7 @@
-//! Signs in to the backend with Basic credentials (RFC 7617).
+//! A layer that signs in to the backend with Basic credentials (RFC 7617).
+//!
+//! [`BasicAuthLayer`] replaces the client's `Authorization` by fixed credentials, or by the signed-in user's name with one
+//! password for all users.
 
 use std::{
     fmt,
@@ -7,44 +10,50 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use http::{HeaderValue, Request, Response, header::AUTHORIZATION};
+use http::{HeaderValue, Request, header::AUTHORIZATION};
 use tower_layer::Layer;
 use tower_service::Service;
 
+pub use crate::reject::ResponseFuture;
 use crate::{
-    error::ErrorKind,
-    headers::identity::remove_every_spelling,
-    identity::{RemoteUser, is_sayable},
-    refuse::{RefusableBody, RefusableFuture},
+    error::{Error, ErrorKind},
+    headers::reserved::remove_folded,
+    identity::{CredentialsUser, RemoteUser, is_sayable},
 };
 
 /// A layer that sends Basic credentials to the backend, in place of the client's own `Authorization`.
 ///
-/// Either fixed ones, or the signed-in user's name with one password for all: a backend that leaves the checking to the
-/// front, as many did behind IIS.
+/// They are fixed ones, or the signed-in user's name with one password for all users, for a backend that leaves the checking
+/// to the front.
 ///
-/// It belongs on the upstream side ([`upstream_layer`](crate::ReverseProxyLayer::upstream_layer)), behind a
-/// [`RemoteUserLayer`](crate::RemoteUserLayer) that reads the user. It's an ordinary tower layer and works around any HTTP
-/// client.
+/// It belongs on the upstream side ([`upstream_layer`](crate::ReverseProxyLayer::upstream_layer)). With
+/// [`remote_user`](Self::remote_user), a [`RemoteUserLayer`](crate::RemoteUserLayer) has to see the request first: it's added
+/// last, or stands first in a [`ServiceBuilder`](tower::ServiceBuilder). It's an ordinary tower layer and works around any
+/// HTTP client whose error is `From<`[`Error`]`>`.
 ///
 /// ```
-/// use tower_reverse_proxy::{BasicAuthLayer, RemoteUser, RemoteUserLayer, ReverseProxyLayer};
+/// use tower::ServiceBuilder;
+/// use tower_reverse_proxy::{BasicAuthLayer, RemoteUserLayer, ReverseProxyLayer};
 ///
-/// let legacy = ReverseProxyLayer::new("http://127.0.0.1:8000")
-///     .prefix("/legacy")
-///     // The application inserts a `RemoteUser` into the request's extensions.
-///     .upstream_layer(RemoteUserLayer::new())
-///     .upstream_layer(BasicAuthLayer::remote_user("s3cret"));
+/// // From top to bottom: the application inserts a `RemoteUser` into the request's extensions, `Remote-User` is set, and
+/// // then the credentials.
+/// let legacy = ReverseProxyLayer::new("http://127.0.0.1:8000").prefix("/legacy").upstream_layer(
+///     ServiceBuilder::new().layer(RemoteUserLayer::new()).layer(BasicAuthLayer::remote_user("s3cret")),
+/// );
 /// # let _ = legacy;
 /// ```
 ///
 /// # Security
 ///
-/// The client's `Authorization` is removed always, also when nobody is signed in. The value is marked
+/// The client's `Authorization` is always removed, also when no user is signed in. The value is marked
 /// [sensitive](HeaderValue::set_sensitive); neither `Debug` nor the log shows it. Name and password are sent as UTF-8.
 ///
-/// A name with a colon can't be said: the backend would read another name. Nor can one with control characters, outer
-/// blanks, or nothing in it. Such a request is refused with 403 and an error in the log.
+/// In the wrong order, with a `RemoteUserLayer` behind this layer that sets another user, the request is refused with 500.
+///
+/// A user name with a colon can't be encoded, because the backend would read another name. Nor can one with control
+/// characters, outer blanks, or an empty one. Such a request is refused with 403 and an error in the log.
+#[doc(alias = "basicPwd")]
+#[doc(alias = "Authorization")]
 #[derive(Clone)]
 pub struct BasicAuthLayer {
     credentials: Credentials,
@@ -59,10 +68,17 @@ enum Credentials {
 impl BasicAuthLayer {
     /// Sends these credentials with every request.
     ///
+    /// ```
+    /// use tower_reverse_proxy::{BasicAuthLayer, ReverseProxyLayer};
+    ///
+    /// let legacy = ReverseProxyLayer::new("http://127.0.0.1:8000").upstream_layer(BasicAuthLayer::new("front", "s3cret"));
+    /// # let _ = legacy;
+    /// ```
+    ///
     /// # Panics
     ///
-    /// If the name has a colon or is empty, or if either has control characters: Basic can't say them (RFC 7617,
-    /// section 2).
+    /// If the name contains a colon or is empty, or if either contains control characters: Basic can't represent them (RFC
+    /// 7617, section 2).
     #[track_caller]
     pub fn new(user: &str, password: &str) -> Self {
         check_password(password);
@@ -74,11 +90,19 @@ impl BasicAuthLayer {
         }
     }
 
-    /// Sends the name of the [`RemoteUser`] in the request's extensions, with this password for everybody.
+    /// Sends the name of the [`RemoteUser`] in the request's extensions, with this password for all users. Without a
+    /// `RemoteUser`, it sends no credentials.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::BasicAuthLayer;
+    ///
+    /// let layer = BasicAuthLayer::remote_user("s3cret");
+    /// # let _ = layer;
+    /// ```
     ///
     /// # Panics
     ///
-    /// If the password has control characters: Basic can't say them (RFC 7617, section 2).
+    /// If the password contains control characters: Basic can't represent them (RFC 7617, section 2).
     #[track_caller]
     pub fn remote_user(password: impl Into<Arc<str>>) -> Self {
         let password = password.into();
@@ -116,38 +140,40 @@ pub struct BasicAuth<S> {
     layer: BasicAuthLayer,
 }
 
-impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for BasicAuth<S>
+impl<S, B> Service<Request<B>> for BasicAuth<S>
 where
-    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    S: Service<Request<B>, Error: From<Error>>,
 {
-    type Response = Response<RefusableBody<ResBody>>;
+    type Response = S::Response;
     type Error = S::Error;
-    type Future = RefusableFuture<S::Future>;
+    type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         match self.layer.credentials.apply(&mut request) {
-            Ok(()) => RefusableFuture::calling(self.inner.call(request)),
-            Err(kind) => RefusableFuture::refused(kind),
+            Ok(()) => ResponseFuture::calling(self.inner.call(request)),
+            Err(kind) => ResponseFuture::rejected(kind.into()),
         }
     }
 }
 
 impl Credentials {
     fn apply<B>(&self, request: &mut Request<B>) -> Result<(), ErrorKind> {
-        remove_every_spelling(request.headers_mut(), &AUTHORIZATION);
+        remove_folded(request.headers_mut(), &AUTHORIZATION);
         let value = match self {
             Self::Fixed(value) => value.clone(),
             Self::RemoteUser { password } => {
-                let Some(user) = request.extensions().get::<RemoteUser>() else { return Ok(()) };
+                let user = request.extensions().get::<RemoteUser>().cloned();
+                request.extensions_mut().insert(CredentialsUser(user.clone()));
+                let Some(user) = user else { return Ok(()) };
                 credentials(user.as_str(), password).ok_or_else(|| {
                     tracing::error!(
                         target: "tower_reverse_proxy",
                         user = ?user.as_str(),
-                        "a user name that can't be said in Basic credentials: the request is refused"
+                        "the user name can't be represented in Basic credentials: the request is refused"
                     );
                     ErrorKind::UnrepresentableUser
                 })?
@@ -158,7 +184,7 @@ impl Credentials {
     }
 }
 
-/// The value of `Authorization`; `None` for a name that Basic can't say.
+/// The value of `Authorization`; `None` for a name that Basic can't represent.
 fn credentials(user: &str, password: &str) -> Option<HeaderValue> {
     if user.contains(':') || !is_sayable(user) {
         return None;

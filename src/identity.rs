@@ -66,10 +66,15 @@ impl fmt::Display for RemoteUser {
     }
 }
 
+/// The user whose credentials a layer has set, as a request extension: a layer that sets another user afterwards refuses the
+/// request.
+#[derive(Clone, Debug)]
+pub(crate) struct CredentialsUser(pub(crate) Option<RemoteUser>);
+
 /// The address of the peer that sent the request, as a request extension.
 ///
 /// It becomes the backend's `X-Forwarded-For` and decides whether the peer is a [trusted
-/// proxy](crate::ReverseProxyLayer::trusted_proxies). With the feature `axum`, axum's `ConnectInfo<SocketAddr>` is read when
+/// proxy](crate::Forwarded::trust). With the feature `axum`, axum's `ConnectInfo<SocketAddr>` is read when
 /// this extension isn't there; a server that isn't `axum::serve`, or a listener with addresses of another type, inserts
 /// this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -15,8 +15,7 @@
 //!
 //! - [`ReverseProxyLayer`] is the middleware, and where options are set.
 //! - [`ReverseProxy`] is the proxy as a service of its own: for axum's `nest_service`, `fallback_service`, `route_service`.
-//! - [`RemoteUserLayer`], [`BasicAuthLayer`], [`TraceRedirectLayer`] are layers for the upstream side: they tell the backend
-//!   who is signed in, and tell the log where it redirects.
+//! - [`RemoteUserLayer`], [`BasicAuthLayer`], [`TraceRedirectLayer`] are layers for the upstream side.
 //! - [`Upstream`] addresses requests to a [`Backend`]; any other tower service can be an upstream too.
 //! - [`Error`] is what became a 502, in that response's extensions.
 //!
@@ -83,15 +82,18 @@ mod path;
 mod axum;
 mod headers;
 
-mod client;
-mod refuse;
+mod forwarded;
+mod reject;
+mod service;
+mod timeout;
 mod upgrade;
-mod upstream;
 
 pub mod basic_auth;
+pub mod client;
 pub mod guide;
 pub mod remote_user;
 pub mod trace_redirect;
+pub mod upstream;
 
 mod forward;
 pub mod proxy;
@@ -101,21 +103,24 @@ pub mod fuzzing;
 
 #[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+#[doc(inline)]
 pub use self::client::{InvalidTls, Tls};
+#[doc(inline)]
 pub use self::{
     backend::{Backend, InvalidBackend},
     basic_auth::BasicAuthLayer,
-    client::{Client, ClientBody, ClientFuture},
+    client::{Client, ClientBuilder, InvalidClient},
     error::{Error, ErrorKind, Phase},
     forward::Failure,
+    forwarded::{Forwarded, InvalidPeers, TrustedPeers},
     identity::{ClientAddr, RemoteUser},
     path::{InvalidPrefix, Prefix},
     proxy::{ReverseProxy, ReverseProxyLayer, ReverseProxyService},
-    refuse::{RefusableBody, RefusableFuture},
     remote_user::RemoteUserLayer,
+    service::HttpService,
     trace_redirect::TraceRedirectLayer,
     upgrade::Tunnels,
-    upstream::{HostPolicy, Upstream, UpstreamFuture},
+    upstream::{BoxUpstream, HostPolicy, InvalidHost, Upstream},
 };
 /// The version of rustls that [`Tls::with_config`] takes a configuration of.
 #[cfg(feature = "tls")]

@@ -1,4 +1,6 @@
-//! Tells the backend who is signed in, by a field that no client can set.
+//! A layer that sends the signed-in user's name to the backend, in a header field that no client can set.
+//!
+//! [`RemoteUserLayer`] reads the user from the request's extensions, where the application has put it, and sets `Remote-User`.
 
 use std::{
     fmt,
@@ -6,27 +8,28 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Extensions, HeaderName, HeaderValue, Request, Response};
+use http::{Extensions, HeaderName, HeaderValue, Request, StatusCode};
 use tower_layer::Layer;
 use tower_service::Service;
 
+pub use crate::reject::ResponseFuture;
 use crate::{
     error::{Error, ErrorKind},
-    headers::{identity::remove_every_spelling, is_token_byte, trailers::ForbiddenTrailers},
-    identity::{RemoteUser, is_sayable},
-    refuse::{RefusableBody, RefusableFuture},
+    headers::{is_token_byte, reserved::remove_folded, trailers::ForbiddenTrailers},
+    identity::{CredentialsUser, RemoteUser, is_sayable},
 };
 
-/// A layer that tells the backend the signed-in user's name in `Remote-User`.
+/// A layer that sends the signed-in user's name to the backend in `Remote-User`.
 ///
-/// It belongs on the upstream side ([`upstream_layer`](crate::ReverseProxyLayer::upstream_layer)): there everything that the
-/// client had to say of `Connection` is over, and nothing of it can undo the field. It's an ordinary tower layer and works
-/// around any HTTP client.
+/// It belongs on the upstream side ([`upstream_layer`](crate::ReverseProxyLayer::upstream_layer)): hop-by-hop fields have been
+/// removed there, so a client can't use `Connection` to strip the field. It's an ordinary tower layer and works around any HTTP
+/// client whose error is `From<`[`Error`]`>`: the crate's own, and every one with a
+/// [`BoxError`](axum_core::BoxError).
 ///
-/// The client's own copy is removed, signed in or not, in every spelling that a server folds into the same variable:
-/// `remote-user`, `Remote_User`, `remote.user`. Below a proxy of this crate, that holds for the request's trailers too, of
-/// every layer and whatever the upstream service is. Without such a proxy around it, the layer removes the field, and its
-/// name from `Trailer`, but has no part in the body: an HTTP/2 client would send the caller's trailers as they are.
+/// The client's own field is removed, whether a user is signed in or not, in every spelling that a server folds into the same
+/// variable: `remote-user`, `Remote_User`, `remote.user`. Below a proxy of this crate, that holds for the request's trailers,
+/// too, for every such layer and any upstream service. Without such a proxy around it, the layer removes the field, and its
+/// name from `Trailer`, but doesn't see the body: an HTTP/2 client would send the caller's trailers as they are.
 ///
 /// ```
 /// use tower_reverse_proxy::{RemoteUserLayer, ReverseProxyLayer};
@@ -42,19 +45,25 @@ use crate::{
 /// # let _ = legacy;
 /// ```
 ///
+/// Whether it's there can depend on the configuration: `option_layer(want.then(RemoteUserLayer::new))`, with
+/// [`tower::util::option_layer`].
+///
 /// # Security
 ///
-/// The backend has to be reachable through the proxy only: whoever else reaches it can say any name.
+/// The backend must be reachable through the proxy alone, because anyone who reaches it otherwise can set any name.
 ///
-/// A name that a field can't say (control characters, outer blanks, none at all) is refused with 403 and an error in the
-/// log. It is never bent into another name. Names outside of ASCII are sent as UTF-8.
+/// A name that a header field can't represent (control characters, outer blanks, an empty name) is refused with 403 and an
+/// error in the log. It's never changed into another name. Names outside of ASCII are sent as UTF-8.
+#[doc(alias = "X-Remote-User")]
+#[doc(alias = "REMOTE_USER")]
+#[doc(alias = "auth_request_set")]
 #[derive(Clone)]
 pub struct RemoteUserLayer {
-    rules: Arc<Rules>,
+    config: Arc<Config>,
 }
 
 #[derive(Clone)]
-struct Rules {
+struct Config {
     header: HeaderName,
     required: bool,
     challenge: Option<HeaderValue>,
@@ -66,15 +75,38 @@ type Reader = Option<Arc<dyn Fn(&Extensions) -> Option<RemoteUser> + Send + Sync
 
 impl RemoteUserLayer {
     /// Takes the name from the request extension [`RemoteUser`].
+    ///
+    /// ```
+    /// use axum::{Extension, Router};
+    /// use tower_reverse_proxy::{RemoteUser, RemoteUserLayer, ReverseProxyLayer};
+    ///
+    /// let app: Router = Router::new()
+    ///     .layer(ReverseProxyLayer::new("http://127.0.0.1:8000").upstream_layer(RemoteUserLayer::new()))
+    ///     // In place of a middleware that signs users in: added later, it sees the request first.
+    ///     .layer(Extension(RemoteUser::new("alice")));
+    /// # let _ = app;
+    /// ```
     pub fn new() -> Self {
         let header = HeaderName::from_static("remote-user");
-        Self { rules: Arc::new(Rules { header, required: false, challenge: None, user: None }) }
+        Self { config: Arc::new(Config { header, required: false, challenge: None, user: None }) }
     }
 
-    /// Takes the name from a request extension of the application's: a session, claims, the peer of a TLS connection.
+    /// Takes the name from a request extension of the application's own: a session, claims, the peer of a TLS connection.
     ///
-    /// Without the extension, or when `user` returns `None`, nobody is signed in. The name becomes the [`RemoteUser`] for
-    /// what follows, such as [`BasicAuthLayer::remote_user`](crate::BasicAuthLayer::remote_user).
+    /// Without the extension, or when `user` returns `None`, no user is signed in. The name becomes the [`RemoteUser`] for the
+    /// layers that follow, such as [`BasicAuthLayer::remote_user`](crate::BasicAuthLayer::remote_user).
+    ///
+    /// ```
+    /// use tower_reverse_proxy::RemoteUserLayer;
+    ///
+    /// #[derive(Clone)]
+    /// struct Claims {
+    ///     sub: String,
+    /// }
+    ///
+    /// let layer = RemoteUserLayer::from_extension(|claims: &Claims| Some(claims.sub.clone()));
+    /// # let _ = layer;
+    /// ```
     pub fn from_extension<T, U>(user: impl Fn(&T) -> Option<U> + Send + Sync + 'static) -> Self
     where
         T: Send + Sync + 'static,
@@ -82,40 +114,64 @@ impl RemoteUserLayer {
     {
         let mut layer = Self::new();
         let user = move |extensions: &Extensions| Some(user(extensions.get::<T>()?)?.into());
-        Arc::make_mut(&mut layer.rules).user = Some(Arc::new(user));
+        Arc::make_mut(&mut layer.config).user = Some(Arc::new(user));
         layer
     }
 
-    /// Sets the name of the field. Default: `Remote-User`.
-    #[must_use]
-    pub fn header(mut self, name: HeaderName) -> Self {
-        Arc::make_mut(&mut self.rules).header = name;
-        self
-    }
-
-    /// Answers 403 when nobody is signed in, without asking the backend. Default: the request goes on without the field.
-    ///
-    /// The status is 401 if there is a [`challenge`](Self::challenge): an answer with 401 has to say how to sign in (RFC 9110,
-    /// section 15.5.2).
-    ///
-    /// A browser sends a CORS preflight (`OPTIONS` with `Access-Control-Request-Method`) without credentials: nobody is signed
-    /// in, and it is refused too. A backend that is called from other origins needs a layer that answers preflights in front of
-    /// this one, such as tower-http's `CorsLayer`, added to the router after the proxy.
-    #[must_use]
-    pub fn required(mut self) -> Self {
-        Arc::make_mut(&mut self.rules).required = true;
-        self
-    }
-
-    /// Sets the `WWW-Authenticate` of the answer when nobody is signed in, which makes its status 401. Default: none, 403. It
-    /// applies only if a user is [`required`](Self::required).
-    ///
-    /// The application has to read the credentials that it asks for; this layer reads none.
+    /// Sets the name of the field, as `&str` or [`HeaderName`]. Default: `Remote-User`.
     ///
     /// ```
     /// use tower_reverse_proxy::RemoteUserLayer;
     ///
-    /// let layer = RemoteUserLayer::new().required().challenge("Basic realm=\"front\", charset=\"UTF-8\"");
+    /// // Grafana's default for `[auth.proxy] header_name`.
+    /// let layer = RemoteUserLayer::new().header("X-WEBAUTH-USER");
+    /// # let _ = layer;
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If it isn't the name of a header field (RFC 9110, section 5.1).
+    #[must_use]
+    #[track_caller]
+    pub fn header(mut self, name: impl TryInto<HeaderName>) -> Self {
+        let Ok(name) = name.try_into() else {
+            panic!("invalid name of a header field: write letters, digits and hyphens, such as \"X-Remote-User\"")
+        };
+        Arc::make_mut(&mut self.config).header = name;
+        self
+    }
+
+    /// Sets whether a request without a signed-in user is refused with 403, and not sent to the backend. Default: `false`, it's
+    /// sent without the field.
+    ///
+    /// The status is 401 if there is a [`challenge`](Self::challenge), because a 401 has to carry one (RFC 9110, section
+    /// 15.5.2).
+    ///
+    /// A browser sends a CORS preflight (`OPTIONS` with `Access-Control-Request-Method`) without credentials, so it's refused,
+    /// too. A backend that is called from other origins needs a layer that answers preflights in front of this one, such as
+    /// tower-http's `CorsLayer`, added to the router after the proxy.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::RemoteUserLayer;
+    ///
+    /// let layer = RemoteUserLayer::new().required(true);
+    /// # let _ = layer;
+    /// ```
+    #[must_use]
+    pub fn required(mut self, required: bool) -> Self {
+        Arc::make_mut(&mut self.config).required = required;
+        self
+    }
+
+    /// Sets the `WWW-Authenticate` of the response to a request without a signed-in user, which makes its status 401. Default:
+    /// none, and 403. It applies only if a user is [`required`](Self::required).
+    ///
+    /// The application has to read the credentials that the challenge asks for; this layer reads none.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::RemoteUserLayer;
+    ///
+    /// let layer = RemoteUserLayer::new().required(true).challenge("Basic realm=\"front\", charset=\"UTF-8\"");
     /// # let _ = layer;
     /// ```
     ///
@@ -134,7 +190,7 @@ impl RemoteUserLayer {
                 "invalid challenge {challenge:?}: write a scheme and its parameters, such as \"Basic realm=\\\"front\\\"\""
             );
         };
-        Arc::make_mut(&mut self.rules).challenge = Some(value);
+        Arc::make_mut(&mut self.config).challenge = Some(value);
         self
     }
 }
@@ -148,57 +204,66 @@ impl Default for RemoteUserLayer {
 impl fmt::Debug for RemoteUserLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RemoteUserLayer")
-            .field("header", &self.rules.header)
-            .field("required", &self.rules.required)
-            .field("challenge", &self.rules.challenge)
+            .field("header", &self.config.header)
+            .field("required", &self.config.required)
+            .field("challenge", &self.config.challenge)
             .finish_non_exhaustive()
     }
 }
 
 impl<S> Layer<S> for RemoteUserLayer {
-    type Service = RemoteUserService<S>;
+    type Service = SetRemoteUser<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        RemoteUserService { inner, layer: self.clone() }
+        SetRemoteUser { inner, layer: self.clone() }
     }
 }
 
 /// The service of a [`RemoteUserLayer`].
 #[derive(Clone, Debug)]
-pub struct RemoteUserService<S> {
+pub struct SetRemoteUser<S> {
     inner: S,
     layer: RemoteUserLayer,
 }
 
-impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for RemoteUserService<S>
+impl<S, B> Service<Request<B>> for SetRemoteUser<S>
 where
-    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    S: Service<Request<B>, Error: From<Error>>,
 {
-    type Response = Response<RefusableBody<ResBody>>;
+    type Response = S::Response;
     type Error = S::Error;
-    type Future = RefusableFuture<S::Future>;
+    type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        match self.layer.rules.apply(&mut request) {
-            Ok(()) => RefusableFuture::calling(self.inner.call(request)),
-            Err(error) => RefusableFuture::refused(error),
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        match self.layer.config.apply(&mut request) {
+            Ok(()) => ResponseFuture::calling(self.inner.call(request)),
+            Err(error) => ResponseFuture::rejected(error),
         }
     }
 }
 
-impl Rules {
+/// Why a request is refused whose credentials are for another user than `Remote-User`.
+const WRONG_ORDER: &str = "a BasicAuthLayer has set the credentials of another user than this RemoteUserLayer, because it saw \
+                           the request first: add the RemoteUserLayer last, or put it first into the ServiceBuilder";
+
+impl Config {
     fn apply<B>(&self, request: &mut Request<B>) -> Result<(), Error> {
-        remove_every_spelling(request.headers_mut(), &self.header);
+        remove_folded(request.headers_mut(), &self.header);
         ForbiddenTrailers::add(request.extensions(), &self.header);
         if let Some(read) = &self.user {
-            // What follows has to speak of the same user, or of nobody.
+            // The layers that follow have to act for the same user, or for none.
             match read(request.extensions()) {
                 Some(user) => drop(request.extensions_mut().insert(user)),
                 None => drop(request.extensions_mut().remove::<RemoteUser>()),
+            }
+            if let Some(CredentialsUser(user)) = request.extensions().get()
+                && user.as_ref() != request.extensions().get::<RemoteUser>()
+            {
+                return Err(Error::rejected(StatusCode::INTERNAL_SERVER_ERROR, WRONG_ORDER));
             }
         }
         let Some(user) = request.extensions().get::<RemoteUser>() else {
@@ -214,7 +279,7 @@ impl Rules {
                     target: "tower_reverse_proxy",
                     user = ?user.as_str(),
                     header = %self.header,
-                    "a user name that can't be said in a header field: the request is refused"
+                    "the user name can't be represented in a header field: the request is refused"
                 );
                 Err(ErrorKind::UnrepresentableUser.into())
             }

@@ -34,10 +34,18 @@ impl TraceRedirectLayer {
         Self::default()
     }
 
-    /// Shows queries and fragments as they are. Default: `?…` or `#…` stands for them. Userinfo is redacted always.
+    /// Sets whether queries and fragments are shown as they are. Default: `false`, `?…` or `#…` stands for them. Userinfo is
+    /// always redacted.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::TraceRedirectLayer;
+    ///
+    /// let layer = TraceRedirectLayer::new().show_query(true);
+    /// # let _ = layer;
+    /// ```
     #[must_use]
-    pub fn show_query(mut self) -> Self {
-        self.show_query = true;
+    pub fn show_query(mut self, show: bool) -> Self {
+        self.show_query = show;
         self
     }
 }
@@ -63,7 +71,7 @@ where
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = TraceRedirectFuture<S::Future>;
+    type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
@@ -71,7 +79,7 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (method, uri) = (request.method().clone(), request.uri().clone());
-        TraceRedirectFuture { inner: self.inner.call(request), layer: self.layer, method, uri }
+        ResponseFuture { inner: self.inner.call(request), layer: self.layer, method, uri }
     }
 }
 
@@ -79,7 +87,7 @@ pin_project! {
     /// The future of a [`TraceRedirect`]'s response.
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
-    pub struct TraceRedirectFuture<F> {
+    pub struct ResponseFuture<F> {
         #[pin]
         inner: F,
         layer: TraceRedirectLayer,
@@ -88,7 +96,7 @@ pin_project! {
     }
 }
 
-impl<F, B, E> Future for TraceRedirectFuture<F>
+impl<F, B, E> Future for ResponseFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
 {
@@ -160,7 +168,7 @@ mod tests {
         ] {
             assert_eq!(layer.shown(reference), shown);
         }
-        let layer = layer.show_query();
+        let layer = layer.show_query(true);
         assert_eq!(layer.shown("http://u:p@backend/x?y"), "http://…@backend/x?y");
     }
 }

@@ -35,7 +35,7 @@ impl Service<Request> for Immediate {
 }
 
 /// Counts the allocations of one call of the middleware, from the finished request to the response.
-fn allocations(layer: &ReverseProxyLayer<impl Upstream, impl Sized>, request: fn() -> Request) -> u64 {
+fn allocations(layer: &ReverseProxyLayer<impl Upstream>, request: fn() -> Request) -> u64 {
     let mut service = layer.layer(Immediate);
     let mut run = || {
         let (request, mut polled) = (request(), Poll::Pending);

@@ -18,7 +18,7 @@ use std::{
 use axum::{Extension, Router};
 use tokio::{io::AsyncWriteExt, net::TcpListener};
 use tower_reverse_proxy::{
-    BasicAuthLayer, RemoteUser, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer, Tunnels,
+    BasicAuthLayer, Forwarded, RemoteUser, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer, Tunnels,
 };
 use tracing::{
     Event, Level, Subscriber,
@@ -130,22 +130,20 @@ async fn echo() -> String {
 async fn each_ended_tunnel_is_one_event() {
     let turn = Turn::take().await;
     let echo = echo().await;
-    let layer = || ReverseProxyLayer::new(&echo);
-    let idle = layer().tunnel_idle_timeout(SHORT);
-    let old = layer().tunnel_max_age(SHORT);
+    let (idle, old) = (Tunnels::new().idle_timeout(SHORT), Tunnels::new().max_age(SHORT));
     // The client sends 5 bytes with its upgrade request, gets them back, and then ends the tunnel in one of these ways.
     // With the total of bytes up and down.
-    for (last, layer, up, down, ended_by) in [
-        ("end", layer(), 5, 8, "client"),
-        ("abort", layer(), 5, 5, "client"),
-        ("leave", layer(), 10, 5, "backend"),
-        ("reset", layer(), 10, 5, "backend"),
+    for (last, tunnels, up, down, ended_by) in [
+        ("end", Tunnels::new(), 5, 8, "client"),
+        ("abort", Tunnels::new(), 5, 5, "client"),
+        ("leave", Tunnels::new(), 10, 5, "backend"),
+        ("reset", Tunnels::new(), 10, 5, "backend"),
         ("wait", idle, 5, 5, "idle timeout"),
         ("wait", old, 5, 5, "maximum age"),
-        ("stop", layer(), 5, 5, "shutdown"),
+        ("stop", Tunnels::new(), 5, 5, "shutdown"),
     ] {
-        let tunnels = Tunnels::new();
-        let mut wire = client(front(Router::new().layer(layer.tunnels(tunnels.clone()))).await).await;
+        let layer = ReverseProxyLayer::new(&echo).tunnels(tunnels.clone());
+        let mut wire = client(front(Router::new().layer(layer)).await).await;
         wire.send(format!("{OFFER}early").as_bytes()).await;
         assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101 "));
         assert_eq!(wire.bytes(5).await, b"early");
@@ -202,9 +200,9 @@ async fn a_missing_peer_address_is_reported_once() {
     assert_eq!((&*event["level"], &*event["event_target"]), ("WARN", "tower_reverse_proxy"));
     assert!(event["message"].contains("into_make_service_with_connect_info::<SocketAddr>()"), "{event:?}");
 
-    let addr = serve(layer.clone().x_forwarded(false)).await;
+    let addr = serve(layer.clone().forwarded(Forwarded::new().x_forwarded(false))).await;
     assert_eq!(get(addr, "/a", "").await.status(), 200);
-    let addr = serve(layer.clone().trust_unix_peers()).await;
+    let addr = serve(layer.clone().forwarded(Forwarded::new().trust_unix_peers(true))).await;
     assert_eq!(get(addr, "/a", "").await.status(), 200);
     let addr = front(Router::new().layer(layer)).await;
     assert_eq!(get(addr, "/a", "").await.status(), 200);
@@ -226,7 +224,7 @@ async fn each_removed_identity_claim_is_one_event() {
         assert_eq!((&*event["level"], &*event["event_target"]), ("DEBUG", "tower_reverse_proxy"));
         assert!(!format!("{event:?}").contains("s3cret"), "{event:?}");
     }
-    let addr = front(Router::new().layer(layer.keep_identity_claims())).await;
+    let addr = front(Router::new().layer(layer.keep_identity_claims(true))).await;
     assert_eq!(get(addr, "/x", claims).await.status(), 200);
     assert_eq!(turn.events(), []);
 }
@@ -242,7 +240,7 @@ async fn the_event_of_a_half_closed_tunnel_names_the_timeout() {
     })
     .await;
     let tunnels = Tunnels::new();
-    let layer = ReverseProxyLayer::new(origin).tunnel_half_closed_timeout(SHORT).tunnels(tunnels.clone());
+    let layer = ReverseProxyLayer::new(origin).tunnels(tunnels.clone().half_closed_timeout(SHORT));
     let mut wire = client(front(Router::new().layer(layer)).await).await;
     wire.send(OFFER.as_bytes()).await;
     assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101 "));
@@ -421,8 +419,7 @@ async fn events_and_errors_show_no_secrets() {
             .via("front.example")
             .header_timeout(SHORT)
             .body_idle_timeout(SHORT)
-            .tunnel_idle_timeout(SHORT)
-            .tunnels(tunnels.clone())
+            .tunnels(tunnels.clone().idle_timeout(SHORT))
             .on_error(move |error| {
                 let cause = std::error::Error::source(error.error());
                 *errors.lock().unwrap() += &format!("{error} {error:?} {error:#?} {cause:?}\n");
@@ -473,7 +470,7 @@ async fn each_redirect_is_one_event_with_the_unmapped_location() {
     for (layer, target, location) in [
         (TraceRedirectLayer::new(), "/mydir/x?…", "\"http://front.example/mydir/login?…\""),
         (
-            TraceRedirectLayer::new().show_query(),
+            TraceRedirectLayer::new().show_query(true),
             "/mydir/x?key=s3cret",
             "\"http://front.example/mydir/login?token=s3cret#f\"",
         ),

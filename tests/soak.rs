@@ -34,7 +34,7 @@ use tokio::{
     task::{JoinSet, yield_now},
     time::timeout,
 };
-use tower_reverse_proxy::{ReverseProxyLayer, Tunnels};
+use tower_reverse_proxy::{Client, ReverseProxyLayer, Tunnels};
 
 const EXCHANGES: usize = 3_000;
 const AT_ONCE: usize = 50;
@@ -106,7 +106,7 @@ async fn over_unix_sockets(directory: &std::path::Path, tunnels: &Tunnels) -> So
 }
 
 async fn front(origin: String, tunnels: &Tunnels) -> SocketAddr {
-    let layer = ReverseProxyLayer::new(origin).tunnels(tunnels.clone()).pool_max_idle(0);
+    let layer = ReverseProxyLayer::new(Client::builder(origin).pool_max_idle(0)).tunnels(tunnels.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let front = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, Router::new().layer(layer)).await });

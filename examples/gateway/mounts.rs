@@ -7,11 +7,10 @@ use axum::{
     response::Response,
 };
 use hyper::body::Incoming;
-use ipnet::IpNet;
-use tower::{Service, util::option_layer};
+use tower::{Service, ServiceBuilder};
 use tower_reverse_proxy::{
-    Backend, BasicAuthLayer, HostPolicy, Prefix, RemoteUserLayer, ReverseProxy, ReverseProxyLayer, Tls,
-    TraceRedirectLayer, Tunnels,
+    Backend, BasicAuthLayer, Client, Forwarded, HostPolicy, Prefix, RemoteUserLayer, ReverseProxy, ReverseProxyLayer,
+    Tls, TraceRedirectLayer, TrustedPeers, Tunnels, Upstream,
 };
 
 use super::{
@@ -100,7 +99,7 @@ pub(crate) fn table(config: &Config, tunnels: &Tunnels) -> Result<Table<Proxy>, 
 struct Common<'a> {
     tunnels: &'a Tunnels,
     proto: Scheme,
-    trusted: Vec<IpNet>,
+    trusted: Vec<TrustedPeers>,
     trust_unix: bool,
     /// The platform's roots are read once, and only if a mount needs them.
     platform_tls: OnceCell<Tls>,
@@ -111,8 +110,8 @@ impl<'a> Common<'a> {
         let is_unix = |block: &&String| *block == "unix";
         let blocks = config.trusted_proxies.iter().filter(|block| !is_unix(block)).map(|text| {
             let wrong =
-                || format!("trusted_proxies: {text:?}: write a CIDR block, such as \"10.0.0.0/8\", or \"unix\"");
-            block(text).ok_or_else(wrong)
+                |_| format!("trusted_proxies: {text:?}: write a CIDR block, such as \"10.0.0.0/8\", or \"unix\"");
+            TrustedPeers::try_from(text).map_err(wrong)
         });
         Ok(Self {
             tunnels,
@@ -129,30 +128,30 @@ impl<'a> Common<'a> {
         let backend = Backend::try_from(backend).map_err(|error| error.to_string())?;
         let prefix = Prefix::try_from(&mount.prefix).map_err(|error| error.to_string())?;
         let tls = self.tls(mount, &backend)?;
-        let mut proxy = ReverseProxyLayer::try_new(backend)
-            .map_err(|error| error.to_string())?
-            .prefix(prefix)
-            .http2(mount.http2)
-            .tunnels(self.tunnels.clone())
-            .forwarded_proto(mount.forwarded_proto.map_or_else(|| self.proto.clone(), Scheme::from))
-            .trusted_proxies(self.trusted.iter().copied())
-            .x_forwarded(mount.forwarded.unwrap_or(true));
-        if self.trust_unix {
-            proxy = proxy.trust_unix_peers();
-        }
-        if mount.strip_prefix {
-            proxy = proxy.strip_prefix();
-        }
-        proxy = match mount.host {
-            Some(Host::Backend) => proxy.host(HostPolicy::Backend),
-            Some(Host::Preserve) => proxy.host(HostPolicy::Preserve),
-            None => proxy,
-        };
+        let mut client = Client::builder(backend).http2(mount.http2);
         if let Some(tls) = tls {
-            proxy = proxy.tls(tls);
+            client = client.tls(tls);
         }
         if let Some(ms) = mount.connect_timeout_ms {
-            proxy = proxy.connect_timeout(Duration::from_millis(ms));
+            client = client.connect_timeout(Duration::from_millis(ms));
+        }
+        let mut upstream = Upstream::try_new(client).map_err(|error| error.to_string())?;
+        upstream = match mount.host {
+            Some(Host::Backend) => upstream.host(HostPolicy::Backend),
+            Some(Host::Preserve) => upstream.host(HostPolicy::Preserve),
+            None => upstream,
+        };
+        let forwarded = Forwarded::new()
+            .proto(mount.forwarded_proto.map_or_else(|| self.proto.clone(), Scheme::from))
+            .trust(self.trusted.iter().copied())
+            .trust_unix_peers(self.trust_unix)
+            .x_forwarded(mount.forwarded.unwrap_or(true));
+        let mut proxy = ReverseProxyLayer::with_upstream(upstream)
+            .prefix(prefix)
+            .forwarded(forwarded)
+            .tunnels(self.tunnels.clone());
+        if mount.strip_prefix {
+            proxy = proxy.strip_prefix();
         }
         if let Some(ms) = mount.header_timeout_ms {
             proxy = proxy.header_timeout(Duration::from_millis(ms));
@@ -175,23 +174,18 @@ impl<'a> Common<'a> {
             proxy = proxy.allow_upgrade(token);
         }
 
-        let remote_user = RemoteUserLayer::new();
         let basic = match &mount.basic_password {
             Some(password) if password.contains(char::is_control) => {
                 return Err("basic_password: write one without control characters".into());
             }
             password => password.as_deref().map(BasicAuthLayer::remote_user),
         };
-        let trace = option_layer(mount.trace_redirects.then(TraceRedirectLayer::new));
-        // The layer that is added first sees the request first.
-        Ok(match (mount.remote_user, basic) {
-            (false, None) => boxed(proxy.upstream_layer(trace).into_service()),
-            (true, None) => boxed(proxy.upstream_layer(remote_user).upstream_layer(trace).into_service()),
-            (false, Some(basic)) => boxed(proxy.upstream_layer(basic).upstream_layer(trace).into_service()),
-            (true, Some(basic)) => {
-                boxed(proxy.upstream_layer(remote_user).upstream_layer(basic).upstream_layer(trace).into_service())
-            }
-        })
+        // From top to bottom, as a request passes them.
+        let layers = ServiceBuilder::new()
+            .option_layer(mount.remote_user.then(RemoteUserLayer::new))
+            .option_layer(basic)
+            .option_layer(mount.trace_redirects.then(TraceRedirectLayer::new));
+        Ok(boxed(proxy.upstream_layer(layers).into_service()))
     }
 
     /// Whom an `https` backend's certificate has to come from; `None` for a backend without TLS.
@@ -212,12 +206,6 @@ impl<'a> Common<'a> {
             }
         }
     }
-}
-
-/// A block of addresses, or one address.
-fn block(text: &str) -> Option<IpNet> {
-    let bits = if text.contains(':') { 128 } else { 32 };
-    text.parse().or_else(|_| format!("{text}/{bits}").parse()).ok()
 }
 
 /// Whether it's a token (RFC 9110, section 5.6.2), as field names and cookie names are.

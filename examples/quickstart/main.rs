@@ -24,7 +24,7 @@ use axum::{
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tower_reverse_proxy::{
-    BasicAuthLayer, ErrorKind, Failure, RemoteUser, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer,
+    BasicAuthLayer, ErrorKind, Failure, Forwarded, RemoteUser, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer,
 };
 use tower_sessions::{MemoryStore, Session, SessionManagerLayer};
 
@@ -72,7 +72,7 @@ fn front(url: &str, origin: &str) -> Router {
         // No link has to be rewritten.
         .prefix("/mydir")
         // No request says how visitors reach the front: with or without TLS.
-        .forwarded_proto(Scheme::HTTP)
+        .forwarded(Forwarded::new().proto(Scheme::HTTP))
         // The session stays here. The backend needs only the name of its user.
         .hide_cookies(["id"])
         .on_error(failed)

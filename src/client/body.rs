@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind};
 ///
 /// Its frames come as they are read; small ones that have come together are one. Dropped before its end, it closes its
 /// HTTP/1.1 connection, or resets its HTTP/2 stream.
-pub struct ClientBody {
+pub struct ResponseBody {
     /// Data that came with the head.
     early: Bytes,
     /// What came behind data and can't be one frame with it: trailers, or an error. Boxed, for it's rare and large.
@@ -75,7 +75,7 @@ impl Lease {
 /// How much small frames make one, in bytes. Each costs more than to copy them, above all where it becomes a chunk.
 const ENOUGH: usize = 16 * 1024;
 
-impl ClientBody {
+impl ResponseBody {
     /// A body that comes over a leased connection. What came with the head is taken at once: a short answer is whole then,
     /// leaves as one frame, and the connection is free.
     ///
@@ -193,7 +193,7 @@ impl ClientBody {
     }
 }
 
-impl http_body::Body for ClientBody {
+impl http_body::Body for ResponseBody {
     type Data = Bytes;
     type Error = Error;
 
@@ -234,8 +234,8 @@ fn failed(error: hyper::Error) -> Error {
     Error::with_source(ErrorKind::ResponseBody, error)
 }
 
-impl fmt::Debug for ClientBody {
+impl fmt::Debug for ResponseBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClientBody").finish_non_exhaustive()
+        f.debug_struct("ResponseBody").finish_non_exhaustive()
     }
 }

@@ -17,9 +17,9 @@ use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_service::Service;
 
 #[cfg(feature = "tls")]
-use super::tls::LazyHandshaker;
+use super::tls::{Handshaker, Tls};
 use super::{
-    ClientOptions, http1,
+    ClientOptions, InvalidClient, http1,
     pool::Slot,
     resolve::SharedLookup,
     stream::{Io, Stream},
@@ -62,33 +62,39 @@ pub(super) enum Offer {
 }
 
 impl Connector {
-    pub(super) fn new(backend: &Backend, options: &ClientOptions) -> Self {
+    pub(super) fn new(backend: &Backend, options: &ClientOptions) -> Result<Self, InvalidClient> {
         let uri = Uri::builder()
             .scheme(backend.scheme().clone())
             .authority(backend.authority().clone())
             .path_and_query(PathAndQuery::from_static("/"))
             .build();
-        #[cfg(feature = "tls")]
-        let is_ours = options.connector.is_none() && *backend.scheme() == http::uri::Scheme::HTTPS;
         let tcp = tcp(options.connect_timeout);
-        let dial = |_offers_http2: bool| match &options.connector {
-            Some(own) => own.clone(),
-            #[cfg(feature = "tls")]
-            None if is_ours => tls(backend, options, tcp.clone(), _offers_http2),
-            None => plain(backend, tcp.clone()),
+        #[cfg(feature = "tls")]
+        let own_tls = options.tls.as_ref().filter(|_| options.connector.is_none());
+        let dial = |_offers_http2: bool| -> Result<Dial, InvalidClient> {
+            match &options.connector {
+                Some(own) => Ok(own.clone()),
+                #[cfg(feature = "tls")]
+                None => match own_tls {
+                    Some(own) => tls(backend, own, tcp.clone(), _offers_http2),
+                    None => Ok(plain(backend, tcp.clone())),
+                },
+                #[cfg(not(feature = "tls"))]
+                None => Ok(plain(backend, tcp.clone())),
+            }
         };
-        Self {
+        Ok(Self {
             // Of parts that were valid, with all three there, it can't fail.
             uri: uri.unwrap_or_default(),
             #[cfg(feature = "http2")]
-            dial: dial(options.http2),
+            dial: dial(options.http2)?,
             #[cfg(not(feature = "http2"))]
-            dial: dial(false),
+            dial: dial(false)?,
             #[cfg(feature = "tls")]
-            dial_http1: is_ours.then(|| dial(false)),
+            dial_http1: if own_tls.is_some() { Some(dial(false)?) } else { None },
             timeout: options.connect_timeout,
             http1: http1::builder(options),
-        }
+        })
     }
 
     /// Whether the backend chooses between HTTP/1.1 and HTTP/2.
@@ -218,15 +224,14 @@ fn tcp(timeout: Option<Duration>) -> Tcp {
 }
 
 #[cfg(feature = "tls")]
-fn tls(backend: &Backend, options: &ClientOptions, tcp: Tcp, offers_http2: bool) -> Dial {
-    let handshaker = LazyHandshaker::new(options.tls.as_ref(), &options.platform_tls, backend, offers_http2);
-    let handshaker = Arc::new(handshaker);
-    BoxCloneSyncService::new(service_fn(move |uri| {
+fn tls(backend: &Backend, tls: &Tls, tcp: Tcp, offers_http2: bool) -> Result<Dial, InvalidClient> {
+    let handshaker = Arc::new(Handshaker::new(tls, backend, offers_http2)?);
+    Ok(BoxCloneSyncService::new(service_fn(move |uri| {
         let (mut tcp, handshaker) = (tcp.clone(), handshaker.clone());
         async move {
-            let stream = handshaker.get().await?.handshake(tcp.call(uri).await?.into_inner()).await?;
+            let stream = handshaker.handshake(tcp.call(uri).await?.into_inner()).await?;
             let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             Ok(Dialed { io: Box::new(TokioIo::new(stream)), is_http2, has_own_end: true })
         }
-    }))
+    })))
 }

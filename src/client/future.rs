@@ -17,7 +17,7 @@ use hyper::client::conn::TrySendError;
 #[cfg(feature = "http2")]
 use super::http2::Outcome;
 use super::{
-    body::{ClientBody, Lease},
+    body::{Lease, ResponseBody},
     http1::Connection,
     pool::{Found, Need, Pool, Waiting},
     repeat,
@@ -32,7 +32,7 @@ use crate::error::{Error, ErrorKind, classify};
 /// Dropping it closes the connection that the request was on, or resets its stream. Before that, it leaves the queue for a
 /// connection: one that is being made goes to another request, or is kept.
 #[must_use = "futures do nothing unless polled"]
-pub struct ClientFuture {
+pub struct ResponseFuture {
     pool: Arc<Pool>,
     state: State,
 }
@@ -47,20 +47,20 @@ enum State {
         poolable: bool,
     },
     /// A switch of protocols: the connection is about to hand itself over.
-    Switching(Box<Connection>, Response<ClientBody>),
+    Switching(Box<Connection>, Response<ResponseBody>),
     #[cfg(feature = "http2")]
     Http2(Pin<Box<dyn Future<Output = Result<Outcome, Error>> + Send>>),
     Over,
 }
 
-impl ClientFuture {
+impl ResponseFuture {
     pub(super) fn new(pool: Arc<Pool>, request: Request<Body>) -> Self {
         Self { state: begin(&pool, request), pool }
     }
 }
 
-impl Future for ClientFuture {
-    type Output = Result<Response<ClientBody>, Error>;
+impl Future for ResponseFuture {
+    type Output = Result<Response<ResponseBody>, Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
@@ -69,8 +69,12 @@ impl Future for ClientFuture {
                 State::Waiting(waiting, _) => {
                     let found = ready!(Pin::new(waiting).poll(cx));
                     let State::Waiting(_, request) = mem::replace(&mut this.state, State::Over) else { continue };
+                    let found = match found {
+                        Ok(found) => found,
+                        Err(error) => return Poll::Ready(Err(error.with_unsent(request))),
+                    };
                     let poolable = !super::authenticates_connection(request.headers());
-                    this.state = exchange(found?, request, poolable);
+                    this.state = exchange(found, request, poolable);
                 }
                 State::Exchanging { connection, .. } => {
                     let sent = ready!(connection.poll_response(cx));
@@ -98,15 +102,19 @@ impl Future for ClientFuture {
     }
 }
 
-impl ClientFuture {
+impl ResponseFuture {
     /// The outcome of an exchange; `None`: it goes on in another state.
-    fn sent(&mut self, sent: super::http1::Sent, cx: &mut Context<'_>) -> Option<Result<Response<ClientBody>, Error>> {
+    fn sent(
+        &mut self,
+        sent: super::http1::Sent,
+        cx: &mut Context<'_>,
+    ) -> Option<Result<Response<ResponseBody>, Error>> {
         let State::Exchanging { mut connection, idle, poolable } = mem::replace(&mut self.state, State::Over) else {
             return None;
         };
         match sent {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                let response = response.map(|_| ClientBody::empty());
+                let response = response.map(|_| ResponseBody::empty());
                 self.state = State::Switching(connection, response);
                 None
             }
@@ -115,17 +123,21 @@ impl ClientFuture {
                 let pool = poolable.then(|| self.pool.clone());
                 let lease = Lease { connection, pool };
                 let (head, body) = response.into_parts();
-                Some(ClientBody::leased(body, lease, cx).map(|body| Response::from_parts(head, body)))
+                Some(ResponseBody::leased(body, lease, cx).map(|body| Response::from_parts(head, body)))
             }
             Err(mut error) => {
                 let unsent = error.take_message().map(|request| request.map(Upload::into_inner));
                 let is_closed = unsent.is_some() || is_closed(&error);
-                let again = idle.filter(|_| is_closed).and_then(|idle| {
-                    // An idle connection that the backend closed as we took it (hyper issue 2136).
-                    self.pool.saw(idle, false);
-                    unsent.or_else(|| connection.repeat.take())
-                });
-                match again {
+                let Some(idle) = idle.filter(|_| is_closed) else {
+                    let error = classify(error.into_error().into(), ErrorKind::ConnectionClosed);
+                    return Some(Err(match unsent {
+                        Some(request) => error.with_unsent(request),
+                        None => error,
+                    }));
+                };
+                // An idle connection that the backend closed as it was taken (hyper issue 2136).
+                self.pool.saw(idle, false);
+                match unsent.or_else(|| connection.repeat.take()) {
                     Some(request) => {
                         self.state = State::Waiting(self.pool.wait(Need::New), request);
                         None
@@ -183,8 +195,8 @@ fn is_closed(error: &TrySendError<Request<Upload>>) -> bool {
         })
 }
 
-impl fmt::Debug for ClientFuture {
+impl fmt::Debug for ResponseFuture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClientFuture").finish_non_exhaustive()
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
     }
 }

@@ -1,9 +1,12 @@
 //! The HTTP client of one backend: a pool of connections behind a tower [`Service`].
 //!
-//! HTTP/1.1 connections are driven by the very future and body that use them ([`http1`], through a [`gate`]) and rest in a
-//! [`pool`]; HTTP/2 connections are shared ([`http2`]).
+//! [`ReverseProxyLayer::new`](crate::ReverseProxyLayer::new) makes one with the default options; [`Client::builder`] sets them.
+
+// HTTP/1.1 connections are driven by the future and the body that use them (`http1`, through a `gate`), and rest in a `pool`;
+// HTTP/2 connections are shared (`http2`).
 
 mod body;
+mod builder;
 mod connect;
 mod future;
 mod gate;
@@ -26,36 +29,54 @@ use std::{
 };
 
 use axum_core::body::Body;
-use http::{HeaderMap, Request, Response, header::AUTHORIZATION, uri::Scheme};
+use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
 use tower_service::Service;
 
-pub(crate) use self::connect::boxed;
 #[cfg(feature = "http2")]
 use self::http2::{KeepAlive, Windows};
 #[cfg(feature = "tls")]
-use self::tls::PlatformTls;
-#[cfg(feature = "tls")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 pub use self::tls::{InvalidTls, Tls};
-pub use self::{body::ClientBody, future::ClientFuture};
-use self::{connect::Dial, pool::Pool};
-use crate::{
-    backend::{Backend, InvalidBackend},
-    error::Error,
+pub use self::{
+    body::ResponseBody,
+    builder::{ClientBuilder, InvalidClient},
+    future::ResponseFuture,
 };
+use self::{connect::Dial, pool::Pool};
+use crate::{backend::Backend, error::Error};
 
 /// The HTTP client of one backend.
 ///
-/// It keeps connections open and reuses them. It follows no redirects, keeps no cookies, decodes no bodies, reads no proxy
-/// from the environment and adds no field but those that HTTP obliges to. Clones share one pool.
+/// It keeps connections open and reuses them. It follows no redirects, stores no cookies, decodes no bodies, reads no proxy
+/// from the environment, and adds no header fields except those that HTTP requires. Clones share one pool.
 ///
-/// A request is sent a second time only if nothing of the first was written, or if it is idempotent, has no body, and went
-/// over a reused connection that the backend closed instead of an answer. Over HTTP/2, also if it has no body and the backend
-/// refused its stream unprocessed, or is idempotent besides and the backend ended the connection with a GOAWAY. Never else. What may not be sent twice goes over no connection that has been idle for a
-/// second, or for half as long as the backend was seen to keep one: it may just be closing that.
+/// [`Client::builder`] sets its options. With the defaults, an origin becomes a client by `TryFrom`, which is what
+/// [`ReverseProxyLayer::new`](crate::ReverseProxyLayer::new) does.
+///
+/// It sends requests to its backend, whatever the authority in their URI is. An [`Upstream`](crate::Upstream) around it sets
+/// `Host`, and maps references to the backend in the response.
+///
+/// # Retries
+///
+/// The client resends a request at most once, and only if
+///
+/// 1. nothing of it was written; or
+/// 2. it's idempotent (RFC 9110, section 9.2.2) and has no body, and the backend closed a reused connection instead of
+///    responding; or
+/// 3. over HTTP/2, it has no body, and the backend refused its stream unprocessed, or it's idempotent, too, and the backend
+///    ended the connection with a GOAWAY.
+///
+/// Other requests are never resent. Because they can't be, they avoid connections that the backend may be about to close: those
+/// idle for more than a second, or for more than half the longest idle time observed with this backend. Requests with NTLM or
+/// Negotiate credentials are resent in the first case only, because the second use of a token is a replay.
+///
+/// A request of which nothing was sent comes back in the error: see [`Error::take_request`].
 ///
 /// # Cancel safety
 ///
-/// Dropping the future, or the response's body, before its end closes the connection that it was on, or resets the stream.
+/// Dropping the future, or the response's body before its end, closes its HTTP/1.1 connection, or resets its HTTP/2 stream.
+#[doc(alias = "proxy_http_version")]
+#[doc(alias = "connection pool")]
 #[derive(Clone)]
 pub struct Client {
     pool: Arc<Pool>,
@@ -84,12 +105,8 @@ pub(crate) struct ClientOptions {
     pub(crate) http2_windows: Windows,
     #[cfg(feature = "http2")]
     pub(crate) http2_max_request_head: Option<usize>,
-    /// Made once, not with every option that is set: it reads the platform's roots. An error shows when it connects: by then
-    /// it may have been replaced.
     #[cfg(feature = "tls")]
     pub(crate) tls: Option<Tls>,
-    #[cfg(feature = "tls")]
-    platform_tls: PlatformTls,
 }
 
 impl ClientOptions {
@@ -115,49 +132,38 @@ impl ClientOptions {
             http2_max_request_head: None,
             #[cfg(feature = "tls")]
             tls: None,
-            #[cfg(feature = "tls")]
-            platform_tls: PlatformTls::default(),
         }
     }
 }
 
-/// Whether the client can speak to a backend.
-///
-/// # Errors
-///
-/// `https` without TLS: it's never answered with plaintext.
-pub(crate) fn check(backend: &Backend) -> Result<(), InvalidBackend> {
-    check_with(backend, cfg!(feature = "tls"))
-}
-
-fn check_with(backend: &Backend, has_tls: bool) -> Result<(), InvalidBackend> {
-    if has_tls || *backend.scheme() == Scheme::HTTP { Ok(()) } else { Err(InvalidBackend::no_tls(backend)) }
-}
-
 impl Client {
-    /// Makes a client of a backend that passed the [`check`].
-    pub(crate) fn new(backend: &Backend, options: &ClientOptions) -> Self {
-        Self { pool: Pool::new(backend, options) }
+    fn new(backend: Backend, options: &ClientOptions) -> Result<Self, InvalidClient> {
+        Ok(Self { pool: Pool::new(backend, options)? })
+    }
+
+    /// Returns the backend.
+    pub fn backend(&self) -> &Backend {
+        &self.pool.backend
     }
 }
 
 impl Service<Request<Body>> for Client {
-    type Response = Response<ClientBody>;
+    type Response = Response<ResponseBody>;
     type Error = Error;
-    type Future = ClientFuture;
+    type Future = ResponseFuture;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        ClientFuture::new(self.pool.clone(), request)
+        ResponseFuture::new(self.pool.clone(), request)
     }
 }
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").finish_non_exhaustive()
+        f.debug_struct("Client").field("backend", self.backend()).finish_non_exhaustive()
     }
 }
 
@@ -200,13 +206,5 @@ mod tests {
             let headers = HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static(value))]);
             assert_eq!(authenticates_connection(&headers), theirs, "{value}");
         }
-    }
-
-    #[test]
-    fn https_without_tls_is_an_error_before_connecting() {
-        let backend = "https://backend.example".parse().unwrap();
-        let error = check_with(&backend, false).unwrap_err();
-        assert!(error.to_string().contains("feature `tls-ring`"), "{error}");
-        assert_eq!(check(&backend).is_ok(), cfg!(feature = "tls"));
     }
 }

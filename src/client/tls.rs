@@ -2,7 +2,7 @@
 
 use std::{error, fmt, io, sync::Arc};
 
-use tokio::{net::TcpStream, sync::OnceCell, task::spawn_blocking};
+use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsConnector,
     client::TlsStream,
@@ -16,20 +16,20 @@ use tokio_rustls::{
 
 use crate::backend::Backend;
 
-/// How TLS is spoken to an `https` backend: which roots are trusted, which certificate is shown, which name is asked for.
+/// The TLS configuration for an `https` backend: trusted roots, a client certificate, and the server's name.
 ///
-/// A backend's certificate is always verified: that a trusted root vouches for it, that it's in its time, and that it is for
-/// the backend's name or address. There's no switch for that.
+/// The backend's certificate is always verified: that it chains to a trusted root, is within its validity period, and is for
+/// the backend's name or address. No option disables this.
 ///
 /// ```
 /// # fn main() -> Result<(), tower_reverse_proxy::InvalidTls> {
 /// # #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))] {
-/// use tower_reverse_proxy::{ReverseProxyLayer, Tls};
+/// use tower_reverse_proxy::{Client, ReverseProxyLayer, Tls};
 /// # let (ca, chain, key) = certificates();
 ///
 /// // PEM, as it's read from a file.
 /// let tls = Tls::with_ca(&ca)?.client_certificate(&chain, &key)?.server_name("internal.example")?;
-/// let proxy = ReverseProxyLayer::new("https://10.0.0.7").tls(tls);
+/// let proxy = ReverseProxyLayer::new(Client::builder("https://10.0.0.7").tls(tls));
 /// # let _ = proxy;
 /// # }
 /// # Ok(())
@@ -54,13 +54,13 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Trusts the platform's roots. It's what a proxy to an `https` backend does by itself.
+    /// Trusts the platform's root certificates. That's the default for an `https` backend.
     ///
-    /// They are read here, from the system's store or from where `SSL_CERT_FILE` and `SSL_CERT_DIR` say.
+    /// They are read here, from the system's store, or from where `SSL_CERT_FILE` and `SSL_CERT_DIR` point.
     ///
     /// # Errors
     ///
-    /// If there are none, or no provider. A proxy that isn't given its `Tls` reads them when it first connects, and fails then.
+    /// If there are none, or no provider.
     pub fn new() -> Result<Self, InvalidTls> {
         let found = rustls_native_certs::load_native_certs();
         let mut roots = RootCertStore::empty();
@@ -146,23 +146,8 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// The [`Tls`] of a proxy that isn't given one. Clones share it, so that the platform's roots are read once, and only if a
-/// connection needs them. After a failure, the next connection reads them again.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct PlatformTls(Arc<OnceCell<Tls>>);
-
-impl PlatformTls {
-    /// Reads the roots, at the first call, on a thread that may block: they are many files.
-    pub(super) async fn get(&self) -> Result<Tls, InvalidTls> {
-        let read = || async {
-            let tls = spawn_blocking(Tls::new).await;
-            tls.unwrap_or_else(|error| Err(InvalidTls::new(format!("the platform's roots weren't read: {error}"))))
-        };
-        self.0.get_or_try_init(read).await.cloned()
-    }
-}
-
-/// The error of what TLS can't be made of. Its text says what is wrong and what to write instead, and repeats no key.
+/// The error returned when a [`Tls`] configuration is invalid. Its text says what is wrong and what to write instead, and
+/// repeats no key.
 #[derive(Clone, Debug)]
 pub struct InvalidTls {
     message: Arc<str>,
@@ -204,38 +189,6 @@ impl Handshaker {
     pub(super) async fn handshake(&self, tcp: TcpStream) -> Result<TlsStream<TcpStream>, HandshakeError> {
         let handshake = self.connector.connect(self.name.clone(), tcp).await;
         handshake.map_err(|error| HandshakeError { name: self.name.clone(), cause: Cause::from(error) })
-    }
-}
-
-/// A [`Handshaker`] that is made at the first connection, of the operator's own [`Tls`] or of the platform's.
-pub(super) struct LazyHandshaker {
-    known: OnceCell<Handshaker>,
-    own: Option<Tls>,
-    platform: PlatformTls,
-    backend: Backend,
-    offers_http2: bool,
-}
-
-impl LazyHandshaker {
-    pub(super) fn new(tls: Option<&Tls>, platform: &PlatformTls, backend: &Backend, offers_http2: bool) -> Self {
-        Self {
-            known: OnceCell::new(),
-            own: tls.cloned(),
-            platform: platform.clone(),
-            backend: backend.clone(),
-            offers_http2,
-        }
-    }
-
-    pub(super) async fn get(&self) -> Result<&Handshaker, InvalidTls> {
-        let make = || async {
-            let tls = match &self.own {
-                Some(tls) => tls,
-                None => &self.platform.get().await?,
-            };
-            Handshaker::new(tls, &self.backend, self.offers_http2)
-        };
-        self.known.get_or_try_init(make).await
     }
 }
 
@@ -347,41 +300,6 @@ mod tests {
         }
         for good in ["backend.example", "127.0.0.1", "::1"] {
             assert!(tls().server_name(good).is_ok(), "{good}");
-        }
-    }
-
-    #[tokio::test]
-    async fn platform_roots_are_read_on_first_use() {
-        let backend = "https://backend.example".parse().unwrap();
-        let options = crate::client::ClientOptions::new();
-        let _client = crate::client::Client::new(&backend, &options);
-        assert!(!options.platform_tls.0.initialized(), "a proxy may be given its own");
-        let clone = options.platform_tls.clone();
-        let is_read = clone.get().await.is_ok();
-        assert_eq!(options.platform_tls.0.initialized(), is_read, "read once for all");
-    }
-
-    #[tokio::test]
-    async fn failed_reads_of_platform_roots_are_retried() {
-        let (platform, backend) = (PlatformTls::default(), "https://backend.example".parse().unwrap());
-        let handshaker = LazyHandshaker::new(None, &platform, &backend, false);
-        let theirs = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
-        let handle = theirs.handle().clone();
-        theirs.shutdown_background();
-        let failed = std::thread::scope(|scope| {
-            let failed = scope.spawn(|| {
-                let _inside = handle.enter();
-                let mut reading = std::pin::pin!(handshaker.get());
-                let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-                let std::task::Poll::Ready(Err(error)) = reading.as_mut().poll(&mut cx) else { panic!("no error") };
-                error.to_string()
-            });
-            failed.join().unwrap()
-        });
-        assert!(failed.contains("weren't read"), "{failed}");
-        // Whatever this machine has.
-        if let Err(error) = handshaker.get().await {
-            assert_ne!(error.to_string(), failed);
         }
     }
 

@@ -2,35 +2,50 @@
 
 mod cause;
 
-use std::{error, fmt, sync::Arc};
+use std::{
+    error, fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use axum_core::BoxError;
-use http::{HeaderValue, StatusCode};
+use axum_core::{BoxError, body::Body};
+use http::{HeaderValue, Request, StatusCode};
 
 pub(crate) use cause::{classify, classify_request_body, classify_response_body};
 
-/// A failure of the proxy, as it stands in the extensions of the response that it became.
+/// A failure of the proxy: what became a 502, in that response's extensions, or what an upstream service failed with.
 ///
 /// A middleware outside of the proxy finds it with `response.extensions().get::<Error>()`; an
 /// [`on_error`](crate::ReverseProxyLayer::on_error) hook gets it in a [`Failure`](crate::Failure). Clones share one value.
 ///
-/// `Display` says what happened without its cause; the cause is the [`source`](error::Error::source). Neither holds
-/// credentials or header values. Both may hold addresses of the backend: fit for logs, not for clients.
+/// A layer on the upstream side refuses a request with an error: see [`rejected`](Self::rejected).
+///
+/// `Display` describes the failure without its cause; the cause is the [`source`](error::Error::source). Neither contains
+/// credentials or field values. Both may contain addresses of the backend, so they are fit for logs and not for clients. The
+/// type of the source isn't part of the API.
 #[derive(Clone)]
 pub struct Error {
     inner: Arc<Inner>,
     /// Of this clone, because requests that waited for one connection share what it failed with.
     reported: bool,
+    /// The request, if nothing of it was sent. `Some` without a request: it has been taken.
+    unsent: Option<Arc<Mutex<Option<Request<Body>>>>>,
 }
 
 struct Inner {
     kind: ErrorKind,
     source: Option<BoxError>,
-    challenge: Option<HeaderValue>,
+    response: Option<Rejection>,
 }
 
-/// What failed. Each kind belongs to one [`Phase`] and becomes one [status](Error::status), [`SignInRequired`](Self::SignInRequired)
-/// one of two.
+/// What the response of a failure has in place of its kind's.
+enum Rejection {
+    Status(StatusCode),
+    /// 401 with this `WWW-Authenticate`.
+    Challenge(HeaderValue),
+}
+
+/// What failed. Each kind belongs to one [`Phase`] and becomes one [status](Error::status), except
+/// [`SignInRequired`](Self::SignInRequired), which becomes one of two, and [`Rejected`](Self::Rejected).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -64,6 +79,8 @@ pub enum ErrorKind {
     SignInRequired,
     /// The signed-in user's name can't be said to the backend: 403.
     UnrepresentableUser,
+    /// A layer on the upstream side refused the request: the status that it was [rejected](Error::rejected) with.
+    Rejected,
     /// The request's body is malformed: 400.
     RequestBody,
     /// The request's body is larger than what an outer layer allows: 413.
@@ -86,7 +103,7 @@ pub enum ErrorKind {
     ConnectionClosed,
     /// The backend's response isn't valid HTTP: 502.
     InvalidResponse,
-    /// The backend's response head has more fields or bytes than [may be](crate::ReverseProxyLayer::max_response_head): 502.
+    /// The backend's response head has more fields or bytes than [may be](crate::ClientBuilder::max_response_head): 502.
     ResponseHeadTooLarge,
     /// The backend switches to a protocol that it wasn't offered: 502.
     UnexpectedUpgrade,
@@ -132,7 +149,8 @@ impl ErrorKind {
             | Self::UpgradeBody
             | Self::LoopDetected
             | Self::SignInRequired
-            | Self::UnrepresentableUser => Phase::Request,
+            | Self::UnrepresentableUser
+            | Self::Rejected => Phase::Request,
             Self::RequestBody
             | Self::RequestBodyTooLarge
             | Self::RequestBodyTimeout
@@ -163,7 +181,7 @@ impl ErrorKind {
             Self::RequestHeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::UnsupportedTransferCoding | Self::UnsupportedMethod => StatusCode::NOT_IMPLEMENTED,
             Self::LoopDetected => StatusCode::LOOP_DETECTED,
-            Self::SignInRequired | Self::UnrepresentableUser => StatusCode::FORBIDDEN,
+            Self::SignInRequired | Self::UnrepresentableUser | Self::Rejected => StatusCode::FORBIDDEN,
             Self::RequestBodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RequestBodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
@@ -197,6 +215,7 @@ impl ErrorKind {
             Self::LoopDetected => "the request has come through this proxy before",
             Self::SignInRequired => "nobody is signed in",
             Self::UnrepresentableUser => "the user's name can't be said to the backend",
+            Self::Rejected => "an upstream layer rejected the request",
             Self::RequestBody => "the request's body is malformed",
             Self::RequestBodyTooLarge => "the request's body is too large",
             Self::RequestBodyTimeout => "the client sent nothing of the request's body within the idle timeout",
@@ -218,22 +237,103 @@ impl ErrorKind {
 }
 
 impl Error {
+    /// Rejects a request with a status, from a layer on the upstream side of the application's own.
+    ///
+    /// The layer returns it as the error of its service, and the proxy makes a response of it as of its own failures: with the
+    /// [`on_error`](crate::ReverseProxyLayer::on_error) page, one event, and a gRPC status for gRPC requests. Its kind is
+    /// [`Rejected`](ErrorKind::Rejected). `source` is for the log; the client gets the status alone.
+    ///
+    /// ```
+    /// use axum::{body::Body, http::{Request, StatusCode}};
+    /// use tower::ServiceExt;
+    /// use tower_reverse_proxy::{Client, Error, ReverseProxyLayer};
+    ///
+    /// // Refuses uploads during maintenance.
+    /// let read_only = tower::layer::layer_fn(|client: Client| {
+    ///     tower::service_fn(move |request: Request<Body>| {
+    ///         let client = client.clone();
+    ///         async move {
+    ///             match request.method().is_safe() {
+    ///                 true => client.oneshot(request).await,
+    ///                 false => Err(Error::rejected(StatusCode::SERVICE_UNAVAILABLE, "the site is read-only")),
+    ///             }
+    ///         }
+    ///     })
+    /// });
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").upstream_layer(read_only).into_service();
+    ///
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let request = Request::post("/page").header("host", "front.example").body(Body::from("new text")).unwrap();
+    /// let response = proxy.oneshot(request).await.unwrap();
+    /// assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    /// # });
+    /// ```
+    pub fn rejected(status: StatusCode, source: impl Into<BoxError>) -> Self {
+        Self::from_parts(ErrorKind::Rejected, Some(source.into()), Some(Rejection::Status(status)))
+    }
+
     pub(crate) fn new(kind: ErrorKind) -> Self {
-        Self { inner: Arc::new(Inner { kind, source: None, challenge: None }), reported: false }
+        Self::from_parts(kind, None, None)
     }
 
     pub(crate) fn with_source(kind: ErrorKind, source: impl Into<BoxError>) -> Self {
-        Self { inner: Arc::new(Inner { kind, source: Some(source.into()), challenge: None }), reported: false }
+        Self::from_parts(kind, Some(source.into()), None)
     }
 
     /// A failure that is answered with 401 and this `WWW-Authenticate`.
     pub(crate) fn with_challenge(kind: ErrorKind, challenge: HeaderValue) -> Self {
-        Self { inner: Arc::new(Inner { kind, source: None, challenge: Some(challenge) }), reported: false }
+        Self::from_parts(kind, None, Some(Rejection::Challenge(challenge)))
+    }
+
+    fn from_parts(kind: ErrorKind, source: Option<BoxError>, response: Option<Rejection>) -> Self {
+        Self { inner: Arc::new(Inner { kind, source, response }), reported: false, unsent: None }
+    }
+
+    /// Adds the request, of which nothing was sent.
+    pub(crate) fn with_unsent(mut self, request: Request<Body>) -> Self {
+        self.unsent = Some(Arc::new(Mutex::new(Some(request))));
+        self
+    }
+
+    /// Takes the request out of the error, if nothing of it was sent: to send it to another upstream.
+    ///
+    /// It's whole, body included, as the [`Client`](crate::Client) got it; an [`Upstream`](crate::Upstream) in between has
+    /// already set its `Host` and its URI's authority, which the next one sets again. `None` if it was sent, in part or
+    /// as a whole; if it has been taken before, from this error or a clone of it; or if the failure isn't the client's, as with
+    /// [`rejected`](Self::rejected).
+    ///
+    /// ```
+    /// use axum::{body::Body, http::Request, response::Response};
+    /// use tower::ServiceExt;
+    /// use tower_reverse_proxy::{Error, Upstream, client::ResponseBody};
+    ///
+    /// /// Sends a request to the second backend if the first can't be reached. Not even a `POST` is sent twice.
+    /// async fn with_failover(
+    ///     [first, second]: [Upstream; 2],
+    ///     request: Request<Body>,
+    /// ) -> Result<Response<ResponseBody>, Error> {
+    ///     match first.oneshot(request).await {
+    ///         Err(mut error) => match error.take_request() {
+    ///             Some(request) => second.oneshot(request).await,
+    ///             None => Err(error),
+    ///         },
+    ///         answered => answered,
+    ///     }
+    /// }
+    /// ```
+    #[doc(alias = "failover")]
+    #[doc(alias = "retry")]
+    #[doc(alias = "proxy_next_upstream")]
+    pub fn take_request(&mut self) -> Option<Request<Body>> {
+        self.unsent.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The `WWW-Authenticate` of the response that it becomes.
     pub(crate) fn challenge(&self) -> Option<&HeaderValue> {
-        self.inner.challenge.as_ref()
+        match &self.inner.response {
+            Some(Rejection::Challenge(challenge)) => Some(challenge),
+            _ => None,
+        }
     }
 
     /// Sets that the event of this failure has been emitted: by a nested proxy, if it comes from one.
@@ -258,24 +358,32 @@ impl Error {
 
     /// Returns the status that the client gets, if nothing has been sent to it yet.
     pub fn status(&self) -> StatusCode {
-        if self.challenge().is_some() { StatusCode::UNAUTHORIZED } else { self.kind().status() }
+        match self.inner.response {
+            Some(Rejection::Challenge(_)) => StatusCode::UNAUTHORIZED,
+            Some(Rejection::Status(status)) => status,
+            None => self.kind().status(),
+        }
     }
 
-    /// Returns `true` if the backend couldn't be reached at all, within the connect timeout or ever.
+    /// Returns `true` if the backend couldn't be reached: refused, unknown, or not connected within the connect timeout.
     pub fn is_connect(&self) -> bool {
         matches!(self.kind(), ErrorKind::Connect | ErrorKind::ConnectTimeout)
     }
 
-    /// Returns `true` if nothing of the request has been sent, because there was no connection for it: the backend couldn't be
-    /// [reached](Self::is_connect), or there was no capacity ([`Overloaded`](ErrorKind::Overloaded)).
+    /// Returns `true` if nothing of the request was sent to a backend for want of a connection: the backend couldn't be
+    /// [reached](Self::is_connect), the connection closed before anything was written, or there was no capacity
+    /// ([`Overloaded`](ErrorKind::Overloaded)).
     ///
-    /// A retry layer may send such a request again, whatever its method, to this backend or another one. The request's body
-    /// may have been read in part.
+    /// A retry layer may send such a request again, whatever its method, to this backend or to another one. Where the failure
+    /// is the [`Client`](crate::Client)'s, [`take_request`](Self::take_request) returns the request.
+    ///
+    /// Requests that were refused ([`Phase::Request`]) weren't sent either, and aren't unsent in this sense: they would be
+    /// refused again.
     pub fn is_unsent(&self) -> bool {
-        self.is_connect() || self.kind() == ErrorKind::Overloaded
+        self.is_connect() || self.kind() == ErrorKind::Overloaded || self.unsent.is_some()
     }
 
-    /// Returns `true` if one of the proxy's timeouts is over.
+    /// Returns `true` if one of the proxy's timeouts elapsed.
     pub fn is_timeout(&self) -> bool {
         matches!(
             self.kind(),
@@ -287,9 +395,16 @@ impl Error {
         )
     }
 
-    /// Returns `true` if the cause is on the client's side: a bad request, a bad body, a client that left.
+    /// Returns `true` if the cause is on the client's side: an invalid request or body, a client that left.
+    ///
+    /// [`Rejected`](ErrorKind::Rejected) is the client's with a status of 400 to 499.
     pub fn is_client(&self) -> bool {
-        self.phase() == Phase::Request || (self.phase() == Phase::RequestBody && self.kind() != ErrorKind::SendTimeout)
+        match (self.phase(), self.kind()) {
+            (_, ErrorKind::Rejected) => self.status().is_client_error(),
+            (Phase::Request, _) => true,
+            (Phase::RequestBody, kind) => kind != ErrorKind::SendTimeout,
+            _ => false,
+        }
     }
 }
 

@@ -90,10 +90,12 @@ pub(super) fn respond(
     is_grpc: bool,
     request: Option<Box<RequestHead>>,
 ) -> Response<Body> {
-    let error = match refusal {
+    let mut error = match refusal {
         Refusal::Failed(error) => error,
         Refusal::Final => return final_recipient(),
     };
+    // Dropped before the response is sent: its body is the client's connection's.
+    drop(error.take_request());
     trace(&error);
     let mut response = match (&rules.on_error, request) {
         _ if is_grpc => grpc_response(&error),
@@ -144,13 +146,14 @@ fn plain_response(error: &Error) -> Response<Body> {
 fn grpc_response(error: &Error) -> Response<Body> {
     let code = match error.status() {
         _ if error.kind() == ErrorKind::SignInRequired => "16", // UNAUTHENTICATED
-        StatusCode::BAD_REQUEST => "13",                        // INTERNAL
-        StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => "4", // DEADLINE_EXCEEDED
+        StatusCode::UNAUTHORIZED => "16",
+        StatusCode::BAD_REQUEST | StatusCode::INTERNAL_SERVER_ERROR => "13", // INTERNAL
+        StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => "4",    // DEADLINE_EXCEEDED
         StatusCode::PAYLOAD_TOO_LARGE | StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "8", // RESOURCE_EXHAUSTED
-        StatusCode::NOT_IMPLEMENTED => "12", // UNIMPLEMENTED
-        StatusCode::FORBIDDEN => "7",        // PERMISSION_DENIED
-        StatusCode::LOOP_DETECTED => "9",    // FAILED_PRECONDITION
-        _ => "14",                           // UNAVAILABLE
+        StatusCode::NOT_IMPLEMENTED | StatusCode::NOT_FOUND => "12", // UNIMPLEMENTED
+        StatusCode::FORBIDDEN => "7",                                // PERMISSION_DENIED
+        StatusCode::LOOP_DETECTED => "9",                            // FAILED_PRECONDITION
+        _ => "14",                                                   // UNAVAILABLE
     };
     let mut response = Response::new(Body::empty());
     let headers: &mut HeaderMap = response.headers_mut();

@@ -7,8 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use axum_core::{BoxError, body::Body};
-use bytes::Bytes;
+use axum_core::body::Body;
 use http::{Request, Response};
 use http_body::Body as _;
 use pin_project_lite::pin_project;
@@ -28,7 +27,7 @@ use super::{
 };
 use crate::{
     error::{ErrorKind, classify},
-    refuse::Refused,
+    service::HttpService,
 };
 
 /// Forwards a request to an upstream service, which becomes ready inside of the future.
@@ -91,13 +90,7 @@ pin_project! {
     }
 }
 
-impl<U, B> Future for ForwardFuture<U>
-where
-    U: Service<Request<Body>, Response = Response<B>>,
-    U::Error: Into<BoxError>,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
+impl<U: HttpService> Future for ForwardFuture<U> {
     type Output = Response<Body>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -110,11 +103,7 @@ where
                     upload.exchange_polled(cx);
                 }
                 let finished = match call.poll(cx) {
-                    Poll::Ready(Ok(mut response)) => match response.extensions_mut().remove::<Refused>() {
-                        // A layer of the upstream side has refused the request.
-                        Some(Refused(error)) => Err(error),
-                        None => response::finish(rules, exchange, response, upload.take()),
-                    },
+                    Poll::Ready(Ok(response)) => response::finish(rules, exchange, response, upload.take()),
                     Poll::Ready(Err(error)) => {
                         let error = classify(error.into(), ErrorKind::Upstream);
                         Err(upload.as_ref().map_or(error.clone(), |upload| upload.root_cause(error)))

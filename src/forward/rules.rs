@@ -9,7 +9,7 @@ use super::failure::Failure;
 use crate::{
     headers::{forwarded::ForwardedPolicy, via::Pseudonym},
     path::{PathPolicy, Prefix},
-    upgrade::{Allowed, TunnelOptions},
+    upgrade::{Allowed, Tunnels},
 };
 
 /// The options of the client-facing half.
@@ -25,7 +25,7 @@ pub(crate) struct Rules {
     /// The names of the front's own cookies, which the backend neither gets nor sets.
     pub(crate) hidden_cookies: Box<[String]>,
     pub(crate) upgrades: Allowed,
-    pub(crate) tunnels: TunnelOptions,
+    pub(crate) tunnels: Tunnels,
     pub(crate) continue_timeout: Duration,
     pub(crate) header_timeout: Option<Duration>,
     pub(crate) body_idle_timeout: Option<Duration>,
@@ -45,7 +45,7 @@ impl Default for Rules {
             keep_identity_claims: false,
             hidden_cookies: Box::default(),
             upgrades: Allowed::default(),
-            tunnels: TunnelOptions::default(),
+            tunnels: Tunnels::new(),
             // RFC 9110, section 10.1.1, names no time; curl waits as long.
             continue_timeout: Duration::from_secs(1),
             header_timeout: Some(Duration::from_secs(60)),

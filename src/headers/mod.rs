@@ -14,11 +14,6 @@ pub(crate) mod via;
 #[cfg(feature = "http2")]
 pub(crate) mod websocket;
 
-/// The former names, until their users have been rewritten.
-pub(crate) mod identity {
-    pub(crate) use super::reserved::remove_folded as remove_every_spelling;
-}
-
 use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{AsHeaderName, Entry},

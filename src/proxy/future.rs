@@ -13,7 +13,7 @@ use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::forward::ForwardFuture;
+use crate::{forward::ForwardFuture, service::HttpService};
 
 pin_project! {
     /// The future of a [`ReverseProxy`](crate::ReverseProxy)'s response.
@@ -28,13 +28,7 @@ pin_project! {
     }
 }
 
-impl<U, B> Future for ProxyFuture<U>
-where
-    U: Service<Request<Body>, Response = Response<B>>,
-    U::Error: Into<BoxError>,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
+impl<U: HttpService> Future for ProxyFuture<U> {
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -50,37 +44,33 @@ pin_project! {
     ///
     /// As that of the future it is; the proxy's cancels the request to the backend at once.
     #[must_use = "futures do nothing unless polled"]
-    pub struct ServiceFuture<F, U: Service<Request<Body>>> {
+    pub struct ResponseFuture<F, U: Service<Request<Body>>> {
         #[pin]
-        pub(super) way: Way<F, U>,
+        pub(super) kind: Kind<F, U>,
     }
 }
 
 pin_project! {
-    #[project = WayProj]
-    pub(super) enum Way<F, U: Service<Request<Body>>> {
+    #[project = KindProj]
+    pub(super) enum Kind<F, U: Service<Request<Body>>> {
         Inner { #[pin] future: F },
         Proxied { #[pin] future: ForwardFuture<U> },
     }
 }
 
-impl<F, InnerBody, E, U, B> Future for ServiceFuture<F, U>
+impl<F, B, E, U> Future for ResponseFuture<F, U>
 where
-    F: Future<Output = Result<Response<InnerBody>, E>>,
-    InnerBody: http_body::Body<Data = Bytes> + Send + 'static,
-    InnerBody::Error: Into<BoxError>,
-    U: Service<Request<Body>, Response = Response<B>>,
-    U::Error: Into<BoxError>,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
+    F: Future<Output = Result<Response<B>, E>>,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    U: HttpService,
 {
     type Output = Result<Response<Body>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().way.project() {
+        match self.project().kind.project() {
             // axum's own body passes through `Body::new` as it is.
-            WayProj::Inner { future } => Poll::Ready(ready!(future.poll(cx)).map(|response| response.map(Body::new))),
-            WayProj::Proxied { future } => future.poll(cx).map(Ok),
+            KindProj::Inner { future } => Poll::Ready(ready!(future.poll(cx)).map(|response| response.map(Body::new))),
+            KindProj::Proxied { future } => future.poll(cx).map(Ok),
         }
     }
 }
@@ -89,7 +79,7 @@ where
 mod tests {
     use super::*;
     use crate::{
-        client::{Client, ClientBody, ClientFuture},
+        client::{self, Client, ResponseBody},
         upstream::Upstream,
     };
 
@@ -97,7 +87,11 @@ mod tests {
     #[test]
     #[cfg(target_pointer_width = "64")]
     fn the_future_of_a_request_is_small() {
-        let sizes = [size_of::<ProxyFuture<Upstream<Client>>>(), size_of::<ClientFuture>(), size_of::<ClientBody>()];
+        let sizes = [
+            size_of::<ProxyFuture<Upstream<Client>>>(),
+            size_of::<client::ResponseFuture>(),
+            size_of::<ResponseBody>(),
+        ];
         assert!(sizes.into_iter().zip([616, 288, 128]).all(|(size, most)| size <= most), "{sizes:?}");
     }
 }

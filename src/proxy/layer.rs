@@ -1,24 +1,18 @@
 //! The layer: where a proxy is put together.
 
-use std::sync::Arc;
+use tower_layer::Layer;
 
-use tower_layer::{Identity, Layer, Stack};
-
-use super::{
-    build::{ToBackend, ToService},
-    service::{ReverseProxy, ReverseProxyService},
-};
+use super::service::{ReverseProxy, ReverseProxyService};
 use crate::{
-    backend::{Backend, InvalidBackend},
-    client::{self, Client},
-    forward::Rules,
-    upstream::Upstream,
+    client::{Client, InvalidClient},
+    service::HttpService,
+    upstream::{BoxUpstream, Upstream},
 };
 
 /// A layer that mounts another web server as a directory of an application.
 ///
 /// Requests whose path is the [`prefix`](Self::prefix) or below it go to the backend. Everything else goes to the wrapped
-/// service, untouched.
+/// service, unchanged.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -29,129 +23,186 @@ use crate::{
 ///     .layer(ReverseProxyLayer::new("http://127.0.0.1:8000").prefix("/mydir"));
 /// ```
 ///
-/// Both sides have the same layout: `/mydir/page?x` at the front is `/mydir/page?x` at the backend, byte for byte. No link
+/// Both sides have the same layout: `/mydir/page?x` at the front is `/mydir/page?x` at the backend, byte for byte, so no link
 /// has to be rewritten. Where the layouts differ, see [`strip_prefix`](Self::strip_prefix) and
 /// [`replace_prefix`](Self::replace_prefix).
 ///
-/// Without a prefix, everything is the backend's, the application's own routes included:
-/// `fallback_service(ReverseProxy::new(url))` leaves these alone.
+/// Without a prefix, every request goes to the backend, those for the application's own routes included.
+/// `fallback_service(ReverseProxy::new(url))` leaves these to the application.
 ///
 /// # The upstream side
 ///
 /// [`upstream_layer`](Self::upstream_layer) puts tower layers between the proxy and the backend: identity, credentials,
-/// limits. There the request has been cleaned of what the client doesn't get to say, and nothing that the client said can
-/// undo what a layer adds. The layer that is added first sees the request first.
+/// limits. There, the proxy has removed the header fields that a client must not set, and nothing that a client sends can
+/// undo what a layer adds. The layer that is added last sees the request first, as with axum's `Router::layer`; a
+/// [`ServiceBuilder`](tower::ServiceBuilder) adds several that read from top to bottom.
 ///
 /// # Authentication layers
 ///
-/// A layer added *after* this one guards the backend too, one added before doesn't. `Router::route_layer` guards the
-/// routes that exist, and a prefix of this layer isn't a route: use `Router::layer`, or mount a [`ReverseProxy`] with
-/// `nest_service`, which is a route.
-///
-/// # Type parameters
-///
-/// `U` is the upstream service, `P` what it's built from; neither has to be written.
+/// A layer that is added to the router *after* this one guards the backend too; one that is added before doesn't.
+/// `Router::route_layer` guards the routes that exist, and a prefix of this layer isn't a route: use `Router::layer`, or mount
+/// a [`ReverseProxy`] with `nest_service`, which is a route.
 #[derive(Clone, Debug)]
 #[must_use]
-pub struct ReverseProxyLayer<U = Upstream<Client>, P = ToBackend> {
+#[doc(alias = "proxy_pass")]
+#[doc(alias = "ProxyPass")]
+#[doc(alias = "middleware")]
+pub struct ReverseProxyLayer<U = Upstream<Client>> {
     pub(super) proxy: ReverseProxy<U>,
-    /// Shared: axum clones the layer of a fallback with every request.
-    pub(super) parts: Arc<P>,
 }
 
 impl ReverseProxyLayer {
-    /// Forwards to a backend: an origin as `&str`, `String`, [`Uri`](http::Uri) or [`Backend`].
+    /// Forwards to a backend: its origin as `&str`, `String`, [`Uri`](http::Uri) or [`Backend`](crate::Backend), or a
+    /// [`Client`] of it, or a [`ClientBuilder`](crate::ClientBuilder), which has the client's options.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{Client, ReverseProxyLayer};
+    ///
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000");
+    /// let limited = ReverseProxyLayer::new(Client::builder("http://127.0.0.1:8000").max_connections(64));
+    /// # let _ = (proxy, limited);
+    /// ```
     ///
     /// # Panics
     ///
-    /// If `backend` isn't an origin, with a message that says what to write instead. [`try_new`](Self::try_new) returns it.
+    /// If it isn't an origin, or the client can't be built, with a message that says what to write instead.
+    /// [`try_new`](Self::try_new) returns it.
     #[track_caller]
-    pub fn new(backend: impl TryInto<Backend, Error: Into<InvalidBackend>>) -> Self {
-        // Not in a closure: the panic has to show the caller's line.
-        match Self::try_new(backend) {
-            Ok(layer) => layer,
-            Err(error) => panic!("{error}"),
-        }
+    pub fn new(client: impl TryInto<Client, Error: Into<InvalidClient>>) -> Self {
+        Self { proxy: ReverseProxy::new(client) }
     }
 
-    /// Forwards to a backend: an origin as `&str`, `String`, [`Uri`](http::Uri) or [`Backend`].
+    /// Forwards to a backend, as [`new`](Self::new) does.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// let error = ReverseProxyLayer::try_new("127.0.0.1:8000").unwrap_err();
+    /// assert!(error.to_string().contains("http://127.0.0.1:8000"));
+    /// ```
     ///
     /// # Errors
     ///
-    /// If `backend` isn't an origin, or can't be reached with the features that are on.
-    pub fn try_new(backend: impl TryInto<Backend, Error: Into<InvalidBackend>>) -> Result<Self, InvalidBackend> {
-        let backend = backend.try_into().map_err(Into::into)?;
-        client::check(&backend)?;
-        let parts = ToBackend::new(backend);
-        Ok(Self {
-            proxy: ReverseProxy { upstream: parts.build(), rules: Arc::new(Rules::default()) },
-            parts: Arc::new(parts),
-        })
+    /// If it isn't an origin, or the client can't be built.
+    pub fn try_new(client: impl TryInto<Client, Error: Into<InvalidClient>>) -> Result<Self, InvalidClient> {
+        Ok(Self { proxy: ReverseProxy::try_new(client)? })
     }
 }
 
-impl<U: Clone> ReverseProxyLayer<U, ToService<U>> {
-    /// Forwards to any service from `Request<Body>` to a response: a balancer, a mock, a stack of
-    /// [`ServiceBuilder`](tower::ServiceBuilder)'s.
+impl<U: HttpService> ReverseProxyLayer<U> {
+    /// Forwards to any service from `Request<Body>` to a response: an [`Upstream`] with its options, a balancer, a stack of
+    /// [`ServiceBuilder`](tower::ServiceBuilder)'s, a mock.
     ///
     /// The service gets requests in origin-form, with the client's `Host`. [`Upstream`] addresses them to a backend.
+    ///
+    /// ```
+    /// use axum::{Router, routing::get};
+    /// use tower_reverse_proxy::{ReverseProxyLayer, Upstream};
+    ///
+    /// let virtual_host = ReverseProxyLayer::with_upstream(Upstream::new("http://10.0.0.7").host("intranet.example"));
+    /// // In a test, in the backend's place.
+    /// let mock = ReverseProxyLayer::with_upstream(Router::new().route("/mydir/page", get(|| async { "page" })));
+    /// # let _ = (virtual_host, mock);
+    /// ```
+    #[doc(alias = "load balance")]
     pub fn with_upstream(upstream: U) -> Self {
-        let parts = ToService { service: upstream.clone(), layers: Identity::new() };
-        Self { proxy: ReverseProxy { upstream, rules: Arc::new(Rules::default()) }, parts: Arc::new(parts) }
+        Self { proxy: ReverseProxy::with_upstream(upstream) }
     }
-}
 
-impl<U, L: Clone> ReverseProxyLayer<U, ToBackend<L>> {
-    /// Adds a layer on the upstream side, between the proxy and the backend.
+    /// Puts the upstream behind a type that can be named, whatever layers it has: [`BoxUpstream`].
     ///
-    /// It sees each request as the backend will get it, and the backend's answer as it came. The layer that is added first
-    /// sees the request first. It's applied once, however many routes the proxy is wrapped around.
-    #[expect(clippy::type_complexity, reason = "an alias would hide which service it is")]
-    pub fn upstream_layer<N>(
-        self,
-        layer: N,
-    ) -> ReverseProxyLayer<Upstream<<Stack<N, L> as Layer<Client>>::Service>, ToBackend<Stack<N, L>>>
+    /// ```
+    /// use tower_reverse_proxy::{BoxUpstream, RemoteUserLayer, ReverseProxyLayer};
+    ///
+    /// fn legacy() -> ReverseProxyLayer<BoxUpstream> {
+    ///     ReverseProxyLayer::new("http://127.0.0.1:8000").upstream_layer(RemoteUserLayer::new()).boxed()
+    /// }
+    /// # let _ = legacy();
+    /// ```
+    pub fn boxed(self) -> ReverseProxyLayer<BoxUpstream>
     where
-        Stack<N, L>: Layer<Client>,
+        U: Send + Sync + 'static,
+        U::Future: Send,
     {
-        let ToBackend { to, client, layers } = Arc::unwrap_or_clone(self.parts);
-        let parts = ToBackend { to, client, layers: Stack::new(layer, layers) };
-        let proxy = ReverseProxy { upstream: parts.build(), rules: self.proxy.rules };
-        ReverseProxyLayer { proxy, parts: Arc::new(parts) }
+        ReverseProxyLayer { proxy: self.proxy.boxed() }
     }
 }
 
-impl<U, S: Clone, L: Clone> ReverseProxyLayer<U, ToService<S, L>> {
-    /// Adds a layer around the upstream service.
+impl<C> ReverseProxyLayer<Upstream<C>> {
+    /// Adds a layer on the upstream side, around the client.
     ///
-    /// It sees each request as the service will get it. The layer that is added first sees the request first. It's applied
-    /// once, however many routes the proxy is wrapped around.
-    #[expect(clippy::type_complexity, reason = "an alias would hide which service it is")]
-    pub fn upstream_layer<N>(
-        self,
-        layer: N,
-    ) -> ReverseProxyLayer<<Stack<N, L> as Layer<S>>::Service, ToService<S, Stack<N, L>>>
+    /// It sees each request as the backend will get it, and the backend's response as it came. The layer that is added last
+    /// sees the request first, as with axum's `Router::layer`. Several at once go into a
+    /// [`ServiceBuilder`](tower::ServiceBuilder), whose first layer sees the request first.
+    ///
+    /// The layer is applied once, here, however many routes the proxy is wrapped around, so that they share a limit. It's
+    /// always inside of the [`Upstream`]. [`map_upstream`](Self::map_upstream) puts one around it.
+    ///
+    /// ```
+    /// use tower::{ServiceBuilder, limit::ConcurrencyLimitLayer};
+    /// use tower_reverse_proxy::{BasicAuthLayer, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer};
+    ///
+    /// // A request comes to the RemoteUserLayer first, and to the limit last.
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000")
+    ///     .upstream_layer(ConcurrencyLimitLayer::new(100))
+    ///     .upstream_layer(
+    ///         ServiceBuilder::new()
+    ///             .layer(RemoteUserLayer::new())
+    ///             .layer(BasicAuthLayer::remote_user("s3cret"))
+    ///             .layer(TraceRedirectLayer::new()),
+    ///     );
+    /// # let _ = proxy;
+    /// ```
+    ///
+    /// A layer rejects a request with an error: see [`Error::rejected`](crate::Error::rejected).
+    #[doc(alias = "rewrite")]
+    #[doc(alias = "proxy_set_header")]
+    pub fn upstream_layer<L>(self, layer: L) -> ReverseProxyLayer<Upstream<L::Service>>
     where
-        Stack<N, L>: Layer<S>,
+        L: Layer<C>,
+        Upstream<L::Service>: HttpService,
     {
-        let ToService { service, layers } = Arc::unwrap_or_clone(self.parts);
-        let parts = ToService { service, layers: Stack::new(layer, layers) };
-        let proxy = ReverseProxy { upstream: parts.build(), rules: self.proxy.rules };
-        ReverseProxyLayer { proxy, parts: Arc::new(parts) }
+        self.map_upstream(|upstream| upstream.layer(layer))
     }
 }
 
-impl<U, P> ReverseProxyLayer<U, P> {
-    /// Makes a service of its own, that sends every request below the prefix to the upstream, and refuses others with 400.
+impl<U> ReverseProxyLayer<U> {
+    /// Replaces the upstream by what `map` makes of it: to set its options, or to put a layer around it.
     ///
-    /// For `nest_service`, `fallback_service`, `route_service`, or a handler. Under a nest, the prefix is the nest's: leave
-    /// it out here.
+    /// ```
+    /// use std::time::Duration;
+    /// use tower::{Layer, timeout::TimeoutLayer};
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// let proxy = ReverseProxyLayer::new("http://10.0.0.7")
+    ///     .map_upstream(|upstream| upstream.host("intranet.example"))
+    ///     .map_upstream(|upstream| TimeoutLayer::new(Duration::from_secs(20)).layer(upstream));
+    /// # let _ = proxy;
+    /// ```
+    pub fn map_upstream<V: HttpService>(self, map: impl FnOnce(U) -> V) -> ReverseProxyLayer<V> {
+        let ReverseProxy { upstream, rules } = self.proxy;
+        ReverseProxyLayer { proxy: ReverseProxy { upstream: map(upstream), rules } }
+    }
+
+    /// Makes a service of its own, which sends every request below the prefix to the upstream, and refuses others with 400.
+    ///
+    /// It's for `nest_service`, `fallback_service`, `route_service`, or a handler. Under a nest, the prefix is the nest's:
+    /// leave it out here.
+    ///
+    /// ```
+    /// use axum::Router;
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// // The backend sees /page, the client /mydir/page.
+    /// let legacy = ReverseProxyLayer::new("http://127.0.0.1:8000").strip_prefix().into_service();
+    /// let app: Router = Router::new().nest_service("/mydir", legacy);
+    /// ```
     pub fn into_service(self) -> ReverseProxy<U> {
         self.proxy
     }
 }
 
-impl<S, U: Clone, P> Layer<S> for ReverseProxyLayer<U, P> {
+impl<S, U: Clone> Layer<S> for ReverseProxyLayer<U> {
     type Service = ReverseProxyService<S, U>;
 
     fn layer(&self, inner: S) -> Self::Service {

@@ -1,15 +1,15 @@
-//! The proxy as a user meets it: a service of its own, or a layer around an application.
+//! The proxy as a service of its own, and as a layer around an application.
+//!
+//! [`ReverseProxy`] sends every request to its upstream. [`ReverseProxyLayer`] makes a [`ReverseProxyService`], which sends
+//! requests below its prefix there, and everything else to the service that it wraps.
 
-mod backend_options;
-mod build;
 mod future;
 mod layer;
 mod options;
 mod service;
 
 pub use self::{
-    build::{ToBackend, ToService},
-    future::{ProxyFuture, ServiceFuture},
+    future::{ProxyFuture, ResponseFuture},
     layer::ReverseProxyLayer,
     service::{ReverseProxy, ReverseProxyService},
 };

@@ -12,15 +12,14 @@ use bytes::Bytes;
 use http::{Request, Response};
 use tower_service::Service;
 
-use super::{
-    future::{ProxyFuture, ServiceFuture, Way},
-    layer::ReverseProxyLayer,
-};
+use super::future::{Kind, ProxyFuture, ResponseFuture};
+#[cfg(doc)]
+use super::layer::ReverseProxyLayer;
 use crate::{
-    backend::{Backend, InvalidBackend},
-    client::Client,
+    client::{Client, InvalidClient},
     forward::{Rules, forward},
-    upstream::Upstream,
+    service::HttpService,
+    upstream::{BoxUpstream, Upstream},
 };
 
 /// A service that sends every request to its upstream.
@@ -49,44 +48,48 @@ pub struct ReverseProxy<U = Upstream<Client>> {
 }
 
 impl ReverseProxy {
-    /// Forwards every request to `backend`, with the defaults of [`ReverseProxyLayer`].
+    /// Forwards every request to a backend: its origin as `&str`, `String`, [`Uri`](http::Uri) or
+    /// [`Backend`](crate::Backend), or a [`Client`] of it, or a [`ClientBuilder`](crate::ClientBuilder).
     ///
     /// # Panics
     ///
-    /// If `backend` isn't an origin, with a message that says what to write instead. [`try_new`](Self::try_new) returns it.
+    /// If it isn't an origin, or the client can't be built, with a message that says what to write instead.
+    /// [`try_new`](Self::try_new) returns it.
     #[track_caller]
-    pub fn new(backend: impl TryInto<Backend, Error: Into<InvalidBackend>>) -> Self {
-        ReverseProxyLayer::new(backend).into_service()
+    pub fn new(client: impl TryInto<Client, Error: Into<InvalidClient>>) -> Self {
+        Self::with_upstream(Upstream::new(client))
     }
 
-    /// Forwards every request to `backend`, with the defaults of [`ReverseProxyLayer`].
+    /// Forwards every request to a backend, as [`new`](Self::new) does.
     ///
     /// # Errors
     ///
-    /// If `backend` isn't an origin, or can't be reached with the features that are on.
-    pub fn try_new(backend: impl TryInto<Backend, Error: Into<InvalidBackend>>) -> Result<Self, InvalidBackend> {
-        Ok(ReverseProxyLayer::try_new(backend)?.into_service())
+    /// If it isn't an origin, or the client can't be built.
+    pub fn try_new(client: impl TryInto<Client, Error: Into<InvalidClient>>) -> Result<Self, InvalidClient> {
+        Upstream::try_new(client).map(Self::with_upstream)
     }
 }
 
-impl<U> ReverseProxy<U> {
-    /// Forwards every request to an upstream service, with the defaults of [`ReverseProxyLayer`].
-    pub fn with_upstream(upstream: U) -> Self
+impl<U: HttpService> ReverseProxy<U> {
+    /// Forwards every request to an upstream service, as [`ReverseProxyLayer::with_upstream`] does.
+    pub fn with_upstream(upstream: U) -> Self {
+        Self { upstream, rules: Arc::new(Rules::default()) }
+    }
+
+    /// Puts the upstream behind a type that can be named, whatever layers it has: [`BoxUpstream`].
+    pub fn boxed(self) -> ReverseProxy<BoxUpstream>
     where
-        U: Clone,
+        U: Send + Sync + 'static,
+        U::Future: Send,
     {
-        ReverseProxyLayer::with_upstream(upstream).into_service()
+        ReverseProxy { upstream: BoxUpstream::new(self.upstream), rules: self.rules }
     }
 }
 
-impl<U, ReqBody, ResBody> Service<Request<ReqBody>> for ReverseProxy<U>
+impl<U, B> Service<Request<B>> for ReverseProxy<U>
 where
-    U: Service<Request<Body>, Response = Response<ResBody>> + Clone,
-    U::Error: Into<BoxError>,
-    ReqBody: http_body::Body<Data = Bytes> + Send + 'static,
-    ReqBody::Error: Into<BoxError>,
-    ResBody: http_body::Body<Data = Bytes> + Send + 'static,
-    ResBody::Error: Into<BoxError>,
+    U: HttpService,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     type Response = Response<Body>;
     type Error = Infallible;
@@ -97,7 +100,7 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         ProxyFuture { inner: forward(self.rules.clone(), self.upstream.clone(), request.map(Body::new)) }
     }
 }
@@ -105,7 +108,7 @@ where
 /// The middleware that [`ReverseProxyLayer`] makes: requests below the prefix go to the proxy, everything else goes to the
 /// wrapped service, untouched.
 ///
-/// It is ready when the wrapped service is: a dead backend blocks nobody's own routes.
+/// Readiness is the wrapped service's alone, so an unavailable backend doesn't block other routes.
 ///
 /// A clone shares the wrapped service and makes its own copy when it's first polled for readiness. Cloning therefore costs the
 /// same in front of one proxy as in front of a hundred, and a clone for each request, as axum makes one, copies each
@@ -163,21 +166,16 @@ impl<S: fmt::Debug, U: fmt::Debug> fmt::Debug for ReverseProxyService<S, U> {
     }
 }
 
-impl<S, U, ReqBody, InnerBody, ResBody> Service<Request<ReqBody>> for ReverseProxyService<S, U>
+impl<S, U, ReqBody, ResBody> Service<Request<ReqBody>> for ReverseProxyService<S, U>
 where
-    S: Service<Request<ReqBody>, Response = Response<InnerBody>> + Clone,
-    InnerBody: http_body::Body<Data = Bytes> + Send + 'static,
-    InnerBody::Error: Into<BoxError>,
-    U: Service<Request<Body>, Response = Response<ResBody>> + Clone,
-    U::Error: Into<BoxError>,
-    ReqBody: http_body::Body<Data = Bytes> + Send + 'static,
-    ReqBody::Error: Into<BoxError>,
-    ResBody: http_body::Body<Data = Bytes> + Send + 'static,
-    ResBody::Error: Into<BoxError>,
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+    U: HttpService,
+    ReqBody: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    ResBody: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     type Response = Response<Body>;
     type Error = S::Error;
-    type Future = ServiceFuture<S::Future, U>;
+    type Future = ResponseFuture<S::Future, U>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner().poll_ready(cx)
@@ -185,11 +183,11 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let ReverseProxy { upstream, rules } = &self.proxy;
-        let way = if rules.prefix.rest(request.uri().path()).is_some() {
-            Way::Proxied { future: forward(rules.clone(), upstream.clone(), request.map(Body::new)) }
+        let kind = if rules.prefix.rest(request.uri().path()).is_some() {
+            Kind::Proxied { future: forward(rules.clone(), upstream.clone(), request.map(Body::new)) }
         } else {
-            Way::Inner { future: self.inner().call(request) }
+            Kind::Inner { future: self.inner().call(request) }
         };
-        ServiceFuture { way }
+        ResponseFuture { kind }
     }
 }

@@ -17,7 +17,6 @@ use hyper::upgrade::OnUpgrade;
 
 #[cfg(feature = "http2")]
 use self::connect::Handshake;
-pub(crate) use self::tunnel::TunnelOptions;
 pub use self::tunnel::Tunnels;
 use crate::{error::ErrorKind, headers::members, identity::Held};
 
@@ -156,7 +155,7 @@ pub(crate) struct Switch {
 
 impl Switch {
     /// Makes the response the one that opens the client's side, and starts the tunnel. Hop-by-hop fields have to be gone.
-    pub(crate) fn start<B>(self, response: &mut Response<B>, options: &TunnelOptions) {
+    pub(crate) fn start<B>(self, response: &mut Response<B>, tunnels: &Tunnels) {
         response.headers_mut().remove(CONTENT_LENGTH);
         match self.chosen {
             Some(chosen) => {
@@ -165,7 +164,7 @@ impl Switch {
             }
             None => *response.status_mut() = StatusCode::OK,
         }
-        options.tunnels.carry(self.client, self.backend, options, self.held);
+        tunnels.carry(self.client, self.backend, self.held);
     }
 }
 

@@ -23,21 +23,22 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::identity::Held;
+use crate::{identity::Held, timeout::bounded};
 
-/// The account of the tunnels that a proxy has open: WebSockets and other upgrades.
+/// Tracks the open tunnels of one or more proxies, such as WebSockets, and limits how long they last.
 ///
-/// A server doesn't wait for them when it shuts down gracefully, nor tell them of it. An application that gives one of these
-/// to its proxies ([`tunnels`](crate::ReverseProxyLayer::tunnels)) can do both. Clones are the same account.
+/// A server doesn't wait for tunnels when it shuts down gracefully, and doesn't end them. An application that passes a `Tunnels`
+/// to its proxies ([`tunnels`](crate::ReverseProxyLayer::tunnels)) can do both. Clones share the same set of tunnels; each
+/// clone has timeouts of its own.
 ///
 /// ```
 /// use std::time::Duration;
 /// use tower_reverse_proxy::{ReverseProxyLayer, Tunnels};
 ///
 /// # async fn run() {
-/// let tunnels = Tunnels::new();
+/// let tunnels = Tunnels::new().idle_timeout(Duration::from_secs(3600));
 /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").tunnels(tunnels.clone());
-/// // … when the server has stopped to accept:
+/// // … when the server has stopped accepting connections:
 /// if tokio::time::timeout(Duration::from_secs(10), tunnels.wait()).await.is_err() {
 ///     tunnels.shut_down();
 ///     tunnels.wait().await;
@@ -45,42 +46,129 @@ use crate::identity::Held;
 /// # let _ = proxy;
 /// # }
 /// ```
-#[derive(Clone, Default)]
+///
+/// At its end, each tunnel emits an event with the target `tower_reverse_proxy::tunnel`: the bytes `up` and `down`, `age_ms`,
+/// and what it was `ended_by`.
+///
+/// # Dead clients
+///
+/// TCP keep-alive finds a backend that is gone: the crate's client sets it. On the client's side, the server has to set it.
+/// Without it, the tunnels of clients that vanish without a FIN stay open. With `axum::serve` and the crate socket2:
+///
+/// ```no_run
+/// use axum::serve::ListenerExt;
+/// use socket2::{SockRef, TcpKeepalive};
+/// # use std::time::Duration;
+///
+/// # async fn run(listener: tokio::net::TcpListener, app: axum::Router) -> std::io::Result<()> {
+/// let keep_alive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
+/// let listener = listener.tap_io(move |stream| {
+///     let _ = SockRef::from(&*stream).set_tcp_keepalive(&keep_alive);
+/// });
+/// axum::serve(listener, app).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+#[doc(alias = "websocket")]
+#[doc(alias = "graceful shutdown")]
 pub struct Tunnels {
     tracker: TaskTracker,
     stop: CancellationToken,
+    timeouts: Timeouts,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Timeouts {
+    idle: Option<Duration>,
+    half_closed: Option<Duration>,
+    max_age: Option<Duration>,
 }
 
 impl Tunnels {
-    /// Opens an account.
+    /// Creates an empty set of tunnels, with the default timeouts.
     pub fn new() -> Self {
-        Self::default()
+        Self {
+            tracker: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            timeouts: Timeouts { idle: None, half_closed: Some(Duration::from_secs(60)), max_age: None },
+        }
     }
 
-    /// Returns how many tunnels are open, those included that are about to.
+    /// Sets how long a tunnel may be silent in both directions. Default: `None`, for any time. On expiry, both sides are closed.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_reverse_proxy::Tunnels;
+    ///
+    /// // As nginx's `proxy_read_timeout`. WebSockets without a heartbeat are closed after a minute.
+    /// let tunnels = Tunnels::new().idle_timeout(Duration::from_secs(60));
+    /// # let _ = tunnels;
+    /// ```
+    #[must_use]
+    pub fn idle_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.timeouts.idle = bounded(timeout);
+        self
+    }
+
+    /// Sets how long a tunnel may be silent after one side has ended. Default: 60 seconds. `None` disables it.
+    ///
+    /// The end of one side is passed on, and the other direction continues, because a client may send a FIN and read the rest. A
+    /// peer that ignores the FIN would keep the tunnel open for ever. Each byte restarts the timeout. A tunnel that is closed
+    /// by it has `half-closed timeout` for its `ended_by`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_reverse_proxy::Tunnels;
+    ///
+    /// let tunnels = Tunnels::new().half_closed_timeout(Duration::from_secs(10));
+    /// # let _ = tunnels;
+    /// ```
+    #[must_use]
+    pub fn half_closed_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.timeouts.half_closed = bounded(timeout);
+        self
+    }
+
+    /// Sets how long a tunnel may be open. Default: `None`, for any time. On expiry, both sides are closed.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_reverse_proxy::Tunnels;
+    ///
+    /// // Clients sign in again every day.
+    /// let tunnels = Tunnels::new().max_age(Duration::from_secs(24 * 60 * 60));
+    /// # let _ = tunnels;
+    /// ```
+    #[must_use]
+    pub fn max_age(mut self, age: impl Into<Option<Duration>>) -> Self {
+        self.timeouts.max_age = bounded(age);
+        self
+    }
+
+    /// Returns how many tunnels are open, including those whose upgrade is being completed.
     pub fn count(&self) -> usize {
         self.tracker.len()
     }
 
-    /// Ends every tunnel at once, also those to come: both sides are closed.
+    /// Closes both sides of every tunnel, and of those that are opened later.
     pub fn shut_down(&self) {
         self.stop.cancel();
     }
 
-    /// Waits until no tunnel is open.
+    /// Waits until no tunnel is open. New ones can be opened all the same.
     ///
     /// # Cancel safety
     ///
     /// It can be dropped and called again.
     pub async fn wait(&self) {
-        // It may go on with new ones all the same.
         self.tracker.close();
         self.tracker.wait().await;
     }
 
     /// Starts a tunnel between the two sides of an upgrade. What's `held` is dropped at its end.
-    pub(super) fn carry(&self, client: OnUpgrade, backend: OnUpgrade, options: &TunnelOptions, held: Option<Held>) {
-        let tunnel = tunnel(client, backend, options.clone());
+    pub(super) fn carry(&self, client: OnUpgrade, backend: OnUpgrade, held: Option<Held>) {
+        let tunnel = tunnel(client, backend, self.stop.clone(), self.timeouts);
         self.tracker.spawn(async move {
             let _held = held;
             tunnel.await;
@@ -88,38 +176,26 @@ impl Tunnels {
     }
 }
 
-impl fmt::Debug for Tunnels {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tunnels").field("count", &self.count()).finish_non_exhaustive()
+impl Default for Tunnels {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
-/// What can be chosen of tunnels.
-#[derive(Clone, Debug)]
-pub(crate) struct TunnelOptions {
-    pub(crate) idle_timeout: Option<Duration>,
-    pub(crate) half_closed_timeout: Option<Duration>,
-    pub(crate) max_age: Option<Duration>,
-    pub(crate) tunnels: Tunnels,
-}
-
-impl Default for TunnelOptions {
-    fn default() -> Self {
-        Self {
-            idle_timeout: None,
-            half_closed_timeout: Some(Duration::from_secs(60)),
-            max_age: None,
-            tunnels: Tunnels::default(),
-        }
+impl fmt::Debug for Tunnels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tunnels")
+            .field("count", &self.count())
+            .field("timeouts", &self.timeouts)
+            .finish_non_exhaustive()
     }
 }
 
 /// Carries bytes both ways until both sides have ended, or one has failed. Each side's end is passed on as it comes.
-async fn tunnel(client: OnUpgrade, backend: OnUpgrade, options: TunnelOptions) {
-    let TunnelOptions { idle_timeout, half_closed_timeout, max_age, tunnels } = options;
+async fn tunnel(client: OnUpgrade, backend: OnUpgrade, stop: CancellationToken, timeouts: Timeouts) {
     // The client's side is ready when our answer has been written, or fails when its connection ends before.
     let both = async { Ok::<_, hyper::Error>((client.await?, backend.await?)) };
-    let (client, backend) = match tunnels.stop.run_until_cancelled(both).await {
+    let (client, backend) = match stop.run_until_cancelled(both).await {
         Some(Ok(both)) => both,
         Some(Err(error)) => {
             tracing::debug!(target: "tower_reverse_proxy::tunnel", %error, "an upgrade wasn't completed");
@@ -132,9 +208,10 @@ async fn tunnel(client: OnUpgrade, backend: OnUpgrade, options: TunnelOptions) {
     let mut backend = Side { name: "backend", io: TokioIo::new(backend), account: account.clone() };
     let mut carried = pin!(copy_bidirectional_with_sizes(&mut client, &mut backend, BUFFER, BUFFER));
     // A side that always has something to read uses up tokio's budget for the task, which would stop these.
-    let (mut idle, mut age) = (pin!(unconstrained(account.idle(idle_timeout))), pin!(unconstrained(after(max_age))));
-    let mut half_closed = pin!(unconstrained(account.half_closed(half_closed_timeout)));
-    let mut stop = pin!(unconstrained(tunnels.stop.cancelled()));
+    let (mut idle, mut age) =
+        (pin!(unconstrained(account.idle(timeouts.idle))), pin!(unconstrained(after(timeouts.max_age))));
+    let mut half_closed = pin!(unconstrained(account.half_closed(timeouts.half_closed)));
+    let mut stop = pin!(unconstrained(stop.cancelled()));
     let mut outlived = false;
     let error = poll_fn(|cx| {
         if let Poll::Ready(outcome) = carried.as_mut().poll(cx) {

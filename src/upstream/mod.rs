@@ -1,4 +1,7 @@
-//! The backend-facing half: addresses requests to a backend, and takes its origin out of what it answers.
+//! The backend-facing half: addresses requests to a backend, and removes its origin from the response.
+
+mod boxed;
+mod host;
 
 use std::{
     future::Future,
@@ -7,17 +10,18 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{
-    HeaderValue, Request, Response, Uri, Version,
-    header::HOST,
-    uri::{Authority, PathAndQuery, Scheme},
-};
+use http::{HeaderValue, Request, Response, Uri, Version, header::HOST, uri::PathAndQuery};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+pub use self::{
+    boxed::BoxUpstream,
+    host::{HostName, HostPolicy, InvalidHost},
+};
 use crate::{
-    backend::{Backend, is_authority},
+    backend::Backend,
+    client::{Client, InvalidClient},
     headers::{
         cookie,
         front::Schemes,
@@ -26,99 +30,149 @@ use crate::{
     },
 };
 
-/// The `Host` that the backend gets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum HostPolicy {
-    /// The client's own: a backend checks `Origin` against it and builds its links from it. The default for `http` and
-    /// Unix-socket backends.
-    Preserve,
-    /// The backend's authority: a public site is found by it. The default for `https` backends.
-    Backend,
-    /// A name of the operator's choice: a virtual host of a server that is addressed by its number.
-    Fixed(Authority),
+/// A service around a client `C` that addresses requests to one backend.
+///
+/// On the way in, it makes the request's URI absolute and sets `Host`. On the way out, it turns references to the backend's
+/// origin into path-absolute ones, and removes a cookie's `Domain` that names the backend.
+///
+/// It's the upstream of a proxy that is made from a backend: `ReverseProxyLayer::new(backend)` is
+/// `ReverseProxyLayer::with_upstream(Upstream::new(backend))`. Made by hand, its options can be set, and several of them can
+/// stand behind a balancer:
+///
+/// ```
+/// use tower_reverse_proxy::{HostPolicy, ReverseProxyLayer, Upstream};
+///
+/// // A virtual host of a server that is addressed by its number.
+/// let upstream = Upstream::new("http://10.0.0.7").host("intranet.example");
+/// let proxy = ReverseProxyLayer::with_upstream(upstream).prefix("/intranet");
+/// # let _ = proxy;
+/// ```
+#[derive(Clone, Debug)]
+pub struct Upstream<C = Client> {
+    client: C,
+    destination: Arc<Destination>,
 }
 
-impl HostPolicy {
-    fn default_for(backend: &Backend) -> Self {
-        if *backend.scheme() == Scheme::HTTPS { Self::Backend } else { Self::Preserve }
-    }
+#[derive(Clone, Debug)]
+struct Destination {
+    backend: Backend,
+    host: HostPolicy,
+    map_location: bool,
+}
 
+impl Upstream {
+    /// Addresses requests to the backend of `client`: a [`Client`], a [`ClientBuilder`](crate::ClientBuilder), or the backend's
+    /// origin as `&str`, `String`, [`Uri`] or [`Backend`].
+    ///
+    /// # Panics
+    ///
+    /// If it isn't an origin, or the client can't be built, with a message that says what to write instead.
+    /// [`try_new`](Self::try_new) returns it.
     #[track_caller]
-    pub(crate) fn check(&self) {
-        if let Self::Fixed(name) = self {
-            assert!(is_authority(name.as_str().as_bytes()), "invalid Host: write a name, and a port if it needs one");
+    pub fn new(client: impl TryInto<Client, Error: Into<InvalidClient>>) -> Self {
+        // Not in a closure, because the panic has to show the caller's line.
+        match Self::try_new(client) {
+            Ok(upstream) => upstream,
+            Err(error) => panic!("{error}"),
         }
     }
-}
 
-/// Addresses requests to a backend.
-///
-/// It is a service around a client `C`. On the way in, it makes the request's URI absolute and sets `Host`. On the way out,
-/// it turns references to the backend's origin into path-absolute ones, and drops cookies' `Domain` that names the backend.
-///
-/// [`ReverseProxyLayer::new`](crate::ReverseProxyLayer::new) makes one around the crate's own client. Made by hand around
-/// another one, it goes into [`with_upstream`](crate::ReverseProxyLayer::with_upstream).
-#[derive(Clone, Debug)]
-pub struct Upstream<C> {
-    client: C,
-    to: Arc<To>,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct To {
-    pub(crate) backend: Backend,
-    pub(crate) host: HostPolicy,
-    pub(crate) map_location: bool,
-}
-
-impl To {
-    pub(crate) fn new(backend: Backend) -> Self {
-        let host = HostPolicy::default_for(&backend);
-        Self { backend, host, map_location: true }
+    /// Addresses requests to the backend of `client`, as [`new`](Self::new) does.
+    ///
+    /// # Errors
+    ///
+    /// If it isn't an origin, or the client can't be built.
+    pub fn try_new(client: impl TryInto<Client, Error: Into<InvalidClient>>) -> Result<Self, InvalidClient> {
+        let client = client.try_into().map_err(Into::into)?;
+        Ok(Self::with_client(client.backend().clone(), client))
     }
 }
 
 impl<C> Upstream<C> {
-    /// Addresses what `client` gets to `backend`.
-    pub fn new(backend: Backend, client: C) -> Self {
-        Self { client, to: Arc::new(To::new(backend)) }
+    /// Addresses what an HTTP client of another kind gets to `backend`.
+    ///
+    /// ```
+    /// use axum::body::Body;
+    /// use hyper_util::{client::legacy, rt::TokioExecutor};
+    /// use tower_reverse_proxy::{ReverseProxyLayer, Upstream};
+    ///
+    /// # fn main() -> Result<(), tower_reverse_proxy::InvalidBackend> {
+    /// let client = legacy::Client::builder(TokioExecutor::new()).build_http::<Body>();
+    /// let upstream = Upstream::with_client("http://127.0.0.1:8000".parse()?, client);
+    /// let proxy = ReverseProxyLayer::with_upstream(upstream).prefix("/mydir");
+    /// # let _ = proxy;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_client(backend: Backend, client: C) -> Self {
+        let host = HostPolicy::default_for(&backend);
+        Self { client, destination: Arc::new(Destination { backend, host, map_location: true }) }
     }
 
-    pub(crate) fn with_options(to: To, client: C) -> Self {
-        Self { client, to: Arc::new(to) }
-    }
-
-    /// Sets which `Host` the backend gets. Default: [`Preserve`](HostPolicy::Preserve) for `http` and Unix-socket backends,
-    /// [`Backend`](HostPolicy::Backend) for `https` backends.
+    /// Sets which `Host` the backend gets: a [`HostPolicy`], or a name as `&str` or `String`. Default:
+    /// [`Preserve`](HostPolicy::Preserve) for `http` and Unix-socket backends, [`Backend`](HostPolicy::Backend) for `https`
+    /// backends.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{HostPolicy, ReverseProxyLayer, Upstream};
+    ///
+    /// // A backend at a public name, in plaintext.
+    /// let upstream = Upstream::new("http://legacy.example").host(HostPolicy::Backend);
+    /// // The same, at a layer that has its upstream already.
+    /// let proxy = ReverseProxyLayer::new("http://legacy.example").map_upstream(|up| up.host(HostPolicy::Backend));
+    /// # let _ = (upstream, proxy);
+    /// ```
     ///
     /// # Panics
     ///
-    /// If a [fixed](HostPolicy::Fixed) one has credentials in it.
+    /// If a name isn't a valid `Host`, such as one with credentials.
     #[must_use]
     #[track_caller]
-    pub fn host(mut self, host: HostPolicy) -> Self {
-        host.check();
-        Arc::make_mut(&mut self.to).host = host;
+    #[doc(alias = "host header")]
+    #[doc(alias = "pass_host_header")]
+    #[doc(alias = "ProxyPreserveHost")]
+    pub fn host(mut self, host: impl TryInto<HostPolicy, Error: Into<InvalidHost>>) -> Self {
+        match host.try_into().map_err(Into::into) {
+            Ok(host) => Arc::make_mut(&mut self.destination).host = host,
+            Err(error) => panic!("{error}"),
+        }
         self
     }
 
-    /// Sets whether references to the backend's origin are mapped. Default: `true`.
+    /// Sets whether `Location`, `Content-Location` and `Refresh` with the backend's origin become references to the front, and
+    /// a cookie's `Domain` that names the backend is removed. Default: `true`.
+    ///
+    /// The origin has to equal the backend's: its authority with its scheme, or the `Host` that it was sent with its scheme or,
+    /// if that isn't the client's, with the [forwarded](crate::Forwarded::proto) scheme. It becomes an absolute path, so
+    /// that no scheme is guessed, and no client's `Host` gets into it.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{ReverseProxyLayer, Upstream};
+    ///
+    /// // Redirects to the backend's own address are meant as they are.
+    /// let proxy = ReverseProxyLayer::with_upstream(Upstream::new("http://10.0.0.7").map_location(false));
+    /// # let _ = proxy;
+    /// ```
     #[must_use]
+    #[doc(alias = "proxy_redirect")]
+    #[doc(alias = "ProxyPassReverse")]
+    #[doc(alias = "proxy_cookie_domain")]
     pub fn map_location(mut self, map: bool) -> Self {
-        Arc::make_mut(&mut self.to).map_location = map;
+        Arc::make_mut(&mut self.destination).map_location = map;
         self
     }
 
-    /// Wraps the client: the layer sees requests as the backend will get them, and its answers as they came.
+    /// Wraps the client in a layer, which sees each request as the backend will get it, and the response as it came.
+    ///
+    /// The layer that is added last sees the request first, as with axum's `Router::layer`.
     #[must_use]
-    pub fn layer<L: Layer<C>>(self, layer: &L) -> Upstream<L::Service> {
-        Upstream { client: layer.layer(self.client), to: self.to }
+    pub fn layer<L: Layer<C>>(self, layer: L) -> Upstream<L::Service> {
+        Upstream { client: layer.layer(self.client), destination: self.destination }
     }
 
     /// Returns the backend.
     pub fn backend(&self) -> &Backend {
-        &self.to.backend
+        &self.destination.backend
     }
 }
 
@@ -128,20 +182,20 @@ where
 {
     type Response = Response<ResBody>;
     type Error = C::Error;
-    type Future = UpstreamFuture<C::Future>;
+    type Future = ResponseFuture<C::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.client.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let (host, schemes) = self.to.address(&mut request);
-        let to = self.to.map_location.then(|| self.to.clone());
-        UpstreamFuture { inner: self.client.call(request), to, host, schemes }
+        let (host, schemes) = self.destination.address(&mut request);
+        let destination = self.destination.map_location.then(|| self.destination.clone());
+        ResponseFuture { inner: self.client.call(request), destination, host, schemes }
     }
 }
 
-impl To {
+impl Destination {
     /// Makes the request one to the backend; returns the `Host` that it gets, and the schemes that a backend which believes the
     /// forwarding fields combines with it.
     fn address<B>(&self, request: &mut Request<B>) -> (HeaderValue, Schemes) {
@@ -159,13 +213,13 @@ impl To {
                 None => own(),
             },
             HostPolicy::Backend => own(),
-            HostPolicy::Fixed(name) => HeaderValue::from_str(name.as_str()).unwrap_or_else(|_| own()),
+            HostPolicy::Fixed(name) => name.value().clone(),
         };
         request.headers_mut().insert(HOST, host.clone());
         (host, Schemes::forwarded_in(request.headers()))
     }
 
-    fn map<B>(&self, response: &mut Response<B>, host: &HeaderValue, schemes: Schemes) {
+    fn rewrite_response<B>(&self, response: &mut Response<B>, host: &HeaderValue, schemes: Schemes) {
         // HTTP/1 removes outer blanks when it reads a field.
         if response.version() > Version::HTTP_11 {
             trim_values(response.headers_mut());
@@ -189,16 +243,16 @@ pin_project! {
     /// The future of an [`Upstream`]'s response.
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
-    pub struct UpstreamFuture<F> {
+    pub struct ResponseFuture<F> {
         #[pin]
         inner: F,
-        to: Option<Arc<To>>,
+        destination: Option<Arc<Destination>>,
         host: HeaderValue,
         schemes: Schemes,
     }
 }
 
-impl<F, B, E> Future for UpstreamFuture<F>
+impl<F, B, E> Future for ResponseFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
 {
@@ -207,8 +261,8 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut response = ready!(this.inner.poll(cx))?;
-        if let Some(to) = this.to {
-            to.map(&mut response, this.host, *this.schemes);
+        if let Some(destination) = this.destination {
+            destination.rewrite_response(&mut response, this.host, *this.schemes);
         }
         Poll::Ready(Ok(response))
     }

@@ -18,7 +18,7 @@ use tokio::{
     time::timeout,
 };
 use tower::ServiceExt;
-use tower_reverse_proxy::{ReverseProxy, ReverseProxyLayer};
+use tower_reverse_proxy::{Client, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{PATIENCE, Wire, backend, client, front, get as ask_get};
 
@@ -117,7 +117,7 @@ async fn aborted_exchanges_leave_no_connections_open() {
         }
     })
     .await;
-    let addr = front(Router::new().layer(ReverseProxyLayer::new(url).pool_max_idle(MAX_IDLE))).await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(Client::builder(url).pool_max_idle(MAX_IDLE)))).await;
     let mut clients = Vec::new();
     for index in 0..EXCHANGES {
         let mut wire = client(addr).await;

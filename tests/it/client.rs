@@ -29,7 +29,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tower::{ServiceExt, service_fn};
-use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
+use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{PATIENCE, Pipe, Wire, backend, client, front, get, seen_to_be_kept};
 
@@ -183,12 +183,13 @@ async fn a_backend_that_closes_idle_connections_at_any_moment_fails_no_request()
     for of in 0..8 {
         let opened = Arc::new(AtomicUsize::new(0));
         let (seen, mut posts) = mpsc::unbounded_channel();
-        let layer = ReverseProxyLayer::new("http://backend.example").connector(service_fn(move |_: Uri| {
-            let (ours, theirs) = duplex(64 * 1024);
-            let choice = opened.fetch_add(1, Ordering::SeqCst) * 7 + of;
-            tokio::spawn(answer_and_close(Wire::new(theirs), choice, seen.clone()));
-            async { Ok::<_, io::Error>(Pipe::new(ours)) }
-        }));
+        let layer =
+            ReverseProxyLayer::new(Client::builder("http://backend.example").connector(service_fn(move |_: Uri| {
+                let (ours, theirs) = duplex(64 * 1024);
+                let choice = opened.fetch_add(1, Ordering::SeqCst) * 7 + of;
+                tokio::spawn(answer_and_close(Wire::new(theirs), choice, seen.clone()));
+                async { Ok::<_, io::Error>(Pipe::new(ours)) }
+            })));
         let proxy = layer.into_service();
         let (mut answered, failed) = in_sequence(&proxy, of).await;
         assert_eq!(failed, [""; 0]);

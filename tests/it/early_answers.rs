@@ -22,7 +22,7 @@ use tokio::{
     time::timeout,
 };
 use tower::{ServiceExt, service_fn};
-use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
+use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{PATIENCE, Wire, backend, client, front, get};
 
@@ -134,7 +134,7 @@ fn scripted(steps: &[Step]) -> ReverseProxy {
         let scripted = Scripted(Arc::new(Mutex::new((steps.clone(), None))));
         async move { Ok::<_, io::Error>(scripted) }
     });
-    ReverseProxyLayer::new("http://backend.example").connector(connector).into_service()
+    ReverseProxyLayer::new(Client::builder("http://backend.example").connector(connector)).into_service()
 }
 
 const REFUSAL: &str = "HTTP/1.1 401 Unauthorized\r\nConnection: close\r\nContent-Length: 4\r\n\r\nwho?";

@@ -31,7 +31,7 @@ use tower::{
     ServiceExt, limit::ConcurrencyLimitLayer, load_shed::LoadShedLayer, service_fn, timeout::TimeoutLayer,
     util::MapRequestLayer,
 };
-use tower_reverse_proxy::{Error, ErrorKind, Failure, Phase, ReverseProxy, ReverseProxyLayer};
+use tower_reverse_proxy::{Client, Error, ErrorKind, Failure, Phase, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{Message, PATIENCE, Wire, answering, ask, backend, client, front, get as ask_get, http2, mirror};
 
@@ -158,15 +158,16 @@ async fn a_backend_that_accepts_no_connection_is_a_connect_timeout() {
             Err(_) => waiting += 1,
         }
     }
-    let front = told_of(ReverseProxyLayer::new(format!("http://{addr}")).connect_timeout(SHORT / 2)).await;
+    let front =
+        told_of(ReverseProxyLayer::new(Client::builder(format!("http://{addr}")).connect_timeout(SHORT / 2))).await;
     assert_eq!(failure(&ask_get(front, "/x", "").await), "504 Connect ConnectTimeout");
 }
 
 #[tokio::test]
 async fn refusals_of_upstream_layers_have_their_own_statuses() {
     let shedding = ReverseProxyLayer::new(silent().await)
-        .upstream_layer(LoadShedLayer::new())
-        .upstream_layer(ConcurrencyLimitLayer::new(0));
+        .upstream_layer(ConcurrencyLimitLayer::new(0))
+        .upstream_layer(LoadShedLayer::new());
     let late = ReverseProxyLayer::new(silent().await).upstream_layer(TimeoutLayer::new(SHORT));
     let broken = ReverseProxyLayer::with_upstream(service_fn(async |_| Err::<Response, BoxError>("broken".into())));
     let app =
@@ -375,11 +376,10 @@ async fn a_timeout_of_duration_max_never_expires() {
         }
     })
     .await;
-    let proxy = ReverseProxyLayer::new(&url)
-        .header_timeout(Duration::MAX)
-        .body_idle_timeout(Duration::MAX)
-        .connect_timeout(Duration::MAX)
-        .pool_idle_timeout(Duration::MAX);
+    let proxy =
+        ReverseProxyLayer::new(Client::builder(&url).connect_timeout(Duration::MAX).pool_idle_timeout(Duration::MAX))
+            .header_timeout(Duration::MAX)
+            .body_idle_timeout(Duration::MAX);
     let mut wire = client(told_of(proxy).await).await;
     for _ in 0..2 {
         wire.send(b"POST /x HTTP/1.1\r\nHost: front.example\r\nTransfer-Encoding: chunked\r\n\r\n").await;

@@ -11,7 +11,7 @@ use axum::{
     http::{HeaderValue, Request, header::AUTHORIZATION},
 };
 use http_body_util::{BodyExt, channel::Channel};
-use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
+use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{Message, answering, ask, backend, front, get, http2, mirror, recording};
 
@@ -209,7 +209,8 @@ async fn whitespace_around_values_of_an_http2_backend_is_removed() {
         [("location", value), ("x-blank", HeaderValue::from_static("\t a  b "))]
     });
     let authority = front(backend).await;
-    let addr = front(Router::new().layer(layer(&format!("http://{authority}")).http2(true))).await;
+    let client = Client::builder(format!("http://{authority}")).http2(true);
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(client).prefix("/mydir"))).await;
     let request = Request::get("http://front.example/mydir/x").header("x-authority", authority.to_string());
     let response = http2(addr).await.send_request(request.body(Body::empty()).unwrap()).await.unwrap();
     assert_eq!(response.headers()["location"], "/mydir/y");

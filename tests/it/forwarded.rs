@@ -9,7 +9,7 @@ use axum::{
 };
 use tokio::net::TcpListener;
 use tower::ServiceExt;
-use tower_reverse_proxy::{ClientAddr, ReverseProxyLayer};
+use tower_reverse_proxy::{ClientAddr, Forwarded, ReverseProxyLayer};
 
 use crate::support::{Message, Wire, ask, front, front_on, get, http2_get, mirror};
 
@@ -23,9 +23,9 @@ fn layer(origin: &str) -> ReverseProxyLayer {
     ReverseProxyLayer::new(origin).prefix("/mydir")
 }
 
-/// A front that trusts the peers of these tests.
-fn trusting(origin: &str) -> ReverseProxyLayer {
-    layer(origin).trusted_proxies(["127.0.0.0/8".parse().unwrap()])
+/// Trusts the peers of these tests.
+fn trusting() -> Forwarded {
+    Forwarded::new().trust(["127.0.0.0/8"])
 }
 
 async fn seen(layer: ReverseProxyLayer, fields: &str) -> Message {
@@ -51,7 +51,7 @@ async fn forwarding_fields_hold_the_facts_and_no_claim_of_the_client() {
         let expected = ["x-forwarded-for: 127.0.0.1", "x-forwarded-host: front.example"];
         assert_eq!(told(&seen(layer(&origin), fields).await), expected);
 
-        let stripped = layer(&origin).strip_prefix().forwarded_proto(Scheme::HTTPS);
+        let stripped = layer(&origin).strip_prefix().forwarded(Forwarded::new().proto(Scheme::HTTPS));
         let expected = [
             "x-forwarded-for: 127.0.0.1",
             "x-forwarded-host: front.example",
@@ -66,15 +66,16 @@ async fn forwarding_fields_hold_the_facts_and_no_claim_of_the_client() {
 async fn keep_underscores_keeps_no_forwarding_claim() {
     let origin = mirror().await;
     let expected = ["x-forwarded-for: 127.0.0.1", "x-forwarded-host: front.example"];
-    assert_eq!(told(&seen(layer(&origin).keep_underscores(), CLAIMS).await), expected);
+    assert_eq!(told(&seen(layer(&origin).keep_underscores(true), CLAIMS).await), expected);
 }
 
 #[tokio::test]
 async fn fields_that_are_turned_off_are_neither_sent_nor_passed_on() {
     let origin = mirror().await;
     for fields in ["", CLAIMS] {
-        assert!(told(&seen(layer(&origin).x_forwarded(false), fields).await).is_empty());
-        let other = layer(&origin).x_forwarded(false).forwarded(true).x_real_ip(true).forwarded_proto(Scheme::HTTP);
+        assert!(told(&seen(layer(&origin).forwarded(Forwarded::new().x_forwarded(false)), fields).await).is_empty());
+        let other = layer(&origin)
+            .forwarded(Forwarded::new().x_forwarded(false).rfc7239(true).x_real_ip(true).proto(Scheme::HTTP));
         let expected = ["forwarded: for=127.0.0.1;host=front.example;proto=http", "x-real-ip: 127.0.0.1"];
         assert_eq!(told(&seen(other, fields).await), expected);
     }
@@ -86,7 +87,7 @@ async fn the_lists_of_a_trusted_proxy_are_extended_and_its_values_kept() {
     let fields = "X-Forwarded-For: 203.0.113.9, 198.51.100.1\r\nX-Forwarded-For: 198.51.100.2\r\n\
         X-Forwarded-Host: outer.example\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Prefix: /outer\r\n\
         X-Real-IP: 203.0.113.9\r\nForwarded: for=203.0.113.9;proto=https\r\nForwarded: for=198.51.100.1\r\n";
-    let layer = trusting(&origin).forwarded(true).x_real_ip(true).forwarded_proto(Scheme::HTTP).strip_prefix();
+    let layer = layer(&origin).forwarded(trusting().rfc7239(true).x_real_ip(true).proto(Scheme::HTTP)).strip_prefix();
     let expected = [
         "forwarded: for=203.0.113.9;proto=https, for=198.51.100.1, for=127.0.0.1;host=front.example;proto=http",
         "x-forwarded-for: 203.0.113.9, 198.51.100.1, 198.51.100.2, 127.0.0.1",
@@ -111,13 +112,13 @@ async fn the_lists_of_a_trusted_proxy_are_extended_and_its_values_kept() {
 #[tokio::test]
 async fn a_trusted_proxy_cannot_claim_an_identity() {
     let fields = "Remote-User: admin\r\nRemote_User: admin\r\nX_Forwarded_For: 6.6.6.6\r\n";
-    let mirrored = seen(trusting(&mirror().await), fields).await;
+    let mirrored = seen(layer(&mirror().await).forwarded(trusting()), fields).await;
     assert!(!mirrored.head.contains("admin") && !mirrored.head.contains("6.6.6.6"), "{}", mirrored.head);
 }
 
 #[tokio::test]
 async fn a_peer_outside_the_trusted_blocks_is_not_trusted() {
-    let layer = layer(&mirror().await).trusted_proxies(["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
+    let layer = layer(&mirror().await).forwarded(Forwarded::new().trust(["10.0.0.0/8", "::1/128"]));
     let expected = ["x-forwarded-for: 127.0.0.1", "x-forwarded-host: front.example"];
     assert_eq!(told(&seen(layer, CLAIMS).await), expected);
 }
@@ -125,7 +126,7 @@ async fn a_peer_outside_the_trusted_blocks_is_not_trusted() {
 #[tokio::test]
 async fn a_client_addr_extension_replaces_the_peer_address() {
     let known = ClientAddr::new("2001:db8::7".parse().unwrap());
-    let layer = layer(&mirror().await).forwarded(true).x_real_ip(true);
+    let layer = layer(&mirror().await).forwarded(Forwarded::new().rfc7239(true).x_real_ip(true));
     let addr = front(Router::new().layer(layer).layer(Extension(known))).await;
     let mirrored = get(addr, "/mydir/x", CLAIMS).await.mirrored();
     let expected = [
@@ -140,7 +141,7 @@ async fn a_client_addr_extension_replaces_the_peer_address() {
 #[tokio::test]
 async fn trust_is_decided_by_the_client_addr_extension() {
     let known = ClientAddr::new("192.0.2.1".parse().unwrap());
-    let addr = front(Router::new().layer(trusting(&mirror().await)).layer(Extension(known))).await;
+    let addr = front(Router::new().layer(layer(&mirror().await).forwarded(trusting())).layer(Extension(known))).await;
     let mirrored = get(addr, "/mydir/x", CLAIMS).await.mirrored();
     assert_eq!(told(&mirrored), ["x-forwarded-for: 192.0.2.1", "x-forwarded-host: front.example"]);
 }
@@ -149,7 +150,7 @@ async fn trust_is_decided_by_the_client_addr_extension() {
 async fn an_ipv6_peer_is_forwarded_in_brackets() {
     let Ok(listener) = TcpListener::bind("[::1]:0").await else { return };
     let addr = listener.local_addr().unwrap();
-    let layer = layer(&mirror().await).forwarded(true).x_real_ip(true);
+    let layer = layer(&mirror().await).forwarded(Forwarded::new().rfc7239(true).x_real_ip(true));
     front_on(listener, Router::new().layer(layer));
     let request = format!("GET /mydir/x HTTP/1.1\r\nHost: {addr}\r\n\r\n");
     let mirrored = ask(addr, request).await.mirrored();
@@ -166,7 +167,7 @@ async fn an_ipv6_peer_is_forwarded_in_brackets() {
 async fn an_ipv4_peer_of_an_ipv6_listener_is_forwarded_as_ipv4() {
     let Ok(listener) = TcpListener::bind("[::]:0").await else { return };
     let port = listener.local_addr().unwrap().port();
-    front_on(listener, Router::new().layer(trusting(&mirror().await).forwarded(true)));
+    front_on(listener, Router::new().layer(layer(&mirror().await).forwarded(trusting().rfc7239(true))));
     let request = "GET /mydir/x HTTP/1.1\r\nHost: front.example\r\nX-Forwarded-For: 192.0.2.9\r\n\r\n";
     let mirrored = ask(SocketAddr::from(([127, 0, 0, 1], port)), request).await.mirrored();
     let expected = [
@@ -180,7 +181,7 @@ async fn an_ipv4_peer_of_an_ipv6_listener_is_forwarded_as_ipv4() {
 
 #[tokio::test]
 async fn a_request_without_a_peer_address_is_forwarded_as_unknown() {
-    let layer = layer(&mirror().await).forwarded(true).x_real_ip(true).trusted_proxies(["0.0.0.0/0".parse().unwrap()]);
+    let layer = layer(&mirror().await).forwarded(Forwarded::new().rfc7239(true).x_real_ip(true).trust(["0.0.0.0/0"]));
     let app = Router::new().layer(layer);
     let mut request = Request::get("/mydir/x").header("host", "front.example").header("x-forwarded-for", "6.6.6.6");
     // Connect info of another type than `SocketAddr` has no address.
@@ -194,7 +195,7 @@ async fn a_request_without_a_peer_address_is_forwarded_as_unknown() {
 
 #[tokio::test]
 async fn host_is_quoted_in_forwarded() {
-    let addr = front(Router::new().layer(layer(&mirror().await).forwarded(true))).await;
+    let addr = front(Router::new().layer(layer(&mirror().await).forwarded(Forwarded::new().rfc7239(true)))).await;
     for (host, forwarded) in [
         ("front.example", "host=front.example"),
         ("front.example:8443", "host=\"front.example:8443\""),
@@ -223,7 +224,7 @@ async fn the_scheme_pseudo_field_is_not_forwarded() {
 
 #[tokio::test]
 async fn http_1_0_without_host_has_no_forwarded_host() {
-    let addr = front(Router::new().layer(layer(&mirror().await).forwarded(true))).await;
+    let addr = front(Router::new().layer(layer(&mirror().await).forwarded(Forwarded::new().rfc7239(true)))).await;
     let mirrored = ask(addr, "GET /mydir/x HTTP/1.0\r\nX-Forwarded-Host: evil.example\r\n\r\n").await.mirrored();
     assert_eq!(told(&mirrored), ["forwarded: for=127.0.0.1", "x-forwarded-for: 127.0.0.1"]);
 }
@@ -239,16 +240,16 @@ fn an_ipv4_mapped_address_is_an_ipv4_address() {
 #[tokio::test]
 async fn unix_peers_are_trusted_only_by_their_own_option() {
     let origin = mirror().await;
-    let everyone = || layer(&origin).trusted_proxies(["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()]);
+    let everyone = || Forwarded::new().trust(["0.0.0.0/0", "::/0"]);
     let dir = tempfile::tempdir().unwrap();
-    for (name, layer, kept) in [
+    for (name, forwarded, kept) in [
         ("untrusted", everyone(), false),
-        ("trusted", layer(&origin).trust_unix_peers(), true),
-        ("both", everyone().trust_unix_peers(), true),
+        ("trusted", Forwarded::new().trust_unix_peers(true), true),
+        ("both", everyone().trust_unix_peers(true), true),
     ] {
         let path = dir.path().join(name);
         let listener = tokio::net::UnixListener::bind(&path).unwrap();
-        let app = Router::new().layer(layer.x_real_ip(true));
+        let app = Router::new().layer(layer(&origin).forwarded(forwarded.x_real_ip(true)));
         tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         let mut wire = Wire::new(tokio::net::UnixStream::connect(&path).await.unwrap());
         let claims = "X-Forwarded-For: 203.0.113.9\r\nX-Forwarded-Proto: https\r\nX-Real-IP: 203.0.113.9\r\n";
@@ -259,6 +260,7 @@ async fn unix_peers_are_trusted_only_by_their_own_option() {
         assert_eq!(seen.field("x-real-ip"), kept.then_some("203.0.113.9"), "{name}");
     }
     // Clients with an address aren't Unix peers.
-    let seen = seen(layer(&origin).trust_unix_peers(), "X-Forwarded-Proto: https\r\n").await;
+    let seen =
+        seen(layer(&origin).forwarded(Forwarded::new().trust_unix_peers(true)), "X-Forwarded-Proto: https\r\n").await;
     assert_eq!(seen.field("x-forwarded-proto"), None);
 }

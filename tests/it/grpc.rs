@@ -17,7 +17,7 @@ use hyper::{
 };
 use tokio::{net::TcpListener, sync::mpsc, time::timeout};
 use tower::BoxError;
-use tower_reverse_proxy::ReverseProxyLayer;
+use tower_reverse_proxy::{Client, ReverseProxyLayer};
 
 use crate::{
     http2_backend::Http2,
@@ -68,8 +68,12 @@ async fn call(client: &mut SendRequest<Body>, fields: &[(&'static str, &str)]) -
 
 type Answer = std::pin::Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>> + Send>>;
 
+fn layer(origin: String) -> ReverseProxyLayer {
+    ReverseProxyLayer::new(Client::builder(origin).http2(true))
+}
+
 async fn proxied(layer: ReverseProxyLayer) -> SendRequest<Body> {
-    http2(front(Router::new().layer(layer.prefix("/test.Test").http2(true))).await).await
+    http2(front(Router::new().layer(layer.prefix("/test.Test"))).await).await
 }
 
 #[tokio::test]
@@ -87,7 +91,7 @@ async fn bidirectional_messages_are_forwarded_one_by_one() {
         response
     })
     .await;
-    let mut client = proxied(ReverseProxyLayer::new(origin)).await;
+    let mut client = proxied(layer(origin)).await;
     for messages in [&["one"][..], &["one", "two", "", "three"]] {
         let (mut sender, response) = call(&mut client, &[]).await;
         let response = response.await.unwrap();
@@ -129,7 +133,7 @@ async fn unidirectional_streams_are_forwarded_one_by_one() {
         }
     })
     .await;
-    let mut client = proxied(ReverseProxyLayer::new(origin)).await;
+    let mut client = proxied(layer(origin)).await;
     let (mut sender, response) = call(&mut client, &[]).await;
     let response = tokio::spawn(response);
     for sent in ["one", "two", "three"] {
@@ -162,7 +166,7 @@ async fn metadata_is_forwarded_unchanged() {
         async { response }
     })
     .await;
-    let mut client = proxied(ReverseProxyLayer::new(origin)).await;
+    let mut client = proxied(layer(origin)).await;
     let sent = [
         ("grpc-timeout", "250m"),
         ("grpc-encoding", "identity"),
@@ -211,7 +215,7 @@ async fn cancelling_a_call_ends_it_at_the_backend() {
         async { response }
     })
     .await;
-    let mut client = proxied(ReverseProxyLayer::new(origin)).await;
+    let mut client = proxied(layer(origin)).await;
     let (mut sender, response) = call(&mut client, &[]).await;
     sender.send_data(message("one")).await.unwrap();
     let mut body = response.await.unwrap().into_body();
@@ -237,7 +241,7 @@ async fn a_call_reset_by_the_backend_is_reset_for_the_client() {
         response
     })
     .await;
-    let mut client = proxied(ReverseProxyLayer::new(origin)).await;
+    let mut client = proxied(layer(origin)).await;
     let (mut sender, response) = call(&mut client, &[]).await;
     sender.send_data(message("one")).await.unwrap();
     let mut body = response.await.unwrap().into_body();
@@ -259,7 +263,7 @@ async fn failures_of_the_proxy_are_trailers_only_responses() {
     let (silent, ..) =
         Http2::serve(100, async |_: Request<Incoming>| std::future::pending::<Response<Body>>().await).await;
     for (origin, code, text) in [(refusing, "14", "Bad Gateway"), (silent, "4", "Gateway Timeout")] {
-        let mut client = proxied(ReverseProxyLayer::new(origin).header_timeout(Duration::from_millis(150))).await;
+        let mut client = proxied(layer(origin).header_timeout(Duration::from_millis(150))).await;
         let (mut sender, response) = call(&mut client, &[]).await;
         let _ = sender.send_data(message("one")).await;
         drop(sender);

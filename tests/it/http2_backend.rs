@@ -29,7 +29,7 @@ use tokio::{
 };
 use tower::ServiceExt;
 use tower_http::limit::RequestBodyLimitLayer;
-use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
+use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
 use crate::{
     client::settled,
@@ -91,7 +91,7 @@ impl Http2 {
 }
 
 fn proxy(url: &str) -> ReverseProxy {
-    ReverseProxyLayer::new(url).http2(true).into_service()
+    ReverseProxyLayer::new(Client::builder(url).http2(true)).into_service()
 }
 
 fn request(method: &str, body: impl Into<Body>) -> Request {
@@ -175,7 +175,7 @@ async fn a_graceful_goaway_fails_no_request() {
 #[tokio::test]
 async fn an_idle_connection_is_closed_and_the_next_request_opens_another() {
     let (url, backend, mut ended) = Http2::serve(100, ok).await;
-    let proxy = ReverseProxyLayer::new(&url).http2(true).pool_idle_timeout(SHORT).into_service();
+    let proxy = ReverseProxyLayer::new(Client::builder(&url).http2(true).pool_idle_timeout(SHORT)).into_service();
     for count in 1..=3 {
         // Both requests share one connection.
         for method in ["GET", "POST"] {
@@ -199,7 +199,7 @@ async fn a_connection_with_an_open_stream_is_not_idle() {
         Response::new(Body::new(body))
     })
     .await;
-    let proxy = ReverseProxyLayer::new(&url).http2(true).pool_idle_timeout(SHORT).into_service();
+    let proxy = ReverseProxyLayer::new(Client::builder(&url).http2(true).pool_idle_timeout(SHORT)).into_service();
     // The upload stalls, and then the response does.
     let (sender, body) = Channel::<Bytes>::new(1);
     let response = call(&proxy, request("POST", Body::new(body))).await;
@@ -217,7 +217,7 @@ async fn a_connection_with_an_open_stream_is_not_idle() {
 async fn a_request_that_races_with_an_idle_close_succeeds() {
     let (url, backend, _ended) = Http2::serve(100, ok).await;
     for idle in [Duration::ZERO, Duration::from_millis(10)] {
-        let proxy = ReverseProxyLayer::new(&url).http2(true).pool_idle_timeout(idle).into_service();
+        let proxy = ReverseProxyLayer::new(Client::builder(&url).http2(true).pool_idle_timeout(idle)).into_service();
         let before = backend.connections.load(Ordering::SeqCst);
         let progress = Progress::default();
         let rounds = async {
@@ -443,7 +443,7 @@ async fn a_failed_upload_is_a_client_error() {
         Response::new(Body::from(body.unwrap_or_default()))
     })
     .await;
-    let layer = || ReverseProxyLayer::new(&url).http2(true);
+    let layer = || ReverseProxyLayer::new(Client::builder(&url).http2(true));
     let short = Duration::from_millis(150);
     for (case, layer, limit, upload, expected) in [
         ("whole", layer(), 100, "4\r\nabcd\r\n0\r\n\r\n", (200, None)),
@@ -475,11 +475,11 @@ async fn at_the_connection_limit_requests_wait_for_streams() {
         }
     })
     .await;
-    let layer = ReverseProxyLayer::new(&*url).http2(true).max_connections(1);
-    all_at_once(&layer.clone().into_service(), 10).await;
+    let client = Client::builder(&*url).http2(true).max_connections(1);
+    all_at_once(&ReverseProxy::new(client.clone()), 10).await;
     assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
 
-    let proxy = layer.queue_timeout(SHORT * 2).into_service();
+    let proxy = ReverseProxy::new(client.queue_timeout(SHORT * 2));
     let mut held = JoinSet::new();
     for _ in 0..2 {
         let proxy = proxy.clone();

@@ -11,7 +11,7 @@ use tokio::{
     time::timeout,
 };
 use tower::ServiceExt;
-use tower_reverse_proxy::{ReverseProxy, ReverseProxyLayer};
+use tower_reverse_proxy::{Client, ReverseProxy, ReverseProxyLayer};
 
 use crate::{
     http2_backend::{DATA, HEADERS, STATUS_200, frame},
@@ -110,8 +110,8 @@ async fn small_frames_after_a_reset_end_no_other_stream() {
     })
     .await;
     // Windows in which h2 allows small frames to cost 1 MiB: 4112 of them.
-    let layer = ReverseProxyLayer::new(&*backend.url).http2(true).http2_connection_window(2 << 20);
-    let proxy = layer.http2_stream_window(16 << 10).into_service();
+    let client = Client::builder(&*backend.url).http2(true).http2_connection_window(2 << 20);
+    let proxy = ReverseProxy::new(client.http2_stream_window(16 << 10));
     let held = call(&proxy).await;
     for _ in 0..12 {
         drop(call(&proxy).await);
@@ -133,7 +133,7 @@ async fn empty_frames_end_no_other_stream() {
         _ => Vec::new(),
     })
     .await;
-    let proxy = ReverseProxyLayer::new(&*backend.url).http2(true).into_service();
+    let proxy = ReverseProxyLayer::new(Client::builder(&*backend.url).http2(true)).into_service();
     let mut first_of = vec![call(&proxy).await];
     for _ in 0..120 {
         // The first request of a connection is held.

@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tower::service_fn;
-use tower_reverse_proxy::{Error, ErrorKind, ReverseProxyLayer};
+use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxyLayer};
 
 use crate::support::{
     PATIENCE, answering, ask, backend, front, get,
@@ -56,7 +56,7 @@ async fn both() -> String {
 
 #[tokio::test]
 async fn connection_based_credentials_are_never_sent_over_http2() {
-    let addr = front(Router::new().layer(ReverseProxyLayer::new(both().await).http2(true))).await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(Client::builder(both().await).http2(true)))).await;
     for (fields, expected) in [
         ("", "HTTP/2.0 0"),
         ("Authorization: Negotiate YII=\r\n", "HTTP/1.1 1"),
@@ -81,7 +81,7 @@ async fn connection_based_credentials_are_never_sent_over_http2_on_a_unix_socket
             tokio::spawn(serve(stream, versions(connection)));
         }
     });
-    let layer = ReverseProxyLayer::new(format!("unix:{}", path.display())).http2(true);
+    let layer = ReverseProxyLayer::new(Client::builder(format!("unix:{}", path.display())).http2(true));
     let addr = front(Router::new().layer(layer)).await;
     assert_eq!(get(addr, "/x", "").await.text(), "HTTP/2.0 0");
     assert_eq!(get(addr, "/x", "Authorization: Negotiate YII=\r\n").await.text(), "HTTP/1.1 1");
@@ -89,7 +89,10 @@ async fn connection_based_credentials_are_never_sent_over_http2_on_a_unix_socket
 
 #[tokio::test]
 async fn an_idle_http2_connection_makes_room_for_an_http1_connection() {
-    let addr = front(Router::new().layer(ReverseProxyLayer::new(both().await).http2(true).max_connections(1))).await;
+    let addr = front(
+        Router::new().layer(ReverseProxyLayer::new(Client::builder(both().await).http2(true).max_connections(1))),
+    )
+    .await;
     for (fields, expected) in [
         ("", "HTTP/2.0 0"),
         (NEGOTIATE, "HTTP/1.1 1"),
@@ -120,8 +123,9 @@ async fn an_http2_connection_makes_room_when_its_last_stream_ends() {
     });
     // With an idle timeout and without.
     for idle in [Some(Duration::from_secs(30)), None] {
-        let layer = ReverseProxyLayer::new("http://backend.example").connector(connector.clone()).http2(true);
-        let addr = front(Router::new().layer(layer.max_connections(1).pool_idle_timeout(idle))).await;
+        let client = Client::builder("http://backend.example").connector(connector.clone()).http2(true);
+        let layer = ReverseProxyLayer::new(client.max_connections(1).pool_idle_timeout(idle));
+        let addr = front(Router::new().layer(layer)).await;
         let first = tokio::spawn(get(addr, "/x", ""));
         timeout(PATIENCE, held.notified()).await.unwrap();
         let second = tokio::spawn(get(addr, "/x", NEGOTIATE));
@@ -142,8 +146,8 @@ async fn a_connector_that_negotiates_http2_receives_no_connection_based_credenti
             Ok::<_, io::Error>(ours)
         });
         let failed = failed.clone();
-        let layer =
-            ReverseProxyLayer::new("http://backend.example").connector(connector).http2(true).on_error(move |error| {
+        let layer = ReverseProxyLayer::new(Client::builder("http://backend.example").connector(connector).http2(true))
+            .on_error(move |error| {
                 failed.send(error.clone()).unwrap();
                 error.status()
             });
@@ -174,7 +178,7 @@ async fn a_backend_without_http2_is_named_in_the_error() {
         reads_and_closes,
     ] {
         let (failed, mut failures) = mpsc::unbounded_channel();
-        let layer = ReverseProxyLayer::new(origin).http2(true).on_error(move |error| {
+        let layer = ReverseProxyLayer::new(Client::builder(origin).http2(true)).on_error(move |error| {
             failed.send(error.clone()).unwrap();
             error.status()
         });
@@ -194,7 +198,9 @@ async fn a_backend_without_http2_is_named_in_the_error() {
 async fn a_backend_that_sends_no_settings_is_a_connect_timeout() {
     let origin = backend(|mut wire| async move { drop(wire.bytes(usize::MAX).await) }).await;
     let short = Duration::from_millis(100);
-    let addr = front(Router::new().layer(ReverseProxyLayer::new(origin).http2(true).connect_timeout(short))).await;
+    let addr =
+        front(Router::new().layer(ReverseProxyLayer::new(Client::builder(origin).http2(true).connect_timeout(short))))
+            .await;
     assert_eq!(get(addr, "/x", "").await.status(), 504);
 }
 
@@ -217,7 +223,8 @@ async fn a_websocket_waits_for_the_settings_frame_and_no_timer() {
             Ok::<_, io::Error>(ours)
         }
     });
-    let app = Router::new().layer(ReverseProxyLayer::new("http://backend.example").connector(connector).http2(true));
+    let app = Router::new()
+        .layer(ReverseProxyLayer::new(Client::builder("http://backend.example").connector(connector).http2(true)));
     let before = Instant::now();
     for _ in 0..3 {
         let mut wire = client_of(app.clone());
@@ -251,8 +258,8 @@ async fn extended_connect_is_used_once_the_backend_enables_it() {
         }
     });
     let idle = Duration::from_millis(50);
-    let layer = ReverseProxyLayer::new("http://backend.example").connector(connector).http2(true);
-    let app = Router::new().layer(layer.pool_idle_timeout(idle));
+    let client = Client::builder("http://backend.example").connector(connector).http2(true);
+    let app = Router::new().layer(ReverseProxyLayer::new(client.pool_idle_timeout(idle)));
     for (connect, request, expected) in [
         (false, WEBSOCKET, "GET"),
         (false, WEBSOCKET, "GET"),

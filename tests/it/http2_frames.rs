@@ -1,7 +1,7 @@
 //! Backends that violate HTTP/2: raw frames (RFC 9113, section 4.1).
 
 use axum::Router;
-use tower_reverse_proxy::ReverseProxyLayer;
+use tower_reverse_proxy::{Client, ReverseProxyLayer};
 
 use crate::support::{Wire, backend, client, front, get};
 
@@ -51,13 +51,13 @@ async fn a_backend_that_breaks_the_protocol_is_502() {
         ("a body before the head", frame(DATA, 0, 1, b"body")),
         ("a frame that is too long", frame(DATA, 0, 1, &vec![0; 20_000])),
     ] {
-        let layer = ReverseProxyLayer::new(answering_in_frames(frames).await).http2(true);
+        let layer = ReverseProxyLayer::new(Client::builder(answering_in_frames(frames).await).http2(true));
         let addr = front(Router::new().layer(layer)).await;
         assert_eq!(get(addr, "/x", "").await.status(), 502, "{name}");
     }
     // With the head out, it's an abort.
     let frames = [ok, frame(DATA, 0, 1, b"part"), frame(WINDOW_UPDATE, 0, 1, &[0; 4])].concat();
-    let layer = ReverseProxyLayer::new(answering_in_frames(frames).await).http2(true);
+    let layer = ReverseProxyLayer::new(Client::builder(answering_in_frames(frames).await).http2(true));
     let mut wire = client(front(Router::new().layer(layer)).await).await;
     wire.send(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
     let answer = wire.message().await;

@@ -22,7 +22,7 @@ use tokio::{
     time::timeout,
 };
 use tower::ServiceExt;
-use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
+use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
 use crate::{
     http2_backend::{DATA, HEADERS, Http2, STATUS_200, frame},
@@ -111,7 +111,7 @@ async fn outcome(proxy: &ReverseProxy, request: Request) -> (u16, Option<ErrorKi
 #[tokio::test]
 async fn a_head_that_makes_the_backend_close_fails_no_other_exchange() {
     let (url, connections) = like_nginx(8000).await;
-    let proxy = ReverseProxyLayer::new(url).http2(true).into_service();
+    let proxy = ReverseProxyLayer::new(Client::builder(url).http2(true)).into_service();
     let held = call(&proxy, request()).await;
     let mut path = request();
     *path.uri_mut() = format!("/{}", "p".repeat(20_000)).parse().unwrap();
@@ -136,7 +136,7 @@ async fn a_head_that_makes_the_backend_close_fails_no_other_exchange() {
 #[tokio::test]
 async fn large_heads_share_connections_once_the_backend_accepts_them() {
     let (url, connections) = like_nginx(usize::MAX).await;
-    let proxy = ReverseProxyLayer::new(url).http2(true).into_service();
+    let proxy = ReverseProxyLayer::new(Client::builder(url).http2(true)).into_service();
     let _held = call(&proxy, request()).await;
     for (length, connection) in [(7000, 0), (16_000, 1), (16_000, 0), (10_000, 0), (17_000, 2), (17_000, 0)] {
         let expected = (200, None, format!("connection {connection}"));
@@ -148,7 +148,7 @@ async fn large_heads_share_connections_once_the_backend_accepts_them() {
 #[tokio::test]
 async fn a_large_head_waits_at_the_connection_limit() {
     let (url, connections) = like_nginx(usize::MAX).await;
-    let proxy = ReverseProxyLayer::new(url).http2(true).max_connections(1).into_service();
+    let proxy = ReverseProxyLayer::new(Client::builder(url).http2(true).max_connections(1)).into_service();
     drop(call(&proxy, request()).await);
     // The existing connection isn't used.
     assert_eq!(outcome(&proxy, cookie(16_000)).await, (200, None, "connection 1".into()));
@@ -180,7 +180,7 @@ async fn the_settings_limit_of_a_dedicated_connection_applies() {
         }
     })
     .await;
-    let proxy = ReverseProxyLayer::new(url).http2(true).into_service();
+    let proxy = ReverseProxyLayer::new(Client::builder(url).http2(true)).into_service();
     assert_eq!(outcome(&proxy, request()).await.0, 200);
     let (status, kind, _) = outcome(&proxy, cookie(20_000)).await;
     assert_eq!((status, kind), (431, Some(ErrorKind::RequestHeadTooLarge)));
@@ -197,16 +197,16 @@ async fn head_limits_of_the_backend_and_the_operator_are_enforced() {
         async { Response::new(Body::from("ok")) }
     })
     .await;
-    let layer = || ReverseProxyLayer::new(&url).http2(true);
+    let client = || Client::builder(&url).http2(true);
     let too_large = Some(ErrorKind::RequestHeadTooLarge);
-    for (layer, length, kind) in [
-        (layer(), 15_000, None),
-        (layer(), 17_000, too_large),
-        (layer().http2_max_request_head(1000), 100, None),
-        (layer().http2_max_request_head(1000), 1000, too_large),
-        (layer().http2_max_request_head(100_000), 17_000, too_large),
+    for (client, length, kind) in [
+        (client(), 15_000, None),
+        (client(), 17_000, too_large),
+        (client().http2_max_request_head(1000), 100, None),
+        (client().http2_max_request_head(1000), 1000, too_large),
+        (client().http2_max_request_head(100_000), 17_000, too_large),
     ] {
-        let (status, failed, _) = outcome(&layer.into_service(), cookie(length)).await;
+        let (status, failed, _) = outcome(&ReverseProxy::new(client), cookie(length)).await;
         assert_eq!((status, failed), (if kind.is_some() { 431 } else { 200 }, kind), "{length}");
     }
     assert_eq!(seen.load(Ordering::SeqCst), 2);
@@ -238,8 +238,8 @@ async fn response_heads_are_limited_in_size() {
         }
     })
     .await;
-    let layer = ReverseProxyLayer::new(url).http2(true);
-    let proxy = layer.clone().into_service();
+    let client = Client::builder(url).http2(true);
+    let proxy = ReverseProxy::new(client.clone());
     let get = |path: &str| Request::get(path).header("host", "front.example").body(Body::empty()).unwrap();
     // Another exchange on the same connection, all the while.
     let held = call(&proxy, get("/0/0")).await;
@@ -263,11 +263,11 @@ async fn response_heads_are_limited_in_size() {
     // A head of this size ends the connection. The failure has the same kind.
     assert_eq!(outcome(&proxy, get("/100/10000")).await, too_large);
     // A lower limit, and a higher one.
-    let narrow = layer.clone().max_response_head(1000).max_response_fields(5).into_service();
+    let narrow = ReverseProxy::new(client.clone().max_response_head(1000).max_response_fields(5));
     for (path, expected) in [("/1/1000", &too_large), ("/6/1", &too_large), ("/1/100", &ok)] {
         assert_eq!(&outcome(&narrow, get(path)).await, expected, "{path}");
     }
-    let wide = layer.max_response_head(1 << 20).max_response_fields(400).into_service();
+    let wide = ReverseProxy::new(client.max_response_head(1 << 20).max_response_fields(400));
     for (path, expected) in [("/1/290000", &ok), ("/300/10", &ok)] {
         assert_eq!(&outcome(&wide, get(path)).await, expected, "{path}");
     }

@@ -29,7 +29,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tower::{ServiceExt, service_fn};
-use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
+use tower_reverse_proxy::{Client, ClientBuilder, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
 use crate::{
     http2_backend::{HEADERS, STATUS_200, frame},
@@ -47,7 +47,7 @@ struct Links {
 
 impl Links {
     /// Connections to an app.
-    fn to(app: Router) -> (ReverseProxyLayer, Self) {
+    fn to(app: Router) -> (ClientBuilder, Self) {
         let this = Self::default();
         let links = this.clone();
         let connector = service_fn(move |_| {
@@ -61,7 +61,7 @@ impl Links {
             tokio::spawn(carry(answer, write, is_frozen));
             async { Ok::<_, io::Error>(ours) }
         });
-        (ReverseProxyLayer::new("http://backend.example").connector(connector).http2(true), this)
+        (Client::builder("http://backend.example").connector(connector).http2(true), this)
     }
 
     fn freeze(&self, link: usize, is_frozen: bool) {
@@ -96,8 +96,8 @@ async fn call(proxy: &ReverseProxy, path: &str) -> Response {
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_connection_gets_no_further_requests() {
-    let (layer, links) = Links::to(Router::new().fallback(|| async { "ok" }));
-    let proxy = layer.header_timeout(HEADER_TIMEOUT).into_service();
+    let (client, links) = Links::to(Router::new().fallback(|| async { "ok" }));
+    let proxy = ReverseProxyLayer::new(client).header_timeout(HEADER_TIMEOUT).into_service();
     assert_eq!(call(&proxy, "/x").await.status(), 200);
     links.freeze(0, true);
     assert_eq!(call(&proxy, "/x").await.status(), 504);
@@ -129,8 +129,8 @@ async fn a_connection_that_answers_again_is_reused() {
             Response::new(Body::new(body))
         }
     };
-    let (layer, links) = Links::to(Router::new().route("/ticks", get(ticking)).fallback(|| async { "ok" }));
-    let proxy = layer.header_timeout(HEADER_TIMEOUT).into_service();
+    let (client, links) = Links::to(Router::new().route("/ticks", get(ticking)).fallback(|| async { "ok" }));
+    let proxy = ReverseProxyLayer::new(client).header_timeout(HEADER_TIMEOUT).into_service();
     let mut ticking = call(&proxy, "/ticks").await.into_body();
     links.freeze(0, true);
     assert_eq!(call(&proxy, "/x").await.status(), 504);
@@ -148,8 +148,8 @@ async fn a_connection_that_answers_again_is_reused() {
 #[tokio::test(start_paused = true)]
 async fn a_request_cancelled_early_costs_no_connection() {
     let app = Router::new().route("/never", get(pending::<()>)).fallback(|| async { "ok" });
-    let (layer, links) = Links::to(app);
-    let proxy = layer.into_service();
+    let (client, links) = Links::to(app);
+    let proxy = ReverseProxy::new(client);
     for _ in 0..5 {
         assert_eq!(call(&proxy, "/x").await.status(), 200);
         let request = Request::get("/never").header("host", "front.example").body(Body::empty()).unwrap();
@@ -170,8 +170,8 @@ async fn a_silent_connection_is_used_at_the_connection_limit() {
         Response::new(Body::new(body))
     };
     let app = Router::new().route("/never", get(pending::<()>)).route("/quiet", get(quiet));
-    let (layer, links) = Links::to(app.fallback(|| async { "ok" }));
-    let proxy = layer.max_connections(1).into_service();
+    let (client, links) = Links::to(app.fallback(|| async { "ok" }));
+    let proxy = ReverseProxy::new(client.max_connections(1));
     let _quiet = call(&proxy, "/quiet").await;
     let request = Request::get("/never").header("host", "front.example").body(Body::empty()).unwrap();
     assert!(timeout(SILENCE, proxy.clone().oneshot(request)).await.is_err(), "no answer");
@@ -207,8 +207,8 @@ async fn freed_streams_go_to_requests_behind_a_stuck_connect() {
             Ok::<_, io::Error>(ours)
         }
     });
-    let layer = ReverseProxyLayer::new("http://backend.example").connector(connector).http2(true);
-    let proxy = layer.connect_timeout(None).header_timeout(None).into_service();
+    let client = Client::builder("http://backend.example").connector(connector).http2(true).connect_timeout(None);
+    let proxy = ReverseProxyLayer::new(client).header_timeout(None).into_service();
     let (answered, mut answers) = mpsc::unbounded_channel();
     for number in 0..5 {
         let (proxy, answered) = (proxy.clone(), answered.clone());
@@ -252,14 +252,14 @@ async fn never_pongs(mut stream: DuplexStream, pings: Arc<AtomicUsize>) {
 #[tokio::test(start_paused = true)]
 async fn a_connection_is_pinged_while_it_has_open_streams() {
     const HOUR: Duration = Duration::from_secs(3600);
-    type Layer = fn(ReverseProxyLayer) -> ReverseProxyLayer;
-    let cases: [(&str, Layer, bool, bool); 4] = [
-        ("default", |layer| layer, false, true),
-        ("another interval", |layer| layer.http2_keep_alive(Duration::from_secs(30)), false, true),
-        ("also while idle", |layer| layer.http2_keep_alive_while_idle(true), true, true),
-        ("none", |layer| layer.http2_keep_alive(None), false, false),
+    type Options = fn(ClientBuilder) -> ClientBuilder;
+    let cases: [(&str, Options, bool, bool); 4] = [
+        ("default", |client| client, false, true),
+        ("another interval", |client| client.http2_keep_alive(Duration::from_secs(30)), false, true),
+        ("also while idle", |client| client.http2_keep_alive_while_idle(true), true, true),
+        ("none", |client| client.http2_keep_alive(None), false, false),
     ];
-    for (case, layer, pings_unused, ends) in cases {
+    for (case, options, pings_unused, ends) in cases {
         let pings = Arc::new(AtomicUsize::new(0));
         let pinged = pings.clone();
         let connector = service_fn(move |_| {
@@ -267,9 +267,9 @@ async fn a_connection_is_pinged_while_it_has_open_streams() {
             tokio::spawn(never_pongs(theirs, pinged.clone()));
             async move { Ok::<_, io::Error>(ours) }
         });
-        let backend = ReverseProxyLayer::new("http://backend.example").connector(connector).http2(true);
-        let backend = backend.pool_idle_timeout(None).body_idle_timeout(HOUR * 2);
-        let proxy = layer(backend).into_service();
+        let client = Client::builder("http://backend.example").connector(connector).http2(true);
+        let client = options(client.pool_idle_timeout(None));
+        let proxy = ReverseProxyLayer::new(client).body_idle_timeout(HOUR * 2).into_service();
         call(&proxy, "/x").await.into_body().collect().await.unwrap();
         sleep(HOUR).await;
         assert_eq!(pings.load(Ordering::SeqCst) > 0, pings_unused, "{case}");

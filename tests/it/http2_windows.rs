@@ -26,7 +26,7 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use tower_reverse_proxy::ReverseProxyLayer;
+use tower_reverse_proxy::{Client, ReverseProxy, ReverseProxyLayer};
 
 use crate::{
     client::settled,
@@ -42,7 +42,7 @@ async fn small_frames_are_delivered_complete() {
         [frame(HEADERS, 4, stream, STATUS_200), event.repeat(EVENTS), frame(DATA, 1, stream, b"")].concat()
     })
     .await;
-    let addr = front(Router::new().layer(ReverseProxyLayer::new(url).http2(true))).await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(Client::builder(url).http2(true)))).await;
     for attempt in 0..20 {
         let answer = get(addr, "/x", "").await;
         assert!(answer.complete, "{attempt}: {} bytes", answer.body.len());
@@ -76,7 +76,7 @@ async fn downloads() -> (String, Arc<AtomicUsize>, Http2) {
 #[tokio::test]
 async fn a_client_that_does_not_read_blocks_no_other_stream() {
     let (url, sent, backend) = downloads().await;
-    let addr = front(Router::new().layer(ReverseProxyLayer::new(url).http2(true))).await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(Client::builder(url).http2(true)))).await;
     // Two clients over HTTP/1.1, and two over HTTP/2 with windows of 0.
     let mut wires = Vec::new();
     let mut streams = Vec::new();
@@ -102,8 +102,8 @@ async fn a_client_that_does_not_read_blocks_no_other_stream() {
 async fn the_connection_window_limits_the_number_of_streams() {
     const REQUESTS: usize = 6;
     let (url, backend) = together(REQUESTS, 100).await;
-    let layer = ReverseProxyLayer::new(url).http2(true).http2_connection_window(1 << 20);
-    let proxy = layer.http2_stream_window(512 << 10).into_service();
+    let client = Client::builder(url).http2(true).http2_connection_window(1 << 20).http2_stream_window(512 << 10);
+    let proxy = ReverseProxy::new(client);
     for _ in 0..3 {
         all_at_once(&proxy, REQUESTS).await;
         assert_eq!(backend.connections.load(Ordering::SeqCst), REQUESTS / 2);
@@ -179,8 +179,8 @@ async fn frames_of(second: Arc<Notify>) -> (String, Arc<AtomicUsize>, Http2, Unb
 
 /// Small windows, with which h2's budget for small frames is soon used up.
 fn small(url: &str) -> Router {
-    let layer = ReverseProxyLayer::new(url).http2(true).http2_connection_window(2 << 20);
-    Router::new().layer(layer.http2_stream_window(16 << 10))
+    let client = Client::builder(url).http2(true).http2_connection_window(2 << 20).http2_stream_window(16 << 10);
+    Router::new().layer(ReverseProxyLayer::new(client))
 }
 
 #[tokio::test]
@@ -251,7 +251,7 @@ async fn small_frames_that_are_read_late_are_delivered_complete() {
         [frame(HEADERS, 4, stream, STATUS_200), event.repeat(EVENTS), frame(DATA, 1, stream, b"")].concat()
     })
     .await;
-    let addr = front(Router::new().layer(ReverseProxyLayer::new(url).http2(true))).await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(Client::builder(url).http2(true)))).await;
     let mut late = Vec::new();
     for _ in 0..4 {
         late.push(begin(&mut narrow(addr, 1000).await, "/x").await);
@@ -265,22 +265,19 @@ async fn small_frames_that_are_read_late_are_delivered_complete() {
 
 #[test]
 fn invalid_window_sizes_are_refused() {
-    let layer = || ReverseProxyLayer::new("http://127.0.0.1:8000");
+    let client = || Client::builder("http://127.0.0.1:8000").http2(true);
     for wrong in [
-        std::panic::catch_unwind(|| drop(layer().http2_connection_window(65_534))),
-        std::panic::catch_unwind(|| drop(layer().http2_connection_window(1 << 31))),
-        std::panic::catch_unwind(|| drop(layer().http2_stream_window(0))),
-        std::panic::catch_unwind(|| drop(layer().http2_stream_window(u32::MAX))),
+        client().http2_connection_window(65_534),
+        client().http2_connection_window(1 << 31),
+        client().http2_stream_window(0),
+        client().http2_stream_window(u32::MAX),
     ] {
-        let message = *wrong.unwrap_err().downcast::<String>().unwrap();
+        let message = wrong.build().unwrap_err().to_string();
         assert!(message.starts_with("invalid HTTP/2") && message.contains("2,147,483,647"), "{message}");
     }
-    drop(layer().http2_connection_window(65_535).http2_stream_window(1));
-    for wrong in [
-        std::panic::catch_unwind(|| drop(layer().http2_keep_alive(std::time::Duration::ZERO))),
-        std::panic::catch_unwind(|| drop(layer().http2_max_request_head(0))),
-    ] {
-        let message = *wrong.unwrap_err().downcast::<&str>().unwrap();
+    assert!(client().http2_connection_window(65_535).http2_stream_window(1).build().is_ok());
+    for wrong in [client().http2_keep_alive(std::time::Duration::ZERO), client().http2_max_request_head(0)] {
+        let message = wrong.build().unwrap_err().to_string();
         assert!(message.starts_with("invalid") && message.contains("write `None`"), "{message}");
     }
 }
@@ -304,7 +301,7 @@ async fn expect_100_continue_over_http2_waits_for_no_timeout() {
     })
     .await;
     for (url, expected) in [(url, "Some(\"100-continue\") body"), (sends_100, "after 100")] {
-        let layer = ReverseProxyLayer::new(url).http2(true).continue_timeout(PATIENCE * 100);
+        let layer = ReverseProxyLayer::new(Client::builder(url).http2(true)).continue_timeout(PATIENCE * 100);
         let mut wire = client(front(Router::new().layer(layer)).await).await;
         for _ in 0..2 {
             wire.send(EXPECTING).await;
@@ -323,7 +320,7 @@ async fn a_refused_expectation_over_http2_reaches_the_client() {
         response
     })
     .await;
-    let layer = ReverseProxyLayer::new(url).http2(true).continue_timeout(PATIENCE * 100);
+    let layer = ReverseProxyLayer::new(Client::builder(url).http2(true)).continue_timeout(PATIENCE * 100);
     let mut wire = client(front(Router::new().layer(layer)).await).await;
     wire.send(EXPECTING).await;
     // With or without an interim response, the final one is the refusal.

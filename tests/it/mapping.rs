@@ -5,12 +5,8 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use axum::{
-    Router,
-    http::uri::{Authority, Scheme},
-    routing::any,
-};
-use tower_reverse_proxy::{HostPolicy, ReverseProxy, ReverseProxyLayer};
+use axum::{Router, http::uri::Scheme, routing::any};
+use tower_reverse_proxy::{Forwarded, HostPolicy, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{Message, answering, ask, backend, front, get, mirror};
 
@@ -102,9 +98,9 @@ async fn references_to_the_backend_become_references_to_the_front() {
 #[tokio::test]
 async fn references_are_mapped_by_the_host_sent_to_the_backend() {
     let origin = obliging().await;
-    let own = front(Router::new().layer(layer(&origin).host(HostPolicy::Backend))).await;
-    let fixed = HostPolicy::Fixed(Authority::from_static("virtual.example"));
-    let fixed = front(Router::new().layer(layer(&origin).host(fixed))).await;
+    let own = front(Router::new().layer(layer(&origin).map_upstream(|up| up.host(HostPolicy::Backend)))).await;
+    let fixed = "virtual.example";
+    let fixed = front(Router::new().layer(layer(&origin).map_upstream(|up| up.host(fixed)))).await;
     for (addr, reference, result) in [
         (own, "{origin}/mydir/y", "/mydir/y"),
         (own, "http://front.example/mydir/y", "http://front.example/mydir/y"),
@@ -126,7 +122,7 @@ async fn a_location_of_any_status_is_mapped() {
 #[tokio::test]
 async fn map_location_can_be_turned_off() {
     let origin = obliging().await;
-    let addr = front(Router::new().layer(layer(&origin).map_location(false))).await;
+    let addr = front(Router::new().layer(layer(&origin).map_upstream(|up| up.map_location(false)))).await;
     let location = answered(addr, "/mydir/x", "Location", "{origin}/mydir/y").await;
     assert_eq!(location, format!("{origin}/mydir/y"));
     assert_eq!(answered(addr, "/mydir/x", "Set-Cookie", "a=1; Domain=127.0.0.1").await, "a=1; Domain=127.0.0.1");
@@ -222,8 +218,8 @@ async fn a_reference_with_the_public_prefix_is_not_prefixed_twice() {
 
 #[tokio::test]
 async fn a_cookie_for_the_host_sent_to_the_backend_becomes_a_host_only_cookie() {
-    let fixed = HostPolicy::Fixed(Authority::from_static("app.example:8000"));
-    let addr = front(Router::new().layer(layer(&obliging().await).host(fixed))).await;
+    let fixed = "app.example:8000";
+    let addr = front(Router::new().layer(layer(&obliging().await).map_upstream(|up| up.host(fixed)))).await;
     for (cookie, result) in [
         ("a=1; Domain=app.example; Path=/mydir", "a=1; Path=/mydir"),
         ("a=1; Domain=.App.Example", "a=1"),
@@ -287,21 +283,23 @@ async fn under_a_nest_the_backend_sees_the_full_path() {
 #[tokio::test]
 async fn locations_with_the_forwarded_scheme_are_mapped() {
     let origin = obliging().await;
-    let https = || layer(&origin).forwarded_proto(Scheme::HTTPS);
+    let https = || layer(&origin).forwarded(Forwarded::new().proto(Scheme::HTTPS));
     let stripped = front(Router::new().layer(https().strip_prefix())).await;
-    let rfc7239 = https().x_forwarded(false).forwarded(true).strip_prefix();
+    let rfc7239 = Forwarded::new().x_forwarded(false).rfc7239(true).proto("https");
+    let rfc7239 = layer(&origin).forwarded(rfc7239).strip_prefix();
     let rfc7239 = front(Router::new().layer(rfc7239)).await;
     let replaced = front(Router::new().layer(https().replace_prefix("/other"))).await;
     let nested = Router::new().nest_service(
         "/mydir",
-        ReverseProxyLayer::new(&origin).strip_prefix().forwarded_proto(Scheme::HTTPS).into_service(),
+        ReverseProxyLayer::new(&origin).strip_prefix().forwarded(Forwarded::new().proto(Scheme::HTTPS)).into_service(),
     );
     let nested = front(nested).await;
     let unknown = front(Router::new().layer(layer(&origin).strip_prefix())).await;
     let kept = front(Router::new().layer(https())).await;
-    let virtual_host = HostPolicy::Fixed(Authority::from_static("virtual.example"));
-    let virtual_host = front(Router::new().layer(https().host(virtual_host).strip_prefix())).await;
-    let own = front(Router::new().layer(https().host(HostPolicy::Backend))).await;
+    let virtual_host = "virtual.example";
+    let virtual_host =
+        front(Router::new().layer(https().map_upstream(|up| up.host(virtual_host)).strip_prefix())).await;
+    let own = front(Router::new().layer(https().map_upstream(|up| up.host(HostPolicy::Backend)))).await;
     let own_authority = format!("https://{}/mydir/y", &origin["http://".len()..]);
     for (addr, reference, result) in [
         (stripped, "https://front.example/login", "/mydir/login"),
@@ -335,7 +333,7 @@ async fn locations_with_the_forwarded_scheme_are_mapped() {
 #[tokio::test]
 async fn the_scheme_of_the_front_is_taken_from_trusted_proxies_only() {
     let origin = obliging().await;
-    let trusting = layer(&origin).strip_prefix().trusted_proxies(["127.0.0.0/8".parse().unwrap()]);
+    let trusting = layer(&origin).strip_prefix().forwarded(Forwarded::new().trust(["127.0.0.0/8"]));
     let untrusting = front(Router::new().layer(layer(&origin).strip_prefix())).await;
     let trusting = front(Router::new().layer(trusting)).await;
     let login = "https://public.example/login";
@@ -356,7 +354,10 @@ async fn destination_is_mapped_like_the_target() {
     let origin = mirror().await;
     let kept = front(app(&origin)).await;
     let stripped = front(Router::new().layer(layer(&origin).strip_prefix())).await;
-    let https = layer(&origin).strip_prefix().host(HostPolicy::Backend).forwarded_proto(Scheme::HTTPS);
+    let https = layer(&origin)
+        .strip_prefix()
+        .map_upstream(|up| up.host(HostPolicy::Backend))
+        .forwarded(Forwarded::new().proto(Scheme::HTTPS));
     let https = front(Router::new().layer(https)).await;
     let replaced = front(Router::new().layer(layer(&origin).replace_prefix("/other"))).await;
     let nested =
@@ -419,7 +420,7 @@ async fn a_destination_outside_the_prefix_or_the_front_is_refused() {
 #[tokio::test]
 async fn a_destination_may_name_the_forwarded_host_of_a_trusted_proxy() {
     let origin = mirror().await;
-    let trusting = layer(&origin).strip_prefix().trusted_proxies(["127.0.0.0/8".parse().unwrap()]);
+    let trusting = layer(&origin).strip_prefix().forwarded(Forwarded::new().trust(["127.0.0.0/8"]));
     let fields = "X-Forwarded-Host: public.example\r\nDestination: https://public.example/mydir/y\r\n";
     let seen = dav(front(Router::new().layer(trusting)).await, "COPY", fields).await.mirrored();
     assert_eq!(seen.field("destination"), Some("/y"));

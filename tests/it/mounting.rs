@@ -425,7 +425,7 @@ fn upstream_layers_are_applied_once_however_many_routes_there_are() {
     let count = Counting::default();
     let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").prefix("/mydir").upstream_layer(count.clone());
     let service =
-        ReverseProxyLayer::with_upstream(ReverseProxy::new("http://127.0.0.1:8000")).upstream_layer(count.clone());
+        ReverseProxyLayer::with_upstream(Upstream::new("http://127.0.0.1:8000")).upstream_layer(count.clone());
     assert_eq!(count.0.load(Ordering::Relaxed), 2);
     let routes = Router::new().route("/a", get(async || "")).route("/b", get(async || "").post(async || ""));
     let _: Router = routes.fallback(async || "").layer(proxy).layer(service.prefix("/other"));
@@ -445,7 +445,7 @@ async fn a_concurrency_limit_is_shared_by_all_routes() {
     })
     .await;
     let proxy =
-        ReverseProxyLayer::new(url).upstream_layer(LoadShedLayer::new()).upstream_layer(ConcurrencyLimitLayer::new(1));
+        ReverseProxyLayer::new(url).upstream_layer(ConcurrencyLimitLayer::new(1)).upstream_layer(LoadShedLayer::new());
     let app = Router::new().route("/a", get(async || "")).route("/b", get(async || "")).layer(proxy);
     let addr = front(app).await;
     let mut first = client(addr).await;
@@ -476,9 +476,9 @@ async fn the_layer_composes_with_tower_http_layers() {
         .layer(
             ReverseProxyLayer::new(mirror().await)
                 .prefix("/mydir")
-                .upstream_layer(RemoteUserLayer::new())
+                .upstream_layer(TraceRedirectLayer::new())
                 .upstream_layer(BasicAuthLayer::remote_user("s3cret"))
-                .upstream_layer(TraceRedirectLayer::new()),
+                .upstream_layer(RemoteUserLayer::new()),
         );
     let addr = front(own.layer(stack)).await;
     let mirrored = ask_get(addr, "/mydir/x", "").await.mirrored();
@@ -610,6 +610,6 @@ fn public_types_are_send_sync_and_clone() {
     sent(proxy.call(request()));
     sent(ReverseProxyLayer::with_upstream(support::ok()).layer(support::ok()).call(request()));
     sent(TraceRedirectLayer::new().layer(support::ok()).call(request()));
-    sent(RemoteUserLayer::new().layer(support::ok()).call(request()));
-    sent(BasicAuthLayer::new("a", "b").layer(support::ok()).call(request()));
+    sent(RemoteUserLayer::new().layer(support::ok().map_err(BoxError::from)).call(request()));
+    sent(BasicAuthLayer::new("a", "b").layer(support::ok().map_err(BoxError::from)).call(request()));
 }

@@ -1,14 +1,14 @@
 //! A proxy whose upstream is a proxy: the proxy in which a failure occurs reports it and makes its page.
 
 use axum::{
-    Router,
+    BoxError, Router,
     body::Body,
     extract::Request,
     http::StatusCode,
     response::{Html, Response},
 };
 use tokio::net::TcpListener;
-use tower::ServiceExt;
+use tower::{Layer, ServiceExt};
 use tower_reverse_proxy::{Error, ErrorKind, Failure, RemoteUserLayer, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{front, get, mirror};
@@ -44,11 +44,12 @@ async fn the_default_page_of_a_nested_proxy_is_kept() {
 async fn a_refusing_layer_gets_the_page_of_the_proxy_around_it() {
     let page = |name: &'static str| move |_: &Failure| (StatusCode::IM_A_TEAPOT, Html(name));
     let inner = ReverseProxyLayer::new(mirror().await).on_error(page("inner"));
-    let within = inner.clone().upstream_layer(RemoteUserLayer::new().required()).into_service();
+    let within = inner.clone().upstream_layer(RemoteUserLayer::new().required(true)).into_service();
     let within = ReverseProxyLayer::with_upstream(within).on_error(page("outer"));
+    let required = RemoteUserLayer::new().required(true);
     let between = ReverseProxyLayer::with_upstream(inner.into_service())
         .on_error(page("outer"))
-        .upstream_layer(RemoteUserLayer::new().required());
+        .map_upstream(|inner| required.layer(ServiceExt::<Request>::map_err(inner, BoxError::from)));
     for (app, text) in [(Router::new().layer(within), "inner"), (Router::new().layer(between), "outer")] {
         let answer = get(front(app).await, "/x", "").await;
         assert_eq!((answer.status(), &*answer.text()), (418, text));

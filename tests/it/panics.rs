@@ -6,7 +6,9 @@ use std::{
     sync::Once,
 };
 
-use tower_reverse_proxy::{BasicAuthLayer, HostPolicy, RemoteUserLayer, ReverseProxy, ReverseProxyLayer};
+use tower_reverse_proxy::{
+    BasicAuthLayer, Client, Forwarded, RemoteUserLayer, ReverseProxy, ReverseProxyLayer, Upstream,
+};
 
 thread_local! {
     /// The location of this thread's last panic, while it is recorded.
@@ -48,8 +50,12 @@ fn panics_point_at_the_line_of_the_wrong_option() {
         (line!(), place_of(|| layer().via("a b"))),
         (line!(), place_of(|| layer().allow_upgrade("h2c"))),
         (line!(), place_of(|| layer().hide_cookies(["a b"]))),
-        (line!(), place_of(|| layer().max_connections(0))),
-        (line!(), place_of(|| layer().host(HostPolicy::Fixed("u:p@a".parse().unwrap())))),
+        (line!(), place_of(|| ReverseProxyLayer::new(Client::builder("http://127.0.0.1:9").max_connections(0)))),
+        (line!(), place_of(|| Upstream::new("nonsense"))),
+        (line!(), place_of(|| Forwarded::new().proto("ftp"))),
+        (line!(), place_of(|| Forwarded::new().trust(["nonsense"]))),
+        (line!(), place_of(|| RemoteUserLayer::new().header("a b"))),
+        (line!(), place_of(|| Upstream::new("http://127.0.0.1:9").host("u:p@a"))),
         (line!(), place_of(|| BasicAuthLayer::new("a:b", "x"))),
         (line!(), place_of(|| BasicAuthLayer::new("a", "x\n"))),
         (line!(), place_of(|| BasicAuthLayer::remote_user("x\n"))),

@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 use tower::{ServiceExt, service_fn};
-use tower_reverse_proxy::{Backend, HostPolicy, ReverseProxy, ReverseProxyLayer};
+use tower_reverse_proxy::{Backend, Client, HostPolicy, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{
     Message, PATIENCE, Pipe, Wire, ask, backend, client, elsewhere, front, get, http2, seen_to_be_kept, tasks_left,
@@ -103,7 +103,7 @@ async fn a_connection_is_reused() {
 #[tokio::test]
 async fn without_an_idle_pool_no_connection_is_kept() {
     let (url, mut events) = numbered(|_| After::KeepOpen).await;
-    let addr = front(Router::new().layer(ReverseProxyLayer::new(url).pool_max_idle(0))).await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(Client::builder(url).pool_max_idle(0)))).await;
     for connection in 0..3 {
         assert_eq!(get(addr, "/x", "").await.text(), connection.to_string());
         assert!(matches!(events.recv().await, Some(Event::Request { .. })));
@@ -114,7 +114,7 @@ async fn without_an_idle_pool_no_connection_is_kept() {
 #[tokio::test]
 async fn an_idle_connection_is_closed_after_the_idle_timeout() {
     let (url, mut events) = numbered(|_| After::KeepOpen).await;
-    let proxy = ReverseProxyLayer::new(url).pool_idle_timeout(Duration::from_millis(100));
+    let proxy = ReverseProxyLayer::new(Client::builder(url).pool_idle_timeout(Duration::from_millis(100)));
     let addr = front(Router::new().layer(proxy)).await;
     assert_eq!(get(addr, "/x", "").await.text(), "0");
     assert!(matches!(events.recv().await, Some(Event::Request { .. })));
@@ -186,7 +186,7 @@ async fn a_connection_idle_for_long_is_not_used_for_a_post() {
 #[tokio::test]
 async fn back_to_back_posts_end_up_reusing_connections() {
     let (url, _events) = numbered(|_| After::KeepOpen).await;
-    let addr = front(Router::new().layer(ReverseProxyLayer::new(url).pool_max_idle(1))).await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(Client::builder(url).pool_max_idle(1)))).await;
     let reuse = async {
         let mut last = post(addr, "/x").await.text();
         // Each POST follows the response to the one before.
@@ -322,7 +322,7 @@ async fn the_most_recently_used_connection_is_reused_first() {
 #[tokio::test]
 async fn surplus_idle_connections_close_oldest_first() {
     let (url, go, mut ended) = holding::<4>().await;
-    let addr = front(Router::new().layer(ReverseProxyLayer::new(url).pool_max_idle(2))).await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(Client::builder(url).pool_max_idle(2)))).await;
     let mut wires = Vec::new();
     for _ in 0..4 {
         wires.push(begun(addr).await);
@@ -379,7 +379,8 @@ async fn an_empty_or_dropped_pool_leaves_no_task() {
         }
     };
     // A pool that is emptied by the idle timeout, and used again.
-    let proxy = ReverseProxyLayer::new(&url).pool_idle_timeout(Duration::from_millis(50)).into_service();
+    let proxy =
+        ReverseProxyLayer::new(Client::builder(&url).pool_idle_timeout(Duration::from_millis(50))).into_service();
     for connection in 0..2 {
         tasks_left(0).await;
         assert_eq!(ask(&proxy).await, connection.to_string());
@@ -414,8 +415,8 @@ async fn a_unix_socket_can_be_a_backend() {
     let proxy = ReverseProxyLayer::new(backend);
     let app = Router::new()
         .layer(proxy.clone().prefix("/preserve"))
-        .layer(proxy.clone().prefix("/own").host(HostPolicy::Backend))
-        .layer(proxy.prefix("/fixed").host(HostPolicy::Fixed("app.example".parse().unwrap())));
+        .layer(proxy.clone().prefix("/own").map_upstream(|up| up.host(HostPolicy::Backend)))
+        .layer(proxy.prefix("/fixed").map_upstream(|up| up.host("app.example")));
     let addr = front(app).await;
     for (target, host) in [
         ("/preserve/x?q", "front.example"),
@@ -451,20 +452,21 @@ fn on_socket(path: &Path) {
 #[tokio::test(start_paused = true)]
 async fn a_connection_with_grown_buffers_is_not_kept_for_long() {
     let (report, mut closed) = mpsc::unbounded_channel();
-    let layer = ReverseProxyLayer::new("http://backend.example").connector(service_fn(move |_: Uri| {
-        let (ours, theirs) = duplex(1 << 20);
-        let report = report.clone();
-        tokio::spawn(async move {
-            let (mut wire, mut last) = (Wire::new(theirs), 0);
-            while let Some(request) = wire.message().await {
-                last = if request.start_line().starts_with("GET /large") { 4 << 20 } else { 1 };
-                wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {last}\r\n\r\n").as_bytes()).await;
-                wire.send(&vec![b'x'; last]).await;
-            }
-            let _ = report.send(last);
-        });
-        async { Ok::<_, io::Error>(Pipe::new(ours)) }
-    }));
+    let layer =
+        ReverseProxyLayer::new(Client::builder("http://backend.example").connector(service_fn(move |_: Uri| {
+            let (ours, theirs) = duplex(1 << 20);
+            let report = report.clone();
+            tokio::spawn(async move {
+                let (mut wire, mut last) = (Wire::new(theirs), 0);
+                while let Some(request) = wire.message().await {
+                    last = if request.start_line().starts_with("GET /large") { 4 << 20 } else { 1 };
+                    wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {last}\r\n\r\n").as_bytes()).await;
+                    wire.send(&vec![b'x'; last]).await;
+                }
+                let _ = report.send(last);
+            });
+            async { Ok::<_, io::Error>(Pipe::new(ours)) }
+        })));
     let proxy = layer.into_service();
     // A connection that carried a large response before a small one is kept.
     for targets in [&["/large", "/small"][..], &["/large"]] {

@@ -19,7 +19,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tower::{ServiceExt, service_fn};
-use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer, Tunnels};
+use tower_reverse_proxy::{Client, ClientBuilder, Error, ErrorKind, ReverseProxy, ReverseProxyLayer, Tunnels};
 
 use crate::support::{PATIENCE, Pipe, Wire, others_run};
 
@@ -41,9 +41,9 @@ impl Memory {
         Self { asked: count(), open: count(), most: count(), connects: semaphore(connects), answers: semaphore(0) }
     }
 
-    fn layer(&self) -> ReverseProxyLayer {
+    fn client(&self) -> ClientBuilder {
         let this = self.clone();
-        ReverseProxyLayer::new("http://backend.example").connector(service_fn(move |uri: Uri| {
+        Client::builder("http://backend.example").connector(service_fn(move |uri: Uri| {
             assert_eq!(uri, "http://backend.example/");
             let this = this.clone();
             async move { this.connect().await }
@@ -112,7 +112,7 @@ fn ok(text: &str) -> Outcome {
 #[tokio::test]
 async fn a_custom_connector_is_used() {
     let memory = Memory::new(9);
-    let proxy = memory.layer().into_service();
+    let proxy = ReverseProxy::new(memory.client());
     for _ in 0..2 {
         assert_eq!(get(proxy.clone(), "/x").await, ok("1"));
     }
@@ -127,7 +127,7 @@ async fn a_custom_connector_is_used() {
 #[tokio::test]
 async fn a_queued_request_takes_the_first_connection_returned_or_opened() {
     let memory = Memory::new(1);
-    let proxy = memory.layer().into_service();
+    let proxy = ReverseProxy::new(memory.client());
     let held = begin(&proxy, "/held").await;
     // Two connects that don't complete.
     let (second, third) = (begin(&proxy, "/held").await, begin(&proxy, "/x").await);
@@ -142,7 +142,7 @@ async fn a_queued_request_takes_the_first_connection_returned_or_opened() {
 #[tokio::test]
 async fn a_burst_opens_no_more_connections_than_it_needs() {
     let memory = Memory::new(1);
-    let proxy = memory.layer().into_service();
+    let proxy = ReverseProxy::new(memory.client());
     let mut held = begin(&proxy, "/held").await;
     for round in 0..10 {
         // Each request waits, and gets the connection that the one before it returns. Its own connect is left for the
@@ -164,7 +164,7 @@ async fn a_burst_opens_no_more_connections_than_it_needs() {
 #[tokio::test]
 async fn a_connection_opened_too_late_is_not_kept_for_long() {
     let memory = Memory::new(1);
-    let proxy = memory.layer().pool_idle_timeout(None).into_service();
+    let proxy = ReverseProxy::new(memory.client().pool_idle_timeout(None));
     let (held, late) = (begin(&proxy, "/held").await, begin(&proxy, "/x").await);
     memory.answers.add_permits(1);
     for exchange in [held, late] {
@@ -185,7 +185,7 @@ async fn a_connection_opened_too_late_is_not_kept_for_long() {
 #[tokio::test]
 async fn max_connections_is_never_exceeded() {
     let memory = Memory::new(99);
-    let proxy = memory.layer().max_connections(2).into_service();
+    let proxy = ReverseProxy::new(memory.client().max_connections(2));
     let mut exchanges = Vec::new();
     for _ in 0..10 {
         exchanges.push(begin(&proxy, "/held").await);
@@ -213,7 +213,7 @@ async fn posts_reuse_connections_at_the_limit() {
     }
 
     let memory = Memory::new(999);
-    let proxy = memory.layer().max_connections(2).into_service();
+    let proxy = ReverseProxy::new(memory.client().max_connections(2));
     // One client, and more clients than connections.
     for clients in [1, 8] {
         let clients: Vec<_> = (0..clients).map(|_| tokio::spawn(posts(proxy.clone()))).collect();
@@ -227,7 +227,7 @@ async fn posts_reuse_connections_at_the_limit() {
 #[tokio::test]
 async fn a_request_queued_beyond_the_queue_timeout_is_503() {
     let memory = Memory::new(99);
-    let proxy = memory.layer().max_connections(1).queue_timeout(Duration::from_millis(50)).into_service();
+    let proxy = ReverseProxy::new(memory.client().max_connections(1).queue_timeout(Duration::from_millis(50)));
     let held = begin(&proxy, "/held").await;
     let (status, text, kind) = get(proxy.clone(), "/x").await;
     assert_eq!((status, &*text, kind), (503, "Service Unavailable", Some(ErrorKind::Overloaded)));
@@ -241,7 +241,7 @@ async fn a_request_queued_beyond_the_queue_timeout_is_503() {
 #[tokio::test]
 async fn cancelling_a_queued_request_frees_its_place() {
     let memory = Memory::new(0);
-    let proxy = memory.layer().max_connections(1).into_service();
+    let proxy = ReverseProxy::new(memory.client().max_connections(1));
     // The request is cancelled before its connection is made, and as it is made.
     for round in 0..3 {
         let (first, second) = (begin(&proxy, "/x").await, begin(&proxy, "/x").await);
@@ -265,7 +265,7 @@ async fn cancelling_a_queued_request_frees_its_place() {
 #[tokio::test]
 async fn a_closed_connection_makes_room_for_a_new_one() {
     let memory = Memory::new(99);
-    let proxy = memory.layer().max_connections(1).into_service();
+    let proxy = ReverseProxy::new(memory.client().max_connections(1));
     for round in 0..5 {
         // The backend closes after its response. The pool notices before or during the next request.
         assert_eq!(get(proxy.clone(), "/last").await.0, 200, "{round}");
@@ -280,7 +280,7 @@ async fn a_closed_connection_makes_room_for_a_new_one() {
 #[tokio::test]
 async fn a_failed_connect_fails_only_its_own_request() {
     let memory = Memory::new(1);
-    let proxy = memory.layer().max_connections(2).into_service();
+    let proxy = ReverseProxy::new(memory.client().max_connections(2));
     let held = begin(&proxy, "/held").await;
     let waiting = [begin(&proxy, "/x").await, begin(&proxy, "/x").await, begin(&proxy, "/x").await];
     // One connect is in progress. When it fails, the next one starts.
@@ -299,7 +299,8 @@ async fn a_tunnel_counts_towards_the_connection_limit() {
     use tokio::net::TcpStream;
 
     let (memory, tunnels) = (Memory::new(99), Tunnels::new());
-    let layer = memory.layer().max_connections(1).queue_timeout(Duration::from_millis(50)).tunnels(tunnels.clone());
+    let client = memory.client().max_connections(1).queue_timeout(Duration::from_millis(50));
+    let layer = ReverseProxyLayer::new(client).tunnels(tunnels.clone());
     let proxy = layer.into_service();
     let addr = crate::support::front(axum::Router::new().fallback_service(proxy.clone())).await;
     let mut client = TcpStream::connect(addr).await.unwrap();
@@ -316,7 +317,7 @@ async fn a_tunnel_counts_towards_the_connection_limit() {
 #[tokio::test]
 async fn a_dropped_pool_opens_no_connections() {
     let memory = Memory::new(0);
-    let proxy = memory.layer().connect_timeout(None).into_service();
+    let proxy = ReverseProxy::new(memory.client().connect_timeout(None));
     let exchange = begin(&proxy, "/x").await;
     exchange.abort();
     drop(proxy);
@@ -332,5 +333,5 @@ async fn a_dropped_pool_opens_no_connections() {
 #[test]
 #[should_panic(expected = "write `None`")]
 fn a_connection_limit_of_zero_is_refused() {
-    let _ = ReverseProxyLayer::new("http://backend.example").max_connections(0);
+    let _ = ReverseProxyLayer::new(Client::builder("http://backend.example").max_connections(0));
 }

@@ -15,7 +15,7 @@ use tokio::{
     sync::mpsc::unbounded_channel,
     time::timeout,
 };
-use tower_reverse_proxy::{BasicAuthLayer, RemoteUser, RemoteUserLayer, ReverseProxy, ReverseProxyLayer};
+use tower_reverse_proxy::{BasicAuthLayer, Forwarded, RemoteUser, RemoteUserLayer, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{Wire, ask, backend, client, front, front_on, get, http2, http2_get, mirror, recording};
 
@@ -465,7 +465,7 @@ async fn fields_with_underscores_are_forwarded_only_with_keep_underscores() {
     assert!(!mirrored.head.contains('_'), "{}", mirrored.head);
     assert_eq!(mirrored.field("x-custom"), Some("2"));
 
-    let keeping = front(Router::new().layer(layer(&origin).keep_underscores())).await;
+    let keeping = front(Router::new().layer(layer(&origin).keep_underscores(true))).await;
     let mirrored = get(keeping, "/mydir/x", &format!("{fields}Remote_User: admin\r\n")).await.mirrored();
     assert_eq!(mirrored.field("x_custom"), Some("1"));
     assert_eq!(mirrored.field("script_name"), Some("/evil"));
@@ -484,7 +484,7 @@ async fn reserved_fields_of_the_client_are_never_forwarded() {
 
 #[tokio::test]
 async fn target_override_fields_of_a_trusted_proxy_are_removed() {
-    let layer = layer(&mirror().await).trusted_proxies(["127.0.0.0/8".parse().unwrap()]);
+    let layer = layer(&mirror().await).forwarded(Forwarded::new().trust(["127.0.0.0/8"]));
     let addr = front(Router::new().layer(layer)).await;
     let fields = "X-Original-URL: /admin\r\nX-Rewrite-URL: /admin\r\nX-Forwarded-Proto: https\r\n";
     let mirrored = get(addr, "/mydir/x", fields).await.mirrored();
@@ -507,7 +507,7 @@ async fn target_override_fields_and_respelled_claims_are_removed() {
         "REMOTE.USER: admin",
     ];
     let origin = mirror().await;
-    for layer in [layer(&origin), layer(&origin).keep_underscores()] {
+    for layer in [layer(&origin), layer(&origin).keep_underscores(true)] {
         let addr = front(Router::new().layer(layer)).await;
         let plain = get(addr, "/mydir/x", "").await.mirrored();
         for field in fields {

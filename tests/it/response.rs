@@ -14,7 +14,7 @@ use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{net::TcpListener, sync::Notify};
 use tower::ServiceExt;
-use tower_reverse_proxy::{ReverseProxy, ReverseProxyLayer};
+use tower_reverse_proxy::{Client, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{Message, answering, ask, backend, client, front, get, http2, http2_get, recording};
 
@@ -371,7 +371,11 @@ async fn the_case_of_field_names_is_kept_if_the_server_keeps_it() {
     let (origin, mut requests) =
         recording("HTTP/1.1 200 OK\r\nX-oDD: 1\r\nWWW-Authenticate: Basic\r\nContent-Length: 2\r\n\r\nok").await;
     for preserve in [true, false] {
-        let app = Router::new().layer(layer(&origin).preserve_header_case(preserve));
+        let app = Router::new().layer(
+            ReverseProxyLayer::new(Client::builder(&origin).preserve_header_case(preserve))
+                .prefix("/mydir")
+                .via("front"),
+        );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         tokio::spawn(async move {

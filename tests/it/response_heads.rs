@@ -3,7 +3,7 @@
 use axum::Router;
 use http::{Response, StatusCode};
 use tower::ServiceExt;
-use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
+use tower_reverse_proxy::{Client, ClientBuilder, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{answering, front, get, ok};
 
@@ -29,8 +29,8 @@ fn bytes(count: usize) -> String {
     answer + "hi"
 }
 
-async fn answer(change: impl FnOnce(ReverseProxyLayer) -> ReverseProxyLayer, response: String) -> Result<usize, Error> {
-    let proxy = change(ReverseProxyLayer::new(answering(response).await));
+async fn answer(change: impl FnOnce(ClientBuilder) -> ClientBuilder, response: String) -> Result<usize, Error> {
+    let proxy = ReverseProxyLayer::new(change(Client::builder(answering(response).await)));
     let request = http::Request::get("/x").header("host", "front.example").body(axum::body::Body::empty()).unwrap();
     let service = tower::ServiceBuilder::new().layer(proxy).service(ok());
     let response: Response<_> = service.oneshot(request).await.unwrap();
@@ -53,22 +53,22 @@ fn assert_too_large(outcome: Result<usize, Error>) {
 
 #[tokio::test]
 async fn a_head_has_up_to_256_fields_and_256_kib() {
-    assert!(answer(|proxy| proxy, fields(255)).await.is_ok());
-    assert_too_large(answer(|proxy| proxy, fields(256)).await);
-    assert!(answer(|proxy| proxy, bytes(256 * 1024)).await.is_ok());
-    assert_too_large(answer(|proxy| proxy, bytes(256 * 1024 + 1)).await);
+    assert!(answer(|client| client, fields(255)).await.is_ok());
+    assert_too_large(answer(|client| client, fields(256)).await);
+    assert!(answer(|client| client, bytes(256 * 1024)).await.is_ok());
+    assert_too_large(answer(|client| client, bytes(256 * 1024 + 1)).await);
 }
 
 #[tokio::test]
 async fn the_limits_of_a_head_are_options() {
-    assert!(answer(|proxy| proxy.max_response_fields(1), fields(0)).await.is_ok());
-    assert_too_large(answer(|proxy| proxy.max_response_fields(1), fields(1)).await);
-    assert!(answer(|proxy| proxy.max_response_fields(2000), fields(1999)).await.is_ok());
-    assert_too_large(answer(|proxy| proxy.max_response_head(100), bytes(101)).await);
-    assert!(answer(|proxy| proxy.max_response_head(100), bytes(100)).await.is_ok());
+    assert!(answer(|client| client.max_response_fields(1), fields(0)).await.is_ok());
+    assert_too_large(answer(|client| client.max_response_fields(1), fields(1)).await);
+    assert!(answer(|client| client.max_response_fields(2000), fields(1999)).await.is_ok());
+    assert_too_large(answer(|client| client.max_response_head(100), bytes(101)).await);
+    assert!(answer(|client| client.max_response_head(100), bytes(100)).await.is_ok());
     // Larger than hyper's default buffer.
-    assert!(answer(|proxy| proxy.max_response_head(1024 * 1024), bytes(1024 * 1024)).await.is_ok());
-    assert_too_large(answer(|proxy| proxy.max_response_head(1024 * 1024), bytes(1024 * 1024 + 1)).await);
+    assert!(answer(|client| client.max_response_head(1024 * 1024), bytes(1024 * 1024)).await.is_ok());
+    assert_too_large(answer(|client| client.max_response_head(1024 * 1024), bytes(1024 * 1024 + 1)).await);
 }
 
 #[tokio::test]
@@ -97,11 +97,11 @@ async fn whitespace_before_a_colon_is_removed() {
 #[test]
 #[should_panic(expected = "write 1 to 24576")]
 fn a_limit_of_zero_response_fields_is_refused() {
-    let _ = ReverseProxyLayer::new("http://127.0.0.1:8000").max_response_fields(0);
+    let _ = ReverseProxyLayer::new(Client::builder("http://127.0.0.1:8000").max_response_fields(0));
 }
 
 #[test]
 #[should_panic(expected = "write a number such as")]
 fn a_limit_of_zero_response_head_bytes_is_refused() {
-    let _ = ReverseProxyLayer::new("http://127.0.0.1:8000").max_response_head(0);
+    let _ = ReverseProxyLayer::new(Client::builder("http://127.0.0.1:8000").max_response_head(0));
 }

@@ -27,7 +27,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tower::ServiceExt;
 use tower_reverse_proxy::{
-    Error, ErrorKind, Failure, ReverseProxyLayer, Tls,
+    Client, Error, ErrorKind, Failure, ReverseProxyLayer, Tls,
     rustls::{
         self, ClientConfig, ProtocolVersion, RootCertStore, ServerConfig,
         crypto::{CryptoProvider, ring},
@@ -158,7 +158,7 @@ async fn a_backend_with_a_certificate_of_a_private_ca_is_accepted() {
     let ca = Ca::new();
     // The certificate is for an IP address.
     let url = describing(server(&ca.sign("127.0.0.1"), &[]), nothing).await;
-    let addr = proxied(ReverseProxyLayer::new(url).tls(ca.tls())).await;
+    let addr = proxied(ReverseProxyLayer::new(Client::builder(url).tls(ca.tls()))).await;
     assert_eq!(get(addr, "/x", "").await.text(), "over TLS 0");
     // The connection is reused.
     assert_eq!(get(addr, "/x", "").await.text(), "over TLS 0");
@@ -168,7 +168,7 @@ async fn a_backend_with_a_certificate_of_a_private_ca_is_accepted() {
 async fn a_backend_with_a_certificate_of_another_ca_is_refused() {
     let ca = Ca::new();
     let url = describing(server(&ca.sign("127.0.0.1"), &[]), nothing).await;
-    let addr = proxied(ReverseProxyLayer::new(&url).tls(Ca::new().tls())).await;
+    let addr = proxied(ReverseProxyLayer::new(Client::builder(&url).tls(Ca::new().tls()))).await;
     assert_refused(&get(addr, "/x", "").await, &["127.0.0.1", "invalid peer certificate: UnknownIssuer"]);
     // By the platform's roots, or for lack of any.
     let addr = proxied(ReverseProxyLayer::new(&url)).await;
@@ -180,7 +180,7 @@ async fn a_backend_with_a_certificate_of_another_ca_is_refused() {
 #[tokio::test]
 async fn the_tls_error_is_in_the_chain_of_causes() {
     let url = describing(server(&Ca::new().sign("127.0.0.1"), &[]), nothing).await;
-    let proxy = ReverseProxyLayer::new(url).tls(Ca::new().tls()).into_service();
+    let proxy = ReverseProxyLayer::new(Client::builder(url).tls(Ca::new().tls())).into_service();
     let request = Request::get("/x").header("host", "front.example").body(axum::body::Body::empty()).unwrap();
     let response = tower::ServiceExt::oneshot(proxy, request).await.unwrap();
     let error = response.extensions().get::<Error>().unwrap();
@@ -197,18 +197,18 @@ async fn a_certificate_for_another_name_is_refused() {
         tls.server_name().unwrap_or("no SNI").to_owned()
     }
     let url = describing(server(&ca.sign("backend.example"), &[]), sni).await;
-    let addr = proxied(ReverseProxyLayer::new(&url).tls(ca.tls())).await;
+    let addr = proxied(ReverseProxyLayer::new(Client::builder(&url).tls(ca.tls()))).await;
     assert_refused(&get(addr, "/x", "").await, &["127.0.0.1", "not valid for name", "backend.example"]);
     let named = ca.tls().server_name("backend.example").unwrap();
-    let addr = proxied(ReverseProxyLayer::new(&url).tls(named)).await;
+    let addr = proxied(ReverseProxyLayer::new(Client::builder(&url).tls(named))).await;
     assert_eq!(get(addr, "/x", "").await.text(), "backend.example 1");
     // Without `server_name`, the name of the URL is sent in SNI and verified.
     let url = url.replace("127.0.0.1", "localhost");
-    let addr = proxied(ReverseProxyLayer::new(&url).tls(ca.tls())).await;
+    let addr = proxied(ReverseProxyLayer::new(Client::builder(&url).tls(ca.tls()))).await;
     assert_refused(&get(addr, "/x", "").await, &["localhost", "backend.example"]);
     // SNI has no IP addresses (RFC 6066, section 3).
     let url = describing(server(&ca.sign("127.0.0.1"), &[]), sni).await;
-    let addr = proxied(ReverseProxyLayer::new(&url).tls(ca.tls())).await;
+    let addr = proxied(ReverseProxyLayer::new(Client::builder(&url).tls(ca.tls()))).await;
     assert_eq!(get(addr, "/x", "").await.text(), "no SNI 0");
 }
 
@@ -220,7 +220,7 @@ async fn an_expired_certificate_is_refused() {
         params.not_after = date_time_ymd(2002, 1, 1);
     });
     let url = describing(server(&expired, &[]), nothing).await;
-    let addr = proxied(ReverseProxyLayer::new(url).tls(ca.tls())).await;
+    let addr = proxied(ReverseProxyLayer::new(Client::builder(url).tls(ca.tls()))).await;
     assert_refused(&get(addr, "/x", "").await, &["certificate expired"]);
 }
 
@@ -245,11 +245,11 @@ async fn a_client_certificate_is_sent_on_request() {
     .await;
     let me = ca.sign("front.example");
     let tls = ca.tls().client_certificate(me.certificate.pem(), me.key.serialize_pem()).unwrap();
-    let addr = proxied(ReverseProxyLayer::new(&url).tls(tls)).await;
+    let addr = proxied(ReverseProxyLayer::new(Client::builder(&url).tls(tls))).await;
     let answer = get(addr, "/x", "").await;
     assert_eq!((answer.status(), &answer.body[..]), (200, &me.certificate.der()[..]));
     // In TLS 1.3 the client's handshake is complete before the server rejects the missing certificate.
-    let addr = proxied(ReverseProxyLayer::new(&url).tls(ca.tls())).await;
+    let addr = proxied(ReverseProxyLayer::new(Client::builder(&url).tls(ca.tls()))).await;
     let answer = get(addr, "/x", "").await;
     assert_eq!(answer.status(), 502);
     assert!(answer.text().contains("CertificateRequired"), "{answer:?}");
@@ -265,11 +265,11 @@ async fn a_backend_without_tls_is_refused() {
     })
     .await
     .replace("http:", "https:");
-    let addr = proxied(ReverseProxyLayer::new(url).tls(Ca::new().tls())).await;
+    let addr = proxied(ReverseProxyLayer::new(Client::builder(url).tls(Ca::new().tls()))).await;
     assert_refused(&get(addr, "/x", "").await, &["InvalidContentType"]);
     // A server that closes.
     let url = backend(|wire| async move { drop(wire) }).await.replace("http:", "https:");
-    let addr = proxied(ReverseProxyLayer::new(url).tls(Ca::new().tls())).await;
+    let addr = proxied(ReverseProxyLayer::new(Client::builder(url).tls(Ca::new().tls()))).await;
     assert_refused(&get(addr, "/x", "").await, &[]);
 }
 
@@ -281,8 +281,8 @@ async fn the_connect_timeout_includes_the_tls_handshake() {
     })
     .await
     .replace("http:", "https:");
-    let proxy = ReverseProxyLayer::new(url).tls(Ca::new().tls()).header_timeout(None);
-    let addr = proxied(proxy.connect_timeout(Duration::from_millis(150))).await;
+    let client = Client::builder(url).tls(Ca::new().tls()).connect_timeout(Duration::from_millis(150));
+    let addr = proxied(ReverseProxyLayer::new(client).header_timeout(None)).await;
     let answer = get(addr, "/x", "").await;
     assert_eq!((answer.status(), &*answer.text()), (504, "ConnectTimeout: "));
 }
@@ -290,7 +290,7 @@ async fn the_connect_timeout_includes_the_tls_handshake() {
 #[test]
 #[should_panic(expected = "write an `https://` origin")]
 fn tls_for_a_plaintext_backend_panics() {
-    let _ = ReverseProxyLayer::new("http://127.0.0.1:8000").tls(Ca::new().tls());
+    let _ = ReverseProxyLayer::new(Client::builder("http://127.0.0.1:8000").tls(Ca::new().tls()));
 }
 
 #[tokio::test]
@@ -300,12 +300,12 @@ async fn a_rustls_client_config_is_used() {
         format!("{:?} {}", tls.protocol_version(), String::from_utf8_lossy(tls.alpn_protocol().unwrap_or_default()))
     }
     let url = describing(server(&ca.sign("127.0.0.1"), &["http/1.1"]), version).await;
-    let addr = proxied(ReverseProxyLayer::new(&url).tls(ca.tls())).await;
+    let addr = proxied(ReverseProxyLayer::new(Client::builder(&url).tls(ca.tls()))).await;
     assert_eq!(get(addr, "/x", "").await.text(), format!("{:?} http/1.1 0", Some(ProtocolVersion::TLSv1_3)));
     let config =
         ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS12]).unwrap();
     let config = config.with_root_certificates(ca.roots()).with_no_client_auth();
-    let addr = proxied(ReverseProxyLayer::new(&url).tls(Tls::with_config(config))).await;
+    let addr = proxied(ReverseProxyLayer::new(Client::builder(&url).tls(Tls::with_config(config)))).await;
     assert_eq!(get(addr, "/x", "").await.text(), format!("{:?} http/1.1 1", Some(ProtocolVersion::TLSv1_2)));
 }
 
@@ -313,7 +313,7 @@ async fn a_rustls_client_config_is_used() {
 async fn without_a_common_alpn_protocol_the_connect_fails() {
     let ca = Ca::new();
     let url = describing(server(&ca.sign("127.0.0.1"), &["h2"]), nothing).await;
-    let addr = proxied(ReverseProxyLayer::new(url).tls(ca.tls())).await;
+    let addr = proxied(ReverseProxyLayer::new(Client::builder(url).tls(ca.tls()))).await;
     assert_refused(&get(addr, "/x", "").await, &["NoApplicationProtocol"]);
 }
 
@@ -338,7 +338,7 @@ async fn truncating(ca: &Ca) -> String {
 #[tokio::test]
 async fn a_truncated_idle_connection_is_replaced() {
     let ca = Ca::new();
-    let addr = proxied(ReverseProxyLayer::new(truncating(&ca).await).tls(ca.tls())).await;
+    let addr = proxied(ReverseProxyLayer::new(Client::builder(truncating(&ca).await).tls(ca.tls()))).await;
     // The second request fails with the connection of the first, and is retried on another.
     assert_eq!(get(addr, "/x", "").await.text(), "0");
     assert_eq!(get(addr, "/x", "").await.text(), "1");
@@ -367,7 +367,7 @@ async fn the_response_to_a_refused_upload_over_tls_survives_a_reset() {
             let _ = stream.flush().await;
         })
         .await;
-        let proxy = ReverseProxyLayer::new(url).tls(ca.tls()).into_service();
+        let proxy = ReverseProxyLayer::new(Client::builder(url).tls(ca.tls())).into_service();
         for round in 0..20 {
             let body = axum::body::Body::from(vec![b'x'; 4 * 1024 * 1024]);
             let request = Request::post("/x").header("host", "front.example").body(body).unwrap();
@@ -383,7 +383,7 @@ async fn the_response_to_a_refused_upload_over_tls_survives_a_reset() {
 #[tokio::test]
 async fn an_end_without_close_notify_is_a_truncated_body() {
     let ca = Ca::new();
-    let addr = proxied(ReverseProxyLayer::new(truncating(&ca).await).tls(ca.tls())).await;
+    let addr = proxied(ReverseProxyLayer::new(Client::builder(truncating(&ca).await).tls(ca.tls()))).await;
     let mut wire = client(addr).await;
     wire.send(b"GET /endless HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
     // At the latest in the body, unless the cut comes with the head.
@@ -439,7 +439,7 @@ mod http2 {
             (false, &["h2", "http/1.1"], "HTTP/1.1 0"),
         ] {
             let url = speaking(&ca, protocols).await;
-            let addr = proxied(ReverseProxyLayer::new(&url).http2(offered).tls(ca.tls())).await;
+            let addr = proxied(ReverseProxyLayer::new(Client::builder(&url).http2(offered).tls(ca.tls()))).await;
             // Further requests reuse the connection.
             for _ in 0..3 {
                 let answer = get(addr, "/x", "").await;
@@ -472,7 +472,7 @@ mod http2 {
             }
         })
         .await;
-        let proxy = ReverseProxyLayer::new(url.replace("http:", "https:")).http2(true).tls(ca.tls());
+        let proxy = ReverseProxyLayer::new(Client::builder(url.replace("http:", "https:")).http2(true).tls(ca.tls()));
         let addr = proxied(proxy).await;
         assert_eq!(get(addr, "/alone", "").await.status(), 200);
         for _ in 0..2 {
@@ -487,8 +487,8 @@ mod http2 {
     #[tokio::test]
     async fn concurrent_requests_wait_for_a_single_connect_timeout() {
         let url = backend(|mut wire| async move { while !wire.bytes(1).await.is_empty() {} }).await;
-        let proxy = ReverseProxyLayer::new(url.replace("http:", "https:")).http2(true).tls(Ca::new().tls());
-        let addr = proxied(proxy.connect_timeout(Duration::from_millis(150))).await;
+        let client = Client::builder(url.replace("http:", "https:")).http2(true).tls(Ca::new().tls());
+        let addr = proxied(ReverseProxyLayer::new(client.connect_timeout(Duration::from_millis(150)))).await;
         // In sequence, the timeouts would take 30 s.
         let asked: Vec<_> = (0..200).map(|_| tokio::spawn(async move { get(addr, "/x", "").await.status() })).collect();
         for status in asked {
@@ -500,7 +500,7 @@ mod http2 {
     async fn connection_based_credentials_use_a_dedicated_connection() {
         let ca = Ca::new();
         let url = speaking(&ca, &["h2", "http/1.1"]).await;
-        let addr = proxied(ReverseProxyLayer::new(&url).http2(true).tls(ca.tls())).await;
+        let addr = proxied(ReverseProxyLayer::new(Client::builder(&url).http2(true).tls(ca.tls()))).await;
         for (fields, expected) in [
             ("", format!("HTTP/2.0 {url}/x 0")),
             ("Authorization: Negotiate YII=\r\n", "HTTP/1.1 1".into()),
@@ -515,7 +515,7 @@ mod http2 {
     async fn a_websocket_uses_http1_beside_http2() {
         let ca = Ca::new();
         let url = speaking(&ca, &["h2", "http/1.1"]).await;
-        let addr = proxied(ReverseProxyLayer::new(&url).http2(true).tls(ca.tls())).await;
+        let addr = proxied(ReverseProxyLayer::new(Client::builder(&url).http2(true).tls(ca.tls()))).await;
         assert_eq!(get(addr, "/x", "").await.text(), format!("HTTP/2.0 {url}/x 0"));
         let mut wire = client(addr).await;
         wire.send(b"GET /ws HTTP/1.1\r\nHost: front.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
@@ -548,7 +548,7 @@ mod http2 {
                 let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
             }
         });
-        let addr = proxied(ReverseProxyLayer::new(url).http2(true).tls(ca.tls())).await;
+        let addr = proxied(ReverseProxyLayer::new(Client::builder(url).http2(true).tls(ca.tls()))).await;
         for expected in ["HTTP/1.1", "HTTP/2.0", "HTTP/2.0"] {
             assert_eq!(get(addr, "/x", "").await.text(), expected);
         }
@@ -582,7 +582,7 @@ mod http2 {
             wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{head}", head.len()).as_bytes()).await;
             wire.closed().await;
         });
-        let proxy = ReverseProxyLayer::new(format!("https://{authority}")).http2(true).tls(ca.tls());
+        let proxy = ReverseProxyLayer::new(Client::builder(format!("https://{authority}")).http2(true).tls(ca.tls()));
         let seen = get(proxied(proxy).await, "/x?y", "X-Own: 1\r\n").await.mirrored();
         assert_eq!(seen.start_line(), "GET /x?y HTTP/1.1");
         assert_eq!((seen.field("host"), seen.field("x-own")), (Some(&*authority), Some("1")));

@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 
 use axum::{
-    Router,
+    BoxError, Router,
     body::{Body, Bytes},
     extract::Request,
     http::{HeaderMap, HeaderName, HeaderValue},
@@ -13,7 +13,7 @@ use axum::{
 use http_body_util::{BodyExt, channel::Channel};
 use tokio::{sync::mpsc::unbounded_channel, time::timeout};
 use tower::{Service, ServiceBuilder, service_fn};
-use tower_reverse_proxy::{RemoteUserLayer, ReverseProxyLayer};
+use tower_reverse_proxy::{Client, RemoteUserLayer, ReverseProxyLayer};
 
 use crate::support::{PATIENCE, answering, ask, front, get, http2, http2_get, recording};
 
@@ -67,7 +67,11 @@ async fn several_layers_forbid_their_names_as_trailers_of_an_http2_backend() {
     let (service, mut reports) = reporting();
     let origin = format!("http://{}", front(Router::new().fallback_service(service)).await);
     let layers = ServiceBuilder::new().layer(named("x-user")).layer(named("x-group")).layer(named("x-role"));
-    upload(Router::new().layer(ReverseProxyLayer::new(origin).http2(true).upstream_layer(layers)), SENT).await;
+    upload(
+        Router::new().layer(ReverseProxyLayer::new(Client::builder(origin).http2(true)).upstream_layer(layers)),
+        SENT,
+    )
+    .await;
     assert_eq!(names(&reports.recv().await.unwrap()), ["x-ok"]);
 }
 
@@ -75,14 +79,20 @@ async fn several_layers_forbid_their_names_as_trailers_of_an_http2_backend() {
 async fn layers_forbid_their_names_as_trailers_whatever_the_upstream_service_is() {
     let (service, mut reports) = reporting();
     let layers = ServiceBuilder::new().layer(named("x-user")).layer(named("x-group")).layer(named("x-role"));
-    upload(Router::new().layer(ReverseProxyLayer::with_upstream(layers.service(service))), SENT).await;
+    upload(
+        Router::new().layer(ReverseProxyLayer::with_upstream(layers.map_err(BoxError::from).service(service))),
+        SENT,
+    )
+    .await;
     assert_eq!(names(&reports.recv().await.unwrap()), ["x-ok"]);
 }
 
 #[tokio::test]
 async fn an_upload_ends_properly_when_all_its_trailers_are_removed() {
     let (service, mut reports) = reporting();
-    let layer = ReverseProxyLayer::with_upstream(ServiceBuilder::new().layer(named("x-user")).service(service));
+    let layer = ReverseProxyLayer::with_upstream(
+        ServiceBuilder::new().layer(named("x-user")).map_err(BoxError::from).service(service),
+    );
     upload(Router::new().layer(layer), &["x-user"]).await;
     assert!(reports.recv().await.unwrap().is_empty());
     // Over HTTP/1.1, the body ends with the last chunk.
@@ -143,7 +153,7 @@ async fn misleading_trailers_of_an_http2_backend_are_removed() {
         ))
     });
     let origin = format!("http://{}", front(backend).await);
-    let addr = front(Router::new().layer(ReverseProxyLayer::new(origin).http2(true))).await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(Client::builder(origin).http2(true)))).await;
     let answer = timeout(PATIENCE, http2_get(addr, "/x")).await.unwrap();
     assert_eq!(names(answer.body().trailers().unwrap()), ["grpc-status", "x-own"]);
 }

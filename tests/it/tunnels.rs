@@ -68,7 +68,7 @@ async fn a_half_closed_tunnel_ends_after_a_minute_without_a_byte() {
 async fn the_half_closed_timeout_starts_at_the_end_of_the_backend_side_too() {
     let tunnels = Tunnels::new();
     let account = tunnels.clone();
-    let mut memory = InMemory::new(|layer| layer.tunnels(account).tunnel_half_closed_timeout(Duration::from_secs(10)));
+    let mut memory = InMemory::new(|layer| layer.tunnels(account.half_closed_timeout(Duration::from_secs(10))));
     let (mut client, mut backend) = opened(&mut memory).await;
     backend.stream.shutdown().await.unwrap();
     assert!(client.closed().await);
@@ -82,7 +82,7 @@ async fn the_half_closed_timeout_starts_at_the_end_of_the_backend_side_too() {
 async fn the_half_closed_timeout_can_be_turned_off() {
     let tunnels = Tunnels::new();
     let account = tunnels.clone();
-    let mut memory = InMemory::new(|layer| layer.tunnels(account).tunnel_half_closed_timeout(None));
+    let mut memory = InMemory::new(|layer| layer.tunnels(account.half_closed_timeout(None)));
     let (mut client, mut backend) = opened(&mut memory).await;
     client.stream.shutdown().await.unwrap();
     assert!(backend.closed().await);
@@ -103,8 +103,7 @@ async fn dead_clients_leave_no_tunnels() {
     })
     .await;
     let tunnels = Tunnels::new();
-    let layer =
-        ReverseProxyLayer::new(origin).tunnels(tunnels.clone()).tunnel_half_closed_timeout(Duration::from_millis(50));
+    let layer = ReverseProxyLayer::new(origin).tunnels(tunnels.clone().half_closed_timeout(Duration::from_millis(50)));
     let addr = front(Router::new().layer(layer)).await;
     let mut open = Vec::new();
     for _ in 0..10 {

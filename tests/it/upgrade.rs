@@ -10,7 +10,7 @@ use tokio::{
     net::TcpStream,
     sync::mpsc::unbounded_channel,
 };
-use tower_reverse_proxy::{ReverseProxyLayer, Tunnels};
+use tower_reverse_proxy::{Client, ReverseProxyLayer, Tunnels};
 
 use crate::support::{Wire, answering, ask, backend, client, front, http2, mirror};
 
@@ -215,8 +215,8 @@ async fn tunnels_are_counted_and_shut_down() {
 async fn a_tunnel_ends_at_its_idle_timeout_or_maximum_age() {
     let short = Duration::from_millis(100);
     for layer in [
-        ReverseProxyLayer::new(echo().await).tunnel_idle_timeout(short),
-        ReverseProxyLayer::new(echo().await).tunnel_max_age(short),
+        ReverseProxyLayer::new(echo().await).tunnels(Tunnels::new().idle_timeout(short)),
+        ReverseProxyLayer::new(echo().await).tunnels(Tunnels::new().max_age(short)),
     ] {
         assert!(opened(front(Router::new().layer(layer)).await).await.closed().await);
     }
@@ -339,13 +339,13 @@ async fn http2_backend(has_connect: bool) -> String {
 }
 
 async fn proxied_to_http2(origin: String) -> SocketAddr {
-    front(Router::new().layer(ReverseProxyLayer::new(origin).http2(true))).await
+    front(Router::new().layer(ReverseProxyLayer::new(Client::builder(origin).http2(true)))).await
 }
 
 #[tokio::test]
 async fn a_tunnel_outlives_the_idle_timeout_of_its_http2_connection() {
     let short = Duration::from_millis(50);
-    let layer = ReverseProxyLayer::new(http2_backend(true).await).http2(true).pool_idle_timeout(short);
+    let layer = ReverseProxyLayer::new(Client::builder(http2_backend(true).await).http2(true).pool_idle_timeout(short));
     let mut wire = client(front(Router::new().layer(layer)).await).await;
     wire.send(OFFER.replace("/chat?a=%2F", "/chat").as_bytes()).await;
     assert_eq!(wire.message().await.unwrap().status(), 101);

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tower::{ServiceExt, service_fn, util::MapRequestLayer};
 use tower_http::{limit::RequestBodyLimitLayer, timeout::RequestBodyTimeoutLayer};
-use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
+use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{PATIENCE, Pipe, Wire, backend, client, front, http2};
 
@@ -137,9 +137,9 @@ async fn an_upload_reset_without_an_error_is_never_complete_at_an_upstream_servi
 }
 
 /// A proxy, and a proxy behind a layer that hides how the request body ended.
-fn around_upstream<U, P>(layer: ReverseProxyLayer<U, P>) -> [(&'static str, Router); 2]
+fn around_upstream<U>(layer: ReverseProxyLayer<U>) -> [(&'static str, Router); 2]
 where
-    ReverseProxyLayer<U, P>: Clone,
+    ReverseProxyLayer<U>: Clone,
     ReverseProxy<U>:
         tower::Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static,
 {
@@ -169,7 +169,7 @@ async fn an_upload_reset_without_an_error_is_never_complete_at_an_http2_backend(
         handle.await.unwrap();
     });
     let origin = format!("http://{}", front(backend).await);
-    for (name, app) in around(&ReverseProxyLayer::new(origin).http2(true)) {
+    for (name, app) in around(&ReverseProxyLayer::new(Client::builder(origin).http2(true))) {
         let addr = front(app).await;
         for _ in 0..20 {
             let mut wire = uploading(addr).await;
@@ -306,11 +306,12 @@ pub(crate) struct InMemory {
 impl InMemory {
     pub(crate) fn new(options: impl FnOnce(ReverseProxyLayer) -> ReverseProxyLayer) -> Self {
         let (report, backends) = unbounded_channel();
-        let layer = ReverseProxyLayer::new("http://backend.example").connector(service_fn(move |_| {
-            let (ours, theirs) = duplex(64 * 1024);
-            report.send(Wire::new(theirs)).unwrap();
-            async move { Ok::<_, std::io::Error>(Pipe::new(ours)) }
-        }));
+        let layer =
+            ReverseProxyLayer::new(Client::builder("http://backend.example").connector(service_fn(move |_| {
+                let (ours, theirs) = duplex(64 * 1024);
+                report.send(Wire::new(theirs)).unwrap();
+                async move { Ok::<_, std::io::Error>(Pipe::new(ours)) }
+            })));
         Self { proxy: options(layer).into_service(), backends }
     }
 

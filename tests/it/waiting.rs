@@ -29,9 +29,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tower::{ServiceExt, service_fn};
-use tower_reverse_proxy::{Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
+use tower_reverse_proxy::{Client, ClientBuilder, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
-use crate::support::{PATIENCE, Wire, client};
+use crate::support::{self, PATIENCE, Wire};
 
 /// A function that is called once, at the proxy's next read from a connection.
 type Hook = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
@@ -81,15 +81,15 @@ fn answering(hook: Hook) -> Pipe {
 }
 
 /// A proxy of a backend in memory.
-fn hooked(origin: &str) -> (ReverseProxyLayer, Hook, Arc<AtomicUsize>) {
+fn hooked(origin: &str) -> (ClientBuilder, Hook, Arc<AtomicUsize>) {
     let (hook, connects) = (Hook::default(), Arc::new(AtomicUsize::new(0)));
     let (hooked, counted) = (hook.clone(), connects.clone());
-    let layer = ReverseProxyLayer::new(origin).connector(service_fn(move |_: Uri| {
+    let client = Client::builder(origin).connector(service_fn(move |_: Uri| {
         counted.fetch_add(1, Ordering::SeqCst);
         let hook = hooked.clone();
         async move { Ok::<_, io::Error>(answering(hook)) }
     }));
-    (layer, hook, connects)
+    (client, hook, connects)
 }
 
 type Exchange = Pin<Box<dyn Future<Output = (u16, Option<ErrorKind>)> + Send>>;
@@ -130,10 +130,10 @@ async fn begun_meanwhile(proxy: &ReverseProxy, hook: &Hook, method: &'static str
 async fn a_request_that_arrives_during_the_idle_check_gets_a_connection() {
     // For an HTTPS backend that negotiates HTTP/1.1, the requests wait in another queue.
     for (origin, http2) in [("http://backend.example", false), ("https://backend.example", true)] {
-        let (layer, hook, connects) = hooked(origin);
+        let (client, hook, connects) = hooked(origin);
         // Idle connections are checked every 200 ms, and are then young enough for a POST.
-        let layer = layer.max_connections(1).queue_timeout(None).pool_idle_timeout(Duration::from_millis(400));
-        let proxy = if http2 { layer.http2(true) } else { layer }.into_service();
+        let client = client.max_connections(1).queue_timeout(None).pool_idle_timeout(Duration::from_millis(400));
+        let proxy = ReverseProxy::new(client.http2(http2));
         assert_eq!(done(exchange(&proxy, "GET")).await, (204, None));
         for method in ["GET", "POST", "GET"] {
             let waiting = begun_meanwhile(&proxy, &hook, method).await;
@@ -147,9 +147,9 @@ async fn a_request_that_arrives_during_the_idle_check_gets_a_connection() {
 async fn requests_beside_the_idle_check_find_their_connections() {
     // The connection limit is always reached, and idle connections are checked all the time.
     for (origin, http2) in [("http://backend.example", false), ("https://backend.example", true)] {
-        let (layer, _, _) = hooked(origin);
-        let layer = layer.max_connections(2).queue_timeout(None).pool_idle_timeout(Duration::from_millis(20));
-        let proxy = if http2 { layer.http2(true) } else { layer }.into_service();
+        let (client, _, _) = hooked(origin);
+        let client = client.max_connections(2).queue_timeout(None).pool_idle_timeout(Duration::from_millis(20));
+        let proxy = ReverseProxy::new(client.http2(http2));
         let mut clients = JoinSet::new();
         for client in 0..6_u64 {
             let proxy = proxy.clone();
@@ -195,9 +195,10 @@ async fn requests_that_arrive_during_others_wait_no_longer_than_the_queue_timeou
             Ok::<_, io::Error>(answering(hook))
         }
     });
-    let layer = ReverseProxyLayer::new("http://backend.example").connector(connector).connect_timeout(None);
-    let layer = layer.header_timeout(None).pool_idle_timeout(Duration::from_millis(400));
-    let proxy = layer.max_connections(3).queue_timeout(Duration::from_millis(50)).into_service();
+    let client = Client::builder("http://backend.example").connector(connector).connect_timeout(None);
+    let client = client.pool_idle_timeout(Duration::from_millis(400)).max_connections(3);
+    let client = client.queue_timeout(Duration::from_millis(50));
+    let proxy = ReverseProxyLayer::new(client).header_timeout(None).into_service();
     assert_eq!(done(exchange(&proxy, "GET")).await, (204, None));
     let (begun, mut exchanges) = mpsc::unbounded_channel();
     // Three requests arrive as the first one gets the checked connection. One takes over the first one's connect, one
@@ -227,11 +228,11 @@ async fn requests_that_arrive_during_others_wait_no_longer_than_the_queue_timeou
 }
 
 /// A proxy whose first `connects` connects don't complete.
-fn stuck(connects: usize) -> (ReverseProxyLayer, Arc<AtomicUsize>) {
+fn stuck(connects: usize) -> (ClientBuilder, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = asked.clone();
-    let layer =
-        ReverseProxyLayer::new("http://backend.example").connect_timeout(None).connector(service_fn(move |_: Uri| {
+    let client =
+        Client::builder("http://backend.example").connect_timeout(None).connector(service_fn(move |_: Uri| {
             let is_stuck = counted.fetch_add(1, Ordering::SeqCst) < connects;
             async move {
                 if is_stuck {
@@ -240,7 +241,7 @@ fn stuck(connects: usize) -> (ReverseProxyLayer, Arc<AtomicUsize>) {
                 Ok::<_, io::Error>(answering(Hook::default()))
             }
         }));
-    (layer, asked)
+    (client, asked)
 }
 
 fn runtime() -> Runtime {
@@ -268,8 +269,8 @@ async fn asked(count: usize, asked: &AtomicUsize) {
 #[tokio::test]
 async fn a_dropped_runtime_fails_requests_that_wait_for_its_connects() {
     for (round, limit) in [None, Some(3)].into_iter().cycle().take(20).enumerate() {
-        let (layer, count) = stuck(5);
-        let proxy = layer.max_connections(limit).queue_timeout(None).into_service();
+        let (client, count) = stuck(5);
+        let proxy = ReverseProxy::new(client.max_connections(limit).queue_timeout(None));
         let theirs = runtime();
         let waiting: Vec<_> = (0..5).map(|_| begun_on(&theirs, &proxy)).collect();
         // In half of the rounds, the runtime may end before a connect was polled.
@@ -288,8 +289,8 @@ async fn a_dropped_runtime_fails_requests_that_wait_for_its_connects() {
 #[tokio::test]
 async fn requests_on_other_runtimes_get_their_connections() {
     for limit in [None, Some(1)].into_iter().cycle().take(20) {
-        let (layer, count) = stuck(1);
-        let proxy = layer.max_connections(limit).queue_timeout(None).into_service();
+        let (client, count) = stuck(1);
+        let proxy = ReverseProxy::new(client.max_connections(limit).queue_timeout(None));
         let theirs = runtime();
         theirs.spawn(exchange(&proxy, "GET"));
         asked(1, &count).await;
@@ -313,14 +314,14 @@ fn a_server_stops_with_requests_waiting() {
         let limit = (round >= 10).then_some(1);
         let server = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         server.block_on(async {
-            let (layer, count) = stuck(usize::MAX);
-            let app = Router::new().fallback_service(layer.max_connections(limit).into_service());
+            let (client, count) = stuck(usize::MAX);
+            let app = Router::new().fallback_service(ReverseProxy::new(client.max_connections(limit)));
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let addr = listener.local_addr().unwrap();
             let clients = async {
                 let mut wires = Vec::new();
                 for _ in 0..CLIENTS {
-                    let mut wire = client(addr).await;
+                    let mut wire = support::client(addr).await;
                     wire.send(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
                     wires.push(wire);
                 }

@@ -28,7 +28,7 @@ use tokio_tungstenite::{
         protocol::{CloseFrame, Role, frame::coding::CloseCode},
     },
 };
-use tower_reverse_proxy::{RemoteUser, RemoteUserLayer, ReverseProxyLayer};
+use tower_reverse_proxy::{Client, ClientBuilder, RemoteUser, RemoteUserLayer, ReverseProxyLayer};
 
 use crate::support::{front, http2};
 
@@ -108,9 +108,9 @@ async fn of_http2(addr: SocketAddr) {
 }
 
 /// Both clients, with an HTTP/1.1 backend and an HTTP/2 one.
-async fn all(layer: impl Fn() -> ReverseProxyLayer) {
+async fn all(client: impl Fn() -> ClientBuilder) {
     for to_http2 in [false, true] {
-        let layer = layer().http2(to_http2).upstream_layer(RemoteUserLayer::new());
+        let layer = ReverseProxyLayer::new(client().http2(to_http2)).upstream_layer(RemoteUserLayer::new());
         let app = Router::new().layer(layer).layer(axum::Extension(RemoteUser::from("alice")));
         let addr = front(app).await;
         of_http1(addr).await;
@@ -121,7 +121,7 @@ async fn all(layer: impl Fn() -> ReverseProxyLayer) {
 #[tokio::test]
 async fn websockets_work_over_tcp() {
     let origin = over_tcp().await;
-    all(|| ReverseProxyLayer::new(&*origin)).await;
+    all(|| Client::builder(&*origin)).await;
 }
 
 #[cfg(unix)]
@@ -135,7 +135,7 @@ async fn websockets_work_over_a_unix_socket() {
             tokio::spawn(serve(stream));
         }
     });
-    all(|| ReverseProxyLayer::new(format!("unix:{}", path.display()))).await;
+    all(|| Client::builder(format!("unix:{}", path.display()))).await;
 }
 
 #[cfg(feature = "tls-ring")]
@@ -168,5 +168,5 @@ async fn websockets_work_over_tls() {
         }
     });
     let tls = Tls::with_ca(made.cert.pem()).unwrap();
-    all(|| ReverseProxyLayer::new(&*origin).tls(tls.clone())).await;
+    all(|| Client::builder(&*origin).tls(tls.clone())).await;
 }

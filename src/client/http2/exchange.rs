@@ -5,7 +5,7 @@ use std::{error::Error as _, mem, sync::Arc};
 use axum_core::body::Body;
 use h2::Reason;
 use http::{
-    HeaderValue, Method, Request, Response, Uri, Version,
+    Extensions, HeaderValue, Method, Request, Response, Uri, Version,
     header::{HOST, TRANSFER_ENCODING, UPGRADE},
     uri::{Authority, Scheme},
 };
@@ -14,7 +14,7 @@ use http_body::Body as _;
 use super::{
     super::{
         authenticates_connection,
-        body::ClientBody,
+        body::ResponseBody,
         pool::{Found, Need, Pool},
         repeat::is_idempotent,
     },
@@ -30,7 +30,7 @@ use crate::{
 
 /// What becomes of a request that HTTP/2 is meant for.
 pub(in super::super) enum Outcome {
-    Answered(Response<ClientBody>),
+    Answered(Response<ResponseBody>),
     /// The backend has chosen HTTP/1.1, or nothing else carries it.
     Http1(Found, Request<Body>),
 }
@@ -57,18 +57,19 @@ pub(in super::super) async fn exchange(
 ) -> Result<Outcome, Error> {
     let is_upgrade = request.headers().contains_key(UPGRADE);
     if is_upgrade && (pool.http2.lacks_connect() || !websocket::is_asked_for(&request)) {
-        return Ok(Outcome::Http1(pool.wait(need).await?, request));
+        return over_http1(&pool, need, request).await;
     }
     let head = HeadSize::of(&request);
-    let mut stream = match take(&pool, need, head, is_upgrade).await? {
-        Taken::Http2(stream) => stream,
-        Taken::Http1(found) => return Ok(Outcome::Http1(found, request)),
+    let mut stream = match take(&pool, need, head, is_upgrade).await {
+        Ok(Taken::Http2(stream)) => stream,
+        Ok(Taken::Http1(found)) => return Ok(Outcome::Http1(found, request)),
+        Err(error) => return Err(error.with_unsent(request)),
     };
     if is_upgrade {
         if !stream.can_connect() {
             drop(stream);
             // What carries it then is HTTP/1.1, if the backend has that too.
-            return Ok(Outcome::Http1(pool.wait(need).await?, request));
+            return over_http1(&pool, need, request).await;
         }
         let accept = websocket::as_connect(&mut request);
         let response = send(&pool, &mut stream, as_http2(request)?, head).await.map_err(|(error, _)| error)?;
@@ -81,13 +82,23 @@ pub(in super::super) async fn exchange(
         Err((error, None)) => return Err(error),
     };
     drop(stream);
-    match take(&pool, need, head, false).await? {
-        Taken::Http2(mut stream) => match send(&pool, &mut stream, unread, head).await {
+    match take(&pool, need, head, false).await {
+        Ok(Taken::Http2(mut stream)) => match send(&pool, &mut stream, unread, head).await {
             Ok(response) => Ok(Outcome::Answered(answered(response, stream))),
-            Err((error, _)) => Err(error),
+            Err((error, Some(unread))) => Err(error.with_unsent(as_http1(unread))),
+            Err((error, None)) => Err(error),
         },
         // A backend that has changed its mind since a moment ago.
-        Taken::Http1(connection) => Ok(Outcome::Http1(connection, as_http1(unread))),
+        Ok(Taken::Http1(connection)) => Ok(Outcome::Http1(connection, as_http1(unread))),
+        Err(error) => Err(error.with_unsent(as_http1(unread))),
+    }
+}
+
+/// Waits for an HTTP/1.1 connection.
+async fn over_http1(pool: &Arc<Pool>, need: Need, request: Request<Body>) -> Result<Outcome, Error> {
+    match pool.wait(need).await {
+        Ok(found) => Ok(Outcome::Http1(found, request)),
+        Err(error) => Err(error.with_unsent(request)),
     }
 }
 
@@ -111,18 +122,20 @@ async fn take(pool: &Arc<Pool>, need: Need, head: HeadSize, is_upgrade: bool) ->
     }
 }
 
-fn answered(response: Response<hyper::body::Incoming>, stream: Stream) -> Response<ClientBody> {
-    response.map(|body| ClientBody::shared(body, stream))
+fn answered(response: Response<hyper::body::Incoming>, stream: Stream) -> Response<ResponseBody> {
+    response.map(|body| ResponseBody::shared(body, stream))
 }
 
 /// Sends a request on a stream. With the error comes the request, if the backend can't have processed it.
 async fn send(
     pool: &Pool,
     stream: &mut Stream,
-    request: Request<Body>,
+    mut request: Request<Body>,
     head: HeadSize,
 ) -> Result<Response<hyper::body::Incoming>, (Error, Option<Request<Body>>)> {
     let again = copy(&request);
+    // They can't be cloned cheaply. hyper reads them for extended CONNECT alone, which isn't sent again.
+    let extensions = if again.is_some() { mem::take(request.extensions_mut()) } else { Extensions::new() };
     let sent = stream.sender.try_send_request(request).await;
     stream.is_answered = true;
     let (heads, limit) = (&pool.http2.heads, pool.http2.answers);
@@ -146,6 +159,10 @@ async fn send(
                 ErrorKind::ResponseHeadTooLarge
             } else {
                 let unread = message.or_else(|| again.filter(|again| is_unprocessed(error.error(), again.method())));
+                let unread = unread.map(|mut unread| {
+                    unread.extensions_mut().extend(extensions);
+                    unread
+                });
                 return Err((classify(error.into_error().into(), ErrorKind::ConnectionClosed), unread));
             };
             Err((Error::with_source(kind, error.into_error()), None))
@@ -161,7 +178,8 @@ fn is_refused_by_us(error: &hyper::Error) -> bool {
 /// The request once more, to be sent a second time. `None`: it has a body, and nothing of that would be left, or credentials
 /// that authenticate a connection, which are a replay to the backend the second time.
 fn copy(request: &Request<Body>) -> Option<Request<Body>> {
-    if !request.body().is_end_stream() || authenticates_connection(request.headers()) {
+    let is_connect = request.method() == Method::CONNECT;
+    if is_connect || !request.body().is_end_stream() || authenticates_connection(request.headers()) {
         return None;
     }
     let mut copy = Request::new(Body::empty());

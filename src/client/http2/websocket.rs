@@ -11,7 +11,7 @@ use http::{
 };
 use hyper::{body::Incoming, ext::Protocol};
 
-use super::{super::body::ClientBody, Stream};
+use super::{super::body::ResponseBody, Stream};
 use crate::{headers::websocket, identity::Held};
 
 /// Whether the request opens a WebSocket. Of other upgrades nobody has said what they are in HTTP/2.
@@ -34,11 +34,11 @@ pub(super) fn as_switch(
     response: Response<Incoming>,
     stream: Stream,
     accept: Option<HeaderValue>,
-) -> Response<ClientBody> {
+) -> Response<ResponseBody> {
     if response.status() != StatusCode::OK {
-        return response.map(|body| ClientBody::shared(body, stream));
+        return response.map(|body| ResponseBody::shared(body, stream));
     }
-    let mut response = response.map(|_| ClientBody::empty());
+    let mut response = response.map(|_| ResponseBody::empty());
     response.extensions_mut().insert(Held { _stream: Arc::new(stream) });
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();

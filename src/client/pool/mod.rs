@@ -21,13 +21,14 @@ pub(super) use self::queue::Waiting;
 use self::{keep_alive::KeepAlive, queue::Queue};
 #[cfg(feature = "http2")]
 use super::http2::Connections;
-use super::{ClientOptions, connect::Connector, http1::Connection};
+use super::{ClientOptions, InvalidClient, connect::Connector, http1::Connection};
 use crate::backend::Backend;
 #[cfg(feature = "http2")]
 use crate::error::Error;
 
 /// The connections to one backend. No key, no hashing: a backend has a pool of its own.
 pub(super) struct Pool {
+    pub(super) backend: Backend,
     pub(super) connector: Arc<Connector>,
     #[cfg(feature = "http2")]
     pub(super) http2: Connections,
@@ -97,9 +98,10 @@ impl Need {
 }
 
 impl Pool {
-    pub(super) fn new(backend: &Backend, options: &ClientOptions) -> Arc<Self> {
-        Arc::new(Self {
-            connector: Arc::new(Connector::new(backend, options)),
+    pub(super) fn new(backend: Backend, options: &ClientOptions) -> Result<Arc<Self>, InvalidClient> {
+        Ok(Arc::new(Self {
+            connector: Arc::new(Connector::new(&backend, options)?),
+            backend,
             #[cfg(feature = "http2")]
             http2: Connections::new(options),
             state: Mutex::default(),
@@ -108,7 +110,7 @@ impl Pool {
             max_connections: options.max_connections,
             queue_timeout: options.queue_timeout,
             gone: CancellationToken::new(),
-        })
+        }))
     }
 
     /// Takes an idle connection. Whether the backend has closed it shows when a request is sent: it comes back unsent.

@@ -1,0 +1,117 @@
+//! What can be an upstream: the bounds of a proxy, under one name.
+
+use axum_core::{BoxError, body::Body};
+use bytes::Bytes;
+use http::{Request, Response};
+use tower_service::Service;
+
+/// A service that a proxy can forward requests to.
+///
+/// It's an alias: every `Service<Request<Body>, Response = Response<B>>` implements it that is [`Clone`], whose error is
+/// `Into<BoxError>`, and whose response body `B` is an [`http_body::Body`] of [`Bytes`] that is `Send + 'static`. `Body` is
+/// [`axum_core::body::Body`], which axum re-exports. It can't be implemented otherwise.
+///
+/// An [`Upstream`](crate::Upstream) is one, and so are a [`ServiceBuilder`](tower::ServiceBuilder)'s stack around it, a
+/// balancer, a [`service_fn`](tower::service_fn) and a `Router`. To be used in axum, it has to be `Send + Sync + 'static` and
+/// its future `Send`, too.
+///
+/// The proxy clones it for each request, waits until the clone is ready, and calls it.
+///
+/// ```
+/// use axum::{Router, body::Body, http::Request, routing::get};
+/// use tower_reverse_proxy::{HttpService, ReverseProxyLayer};
+///
+/// fn is_an_upstream<U: HttpService>(_: &U) {}
+///
+/// // In a test, a router in the backend's place.
+/// let backend = Router::new().route("/mydir/page", get(|| async { "from the backend" }));
+/// is_an_upstream(&backend);
+/// let proxy = ReverseProxyLayer::with_upstream(backend).prefix("/mydir");
+/// # let _: (_, Request<Body>) = (proxy, Request::default());
+/// ```
+///
+/// # What isn't an upstream
+///
+/// The compiler's message names what is missing. A service of another request or response type:
+///
+/// ```compile_fail,E0277
+/// use tower_reverse_proxy::ReverseProxyLayer;
+///
+/// // "… can't be an upstream"
+/// let proxy = ReverseProxyLayer::with_upstream("http://127.0.0.1:8000");
+/// ```
+///
+/// axum's `from_fn`, whose middleware answers `Infallible` and wraps only services that do the same: write
+/// [`MapRequestLayer`](tower::util::MapRequestLayer), [`AndThenLayer`](tower::util::AndThenLayer) or a layer instead, or put
+/// it around the router.
+///
+/// ```compile_fail,E0277
+/// use axum::{body::Body, extract::Request, middleware::{Next, from_fn}, response::Response};
+/// use tower_reverse_proxy::ReverseProxyLayer;
+///
+/// async fn middleware(request: Request, next: Next) -> Response {
+///     next.run(request).await
+/// }
+///
+/// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").upstream_layer(from_fn(middleware));
+/// ```
+///
+/// ```
+/// use axum::{body::Body, http::{HeaderValue, Request}};
+/// use tower::util::MapRequestLayer;
+/// use tower_reverse_proxy::ReverseProxyLayer;
+///
+/// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").upstream_layer(MapRequestLayer::new(
+///     |mut request: Request<Body>| {
+///         request.headers_mut().insert("x-api-version", HeaderValue::from_static("2"));
+///         request
+///     },
+/// ));
+/// # let _ = proxy;
+/// ```
+///
+/// A rate limit, which isn't `Clone`, because its clones would each have a limit of their own. A buffer around it shares one:
+///
+/// ```compile_fail,E0277
+/// use std::time::Duration;
+/// use tower::limit::RateLimitLayer;
+/// use tower_reverse_proxy::ReverseProxyLayer;
+///
+/// let limit = RateLimitLayer::new(100, Duration::from_secs(1));
+/// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").upstream_layer(limit);
+/// ```
+///
+/// ```
+/// use std::time::Duration;
+/// use tower::ServiceBuilder;
+/// use tower_reverse_proxy::ReverseProxyLayer;
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let limit = ServiceBuilder::new().buffer(1024).rate_limit(100, Duration::from_secs(1));
+/// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").upstream_layer(limit);
+/// # let _ = proxy;
+/// # });
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` can't be an upstream of a reverse proxy",
+    label = "not a service from `Request<Body>` to `Response<_>` that can be cloned",
+    note = "an upstream is a `Service<Request<Body>, Response = Response<B>> + Clone`, where `Body` is axum's, the error is `Into<BoxError>`, and `B` is a `Send` body of `Bytes`",
+    note = "the address of a backend goes into `ReverseProxyLayer::new`, or into `Upstream::new`",
+    note = "`axum::middleware::from_fn` can't be an upstream layer, because it answers `Infallible`: write a `tower::util::MapRequestLayer`, or put it around the router",
+    note = "a rate limit, a load shed around it and others that aren't `Clone` need a buffer outside of them: `ServiceBuilder::new().buffer(1024).rate_limit(100, second)`"
+)]
+pub trait HttpService:
+    Service<Request<Body>, Response = Response<Self::ResponseBody>, Error: Into<BoxError>> + Clone
+{
+    /// The body of its responses.
+    type ResponseBody: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
+}
+
+#[diagnostic::do_not_recommend]
+impl<U, B> HttpService for U
+where
+    U: Service<Request<Body>, Response = Response<B>, Error: Into<BoxError>> + Clone,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    type ResponseBody = B;
+}

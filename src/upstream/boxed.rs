@@ -1,0 +1,67 @@
+//! An upstream whose type can be named.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use axum_core::{BoxError, body::Body};
+use http::{Request, Response};
+use tower::{ServiceExt, util::BoxCloneSyncService};
+use tower_service::Service;
+
+use crate::service::HttpService;
+
+/// An upstream of any kind, behind one type: for a struct's field, or for a list of upstreams that differ.
+///
+/// [`ReverseProxyLayer::boxed`](crate::ReverseProxyLayer::boxed) and [`ReverseProxy::boxed`](crate::ReverseProxy::boxed) make
+/// one. It costs two allocations per request.
+///
+/// ```
+/// use tower_reverse_proxy::{BoxUpstream, RemoteUserLayer, ReverseProxy, ReverseProxyLayer};
+///
+/// struct App {
+///     legacy: ReverseProxy<BoxUpstream>,
+/// }
+///
+/// let legacy = ReverseProxyLayer::new("http://127.0.0.1:8000").upstream_layer(RemoteUserLayer::new());
+/// let app = App { legacy: legacy.into_service().boxed() };
+/// # let _ = app.legacy;
+/// ```
+#[derive(Clone)]
+pub struct BoxUpstream(BoxCloneSyncService<Request<Body>, Response<Body>, BoxError>);
+
+impl BoxUpstream {
+    /// Boxes an upstream.
+    pub fn new<U>(upstream: U) -> Self
+    where
+        U: HttpService + Send + Sync + 'static,
+        U::Future: Send,
+    {
+        Self(BoxCloneSyncService::new(
+            upstream.map_response(|response: Response<U::ResponseBody>| response.map(Body::new)).map_err(Into::into),
+        ))
+    }
+}
+
+impl Service<Request<Body>> for BoxUpstream {
+    type Response = Response<Body>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        self.0.call(request)
+    }
+}
+
+impl fmt::Debug for BoxUpstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BoxUpstream").finish_non_exhaustive()
+    }
+}
