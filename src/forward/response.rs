@@ -1,4 +1,4 @@
-//! The response half: from what the backend answered to what the client may hear.
+//! The response half: turns the upstream's response into the one for the client.
 
 use axum_core::{BoxError, body::Body};
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use crate::{
     path::PathPolicy,
 };
 
-/// Turns the upstream's response into the one for the client, step by step.
+/// Turns the upstream's response into the one for the client. The steps are numbered as in the crate's documentation.
 ///
 /// `upload` is the request's body, if it had one.
 pub(super) fn finish<B>(
@@ -27,7 +27,7 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    // 12  a switch of protocols: to what was offered, or to nothing
+    // 12  a switch of protocols, to an offered one only
     let switch = match (response.status(), exchange.offer.take()) {
         (StatusCode::SWITCHING_PROTOCOLS, Some(offer)) => Some(offer.accepted(&mut response)?),
         (StatusCode::SWITCHING_PROTOCOLS, None) => return Err(ErrorKind::UnexpectedUpgrade.into()),
@@ -38,11 +38,11 @@ where
     if version > Version::HTTP_11 {
         headers::trim_values(response.headers_mut());
     }
-    // 13  one framing, our version, our name. `Transfer-Encoding` tells which framing it is, and goes after that.
+    // 13  one framing, the version, `Via`. The framing is read from `Transfer-Encoding`, which is removed afterwards.
     let is_bodiless = is_bodiless(&exchange.method, response.status());
     let length = if is_bodiless { None } else { response.body().size_hint().exact() };
     framing::reconcile_response(response.headers_mut(), length)?;
-    // A 204 has none (RFC 9110, section 8.6): HTTP/2 would send it.
+    // A 204 must not have one (RFC 9110, section 8.6), and hyper would send it over HTTP/2.
     if response.status() == StatusCode::NO_CONTENT {
         response.headers_mut().remove(CONTENT_LENGTH);
     }
@@ -53,12 +53,12 @@ where
     }
     *response.version_mut() = Version::HTTP_11;
 
-    // 14  the front's own cookies, the path half of references and cookies
+    // 14  the front's own cookies, and the paths in references and cookies
     cookie::drop_set(response.headers_mut(), &rules.hidden_cookies);
     if let (PathPolicy::Replace(from), Some(public)) = (&rules.path, &exchange.public) {
         let (from, to) = (from.as_str(), &*public.prefix);
         location::map_references(response.headers_mut(), |url| match public.front.without_origin(url) {
-            // From a backend that knows the front's origin, and not its prefix.
+            // The backend knows the front's origin from the forwarding fields, and doesn't know its prefix.
             Some(reference) => location::rebase(&reference, from, to),
             None => location::rebase(url, from, to),
         });
@@ -66,7 +66,8 @@ where
     }
 
     if let Some(switch) = switch {
-        // The client switches when the request's body is over: it may have failed since the backend answered.
+        // The client's connection is upgraded after the request's body, which may have failed since the backend
+        // answered.
         if let Some(failure) = upload.and_then(|upload| upload.failure()) {
             return Err(failure);
         }
@@ -77,8 +78,8 @@ where
     // 15  the body
     let has_length = response.headers().contains_key(CONTENT_LENGTH);
     if exchange.version == Version::HTTP_10 && !has_length && !is_bodiless && length.is_none() {
-        // The end of the connection is the end of such a body. hyper's server announces `keep-alive` on a response of
-        // version 1.1 to an HTTP/1.0 client that asks for it, whatever its length and its `Connection` are.
+        // Such a body ends with the connection. To an HTTP/1.0 client that asks for it, hyper's server announces
+        // `keep-alive` on any response of version 1.1, regardless of its length and its `Connection`.
         *response.version_mut() = Version::HTTP_10;
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -86,16 +87,16 @@ where
     Ok(response.map(|body| Body::new(ResponseBody::new(body, rules.body_idle_timeout, hide_length, upload))))
 }
 
-/// Whether the response has no body whatever its length says (RFC 9112, section 6.3).
+/// Whether the response has no body regardless of its length (RFC 9112, section 6.3).
 ///
-/// Its empty body would let axum's routes add `Content-Length: 0`, which says something of the GET that isn't so, and which a
-/// 204 must not have.
+/// axum's routes add `Content-Length: 0` to an empty body of known length. In a response to HEAD, that would be a wrong
+/// length for the GET, and a 204 must not have the field.
 fn is_bodiless(method: &Method, status: StatusCode) -> bool {
     method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
-/// An empty body for a response without `Content-Length`, such as a 204: axum's routes would add the field for a body of a
-/// known length.
+/// Returns an empty body of unknown length, for a response that must not have a `Content-Length`, such as a 204: axum's
+/// routes add the field if the length is known.
 pub(super) fn no_body() -> Body {
     Body::new(ResponseBody::new(Body::empty(), None, true, None))
 }
