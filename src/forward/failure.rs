@@ -9,7 +9,7 @@ use http::{
 };
 
 use super::{request::Refusal, response::no_body, rules::Rules};
-use crate::error::{Error, ErrorKind};
+use crate::{error::Error, headers::grpc};
 
 /// A failure, as an [`on_error`](crate::ReverseProxyLayer::on_error) hook gets it: the [`Error`], which it dereferences to, and
 /// the request that it happened to, as the client sent it.
@@ -142,25 +142,10 @@ fn plain_response(error: &Error) -> Response<Body> {
     response
 }
 
-/// A trailers-only response, with the status as gRPC's own mapping has it.
+/// Returns a trailers-only response with the gRPC status of the failure.
 fn grpc_response(error: &Error) -> Response<Body> {
-    let code = match error.status() {
-        _ if error.kind() == ErrorKind::SignInRequired => "16", // UNAUTHENTICATED
-        StatusCode::UNAUTHORIZED => "16",
-        StatusCode::BAD_REQUEST | StatusCode::INTERNAL_SERVER_ERROR => "13", // INTERNAL
-        StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => "4",    // DEADLINE_EXCEEDED
-        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "8", // RESOURCE_EXHAUSTED
-        StatusCode::NOT_IMPLEMENTED | StatusCode::NOT_FOUND => "12", // UNIMPLEMENTED
-        StatusCode::FORBIDDEN => "7",                                // PERMISSION_DENIED
-        StatusCode::LOOP_DETECTED => "9",                            // FAILED_PRECONDITION
-        _ => "14",                                                   // UNAVAILABLE
-    };
     let mut response = Response::new(Body::empty());
-    let headers: &mut HeaderMap = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert("grpc-status", HeaderValue::from_static(code));
-    let message = error.status().canonical_reason().unwrap_or("Error");
-    headers.insert("grpc-message", HeaderValue::from_static(message));
+    grpc::set_failure(response.headers_mut(), error.kind(), error.status());
     response
 }
 

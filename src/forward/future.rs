@@ -20,13 +20,14 @@ use super::{
     expect::Expectation,
     failure::{self, RequestHead},
     idle::poll_timer,
-    request::{self, Exchange, Refusal},
+    request::{self, Refusal, RequestContext},
     response,
     rules::Rules,
     upload::{ExchangeUpload, Upload, WaitingOn},
 };
 use crate::{
     error::{ErrorKind, classify},
+    headers::grpc,
     service::HttpService,
 };
 
@@ -37,10 +38,10 @@ where
 {
     let version = request.version();
     let head = RequestHead::keep(&rules, &request);
-    let exchange = match request::prepare(&rules, &mut request) {
-        Ok(exchange) => exchange,
+    let context = match request::prepare(&rules, &mut request) {
+        Ok(context) => context,
         Err(refusal) => {
-            let response = failure::respond(&rules, refusal, request::is_grpc(&request), head);
+            let response = failure::respond(&rules, refusal, grpc::is_grpc(request.headers()), head);
             return ForwardFuture { state: State::Refused { response: Some(response) } };
         }
     };
@@ -55,7 +56,7 @@ where
         });
     }
     let call = Oneshot::new(upstream, request);
-    ForwardFuture { state: State::Calling { call, clock: None, upload, exchange, head, rules } }
+    ForwardFuture { state: State::Calling { call, clock: None, upload, context, head, rules } }
 }
 
 pin_project! {
@@ -83,7 +84,7 @@ pin_project! {
             #[pin]
             clock: Option<Sleep>,
             upload: Option<ExchangeUpload>,
-            exchange: Exchange,
+            context: RequestContext,
             head: Option<Box<RequestHead>>,
             rules: Arc<Rules>,
         },
@@ -98,12 +99,12 @@ impl<U: HttpService> Future for ForwardFuture<U> {
             StateProj::Refused { response } => {
                 Poll::Ready(response.take().unwrap_or_else(|| panic!("polled after completion")))
             }
-            StateProj::Calling { call, clock, upload, exchange, head, rules } => {
+            StateProj::Calling { call, clock, upload, context, head, rules } => {
                 if let Some(upload) = upload {
                     upload.exchange_polled(cx);
                 }
                 let finished = match call.poll(cx) {
-                    Poll::Ready(Ok(response)) => response::finish(rules, exchange, response, upload.take()),
+                    Poll::Ready(Ok(response)) => response::finish(rules, context, response, upload.take()),
                     Poll::Ready(Err(error)) => {
                         let error = classify(error.into(), ErrorKind::Upstream);
                         Err(upload.as_ref().map_or(error.clone(), |upload| upload.root_cause(error)))
@@ -114,7 +115,7 @@ impl<U: HttpService> Future for ForwardFuture<U> {
                     },
                 };
                 Poll::Ready(finished.unwrap_or_else(|error| {
-                    failure::respond(rules, Refusal::Failed(error), exchange.is_grpc, head.take())
+                    failure::respond(rules, Refusal::Failed(error), context.is_grpc, head.take())
                 }))
             }
         }

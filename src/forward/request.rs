@@ -1,11 +1,11 @@
-//! The request half: from what the client said to what the backend may hear.
+//! The request half: turns the client's request into the one for the upstream.
 
 use std::net::IpAddr;
 
 use axum_core::body::Body;
 use http::{
     Extensions, HeaderValue, Method, Request, Uri, Version,
-    header::{CONTENT_LENGTH, CONTENT_TYPE, HOST},
+    header::{CONTENT_LENGTH, HOST},
     uri::PathAndQuery,
 };
 
@@ -17,7 +17,8 @@ use crate::{
         destination::{self, DESTINATION},
         forwarded, framing,
         front::Front,
-        hop, host, location, reserved,
+        grpc, hop, host, location,
+        reserved::{self, KeptFields},
         trailers::{self, ForbiddenTrailers},
         via,
     },
@@ -26,17 +27,17 @@ use crate::{
     upgrade::Offer,
 };
 
-/// What the response half has to know of the request.
+/// The properties of a request that the response half needs.
 #[derive(Debug)]
-pub(super) struct Exchange {
+pub(super) struct RequestContext {
     pub(super) method: Method,
-    /// The client's.
+    /// The client's version.
     pub(super) version: Version,
-    /// Whether failures have to be said in gRPC's way.
+    /// Whether a failure is answered with a gRPC status.
     pub(super) is_grpc: bool,
-    /// What the client sees, if the backend sees another directory.
+    /// The public prefix and origin, if the backend sees another directory than the client.
     pub(super) public: Option<Box<Public>>,
-    /// The protocols that the client would switch to.
+    /// The protocols that the client offers to switch to.
     pub(super) offer: Option<Offer>,
 }
 
@@ -47,11 +48,11 @@ pub(super) struct Public {
     pub(super) front: Front,
 }
 
-/// What stops a request before it's forwarded.
+/// Why a request isn't forwarded.
 #[derive(Debug)]
 pub(super) enum Refusal {
     Failed(Error),
-    /// `OPTIONS` with `Max-Forwards: 0`: we are its last recipient.
+    /// An `OPTIONS` with `Max-Forwards: 0`, whose final recipient is the proxy.
     Final,
 }
 
@@ -61,16 +62,18 @@ impl From<ErrorKind> for Refusal {
     }
 }
 
-/// Turns the client's request into the one for the upstream, step by step. One that is refused is left halfway.
-pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exchange, Refusal> {
-    let (version, is_grpc) = (request.version(), is_grpc(request));
+/// Turns the client's request into the one for the upstream. The steps are numbered as in the crate's documentation.
+///
+/// A refused request is left partly transformed.
+pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<RequestContext, Refusal> {
+    let (version, is_grpc) = (request.version(), grpc::is_grpc(request.headers()));
     let peer = peer(request.extensions());
-    // HTTP/1 removes outer blanks when it reads a field.
+    // An HTTP/1 parser removes the whitespace around a value.
     if version > Version::HTTP_11 {
         headers::trim_values(request.headers_mut());
     }
 
-    // 1  what must not be forwarded
+    // 1  refuse requests that must not be forwarded
     refuse_method(request.method())?;
     let trusted = rules.forwarded.trusts(peer);
     let Destinations { target, public_prefix, destination } = destinations(rules, request, trusted)?;
@@ -86,23 +89,28 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
         return Err(Refusal::Final);
     }
 
-    // 2  the upgrade offer, before anything can clone the request
+    // 2  the upgrade offer, taken before the request can be cloned
     let offer = Offer::take(request, &rules.upgrades)?;
 
-    // 3, 4  hop-by-hop fields, and what isn't the client's to say
+    // 3, 4  hop-by-hop fields, and fields that only the proxy may set
+    let keep = KeptFields {
+        forwarding: trusted,
+        identity_claims: trusted || rules.keep_identity_claims,
+        underscores: rules.keep_underscores,
+    };
     hop::remove_from_request(request.headers_mut(), |name| {
-        let name = name.as_str();
-        (!trusted && forwarded::is_forwarding_field(name))
-            || (!trusted && !rules.keep_identity_claims && is_identity_claim(name))
-            || reserved::is_reserved(name)
-            || (!rules.keep_underscores && reserved::has_underscore(name))
+        let is_reserved = reserved::is_for_the_proxy_only(name.as_str(), keep);
+        if is_reserved {
+            trace_removed(name.as_str(), keep);
+        }
+        is_reserved
     });
     trailers::filter_announced_in_request(request.headers_mut());
 
-    // 5  the target, as origin-form
+    // 5  the target, in origin-form
     *request.uri_mut() = Uri::from(target);
 
-    // 6  what the front knows
+    // 6  the fields that the front adds
     if let Some(host) = host {
         request.headers_mut().insert(HOST, host);
     }
@@ -121,33 +129,32 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Exch
     if let Some(offer) = &offer {
         offer.make(request);
     }
-    Ok(Exchange { method: request.method().clone(), version, is_grpc, public, offer })
+    Ok(RequestContext { method: request.method().clone(), version, is_grpc, public, offer })
 }
 
-/// Whether a client, or a peer that isn't trusted, claims somebody's identity. Says so: the application may wonder where it is.
-fn is_identity_claim(name: &str) -> bool {
-    let is_claim = reserved::is_identity_field(name);
-    if is_claim {
+/// Logs the removal of an identity claim, which an operator may look for.
+#[cold]
+fn trace_removed(name: &str, keep: KeptFields) {
+    if !keep.identity_claims && reserved::is_identity_claim(name) {
         tracing::debug!(
             target: "tower_reverse_proxy",
             header = name,
-            "the peer isn't trusted and claims an identity: the field is removed"
+            "an identity claim of an untrusted peer is removed"
         );
     }
-    is_claim
 }
 
-/// `TRACE` would show the client what was added for the backend alone.
+/// Refuses `TRACE`, because its response would show the client the fields that are added for the backend.
 fn refuse_method(method: &Method) -> Result<(), ErrorKind> {
     if method == Method::TRACE { Err(ErrorKind::UnsupportedMethod) } else { Ok(()) }
 }
 
-/// Where a request leads.
+/// The mapped paths of a request.
 struct Destinations {
     target: PathAndQuery,
     /// The directory as the client sees it, if the backend sees another one.
     public_prefix: Option<String>,
-    /// What its `Destination` has to become.
+    /// The value to set `Destination` to, if the request has one.
     destination: Option<HeaderValue>,
 }
 
@@ -161,7 +168,8 @@ fn destinations(rules: &Rules, request: &Request<Body>, trusted: bool) -> Result
     Ok(Destinations { target: target.for_backend(&rules.path)?, public_prefix, destination })
 }
 
-/// Makes the `Destination` one that the backend takes for its own, whatever its scheme and its `Host`: an absolute path.
+/// Returns the `Destination` for the backend: an absolute path, which names the backend itself regardless of its scheme
+/// and `Host`.
 fn destination(
     rules: &Rules,
     request: &Request<Body>,
@@ -175,15 +183,15 @@ fn destination(
     }
     let authority = request.uri().authority().map(|authority| authority.as_str().as_bytes());
     let host = authority.or_else(|| request.headers().get(HOST).map(HeaderValue::as_bytes));
-    // Where a trusted proxy has another `Host` for us, this is what the client knows.
+    // A trusted proxy may send another `Host` than the client did; the client's is in `X-Forwarded-Host`.
     let forwarded = trusted.then(|| forwarded::hosts(request.headers())).into_iter().flatten();
     let path = destination::path_and_query(value.as_bytes(), host.into_iter().chain(forwarded))?;
     let path = location::path_absolute(target.rebase(&path, &rules.path)?.as_bytes());
     HeaderValue::try_from(path).map(Some).map_err(|_| ErrorKind::InvalidDestination)
 }
 
-/// Inserts the list of trailers that upstream layers forbid, if the client's body may end in trailers. In HTTP/1.1 these are
-/// part of the chunked coding, and a body with a length has none.
+/// Inserts the list of trailers that upstream layers forbid, if the client's body may end in trailers. In HTTP/1.1
+/// these are part of the chunked coding, so a body with a length has none.
 pub(super) fn forbidden_trailers(request: &mut Request<Body>, version: Version) -> Option<ForbiddenTrailers> {
     let has_length =
         request.headers().contains_key(CONTENT_LENGTH) || http_body::Body::size_hint(request.body()).exact().is_some();
@@ -193,17 +201,6 @@ pub(super) fn forbidden_trailers(request: &mut Request<Body>, version: Version) 
     let forbidden = ForbiddenTrailers::default();
     request.extensions_mut().insert(forbidden.clone());
     Some(forbidden)
-}
-
-/// Whether failures have to be said in gRPC's way.
-pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
-    request.headers().get(CONTENT_TYPE).is_some_and(|value| {
-        value
-            .as_bytes()
-            .trim_ascii_start()
-            .strip_prefix(b"application/grpc")
-            .is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))
-    })
 }
 
 fn peer(extensions: &Extensions) -> Option<IpAddr> {

@@ -7,7 +7,7 @@ use http::{
     header::{CONNECTION, CONTENT_LENGTH},
 };
 
-use super::{body::ResponseBody, request::Exchange, rules::Rules, upload::ExchangeUpload};
+use super::{body::ResponseBody, request::RequestContext, rules::Rules, upload::ExchangeUpload};
 use crate::{
     error::{Error, ErrorKind},
     headers::{self, cookie, framing, hop, location, trailers},
@@ -19,7 +19,7 @@ use crate::{
 /// `upload` is the request's body, if it had one.
 pub(super) fn finish<B>(
     rules: &Rules,
-    exchange: &mut Exchange,
+    context: &mut RequestContext,
     mut response: Response<B>,
     upload: Option<ExchangeUpload>,
 ) -> Result<Response<Body>, Error>
@@ -28,7 +28,7 @@ where
     B::Error: Into<BoxError>,
 {
     // 12  a switch of protocols, to an offered one only
-    let switch = match (response.status(), exchange.offer.take()) {
+    let switch = match (response.status(), context.offer.take()) {
         (StatusCode::SWITCHING_PROTOCOLS, Some(offer)) => Some(offer.accepted(&mut response)?),
         (StatusCode::SWITCHING_PROTOCOLS, None) => return Err(ErrorKind::UnexpectedUpgrade.into()),
         (status, Some(offer)) if offer.is_opened_by(status) => return Err(ErrorKind::UnexpectedUpgrade.into()),
@@ -39,7 +39,7 @@ where
         headers::trim_values(response.headers_mut());
     }
     // 13  one framing, the version, `Via`. The framing is read from `Transfer-Encoding`, which is removed afterwards.
-    let is_bodiless = is_bodiless(&exchange.method, response.status());
+    let is_bodiless = is_bodiless(&context.method, response.status());
     let length = if is_bodiless { None } else { response.body().size_hint().exact() };
     framing::reconcile_response(response.headers_mut(), length)?;
     // A 204 must not have one (RFC 9110, section 8.6), and hyper would send it over HTTP/2.
@@ -55,7 +55,7 @@ where
 
     // 14  the front's own cookies, and the paths in references and cookies
     cookie::drop_set(response.headers_mut(), &rules.hidden_cookies);
-    if let (PathPolicy::Replace(from), Some(public)) = (&rules.path, &exchange.public) {
+    if let (PathPolicy::Replace(from), Some(public)) = (&rules.path, &context.public) {
         let (from, to) = (from.as_str(), &*public.prefix);
         location::map_references(response.headers_mut(), |url| match public.front.without_origin(url) {
             // The backend knows the front's origin from the forwarding fields, and doesn't know its prefix.
@@ -77,7 +77,7 @@ where
 
     // 15  the body
     let has_length = response.headers().contains_key(CONTENT_LENGTH);
-    if exchange.version == Version::HTTP_10 && !has_length && !is_bodiless && length.is_none() {
+    if context.version == Version::HTTP_10 && !has_length && !is_bodiless && length.is_none() {
         // Such a body ends with the connection. To an HTTP/1.0 client that asks for it, hyper's server announces
         // `keep-alive` on any response of version 1.1, regardless of its length and its `Connection`.
         *response.version_mut() = Version::HTTP_10;

@@ -18,7 +18,7 @@ use http::{
 };
 use ipnet::IpNet;
 
-use super::{is_token_byte, members, reserved::eq_folded};
+use super::{eq_folded, is_token_byte, members};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");

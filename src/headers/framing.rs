@@ -9,7 +9,7 @@ use http_body::SizeHint;
 use super::members;
 use crate::error::ErrorKind;
 
-/// Rejects a message whose `Transfer-Encoding` isn't exactly one `chunked`.
+/// Refuses a message whose `Transfer-Encoding` isn't exactly one `chunked`.
 ///
 /// hyper decodes `chunked` and ignores the other codings in `gzip, chunked` or a repeated `chunked`. The body would be
 /// forwarded without the field that names its other codings (RFC 9112, section 6.1).

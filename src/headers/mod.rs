@@ -5,6 +5,7 @@ pub(crate) mod destination;
 pub(crate) mod forwarded;
 pub(crate) mod framing;
 pub(crate) mod front;
+pub(crate) mod grpc;
 pub(crate) mod hop;
 pub(crate) mod host;
 pub(crate) mod location;
@@ -80,6 +81,16 @@ pub(crate) fn remove_where(headers: &mut HeaderMap, mut unwanted: impl FnMut(&He
     for name in names {
         headers.remove(name);
     }
+}
+
+/// Whether a server may read both names as the same variable: they differ only in case and in characters that are
+/// neither letters nor digits. Most servers fold `-` into `_`, some (PHP) `.` too, some (lighttpd) every such
+/// character.
+pub(super) fn eq_folded(name: &[u8], other: &str) -> bool {
+    fn folded(byte: &u8) -> u8 {
+        if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' }
+    }
+    name.len() == other.len() && name.iter().map(folded).eq(other.as_bytes().iter().map(folded))
 }
 
 /// Removes the members of a list field for which `keep` returns `false`, and the field if no member is left.

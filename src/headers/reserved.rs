@@ -3,14 +3,33 @@
 
 use http::{HeaderMap, HeaderName, header::TRAILER};
 
-use super::{remove_where, retain_members};
+use super::{eq_folded, forwarded::is_forwarding_field, remove_where, retain_members};
+
+/// The fields of a request that are kept although only the proxy may set them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct KeptFields {
+    /// Forwarding fields, because the peer is trusted.
+    pub(crate) forwarding: bool,
+    /// Identity claims, because the peer is trusted or an option keeps them.
+    pub(crate) identity_claims: bool,
+    /// Names with underscores, because an option keeps them.
+    pub(crate) underscores: bool,
+}
+
+/// Whether only the proxy may set the field, so that a client's is removed.
+pub(crate) fn is_for_the_proxy_only(name: &str, keep: KeptFields) -> bool {
+    (!keep.forwarding && is_forwarding_field(name))
+        || (!keep.identity_claims && is_identity_claim(name))
+        || is_reserved(name)
+        || (!keep.underscores && has_underscore(name))
+}
 
 /// Whether the field is removed from every request.
 ///
 /// `Remote-User` is set by the proxy. `Proxy` becomes `HTTP_PROXY` in a CGI (CVE-2016-5385). `X-Original-URL` and
 /// `X-Rewrite-URL` replace the path in some frameworks and would escape every prefix. They aren't accepted from a
 /// trusted peer either, because trusted proxies forward these fields from their clients.
-pub(crate) fn is_reserved(name: &str) -> bool {
+fn is_reserved(name: &str) -> bool {
     let name = name.as_bytes();
     match name.first() {
         Some(b'p') => name == b"proxy",
@@ -25,7 +44,7 @@ pub(crate) fn is_reserved(name: &str) -> bool {
 ///
 /// Backends trust these fields without a signature. Signed ones (`Cf-Access-Jwt-Assertion`, `X-Goog-IAP-JWT-Assertion`)
 /// aren't included, because their readers verify them.
-pub(crate) fn is_identity_field(name: &str) -> bool {
+pub(crate) fn is_identity_claim(name: &str) -> bool {
     let name = name.as_bytes();
     // Prefixes of names, selected by the first octets, which already exclude nearly every other field.
     let claims: &[&str] = match name {
@@ -55,7 +74,7 @@ pub(crate) fn is_identity_field(name: &str) -> bool {
 
 /// Whether the name has an underscore, which WSGI and CGI servers don't distinguish from a hyphen: `Remote_User`
 /// becomes `HTTP_REMOTE_USER` too, and `SCRIPT_NAME` is one of the server's own variables.
-pub(crate) fn has_underscore(name: &str) -> bool {
+fn has_underscore(name: &str) -> bool {
     name.bytes().any(|b| b == b'_')
 }
 
@@ -63,16 +82,6 @@ pub(crate) fn has_underscore(name: &str) -> bool {
 pub(crate) fn remove_folded(headers: &mut HeaderMap, name: &HeaderName) {
     remove_where(headers, |other| eq_folded(other.as_str().as_bytes(), name.as_str()));
     retain_members(headers, TRAILER, |member| !eq_folded(member, name.as_str()));
-}
-
-/// Whether a server may read both names as the same variable: they differ only in case and in characters that are
-/// neither letters nor digits. Most servers fold `-` into `_`, some (PHP) `.` too, some (lighttpd) every such
-/// character.
-pub(super) fn eq_folded(name: &[u8], other: &str) -> bool {
-    fn folded(byte: &u8) -> u8 {
-        if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' }
-    }
-    name.len() == other.len() && name.iter().map(folded).eq(other.as_bytes().iter().map(folded))
 }
 
 #[cfg(test)]
@@ -144,7 +153,7 @@ mod tests {
             "X-Vouch-User",
             "Proxy-Remote-User",
         ] {
-            assert!(is_identity_field(&name.to_ascii_lowercase()), "{name}");
+            assert!(is_identity_claim(&name.to_ascii_lowercase()), "{name}");
         }
         for name in [
             "referer",
@@ -173,7 +182,7 @@ mod tests {
             "authorization",
             "x-remote",
         ] {
-            assert!(!is_identity_field(&name.to_ascii_lowercase()), "{name}");
+            assert!(!is_identity_claim(&name.to_ascii_lowercase()), "{name}");
         }
     }
 

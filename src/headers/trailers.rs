@@ -7,7 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use http::{Extensions, HeaderMap, HeaderName, header::TRAILER};
 
-use super::{forwarded, remove_where, reserved, retain_members, trim_values};
+use super::{
+    eq_folded, remove_where,
+    reserved::{KeptFields, is_for_the_proxy_only},
+    retain_members, trim_values,
+};
 
 /// The names of fields that upstream layers set, and that must not be repeated by a trailer of the client. A request
 /// extension.
@@ -36,7 +40,7 @@ impl ForbiddenTrailers {
         let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         remove_where(trailers, |trailer| {
             !is_allowed_in_request(trailer)
-                || names.iter().any(|name| reserved::eq_folded(trailer.as_str().as_bytes(), name.as_str()))
+                || names.iter().any(|name| eq_folded(trailer.as_str().as_bytes(), name.as_str()))
         });
         trim_values(trailers);
     }
@@ -100,10 +104,7 @@ fn is_allowed_in_request(name: &HeaderName) -> bool {
             "authorization" | "cookie" | "expect" | "max-forwards" | "origin" | "range" | "referer"
         )
         && !name.as_str().starts_with("if-")
-        && !reserved::is_reserved(name.as_str())
-        && !reserved::is_identity_field(name.as_str())
-        && !reserved::has_underscore(name.as_str())
-        && !forwarded::is_forwarding_field(name.as_str())
+        && !is_for_the_proxy_only(name.as_str(), KeptFields::default())
 }
 
 /// Excludes framing, response control and credentials, which would mislead a client that merges trailers; and

@@ -1,0 +1,120 @@
+//! gRPC over HTTP/2: requests whose clients expect a gRPC status, and that status for a failure.
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
+
+use crate::error::ErrorKind;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// Whether a request is a gRPC call: its media type is `application/grpc`, with or without a suffix or parameters.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| {
+        value
+            .as_bytes()
+            .trim_ascii_start()
+            .strip_prefix(b"application/grpc")
+            .is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))
+    })
+}
+
+/// Sets the fields of a trailers-only response, which is how a gRPC server reports a failure before any message.
+pub(crate) fn set_failure(headers: &mut HeaderMap, kind: ErrorKind, status: StatusCode) {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(GRPC_STATUS, HeaderValue::from_static(status_of(kind, status)));
+    headers.insert(GRPC_MESSAGE, HeaderValue::from_static(status.canonical_reason().unwrap_or("Error")));
+}
+
+/// Maps a failure to a gRPC status code, by the HTTP status that other clients get.
+fn status_of(kind: ErrorKind, status: StatusCode) -> &'static str {
+    match status {
+        // Without a challenge, its HTTP status is 403, which would be PERMISSION_DENIED.
+        _ if kind == ErrorKind::SignInRequired => UNAUTHENTICATED,
+        StatusCode::UNAUTHORIZED => UNAUTHENTICATED,
+        StatusCode::BAD_REQUEST | StatusCode::INTERNAL_SERVER_ERROR => INTERNAL,
+        StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => DEADLINE_EXCEEDED,
+        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+            RESOURCE_EXHAUSTED
+        }
+        StatusCode::NOT_IMPLEMENTED | StatusCode::NOT_FOUND => UNIMPLEMENTED,
+        StatusCode::FORBIDDEN => PERMISSION_DENIED,
+        StatusCode::LOOP_DETECTED => FAILED_PRECONDITION,
+        _ => UNAVAILABLE,
+    }
+}
+
+const DEADLINE_EXCEEDED: &str = "4";
+const PERMISSION_DENIED: &str = "7";
+const RESOURCE_EXHAUSTED: &str = "8";
+const FAILED_PRECONDITION: &str = "9";
+const UNIMPLEMENTED: &str = "12";
+const INTERNAL: &str = "13";
+const UNAVAILABLE: &str = "14";
+const UNAUTHENTICATED: &str = "16";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_is_recognized_by_its_media_type() {
+        for (content_type, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;charset=utf-8", true),
+            (" application/grpc", true),
+            ("application/grpc-web", false),
+            ("application/grpcx", false),
+            ("application/json", false),
+        ] {
+            let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(content_type))]);
+            assert_eq!(is_grpc(&headers), expected, "{content_type:?}");
+        }
+        assert!(!is_grpc(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn each_failure_has_one_status() {
+        use ErrorKind as E;
+        for (kind, code) in [
+            (E::InvalidTarget, INTERNAL),
+            (E::InvalidHost, INTERNAL),
+            (E::TargetTooLong, RESOURCE_EXHAUSTED),
+            (E::RequestHeadTooLarge, RESOURCE_EXHAUSTED),
+            (E::RequestBodyTooLarge, RESOURCE_EXHAUSTED),
+            (E::UnsupportedMethod, UNIMPLEMENTED),
+            (E::UnsupportedTransferCoding, UNIMPLEMENTED),
+            (E::LoopDetected, FAILED_PRECONDITION),
+            (E::SignInRequired, UNAUTHENTICATED),
+            (E::UnrepresentableUser, PERMISSION_DENIED),
+            (E::RequestBodyTimeout, DEADLINE_EXCEEDED),
+            (E::SendTimeout, DEADLINE_EXCEEDED),
+            (E::HeaderTimeout, DEADLINE_EXCEEDED),
+            (E::ConnectTimeout, DEADLINE_EXCEEDED),
+            (E::Connect, UNAVAILABLE),
+            (E::Overloaded, UNAVAILABLE),
+            (E::ConnectionClosed, UNAVAILABLE),
+            (E::Upstream, UNAVAILABLE),
+        ] {
+            assert_eq!(status_of(kind, crate::error::Error::from(kind).status()), code, "{kind:?}");
+        }
+        for (status, code) in [
+            (StatusCode::UNAUTHORIZED, UNAUTHENTICATED),
+            (StatusCode::FORBIDDEN, PERMISSION_DENIED),
+            (StatusCode::NOT_FOUND, UNIMPLEMENTED),
+            (StatusCode::INTERNAL_SERVER_ERROR, INTERNAL),
+            (StatusCode::TOO_MANY_REQUESTS, UNAVAILABLE),
+        ] {
+            assert_eq!(status_of(E::Upstream, status), code, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_failure_is_a_trailers_only_response() {
+        let mut headers = HeaderMap::new();
+        set_failure(&mut headers, ErrorKind::HeaderTimeout, StatusCode::GATEWAY_TIMEOUT);
+        assert_eq!(headers[CONTENT_TYPE], "application/grpc");
+        assert_eq!(headers[GRPC_STATUS], DEADLINE_EXCEEDED);
+        assert_eq!(headers[GRPC_MESSAGE], "Gateway Timeout");
+    }
+}
