@@ -224,7 +224,7 @@ pub fn refresh(data: &[u8]) {
 /// A valid `Host`: it can't end a parameter of `Forwarded` or begin another one.
 pub fn forwarded(data: &[u8]) {
     let Ok(host) = HeaderValue::from_bytes(data) else { return };
-    if !crate::backend::is_authority(host.as_bytes()) {
+    if !crate::authority::is_authority(host.as_bytes()) {
         return;
     }
     let mut headers = HeaderMap::from_iter([(HOST, host)]);

@@ -72,6 +72,7 @@
 #![doc = include_str!("docs/limits.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod authority;
 mod backend;
 mod error;
 mod expect;

@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderValue, Uri, Version, header::HOST};
 
-use crate::{backend::is_authority, error::ErrorKind};
+use crate::{authority::is_authority, error::ErrorKind};
 
 /// Returns the value to set `Host` to; `None` if it stays unchanged. Only an HTTP/1.0 request may have no authority at
 /// all.

@@ -7,7 +7,7 @@ use http::{
     uri::{Authority, Scheme},
 };
 
-use crate::backend::{Backend, is_authority};
+use crate::{authority::is_authority, backend::Backend};
 
 /// The `Host` that the backend gets.
 ///
