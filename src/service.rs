@@ -41,9 +41,9 @@ use tower_service::Service;
 /// let proxy = ReverseProxyLayer::with_upstream("http://127.0.0.1:8000");
 /// ```
 ///
-/// axum's `from_fn`, whose middleware answers `Infallible` and wraps only services that do the same: write
-/// [`MapRequestLayer`](tower::util::MapRequestLayer), [`AndThenLayer`](tower::util::AndThenLayer) or a layer instead, or put
-/// it around the router.
+/// axum's `from_fn` as an upstream layer, because it wraps only services that never fail. A
+/// [`MapRequestLayer`](tower::util::MapRequestLayer) or a layer of one's own does the same on the upstream side; or `from_fn`
+/// stands around the router.
 ///
 /// ```compile_fail,E0277
 /// use axum::{body::Body, extract::Request, middleware::{Next, from_fn}, response::Response};
@@ -92,13 +92,36 @@ use tower_service::Service;
 /// # let _ = proxy;
 /// # });
 /// ```
+///
+/// A layer that rejects requests, around a service whose error isn't `From<`[`Error`](crate::Error)`>`, such as a `Router`,
+/// whose error is `Infallible`. [`BoxUpstream::new`](crate::BoxUpstream::new) makes a service of it whose error is a
+/// [`BoxError`]:
+///
+/// ```compile_fail,E0277
+/// use axum::Router;
+/// use tower::Layer;
+/// use tower_reverse_proxy::{RemoteUserLayer, ReverseProxyLayer};
+///
+/// let proxy = ReverseProxyLayer::with_upstream(RemoteUserLayer::new().layer(Router::new()));
+/// ```
+///
+/// ```
+/// use axum::Router;
+/// use tower::Layer;
+/// use tower_reverse_proxy::{BoxUpstream, RemoteUserLayer, ReverseProxyLayer};
+///
+/// let mock = BoxUpstream::new(Router::new());
+/// let proxy = ReverseProxyLayer::with_upstream(RemoteUserLayer::new().layer(mock));
+/// # let _ = proxy;
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` can't be an upstream of a reverse proxy",
     label = "not a service from `Request<Body>` to `Response<_>` that can be cloned",
     note = "an upstream is a `Service<Request<Body>, Response = Response<B>> + Clone`, where `Body` is axum's, the error is `Into<BoxError>`, and `B` is a `Send` body of `Bytes`",
     note = "the address of a backend goes into `ReverseProxyLayer::new`, or into `Upstream::new`",
-    note = "`axum::middleware::from_fn` can't be an upstream layer, because it answers `Infallible`: write a `tower::util::MapRequestLayer`, or put it around the router",
-    note = "a rate limit, a load shed around it and others that aren't `Clone` need a buffer outside of them: `ServiceBuilder::new().buffer(1024).rate_limit(100, second)`"
+    note = "`axum::middleware::from_fn` can't be an upstream layer, because it wraps only services that never fail: use a `tower::util::MapRequestLayer`, or put it around the router",
+    note = "a rate limit isn't `Clone`: put a buffer around it, as in `ServiceBuilder::new().buffer(1024).rate_limit(100, Duration::from_secs(1))`",
+    note = "a layer that rejects requests, as `RemoteUserLayer`, wraps services whose error is `From<tower_reverse_proxy::Error>`: `BoxUpstream::new` makes one of a `Router`"
 )]
 pub trait HttpService:
     Service<Request<Body>, Response = Response<Self::ResponseBody>, Error: Into<BoxError>> + Clone

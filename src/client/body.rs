@@ -234,6 +234,13 @@ fn failed(error: hyper::Error) -> Error {
     Error::with_source(ErrorKind::ResponseBody, error)
 }
 
+/// An empty body, for layers that respond in the backend's place, such as tower-http's `TimeoutLayer`.
+impl Default for ResponseBody {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
 impl fmt::Debug for ResponseBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseBody").finish_non_exhaustive()

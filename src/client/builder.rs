@@ -190,7 +190,8 @@ impl ClientBuilder {
 
     /// Sets how TLS is spoken to an `https` backend. Default: [`Tls::new`], with the platform's root certificates.
     ///
-    /// For a backend that isn't `https`, it's an error, because the connection would be in plaintext all the same.
+    /// For a backend that isn't `https`, it's an error, because the connection would be in plaintext all the same. It's one with
+    /// a [`connector`](Self::connector), too, which makes the whole connection.
     ///
     /// ```
     /// use tower_reverse_proxy::{Client, Tls};
@@ -453,8 +454,13 @@ impl ClientBuilder {
                 let error = format!("TLS for the backend \"{backend}\": write an `https://` origin");
                 return Err(InvalidClient(Reason::Option(error)));
             }
-        } else if options.tls.is_none() && options.connector.is_none() {
-            options.tls = Some(Tls::new()?);
+        } else if options.connector.is_none() {
+            if options.tls.is_none() {
+                options.tls = Some(Tls::new()?);
+            }
+        } else if options.tls.is_some() {
+            let error = "TLS for a connector, which makes the whole connection: leave out `tls`, or the connector";
+            return Err(InvalidClient(Reason::Option(error.to_owned())));
         }
         Client::new(backend, &options)
     }
@@ -546,6 +552,9 @@ from_backend!(&str, String, &String, Uri, Backend);
 
 #[cfg(test)]
 mod tests {
+    #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
+    use hyper_util::client::legacy::connect::HttpConnector;
+
     use super::*;
 
     #[test]
@@ -583,6 +592,9 @@ mod tests {
             let error = Client::builder(backend).tls(tls.clone()).build().unwrap_err();
             assert!(error.to_string().contains(hint), "{error}");
         }
-        assert!(Client::builder("https://backend.example").tls(tls).build().is_ok());
+        let https = || Client::builder("https://backend.example").tls(tls.clone());
+        assert!(https().build().is_ok());
+        let error = https().connector(HttpConnector::new()).build().unwrap_err();
+        assert!(error.to_string().contains("leave out `tls`"), "{error}");
     }
 }

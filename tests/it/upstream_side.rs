@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use axum::{
@@ -19,6 +20,7 @@ use axum::{
 use http_body_util::BodyExt;
 use hyper_util::{client::legacy, rt::TokioExecutor};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, layer::layer_fn, service_fn, util::MapRequestLayer};
+use tower_http::timeout::TimeoutLayer as StatusTimeoutLayer;
 use tower_reverse_proxy::{
     Backend, BasicAuthLayer, Error, ErrorKind, RemoteUser, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer,
     Upstream,
@@ -181,4 +183,12 @@ async fn any_service_can_be_an_upstream() {
     let proxy = ReverseProxyLayer::with_upstream(upstream).prefix("/mydir").strip_prefix();
     let answer = get(front(Router::new().layer(proxy)).await, "/mydir/x?y", "").await;
     assert_eq!(answer.text(), "GET /x?y \"front.example\"");
+}
+
+#[tokio::test]
+async fn a_layer_that_responds_itself_fits_around_the_client() {
+    let slow = Router::new().fallback(|| async { std::future::pending::<()>().await });
+    let timeout = StatusTimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, Duration::from_millis(50));
+    let proxy = ReverseProxyLayer::new(format!("http://{}", front(slow).await)).upstream_layer(timeout);
+    assert_eq!(get(front(Router::new().layer(proxy)).await, "/x", "").await.status(), 504);
 }
