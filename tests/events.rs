@@ -30,7 +30,7 @@ use tracing_subscriber::{
     layer::{Context, SubscriberExt},
 };
 
-use self::support::{answering, ask, backend, client, front, get, mirror};
+use self::support::{answering, ask, backend, client, closing, front, get, mirror, refusing, silent};
 
 const SHORT: Duration = Duration::from_millis(150);
 
@@ -95,11 +95,6 @@ impl Turn {
         assert_eq!(events.len(), 1, "one event: {events:?}");
         events.remove(0)
     }
-}
-
-async fn refusing() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
 }
 
 const OFFER: &str = "GET /chat?key=s3cret HTTP/1.1\r\nHost: front.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -322,14 +317,6 @@ const FAULTS: &[(&[u8], u16, &str)] = &[
     ),
 ];
 
-async fn dying(bytes: &'static [u8]) -> String {
-    backend(move |mut wire| async move {
-        wire.message().await;
-        wire.send(bytes).await;
-    })
-    .await
-}
-
 /// Failures of backends and clients: the origin, the request, its status, and the level, phase and kind of its event.
 /// Everything that can be a secret contains `s3cret`.
 async fn failures() -> Vec<(String, String, u16, &'static str)> {
@@ -337,19 +324,10 @@ async fn failures() -> Vec<(String, String, u16, &'static str)> {
         Cookie: session=s3cret\r\nProxy-Authorization: Basic s3cret\r\n\r\n";
     let mut failures = vec![
         (refusing().await, get.to_owned(), 502, "WARN Connect Connect"),
-        (
-            backend(|mut wire| async move {
-                wire.message().await;
-                wire.closed().await;
-            })
-            .await,
-            get.to_owned(),
-            504,
-            "WARN ResponseHead HeaderTimeout",
-        ),
+        (silent().await, get.to_owned(), 504, "WARN ResponseHead HeaderTimeout"),
     ];
     for &(bytes, status, event) in FAULTS {
-        failures.push((dying(bytes).await, get.to_owned(), status, event));
+        failures.push((closing(bytes).await, get.to_owned(), status, event));
     }
     let post = "POST /x?key=s3cret HTTP/1.1\r\nHost: front.example\r\nCookie: session=s3cret\r\nTransfer-Encoding:";
     for (request, status, event) in [
@@ -446,11 +424,7 @@ async fn events_and_errors_show_no_secrets() {
 async fn a_failure_of_a_nested_proxy_is_one_event() {
     let turn = Turn::take().await;
     for response in ["", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart"] {
-        let origin = backend(move |mut wire| async move {
-            wire.message().await;
-            wire.send(response.as_bytes()).await;
-        })
-        .await;
+        let origin = closing(response).await;
         let outer = ReverseProxyLayer::with_upstream(ReverseProxyLayer::new(origin).into_service());
         let mut wire = client(front(Router::new().layer(outer)).await).await;
         wire.send(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await;

@@ -13,12 +13,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use base64::{Engine, prelude::BASE64_STANDARD};
-use sha1::{Digest, Sha1};
-
 #[path = "../examples/gateway/main.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod gateway;
+
+#[allow(dead_code)] // the other binary uses all of it
+#[path = "it/support/frames.rs"]
+mod frames;
+#[path = "it/support/websocket.rs"]
+mod websocket;
+
+use self::{
+    frames::{
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, SETTINGS, WINDOW_UPDATE, frame,
+    },
+    websocket::accept_of,
+};
 
 /// How long a test waits for one thing before it fails.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -160,22 +170,6 @@ fn mount(prefix: &str, backend: &str, keys: &str) -> String {
     format!("[[mount]]\nprefix = {prefix:?}\nbackend = {backend:?}\n{keys}\n")
 }
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// A frame of HTTP/2 (RFC 9113, section 4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-const HEADERS: u8 = 1;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-
 /// `GET path` for `front.example` as a header block.
 fn block(path: &str, fields: &[(&str, &str)]) -> Vec<u8> {
     let pseudo = [(":method", "GET"), (":scheme", "http"), (":authority", "front.example"), (":path", path)];
@@ -247,7 +241,7 @@ fn http2_status(gateway: &Gateway, path: &str, fields: &[(&str, &str)]) -> u16 {
         let end = if parts.peek().is_none() { END_HEADERS } else { 0 };
         let flags = if kind == HEADERS { end | END_STREAM } else { end };
         request.extend_from_slice(&frame(kind, flags, 1, part));
-        kind = 9; // CONTINUATION
+        kind = CONTINUATION;
     }
     let answer = read_frame(&mut gateway.send(request), HEADERS);
     match answer[0] {
@@ -314,7 +308,7 @@ fn a_slow_exchange_is_not_cut_as_a_silent_client() {
     let request = frame(HEADERS, END_STREAM | END_HEADERS, 1, &block("/mydir/x", &[]));
     let mut http2 = gateway.send([PREFACE, &frame(SETTINGS, 0, 0, b""), &request].concat());
     assert!(gateway.get("/mydir/x", "").ends_with("\r\n\r\nfirstlater"));
-    assert_eq!([read_frame(&mut http2, 0), read_frame(&mut http2, 0)].concat(), b"firstlater");
+    assert_eq!([read_frame(&mut http2, DATA), read_frame(&mut http2, DATA)].concat(), b"firstlater");
 }
 
 /// The end of a response may wait in the server after the exchange's last frame. With one of these sizes it does.
@@ -356,7 +350,7 @@ fn an_http2_client_that_reads_late_gets_the_complete_response() {
         let mut taken = [0; 2];
         for (client, taken) in clients.iter_mut().zip(&mut taken) {
             while *taken < 65_535 {
-                *taken += read_frame(client, 0).len();
+                *taken += read_frame(client, DATA).len();
             }
         }
         if is_end_of_process {
@@ -367,7 +361,7 @@ fn an_http2_client_that_reads_late_gets_the_complete_response() {
             let more = 100_000_u32.to_be_bytes();
             client.write_all(&[frame(WINDOW_UPDATE, 0, 0, &more), frame(WINDOW_UPDATE, 0, 1, &more)].concat()).unwrap();
             while taken < 100_000 {
-                taken += read_frame(&mut client, 0).len();
+                taken += read_frame(&mut client, DATA).len();
             }
         }
     }
@@ -451,8 +445,7 @@ fn a_silent_tunnel_over_http2_is_not_an_idle_connection() {
         let request = head(&mut stream);
         let key = request.lines().find(|line| line.to_ascii_lowercase().starts_with("sec-websocket-key:"));
         let key = key.unwrap().split_once(':').unwrap().1.trim();
-        let accept = Sha1::digest(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11"));
-        let accept = BASE64_STANDARD.encode(accept);
+        let accept = accept_of(key);
         let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n";
         stream.write_all(format!("{switch}Sec-WebSocket-Accept: {accept}\r\n\r\n").as_bytes()).unwrap();
         thread::sleep(Duration::from_secs(1));
@@ -470,7 +463,7 @@ fn a_silent_tunnel_over_http2_is_not_an_idle_connection() {
     ]);
     let connect = frame(HEADERS, END_HEADERS, 1, &connect);
     let mut client = gateway.send([PREFACE, &frame(SETTINGS, 0, 0, b""), &connect].concat());
-    assert_eq!(read_frame(&mut client, 0), b"a frame");
+    assert_eq!(read_frame(&mut client, DATA), b"a frame");
 }
 
 #[test]

@@ -4,6 +4,9 @@
 //! A binary of its own, because it counts the tasks and descriptors of the whole process.
 #![allow(clippy::unwrap_used)] // a missing value fails the test
 
+#[path = "it/support/websocket.rs"]
+mod websocket;
+
 use std::{
     collections::hash_map::RandomState,
     fs,
@@ -19,14 +22,12 @@ use axum::{
     body::{Body, Bytes},
     http::Request,
 };
-use base64::{Engine, prelude::BASE64_STANDARD};
 use http_body_util::{BodyExt, Channel};
 use hyper::{
     client::conn::http2::{self, SendRequest},
     ext::Protocol,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use sha1::{Digest, Sha1};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -35,6 +36,8 @@ use tokio::{
     time::timeout,
 };
 use tower_reverse_proxy::{Client, ReverseProxyLayer, Tunnels};
+
+use self::websocket::accept_of;
 
 const EXCHANGES: usize = 3_000;
 const AT_ONCE: usize = 50;
@@ -229,7 +232,7 @@ async fn converse(mut stream: impl Peer) {
     let answer = match () {
         () if head.contains("upgrade:") => {
             let key = head.lines().find_map(|line| line.strip_prefix("sec-websocket-key: "));
-            let accept = accept(key.unwrap_or_default());
+            let accept = accept_of(key.unwrap_or_default());
             let fields = format!("Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {accept}");
             format!("HTTP/1.1 101 Switching Protocols\r\n{fields}\r\n\r\n")
         }
@@ -287,9 +290,4 @@ async fn end(mut stream: impl Peer) {
             let _ = timeout(Duration::from_millis(random(20)), stream.read(&mut sink)).await;
         }
     }
-}
-
-/// The `Sec-WebSocket-Accept` for a key (RFC 6455, section 4.2.2).
-fn accept(key: &str) -> String {
-    BASE64_STANDARD.encode(Sha1::digest(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11")))
 }

@@ -31,7 +31,7 @@ use tokio::{
 use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
-use crate::support::{PATIENCE, Pipe, Wire, backend, client, front, get, seen_to_be_kept};
+use crate::support::{PATIENCE, Pipe, Wire, backend, client, front, get, seen_to_be_kept, settled};
 
 fn request(method: &str, target: &str, body: impl Into<Body>) -> Request {
     Request::builder().method(method).uri(target).header("host", "front.example").body(body.into()).unwrap()
@@ -437,18 +437,4 @@ async fn a_client_that_does_not_read_slows_the_backend_down() {
         timeout(PATIENCE, stream.read_exact(&mut read)).await.unwrap().unwrap();
     }
     assert!(sent.load(Ordering::SeqCst) > stopped);
-}
-
-/// Waits until a count has risen and rises no more. In real time, because the kernel's buffers fill up.
-pub(crate) async fn settled(count: &AtomicUsize) -> usize {
-    let mut before = 0;
-    loop {
-        sleep(Duration::from_millis(200)).await;
-        let now = count.load(Ordering::SeqCst);
-        // A count without limit fails the caller's assertion.
-        if (now == before && now > 0) || now > 256 << 20 {
-            return now;
-        }
-        before = now;
-    }
 }

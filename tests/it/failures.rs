@@ -23,7 +23,7 @@ use http_body_util::{BodyExt, Channel};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::AsyncWriteExt,
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::mpsc,
     time::{sleep, timeout},
 };
@@ -33,7 +33,10 @@ use tower::{
 };
 use tower_reverse_proxy::{Client, Error, ErrorKind, Failure, Phase, ReverseProxy, ReverseProxyLayer};
 
-use crate::support::{Message, PATIENCE, Wire, answering, ask, backend, client, front, get as ask_get, http2, mirror};
+use crate::support::{
+    Message, PATIENCE, Wire, answering, ask, backend, client, closing, front, get as ask_get, http2, mirror, refusing,
+    silent,
+};
 
 const SHORT: Duration = Duration::from_millis(150);
 
@@ -58,28 +61,6 @@ fn failure(answer: &Message) -> String {
     format!("{} {}", answer.status(), answer.field("x-failure").unwrap_or("no failure"))
 }
 
-/// A backend that reads a request, sends these bytes, and closes.
-async fn dying(bytes: &'static [u8]) -> String {
-    backend(move |mut wire| async move {
-        wire.message().await;
-        wire.send(bytes).await;
-    })
-    .await
-}
-
-async fn refusing() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
-}
-
-async fn silent() -> String {
-    backend(|mut wire| async move {
-        wire.message().await;
-        wire.closed().await;
-    })
-    .await
-}
-
 #[tokio::test]
 async fn each_failure_of_a_backend_has_its_status_kind_and_phase() {
     // Longer than a DNS label: resolvers refuse it without a query.
@@ -87,13 +68,13 @@ async fn each_failure_of_a_backend_has_its_status_kind_and_phase() {
     let cases = [
         (refusing().await, "502 Connect Connect", "14"),
         (unknown, "502 Connect Connect", "14"),
-        (dying(b"").await, "502 ResponseHead ConnectionClosed", "14"),
-        (dying(b"HTTP/1.1 200 OK\r\nContent-").await, "502 ResponseHead ConnectionClosed", "14"),
-        (dying(b"garbage\r\n\r\n").await, "502 ResponseHead InvalidResponse", "14"),
-        (dying(b"HTTP/1.1 2000 OK\r\n\r\n").await, "502 ResponseHead InvalidResponse", "14"),
-        (dying(b"HTTP/1.1 200 OK\r\nb ad: x\r\n\r\n").await, "502 ResponseHead InvalidResponse", "14"),
+        (closing(b"").await, "502 ResponseHead ConnectionClosed", "14"),
+        (closing(b"HTTP/1.1 200 OK\r\nContent-").await, "502 ResponseHead ConnectionClosed", "14"),
+        (closing(b"garbage\r\n\r\n").await, "502 ResponseHead InvalidResponse", "14"),
+        (closing(b"HTTP/1.1 2000 OK\r\n\r\n").await, "502 ResponseHead InvalidResponse", "14"),
+        (closing(b"HTTP/1.1 200 OK\r\nb ad: x\r\n\r\n").await, "502 ResponseHead InvalidResponse", "14"),
         (
-            dying(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab").await,
+            closing(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab").await,
             "502 ResponseHead InvalidResponse",
             "14",
         ),
@@ -543,7 +524,7 @@ const BROKEN: &[&[u8]] = &[
 #[tokio::test]
 async fn a_truncated_response_is_aborted() {
     for broken in BROKEN {
-        let addr = told_of(ReverseProxyLayer::new(dying(broken).await)).await;
+        let addr = told_of(ReverseProxyLayer::new(closing(broken).await)).await;
         let mut wire = client(addr).await;
         wire.send(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
         match wire.message().await {
@@ -563,7 +544,7 @@ async fn a_truncated_response_is_aborted() {
 #[tokio::test]
 async fn a_truncated_response_resets_the_stream_of_an_http2_client() {
     for broken in BROKEN {
-        let broken = dying(broken).await;
+        let broken = closing(broken).await;
         let app = Router::new()
             .layer(ReverseProxyLayer::new(mirror().await))
             .nest_service("/broken", ReverseProxy::new(broken));

@@ -21,10 +21,7 @@ use tokio::time::timeout;
 use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::ReverseProxyLayer;
 
-use crate::{
-    response::mounts,
-    support::{PATIENCE, answering, backend, client, front, http2},
-};
+use crate::support::{PATIENCE, answering, client, closing, front, http2, mounts};
 
 async fn proxied(origin: String) -> std::net::SocketAddr {
     front(Router::new().layer(ReverseProxyLayer::new(origin))).await
@@ -51,11 +48,7 @@ async fn a_body_of_unknown_length_closes_the_connection_of_an_http_1_0_client() 
         }
     }
     // A close-delimited body.
-    let origin = backend(|mut wire| async move {
-        wire.message().await;
-        wire.send(b"HTTP/1.1 200 OK\r\n\r\nhello").await;
-    })
-    .await;
+    let origin = closing("HTTP/1.1 200 OK\r\n\r\nhello").await;
     let mut wire = client(proxied(origin).await).await;
     wire.send(b"GET /x HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n").await;
     let answer = wire.message().await.unwrap();

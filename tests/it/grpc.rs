@@ -15,14 +15,11 @@ use hyper::{
     body::{Body as _, Incoming},
     client::conn::http2::SendRequest,
 };
-use tokio::{net::TcpListener, sync::mpsc, time::timeout};
+use tokio::{sync::mpsc, time::timeout};
 use tower::BoxError;
 use tower_reverse_proxy::{Client, ReverseProxyLayer};
 
-use crate::{
-    http2_backend::Http2,
-    support::{PATIENCE, front, http2},
-};
+use crate::support::{PATIENCE, front, http2, http2_backends::Http2, refusing};
 
 /// A message with its prefix: not compressed, and its length.
 fn message(payload: &str) -> Bytes {
@@ -257,12 +254,9 @@ async fn a_call_reset_by_the_backend_is_reset_for_the_client() {
 
 #[tokio::test]
 async fn failures_of_the_proxy_are_trailers_only_responses() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let refusing = format!("http://{}", listener.local_addr().unwrap());
-    drop(listener);
     let (silent, ..) =
         Http2::serve(100, async |_: Request<Incoming>| std::future::pending::<Response<Body>>().await).await;
-    for (origin, code, text) in [(refusing, "14", "Bad Gateway"), (silent, "4", "Gateway Timeout")] {
+    for (origin, code, text) in [(refusing().await, "14", "Bad Gateway"), (silent, "4", "Gateway Timeout")] {
         let mut client = proxied(layer(origin).header_timeout(Duration::from_millis(150))).await;
         let (mut sender, response) = call(&mut client, &[]).await;
         let _ = sender.send_data(message("one")).await;

@@ -2,7 +2,6 @@
 
 use std::{
     convert::Infallible,
-    future::Future,
     net::SocketAddr,
     sync::{
         Arc,
@@ -18,11 +17,10 @@ use axum::{
     response::Response,
 };
 use http_body_util::{BodyExt, Channel};
-use hyper::{body::Incoming, server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::body::Incoming;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::{Barrier, Notify, mpsc},
     task::JoinSet,
     time::timeout,
@@ -31,64 +29,15 @@ use tower::ServiceExt;
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
-use crate::{
-    client::settled,
-    support::{PATIENCE, Progress, ask, backend, client, elsewhere, front, tasks_left},
+use crate::support::{
+    PATIENCE, Progress, ask, client, elsewhere,
+    frames::{DATA, GOAWAY, HEADERS, RST_STREAM, STATUS_200, frame},
+    front,
+    http2_backends::{Http2, all_at_once, framing, together},
+    settled, tasks_left,
 };
 
 const SHORT: Duration = Duration::from_millis(250);
-
-/// A backend served by hyper. It counts its connections, shuts them down gracefully on request, and reports when one
-/// ends.
-#[derive(Clone)]
-pub(crate) struct Http2 {
-    pub(crate) connections: Arc<AtomicUsize>,
-    leave: Arc<Notify>,
-    over: mpsc::UnboundedSender<()>,
-}
-
-impl Http2 {
-    pub(crate) async fn serve<F>(
-        streams: u32,
-        answer: impl Fn(hyper::Request<Incoming>) -> F + Clone + Send + 'static,
-    ) -> (String, Self, mpsc::UnboundedReceiver<()>)
-    where
-        F: Future<Output = Response> + Send + 'static,
-    {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let (over, ended) = mpsc::unbounded_channel();
-        let this = Self { connections: Arc::default(), leave: Arc::default(), over };
-        let backend = this.clone();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                backend.connections.fetch_add(1, Ordering::SeqCst);
-                let (answer, backend) = (answer.clone(), backend.clone());
-                tokio::spawn(async move {
-                    let service = service_fn(move |request| {
-                        let answer = answer(request);
-                        async move { Ok::<_, Infallible>(answer.await) }
-                    });
-                    let mut connection = std::pin::pin!(
-                        http2::Builder::new(TokioExecutor::new())
-                            .timer(TokioTimer::new())
-                            .max_concurrent_streams(streams)
-                            .serve_connection(TokioIo::new(stream), service)
-                    );
-                    tokio::select! {
-                        _ = &mut connection => {}
-                        () = backend.leave.notified() => {
-                            connection.as_mut().graceful_shutdown();
-                            let _ = connection.await;
-                        }
-                    }
-                    let _ = backend.over.send(());
-                });
-            }
-        });
-        (url, this, ended)
-    }
-}
 
 fn proxy(url: &str) -> ReverseProxy {
     ReverseProxyLayer::new(Client::builder(url).http2(true)).into_service()
@@ -122,34 +71,6 @@ async fn another_connection_is_opened_when_streams_run_out() {
             all_at_once(&proxy, REQUESTS).await;
             assert_eq!(backend.connections.load(Ordering::SeqCst), REQUESTS / 2, "{warm}");
         }
-    }
-}
-
-/// A backend that allows so many streams a connection, and responds to POSTs when so many have arrived.
-pub(crate) async fn together(requests: usize, streams: u32) -> (String, Http2) {
-    let together = Arc::new(Barrier::new(requests));
-    let (url, backend, _ended) = Http2::serve(streams, move |request| {
-        let together = together.clone();
-        async move {
-            if request.method() == "POST" {
-                together.wait().await;
-            }
-            Response::new(Body::from("ok"))
-        }
-    })
-    .await;
-    (url, backend)
-}
-
-/// Makes calls whose responses come when all of them have arrived.
-pub(crate) async fn all_at_once(proxy: &ReverseProxy, count: usize) {
-    let mut calls = JoinSet::new();
-    for _ in 0..count {
-        let proxy = proxy.clone();
-        calls.spawn(async move { call(&proxy, request("POST", "")).await.status() });
-    }
-    while let Some(status) = timeout(PATIENCE, calls.join_next()).await.expect("no call waits for another") {
-        assert_eq!(status.unwrap(), 200);
     }
 }
 
@@ -290,50 +211,6 @@ async fn dropping_a_call_resets_only_its_stream() {
     assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
 }
 
-/// A frame (RFC 9113, section 4.1).
-pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-pub(crate) const DATA: u8 = 0;
-pub(crate) const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const GOAWAY: u8 = 7;
-/// `:status 200` (RFC 7541, appendix A).
-pub(crate) const STATUS_200: &[u8] = &[0x88];
-
-/// A backend that responds to the head of each request with frames. `answer` gets the number of the request, counted
-/// over all connections, and its stream.
-pub(crate) async fn framing(answer: impl Fn(usize, u32) -> Vec<u8> + Send + Sync + 'static) -> String {
-    let (answer, requests) = (Arc::new(answer), Arc::new(AtomicUsize::new(0)));
-    backend(move |wire| {
-        let (mut stream, answer, requests) = (wire.stream, answer.clone(), requests.clone());
-        async move {
-            let mut preface = [0; 24];
-            stream.read_exact(&mut preface).await.unwrap();
-            stream.write_all(&frame(4, 0, 0, &[])).await.unwrap();
-            let mut head = [0; 9];
-            while stream.read_exact(&mut head).await.is_ok() {
-                let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
-                stream.read_exact(&mut payload).await.unwrap();
-                let reply = match (head[3], head[4] & 1) {
-                    (HEADERS, _) => answer(
-                        requests.fetch_add(1, Ordering::SeqCst),
-                        u32::from_be_bytes(head[5..].try_into().unwrap()),
-                    ),
-                    // SETTINGS and PING are acknowledged.
-                    (4, 0) => frame(4, 1, 0, &[]),
-                    (6, 0) => frame(6, 1, 0, &payload),
-                    _ => continue,
-                };
-                stream.write_all(&reply).await.unwrap();
-            }
-        }
-    })
-    .await
-}
-
 #[tokio::test]
 async fn a_refused_stream_is_retried() {
     const REFUSED_STREAM: &[u8] = &[0, 0, 0, 7];
@@ -358,7 +235,7 @@ async fn a_refused_stream_is_retried() {
 async fn a_reset_stream_is_a_truncated_response() {
     for reason in [0, 2, 5, 8] {
         let url = framing(move |_, stream| {
-            let data = frame(0, 0, stream, b"half");
+            let data = frame(DATA, 0, stream, b"half");
             [frame(HEADERS, 4, stream, STATUS_200), data, frame(RST_STREAM, 0, stream, &[0, 0, 0, reason])].concat()
         })
         .await;

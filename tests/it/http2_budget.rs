@@ -13,14 +13,11 @@ use tokio::{
 use tower::ServiceExt;
 use tower_reverse_proxy::{Client, ReverseProxy, ReverseProxyLayer};
 
-use crate::{
-    http2_backend::{DATA, HEADERS, STATUS_200, frame},
-    support::{PATIENCE, backend},
+use crate::support::{
+    PATIENCE, backend,
+    frames::{DATA, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, STATUS_200, frame},
+    http2_backends::read_frame,
 };
-
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
 
 /// A backend that reacts to the frames of its clients with bytes, and writes the bytes that the test gives it.
 struct Backend {
@@ -50,25 +47,19 @@ impl Backend {
             });
             let (react, pong) = (react.clone(), pong.clone());
             async move {
-                let _ = read.read_exact(&mut [0; 24]).await;
+                let _ = read.read_exact(&mut [0; PREFACE.len()]).await;
                 writer.send(frame(SETTINGS, 0, 0, &[])).unwrap();
-                let (mut head, mut requests) = ([0; 9], 0);
-                while read.read_exact(&mut head).await.is_ok() {
-                    let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
-                    if read.read_exact(&mut payload).await.is_err() {
-                        break;
-                    }
-                    let id = u32::from_be_bytes(head[5..].try_into().unwrap());
-                    let reply = match (head[3], head[4] & 1) {
-                        (SETTINGS, 0) => frame(SETTINGS, 1, 0, &[]),
-                        (PING, 0) => frame(PING, 1, 0, &payload),
+                let mut requests = 0;
+                while let Some(frame) = read_frame(&mut read).await {
+                    let reply = match (frame.kind, frame.flags & 1) {
+                        (SETTINGS, _) | (PING, 0) => frame.acknowledgement(),
                         (PING, _) => {
                             let _ = pong.send(());
                             continue;
                         }
                         (kind, _) => {
                             requests += usize::from(kind == HEADERS);
-                            react(requests, kind, id)
+                            react(requests, kind, frame.stream)
                         }
                     };
                     let _ = writer.send(reply);

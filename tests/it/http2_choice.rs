@@ -29,7 +29,7 @@ use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxyLayer};
 
 use crate::support::{
     PATIENCE, answering, ask, backend, front, get,
-    memory::{Pipe, client_of, serve},
+    pipes::{Pipe, client_of, serve},
 };
 
 const NEGOTIATE: &str = "Authorization: Negotiate YII=\r\n";
@@ -117,7 +117,7 @@ async fn an_http2_connection_makes_room_when_its_last_stream_ends() {
         format!("{:?}", request.version())
     });
     let connector = service_fn(move |_| {
-        let (ours, theirs) = Pipe::pair(false);
+        let (ours, theirs) = Pipe::pair();
         tokio::spawn(serve(theirs, app.clone()));
         async { Ok::<_, io::Error>(ours) }
     });
@@ -141,9 +141,9 @@ async fn a_connector_that_negotiates_http2_receives_no_connection_based_credenti
     let (failed, mut failures) = mpsc::unbounded_channel();
     for negotiates in [true, false] {
         let connector = service_fn(move |_| async move {
-            let (ours, theirs) = Pipe::pair(negotiates);
+            let (ours, theirs) = Pipe::pair();
             tokio::spawn(serve(theirs, versions(0)));
-            Ok::<_, io::Error>(ours)
+            Ok::<_, io::Error>(ours.negotiated_http2(negotiates))
         });
         let failed = failed.clone();
         let layer = ReverseProxyLayer::new(Client::builder("http://backend.example").connector(connector).http2(true))
@@ -211,7 +211,7 @@ async fn a_websocket_waits_for_the_settings_frame_and_no_timer() {
     let connector = service_fn(move |_| {
         counted.fetch_add(1, Ordering::SeqCst);
         async move {
-            let (ours, theirs) = Pipe::pair(false);
+            let (ours, theirs) = Pipe::pair();
             // The backend speaks both protocols, without extended CONNECT.
             tokio::spawn(serve(
                 theirs,
@@ -243,7 +243,7 @@ async fn extended_connect_is_used_once_the_backend_enables_it() {
     let connector = service_fn(move |_| {
         let has_connect = had.load(Ordering::SeqCst);
         async move {
-            let (ours, theirs) = Pipe::pair(false);
+            let (ours, theirs) = Pipe::pair();
             // In response to extended CONNECT, a 200 would open the tunnel.
             let app = Router::new()
                 .fallback(|request: Request| async move { (StatusCode::FORBIDDEN, request.method().to_string()) });

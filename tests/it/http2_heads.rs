@@ -24,13 +24,12 @@ use tokio::{
 use tower::ServiceExt;
 use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
-use crate::{
-    http2_backend::{DATA, HEADERS, Http2, STATUS_200, frame},
-    support::{PATIENCE, backend},
+use crate::support::{
+    PATIENCE, backend,
+    frames::{CONTINUATION, DATA, END_HEADERS, GOAWAY, HEADERS, STATUS_200, frame},
+    http2_backends::{Http2, greet, read_frame},
 };
 
-const CONTINUATION: u8 = 9;
-const GOAWAY: u8 = 7;
 const ENHANCE_YOUR_CALM: u8 = 11;
 
 /// Behaves like nginx: it announces no limit, and ends the connection for a head of more than `most` octets. The first
@@ -41,17 +40,13 @@ async fn like_nginx(most: usize) -> (String, Arc<AtomicUsize>) {
     let url = backend(move |wire| {
         let (mut stream, number) = (wire.stream, counted.fetch_add(1, Ordering::SeqCst));
         async move {
-            let mut preface = [0; 24];
-            stream.read_exact(&mut preface).await.unwrap();
-            stream.write_all(&frame(4, 0, 0, &[])).await.unwrap();
-            let (mut head, mut block, mut requests) = ([0; 9], 0, 0);
-            while stream.read_exact(&mut head).await.is_ok() {
-                let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
-                stream.read_exact(&mut payload).await.unwrap();
-                let id = u32::from_be_bytes(head[5..].try_into().unwrap());
-                match (head[3], head[4] & 4 != 0) {
+            greet(&mut stream, &[]).await;
+            let (mut block, mut requests) = (0, 0);
+            while let Some(received) = read_frame(&mut stream).await {
+                let id = received.stream;
+                match (received.kind, received.flags & END_HEADERS != 0) {
                     (HEADERS | CONTINUATION, is_whole) => {
-                        block += payload.len();
+                        block += received.payload.len();
                         if block > most {
                             let last = [&id.to_be_bytes()[..], &[0, 0, 0, ENHANCE_YOUR_CALM]].concat();
                             stream.write_all(&frame(GOAWAY, 0, 0, &last)).await.unwrap();
@@ -65,7 +60,7 @@ async fn like_nginx(most: usize) -> (String, Arc<AtomicUsize>) {
                         }
                         block = 0;
                         requests += 1;
-                        let mut answer = frame(HEADERS, 4, id, STATUS_200);
+                        let mut answer = frame(HEADERS, END_HEADERS, id, STATUS_200);
                         if number > 0 || requests > 1 {
                             answer.extend(frame(DATA, 1, id, format!("connection {number}").as_bytes()));
                         }
@@ -74,8 +69,7 @@ async fn like_nginx(most: usize) -> (String, Arc<AtomicUsize>) {
                         }
                         stream.write_all(&answer).await.unwrap();
                     }
-                    (4, _) if head[4] & 1 == 0 => stream.write_all(&frame(4, 1, 0, &[])).await.unwrap(),
-                    _ => {}
+                    _ => stream.write_all(&received.acknowledgement()).await.unwrap(),
                 }
             }
         }
@@ -162,19 +156,12 @@ async fn the_settings_limit_of_a_dedicated_connection_applies() {
     let url = backend(move |wire| {
         let (mut stream, number, seen) = (wire.stream, counted.fetch_add(1, Ordering::SeqCst), seen.clone());
         async move {
-            let mut preface = [0; 24];
-            stream.read_exact(&mut preface).await.unwrap();
             // SETTINGS_MAX_HEADER_LIST_SIZE of 10,000, except on the first connection.
-            let limit: &[u8] = if number == 0 { &[] } else { &[0, 6, 0, 0, 0x27, 0x10] };
-            stream.write_all(&frame(4, 0, 0, limit)).await.unwrap();
-            let mut head = [0; 9];
-            while stream.read_exact(&mut head).await.is_ok() {
-                let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
-                stream.read_exact(&mut payload).await.unwrap();
-                if head[3] == HEADERS {
+            greet(&mut stream, if number == 0 { &[] } else { &[0, 6, 0, 0, 0x27, 0x10] }).await;
+            while let Some(received) = read_frame(&mut stream).await {
+                if received.kind == HEADERS {
                     seen.fetch_add(1, Ordering::SeqCst);
-                    let id = u32::from_be_bytes(head[5..].try_into().unwrap());
-                    stream.write_all(&frame(HEADERS, 5, id, STATUS_200)).await.unwrap();
+                    stream.write_all(&frame(HEADERS, 5, received.stream, STATUS_200)).await.unwrap();
                 }
             }
         }

@@ -31,12 +31,11 @@ use tokio::{
 use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::{Client, ClientBuilder, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
-use crate::{
-    http2_backend::{HEADERS, STATUS_200, frame},
-    support::{
-        PATIENCE,
-        memory::{Pipe, serve},
-    },
+use crate::support::{
+    PATIENCE,
+    frames::{HEADERS, PING, STATUS_200, frame},
+    http2_backends::{greet, read_frame},
+    pipes::{Pipe, serve},
 };
 
 /// The connections to a backend in memory. Each can be frozen.
@@ -51,7 +50,7 @@ impl Links {
         let this = Self::default();
         let links = this.clone();
         let connector = service_fn(move |_| {
-            let (ours, theirs) = Pipe::pair(false);
+            let (ours, theirs) = Pipe::pair();
             let (link, backend) = duplex(64 * 1024);
             tokio::spawn(serve(backend, app.clone()));
             let (frozen, is_frozen) = watch::channel(false);
@@ -198,7 +197,7 @@ async fn freed_streams_go_to_requests_behind_a_stuck_connect() {
             if number > 0 {
                 pending::<()>().await;
             }
-            let (ours, theirs) = Pipe::pair(false);
+            let (ours, theirs) = Pipe::pair();
             let mut server = auto::Builder::new(TokioExecutor::new());
             server.http2().max_concurrent_streams(1);
             tokio::spawn(async move {
@@ -229,21 +228,16 @@ async fn freed_streams_go_to_requests_behind_a_stuck_connect() {
 
 /// A backend in memory that completes its first response, begins the others, and acknowledges no ping.
 async fn never_pongs(mut stream: DuplexStream, pings: Arc<AtomicUsize>) {
-    let mut preface = [0; 24];
-    stream.read_exact(&mut preface).await.unwrap();
-    stream.write_all(&frame(4, 0, 0, &[])).await.unwrap();
-    let mut head = [0; 9];
+    greet(&mut stream, &[]).await;
     let mut requests = 0;
-    while stream.read_exact(&mut head).await.is_ok() {
-        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
-        stream.read_exact(&mut payload).await.unwrap();
-        let id = u32::from_be_bytes(head[5..].try_into().unwrap());
-        match head[3] {
+    while let Some(received) = read_frame(&mut stream).await {
+        match received.kind {
             HEADERS => {
                 requests += 1;
-                stream.write_all(&frame(HEADERS, if requests == 1 { 5 } else { 4 }, id, STATUS_200)).await.unwrap();
+                let flags = if requests == 1 { 5 } else { 4 };
+                stream.write_all(&frame(HEADERS, flags, received.stream, STATUS_200)).await.unwrap();
             }
-            6 => drop(pings.fetch_add(1, Ordering::SeqCst)),
+            PING => drop(pings.fetch_add(1, Ordering::SeqCst)),
             _ => {}
         }
     }
@@ -263,7 +257,7 @@ async fn a_connection_is_pinged_while_it_has_open_streams() {
         let pings = Arc::new(AtomicUsize::new(0));
         let pinged = pings.clone();
         let connector = service_fn(move |_| {
-            let (ours, theirs) = Pipe::pair(false);
+            let (ours, theirs) = Pipe::pair();
             tokio::spawn(never_pongs(theirs, pinged.clone()));
             async move { Ok::<_, io::Error>(ours) }
         });

@@ -28,10 +28,12 @@ use tokio::{
 };
 use tower_reverse_proxy::{Client, ReverseProxy, ReverseProxyLayer};
 
-use crate::{
-    client::settled,
-    http2_backend::{DATA, HEADERS, Http2, STATUS_200, all_at_once, frame, framing, together},
-    support::{PATIENCE, client, front, get},
+use crate::support::{
+    PATIENCE, client,
+    frames::{DATA, HEADERS, STATUS_200, frame},
+    front, get,
+    http2_backends::{Http2, all_at_once, framing, together},
+    settled,
 };
 
 #[tokio::test]

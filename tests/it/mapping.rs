@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use axum::{Router, http::uri::Scheme, routing::any};
+use axum::{Router, http::uri::Scheme};
 use tower_reverse_proxy::{Forwarded, HostPolicy, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{Message, answering, ask, backend, front, get, mirror};
@@ -252,20 +252,6 @@ async fn the_public_prefix_is_the_concatenation_of_all_nests() {
     let addr = front(nested(&obliging().await)).await;
     assert_eq!(answered(addr, "/a/mydir/sub/x", "Location", "{origin}/y").await, "/a/mydir/sub/y");
     assert_eq!(answered(addr, "/a/mydir/sub/x", "Set-Cookie", "a=1; Path=/").await, "a=1; Path=/a/mydir/sub");
-}
-
-#[tokio::test]
-async fn a_layer_in_a_nested_router_wraps_its_fallback() {
-    let inner = |origin: &str| Router::new().route("/own", any(|| async { "own" })).layer(layer(origin));
-    let origin = mirror().await;
-    let fallen_back = Router::new().fallback(|| async { "inner" }).layer(layer(&origin));
-    let addr = front(Router::new().nest("/a", fallen_back)).await;
-    assert_eq!(get(addr, "/a/mydir/x", "").await.mirrored().start_line(), "GET /a/mydir/x HTTP/1.1");
-    assert_eq!(get(addr, "/a/x", "").await.text(), "inner");
-    // axum drops the default fallback of a nested router, and with it the layers around the fallback.
-    let addr = front(Router::new().nest("/a", inner(&origin))).await;
-    assert_eq!(get(addr, "/a/mydir/x", "").await.status(), 404);
-    assert_eq!(get(addr, "/a/own", "").await.text(), "own");
 }
 
 #[tokio::test]

@@ -139,10 +139,11 @@ async fn the_prefix_of_a_layer_in_a_nested_router_is_relative_to_the_nest() {
 #[tokio::test]
 async fn a_nested_router_without_a_fallback_passes_only_its_routes_to_the_layer() {
     let inner = Router::new()
+        .route("/own", get(async || "own"))
         .route("/mydir/{*rest}", any(async || "never"))
         .layer(ReverseProxyLayer::new(mirror().await).prefix("/mydir"));
     let app = Router::new().nest("/outer", inner);
-    expect(app, &[("/outer/mydir/x", "/outer/mydir/x"), ("/outer/mydir", "404 ")]).await;
+    expect(app, &[("/outer/mydir/x", "/outer/mydir/x"), ("/outer/mydir", "404 "), ("/outer/own", "200 own")]).await;
 }
 
 #[tokio::test]
@@ -205,6 +206,7 @@ async fn a_path_rewritten_inside_a_nest_is_forwarded() {
     .await;
 }
 
+/// Without `/mydir/`, which axum's `nest` leaves to the outer router.
 #[tokio::test]
 async fn as_the_fallback_of_a_nested_router_the_proxy_forwards_the_full_path() {
     let nested = Router::new().fallback_service(ReverseProxy::new(mirror().await));

@@ -7,16 +7,10 @@ use axum::{
     http::StatusCode,
     response::{Html, Response},
 };
-use tokio::net::TcpListener;
 use tower::{Layer, ServiceExt};
 use tower_reverse_proxy::{Error, ErrorKind, Failure, RemoteUserLayer, ReverseProxy, ReverseProxyLayer};
 
-use crate::support::{front, get, mirror};
-
-async fn refusing() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
-}
+use crate::support::{front, get, mirror, refusing};
 
 #[tokio::test]
 async fn a_failure_of_a_nested_proxy_keeps_its_page_and_status() {

@@ -2,21 +2,16 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Router,
-    body::Body,
-    extract::Request,
-    http::Version,
-    routing::{any, any_service},
-};
+use axum::{Router, body::Body, extract::Request, http::Version};
 use http_body_util::BodyExt;
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{net::TcpListener, sync::Notify};
-use tower::ServiceExt;
-use tower_reverse_proxy::{Client, ReverseProxy, ReverseProxyLayer};
+use tower_reverse_proxy::{Client, ReverseProxyLayer};
 
-use crate::support::{Message, answering, ask, backend, client, front, get, http2, http2_get, recording};
+use crate::support::{
+    Message, answering, ask, backend, client, closing, front, get, http2, http2_get, mounts, recording,
+};
 
 /// `/mydir` belongs to the backend.
 fn app(origin: &str) -> Router {
@@ -25,15 +20,6 @@ fn app(origin: &str) -> Router {
 
 fn layer(origin: &str) -> ReverseProxyLayer {
     ReverseProxyLayer::new(origin).prefix("/mydir").via("front")
-}
-
-/// A backend that responds with these bytes and closes.
-async fn closing(response: &'static str) -> String {
-    backend(move |mut wire| async move {
-        wire.message().await;
-        wire.send(response.as_bytes()).await;
-    })
-    .await
 }
 
 #[tokio::test]
@@ -166,23 +152,6 @@ async fn a_response_with_an_unsupported_transfer_coding_is_refused() {
         assert_eq!((answer.status(), answer.field("transfer-encoding")), (502, None), "{coding}");
         assert!(!answer.text().contains("hello"), "{coding}");
     }
-}
-
-/// The ways to mount a proxy at `/mydir`. Some of axum's services change responses without a body.
-pub(crate) async fn mounts(origin: &str) -> Vec<(&'static str, std::net::SocketAddr)> {
-    let proxy = ReverseProxy::new(origin);
-    let handler = {
-        let proxy = proxy.clone();
-        any(move |request: Request| proxy.oneshot(request))
-    };
-    vec![
-        ("layer", front(app(origin)).await),
-        ("nest_service", front(Router::new().nest_service("/mydir", proxy.clone())).await),
-        ("fallback_service", front(Router::new().fallback_service(proxy.clone())).await),
-        ("route_service", front(Router::new().route_service("/mydir/{*rest}", proxy.clone())).await),
-        ("any_service", front(Router::new().route("/mydir/{*rest}", any_service(proxy))).await),
-        ("handler", front(Router::new().route("/mydir/{*rest}", handler)).await),
-    ]
 }
 
 #[tokio::test]
@@ -392,18 +361,5 @@ async fn the_case_of_field_names_is_kept_if_the_server_keeps_it() {
         let got = requests.recv().await.unwrap();
         // The case of request fields depends on the server's extension only.
         assert!(got.head.contains("\r\nX-ASKED: 1\r\n"), "{}", got.head);
-    }
-}
-
-#[tokio::test]
-async fn stray_octets_after_a_response_reach_no_client() {
-    let origin =
-        answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
-            .await;
-    let mut wire = client(front(app(&origin)).await).await;
-    for _ in 0..3 {
-        wire.send(b"GET /mydir/x HTTP/1.1\r\nHost: a\r\n\r\n").await;
-        let answer = wire.message().await.unwrap();
-        assert_eq!((answer.status(), &*answer.text()), (200, "ok"));
     }
 }

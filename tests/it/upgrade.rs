@@ -12,7 +12,7 @@ use tokio::{
 };
 use tower_reverse_proxy::{Client, ReverseProxyLayer, Tunnels};
 
-use crate::support::{Wire, answering, ask, backend, client, front, http2, mirror};
+use crate::support::{Wire, answering, ask, backend, client, front, http2, mirror, websocket::accept_of};
 
 const OFFER: &str = "GET /chat?a=%2F HTTP/1.1\r\nHost: front.example\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
@@ -252,12 +252,6 @@ async fn accepting(right: bool) -> String {
         }
     })
     .await
-}
-
-fn accept_of(key: &str) -> String {
-    use base64::{Engine, prelude::BASE64_STANDARD};
-    use sha1::{Digest, Sha1};
-    BASE64_STANDARD.encode(Sha1::digest(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11")))
 }
 
 fn connect(target: &str) -> Request<Body> {

@@ -21,22 +21,16 @@ use tower::{ServiceExt, service_fn, util::MapRequestLayer};
 use tower_http::{limit::RequestBodyLimitLayer, timeout::RequestBodyTimeoutLayer};
 use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
-use crate::support::{PATIENCE, Pipe, Wire, backend, client, front, http2};
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
+use crate::support::{
+    PATIENCE, Pipe, Wire, backend, client,
+    frames::{DATA, HEADERS, PREFACE, RST_STREAM, SETTINGS, frame},
+    front, http2,
+};
 
 /// Begins a `POST /` without a length and with 5 octets of body, as an HTTP/2 client that writes raw frames.
 async fn uploading(addr: SocketAddr) -> Wire<TcpStream> {
     let mut wire = client(addr).await;
-    wire.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    wire.send(PREFACE).await;
     wire.send(&frame(SETTINGS, 0, 0, &[])).await;
     // `:method: POST`, `:scheme: http`, `:path: /`, and `:authority: a`.
     let head = [0x83, 0x86, 0x84, 0x01, 1, b'a'];

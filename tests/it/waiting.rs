@@ -16,13 +16,7 @@ use std::{
 
 use axum::{Router, body::Body, extract::Request, http::Uri, response::Response};
 use http_body_util::BodyExt;
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::{
-    client::legacy::connect::{Connected, Connection},
-    rt::TokioIo,
-};
 use tokio::{
-    io::{DuplexStream, duplex},
     runtime::{Builder, Runtime},
     sync::mpsc,
     task::JoinSet,
@@ -31,53 +25,20 @@ use tokio::{
 use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::{Client, ClientBuilder, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
-use crate::support::{self, PATIENCE, Wire};
-
-/// A function that is called once, at the proxy's next read from a connection.
-type Hook = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
-
-/// A connection to a backend in memory.
-struct Pipe(TokioIo<DuplexStream>, Hook);
-
-impl Connection for Pipe {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
-}
-
-impl Read for Pipe {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        let hook = self.1.lock().unwrap().take();
-        if let Some(hook) = hook {
-            hook();
-        }
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl Write for Pipe {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
+use crate::support::{
+    self, PATIENCE, Wire,
+    pipes::{Hook, Pipe},
+};
 
 fn answering(hook: Hook) -> Pipe {
-    let (ours, theirs) = duplex(64 * 1024);
+    let (ours, theirs) = Pipe::pair();
     tokio::spawn(async move {
         let mut wire = Wire::new(theirs);
         while wire.message().await.is_some() {
             wire.send(b"HTTP/1.1 204 No Content\r\n\r\n").await;
         }
     });
-    Pipe(TokioIo::new(ours), hook)
+    ours.on_read(hook)
 }
 
 /// A proxy of a backend in memory.

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    panic::Location,
     pin::pin,
     process,
     sync::{
@@ -17,6 +18,13 @@ use tokio::time::timeout;
 
 /// How long a test waits for one thing before it fails. A busy machine needs a fraction of it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits for a future, which has to complete within [`PATIENCE`].
+#[track_caller]
+pub(crate) fn within<F: Future>(future: F) -> impl Future<Output = F::Output> {
+    let caller = Location::caller();
+    async move { timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("nothing happens at {caller}")) }
+}
 
 /// How long a test may take. The slowest test takes seconds, or a minute on a busy machine.
 const HANGS: Duration = Duration::from_secs(600);
@@ -44,7 +52,7 @@ impl Progress {
 }
 
 /// Ends the process if the test that calls it hangs, whatever it awaits.
-pub(super) fn watch() {
+pub(crate) fn watch() {
     thread_local! {
         static WATCHED: Option<Sender<()>> = watched();
     }

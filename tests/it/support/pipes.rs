@@ -1,34 +1,57 @@
-//! Connections in memory, for tests with paused time.
+//! Connections in memory: with a paused clock, their events have one order.
 
 use std::{
     io,
     pin::Pin,
+    sync::{Arc, Mutex},
     task::{Context, Poll},
 };
 
-use axum::Router;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::{
     client::legacy::connect::{Connected, Connection},
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
-    service::TowerToHyperService,
+    rt::TokioIo,
 };
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, duplex};
+use tokio::io::{DuplexStream, duplex};
+#[cfg(feature = "http2")]
+use {
+    super::Wire,
+    axum::Router,
+    hyper_util::{rt::TokioExecutor, server::conn::auto, service::TowerToHyperService},
+    tokio::io::{AsyncRead, AsyncWrite},
+};
 
-use super::Wire;
+/// A function that is called once, at the proxy's next read from a connection.
+pub(crate) type Hook = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
 
 /// A connection of a custom connector.
 pub(crate) struct Pipe {
     io: TokioIo<DuplexStream>,
     is_http2: bool,
+    on_read: Hook,
 }
 
 impl Pipe {
-    /// A connection, and its other end. With `is_http2`, the connector reports that HTTP/2 was negotiated.
-    pub(crate) fn pair(is_http2: bool) -> (Self, DuplexStream) {
+    /// A connection, and its other end.
+    pub(crate) fn pair() -> (Self, DuplexStream) {
         let (ours, theirs) = duplex(64 * 1024);
-        (Self { io: TokioIo::new(ours), is_http2 }, theirs)
+        (Self::new(ours), theirs)
+    }
+
+    pub(crate) fn new(stream: DuplexStream) -> Self {
+        Self { io: TokioIo::new(stream), is_http2: false, on_read: Hook::default() }
+    }
+
+    /// Whether the connector reports that HTTP/2 was negotiated.
+    #[cfg(feature = "http2")]
+    pub(crate) fn negotiated_http2(mut self, is_http2: bool) -> Self {
+        self.is_http2 = is_http2;
+        self
+    }
+
+    pub(crate) fn on_read(mut self, hook: Hook) -> Self {
+        self.on_read = hook;
+        self
     }
 }
 
@@ -40,6 +63,10 @@ impl Connection for Pipe {
 
 impl Read for Pipe {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let hook = self.on_read.lock().unwrap().take();
+        if let Some(hook) = hook {
+            hook();
+        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
@@ -59,12 +86,14 @@ impl Write for Pipe {
 }
 
 /// Serves an app on one connection, in the protocol of its client, without extended CONNECT.
+#[cfg(feature = "http2")]
 pub(crate) async fn serve(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, app: Router) {
     let server = auto::Builder::new(TokioExecutor::new());
     let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(app)).await;
 }
 
 /// Connects to a front in memory, as a client that writes raw bytes.
+#[cfg(feature = "http2")]
 pub(crate) fn client_of(app: Router) -> Wire<DuplexStream> {
     let (ours, theirs) = duplex(64 * 1024);
     tokio::spawn(serve(theirs, app));
