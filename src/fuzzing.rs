@@ -52,7 +52,7 @@ pub fn path(data: &[u8]) {
 /// proxy that has appended itself to `Via` detects itself.
 pub fn hop(data: &[u8]) {
     let mut headers = fields(data);
-    for token in upgrade::tokens(&headers, &upgrade::Allowed::default()).split(|&b| b == b',') {
+    for token in upgrade::allowed_tokens(&headers, &upgrade::AllowedUpgrades::default()).split(|&b| b == b',') {
         assert!(token.is_empty() || token.trim_ascii().eq_ignore_ascii_case(b"websocket"), "{token:?}");
     }
     let mut answer = headers.clone();

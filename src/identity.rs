@@ -104,18 +104,6 @@ impl From<SocketAddr> for ClientAddr {
     }
 }
 
-/// What has to last as long as the tunnel that a response opens, as a response extension.
-#[derive(Clone)]
-pub(crate) struct Held {
-    pub(crate) _stream: Arc<dyn Send + Sync>,
-}
-
-impl fmt::Debug for Held {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Held").finish_non_exhaustive()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

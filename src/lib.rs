@@ -87,6 +87,7 @@ mod forwarded;
 mod reject;
 mod service;
 mod timeout;
+mod tunnel_guard;
 mod upgrade;
 
 pub mod basic_auth;

@@ -24,7 +24,7 @@ use crate::{
     },
     identity::ClientAddr,
     path::{Nest, PathPolicy, Target},
-    upgrade::Offer,
+    upgrade::UpgradeOffer,
 };
 
 /// The properties of a request that the response half needs.
@@ -38,7 +38,7 @@ pub(super) struct RequestContext {
     /// The public prefix and origin, if the backend sees another directory than the client.
     pub(super) public: Option<Box<Public>>,
     /// The protocols that the client offers to switch to.
-    pub(super) offer: Option<Offer>,
+    pub(super) offer: Option<UpgradeOffer>,
 }
 
 /// The front as the client sees it.
@@ -90,7 +90,7 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Requ
     }
 
     // 2  the upgrade offer, taken before the request can be cloned
-    let offer = Offer::take(request, &rules.upgrades)?;
+    let offer = UpgradeOffer::take(request, &rules.upgrades)?;
 
     // 3, 4  hop-by-hop fields, and fields that only the proxy may set
     let keep = KeptFields {
@@ -127,7 +127,7 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Requ
     framing::reconcile_request(request.headers_mut(), &size)?;
     *request.version_mut() = Version::HTTP_11;
     if let Some(offer) = &offer {
-        offer.make(request);
+        offer.apply_to(request);
     }
     Ok(RequestContext { method: request.method().clone(), version, is_grpc, public, offer })
 }

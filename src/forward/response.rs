@@ -28,8 +28,8 @@ where
     B::Error: Into<BoxError>,
 {
     // 12  a switch of protocols, to an offered one only
-    let switch = match (response.status(), context.offer.take()) {
-        (StatusCode::SWITCHING_PROTOCOLS, Some(offer)) => Some(offer.accepted(&mut response)?),
+    let upgrade = match (response.status(), context.offer.take()) {
+        (StatusCode::SWITCHING_PROTOCOLS, Some(offer)) => Some(offer.accept(&mut response)?),
         (StatusCode::SWITCHING_PROTOCOLS, None) => return Err(ErrorKind::UnexpectedUpgrade.into()),
         (status, Some(offer)) if offer.is_opened_by(status) => return Err(ErrorKind::UnexpectedUpgrade.into()),
         _ => None,
@@ -65,13 +65,13 @@ where
         cookie::map_path(response.headers_mut(), from, to);
     }
 
-    if let Some(switch) = switch {
+    if let Some(upgrade) = upgrade {
         // The client's connection is upgraded after the request's body, which may have failed since the backend
         // answered.
         if let Some(failure) = upload.and_then(|upload| upload.failure()) {
             return Err(failure);
         }
-        switch.start(&mut response, &rules.tunnels);
+        upgrade.start_tunnel(&mut response, &rules.tunnels);
         return Ok(response.map(|_| Body::empty()));
     }
 

@@ -9,7 +9,7 @@ use super::failure::Failure;
 use crate::{
     headers::{forwarded::ForwardedPolicy, via::Pseudonym},
     path::{PathPolicy, Prefix},
-    upgrade::{Allowed, Tunnels},
+    upgrade::{AllowedUpgrades, Tunnels},
 };
 
 /// The options of the client-facing half.
@@ -24,7 +24,7 @@ pub(crate) struct Rules {
     pub(crate) keep_identity_claims: bool,
     /// The names of the front's own cookies, which the backend neither gets nor sets.
     pub(crate) hidden_cookies: Box<[String]>,
-    pub(crate) upgrades: Allowed,
+    pub(crate) upgrades: AllowedUpgrades,
     pub(crate) tunnels: Tunnels,
     pub(crate) continue_timeout: Duration,
     pub(crate) header_timeout: Option<Duration>,
@@ -44,7 +44,7 @@ impl Default for Rules {
             keep_underscores: false,
             keep_identity_claims: false,
             hidden_cookies: Box::default(),
-            upgrades: Allowed::default(),
+            upgrades: AllowedUpgrades::default(),
             tunnels: Tunnels::new(),
             // RFC 9110, section 10.1.1, names no time; curl waits as long.
             continue_timeout: Duration::from_secs(1),

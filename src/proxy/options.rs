@@ -251,7 +251,7 @@ impl<U> ReverseProxyLayer<U> {
     #[track_caller]
     #[doc(alias = "proxy_set_header Upgrade")]
     pub fn allow_upgrade(self, token: &str) -> Self {
-        let Some(upgrades) = self.proxy.rules.upgrades.and(token) else {
+        let Some(upgrades) = self.proxy.rules.upgrades.with(token) else {
             panic!("invalid upgrade {token:?}: write a protocol's token, not HTTP's");
         };
         self.rules(|rules| rules.upgrades = upgrades)

@@ -1,10 +1,9 @@
-//! Upgrades (RFC 9110, section 7.8; RFC 8441): an offer taken from a request, the backend's answer held against it, and the
-//! tunnel between the two.
+//! Upgrades (RFC 9110, section 7.8; RFC 8441): the offer in a request, the backend's response to it, and the tunnel.
 //!
-//! Nothing passes before the backend has switched to what it was offered.
+//! No byte is forwarded before the backend has switched to an offered protocol.
 
 #[cfg(feature = "http2")]
-mod connect;
+mod extended_connect;
 mod tunnel;
 
 use std::sync::Arc;
@@ -16,71 +15,73 @@ use http::{
 use hyper::upgrade::OnUpgrade;
 
 #[cfg(feature = "http2")]
-use self::connect::Handshake;
+use self::extended_connect::Handshake;
 pub use self::tunnel::Tunnels;
-use crate::{error::ErrorKind, headers::members, identity::Held};
+use crate::{error::ErrorKind, headers::members, tunnel_guard::TunnelGuard};
 
 /// The protocols that a client may switch to.
 #[derive(Clone, Debug)]
-pub(crate) struct Allowed {
+pub(crate) struct AllowedUpgrades {
     tokens: Arc<[String]>,
 }
 
-impl Default for Allowed {
+impl Default for AllowedUpgrades {
     fn default() -> Self {
         Self { tokens: ["websocket".to_owned()].into() }
     }
 }
 
-impl Allowed {
-    /// Allows one more token; `None` for one that never is. `h2c` would be a tunnel around every rule that a proxy has.
-    pub(crate) fn and(&self, token: &str) -> Option<Self> {
-        // A name, and a version if it needs one.
+impl AllowedUpgrades {
+    /// Allows one more token. `None` if it's invalid, or if it's a version of HTTP: `h2c` would bypass every rule of
+    /// the proxy.
+    pub(crate) fn with(&self, token: &str) -> Option<Self> {
+        // A protocol name, and an optional version.
         let is_token = token.splitn(2, '/').all(|part| HeaderName::from_bytes(part.as_bytes()).is_ok());
         let refused = token.to_ascii_lowercase().starts_with("h2c") || token.to_ascii_lowercase().starts_with("http/");
         (is_token && !refused).then(|| Self { tokens: self.tokens.iter().cloned().chain([token.to_owned()]).collect() })
     }
 
-    fn has(&self, token: &[u8]) -> bool {
+    fn allows(&self, token: &[u8]) -> bool {
         self.tokens.iter().any(|allowed| token.eq_ignore_ascii_case(allowed.as_bytes()))
     }
 }
 
 /// A client's offer to switch protocols.
 #[derive(Debug)]
-pub(crate) struct Offer {
+pub(crate) struct UpgradeOffer {
     client: OnUpgrade,
-    /// What the backend is offered: the allowed ones of the client's tokens.
+    /// The tokens of the client that are allowed. They are sent to the backend.
     tokens: HeaderValue,
-    /// The handshake that we make in an HTTP/2 client's place.
+    /// The HTTP/1.1 handshake on behalf of an HTTP/2 client.
     #[cfg(feature = "http2")]
     handshake: Option<Handshake>,
 }
 
-impl Offer {
-    /// Takes the offer out of a request, if there is one that is allowed. What isn't is no offer.
+impl UpgradeOffer {
+    /// Takes the offer from a request. `None` if there is none, or if no offered protocol is allowed.
     ///
     /// # Errors
     ///
-    /// `CONNECT`, unless it's an extended one for an allowed protocol. An offer of a WebSocket with a body.
-    pub(crate) fn take<B>(request: &mut Request<B>, allowed: &Allowed) -> Result<Option<Self>, ErrorKind>
+    /// If the method is `CONNECT`, except an extended one for an allowed protocol; or if a WebSocket is offered with a
+    /// body.
+    pub(crate) fn take<B>(request: &mut Request<B>, allowed: &AllowedUpgrades) -> Result<Option<Self>, ErrorKind>
     where
         B: http_body::Body,
     {
         let client = request.extensions_mut().remove::<OnUpgrade>();
         #[cfg(feature = "http2")]
         if request.method() == http::Method::CONNECT {
-            return connect::take(request, client, allowed).map(Some);
+            return extended_connect::take(request, client, allowed).map(Some);
         }
         if request.method() == http::Method::CONNECT {
             return Err(ErrorKind::UnsupportedMethod);
         }
         let Some(client) = client else { return Ok(None) };
-        let tokens = tokens(request.headers(), allowed);
-        if request.version() != Version::HTTP_11 || tokens.is_empty() || !asks_for_upgrade(request.headers()) {
+        let tokens = allowed_tokens(request.headers(), allowed);
+        if request.version() != Version::HTTP_11 || tokens.is_empty() || !has_upgrade_option(request.headers()) {
             return Ok(None);
         }
-        // hyper's server and client both come to the end of a body before they switch.
+        // hyper's server and client switch after the body. For a WebSocket, a body is an error.
         if !request.body().is_end_stream() && has_member(&tokens, b"websocket") {
             return Err(ErrorKind::UpgradeBody);
         }
@@ -93,13 +94,13 @@ impl Offer {
         }))
     }
 
-    /// Makes the offer to the backend. Hop-by-hop fields have to be gone by now.
-    pub(crate) fn make<B>(&self, request: &mut Request<B>) {
+    /// Adds the offer to the request for the backend. The client's hop-by-hop fields must have been removed before.
+    pub(crate) fn apply_to<B>(&self, request: &mut Request<B>) {
         request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
         request.headers_mut().insert(UPGRADE, self.tokens.clone());
         #[cfg(feature = "http2")]
         if let Some(handshake) = &self.handshake {
-            handshake.make(request);
+            handshake.apply_to(request);
         }
     }
 
@@ -107,20 +108,20 @@ impl Offer {
     ///
     /// # Errors
     ///
-    /// A 101 that switches to something else than what was offered.
-    pub(crate) fn accepted<B>(self, response: &mut Response<B>) -> Result<Switch, ErrorKind> {
-        let chosen = self.chosen(response.headers()).ok_or(ErrorKind::UnexpectedUpgrade)?;
+    /// If the 101 switches to a protocol that wasn't offered.
+    pub(crate) fn accept<B>(self, response: &mut Response<B>) -> Result<AcceptedUpgrade, ErrorKind> {
+        let protocol = self.selected(response.headers()).ok_or(ErrorKind::UnexpectedUpgrade)?;
         let backend = response.extensions_mut().remove::<OnUpgrade>().ok_or(ErrorKind::UnexpectedUpgrade)?;
-        let held = response.extensions_mut().remove();
+        let guard = response.extensions_mut().remove();
         #[cfg(feature = "http2")]
         if let Some(handshake) = &self.handshake {
-            handshake.finish(response.headers_mut())?;
-            return Ok(Switch { client: self.client, backend, chosen: None, held });
+            handshake.verify(response.headers_mut())?;
+            return Ok(AcceptedUpgrade { client: self.client, backend, protocol: None, guard });
         }
-        Ok(Switch { client: self.client, backend, chosen: Some(chosen), held })
+        Ok(AcceptedUpgrade { client: self.client, backend, protocol: Some(protocol), guard })
     }
 
-    /// Whether a response that isn't a 101 would open the client's tunnel all the same.
+    /// Whether the client reads a response with this status as the start of the tunnel, although it isn't a 101.
     pub(crate) fn is_opened_by(&self, status: StatusCode) -> bool {
         #[cfg(feature = "http2")]
         return self.handshake.is_some() && status.is_success();
@@ -131,11 +132,11 @@ impl Offer {
         }
     }
 
-    /// The one token that the backend has switched to, if it's one that was offered.
-    fn chosen(&self, headers: &HeaderMap) -> Option<HeaderValue> {
-        let mut chosen = members(headers, UPGRADE);
-        let (token, None) = (chosen.next()?, chosen.next()) else { return None };
-        if has_member(self.tokens.as_bytes(), token) && asks_for_upgrade(headers) {
+    /// Returns the protocol that the backend has switched to, if it's a single one that was offered.
+    fn selected(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let mut protocols = members(headers, UPGRADE);
+        let (token, None) = (protocols.next()?, protocols.next()) else { return None };
+        if has_member(self.tokens.as_bytes(), token) && has_upgrade_option(headers) {
             HeaderValue::from_bytes(token).ok()
         } else {
             None
@@ -143,33 +144,35 @@ impl Offer {
     }
 }
 
-/// Both sides of a tunnel that the backend has agreed to.
+/// Both sides of an upgrade that the backend has accepted.
 #[derive(Debug)]
-pub(crate) struct Switch {
+pub(crate) struct AcceptedUpgrade {
     client: OnUpgrade,
     backend: OnUpgrade,
-    /// The protocol to name to an HTTP/1.1 client; an HTTP/2 client has named it itself.
-    chosen: Option<HeaderValue>,
-    held: Option<Held>,
+    /// The protocol for the response to an HTTP/1.1 client. `None` for an HTTP/2 client, whose response doesn't name
+    /// it.
+    protocol: Option<HeaderValue>,
+    guard: Option<TunnelGuard>,
 }
 
-impl Switch {
-    /// Makes the response the one that opens the client's side, and starts the tunnel. Hop-by-hop fields have to be gone.
-    pub(crate) fn start<B>(self, response: &mut Response<B>, tunnels: &Tunnels) {
+impl AcceptedUpgrade {
+    /// Turns the response into the one that opens the client's side, and starts the tunnel. Hop-by-hop fields must have
+    /// been removed before.
+    pub(crate) fn start_tunnel<B>(self, response: &mut Response<B>, tunnels: &Tunnels) {
         response.headers_mut().remove(CONTENT_LENGTH);
-        match self.chosen {
-            Some(chosen) => {
+        match self.protocol {
+            Some(protocol) => {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-                response.headers_mut().insert(UPGRADE, chosen);
+                response.headers_mut().insert(UPGRADE, protocol);
             }
             None => *response.status_mut() = StatusCode::OK,
         }
-        tunnels.carry(self.client, self.backend, self.held);
+        tunnels.spawn(self.client, self.backend, self.guard);
     }
 }
 
-/// Whether any `Connection` line has the option: Firefox sends `keep-alive, Upgrade`.
-fn asks_for_upgrade(headers: &HeaderMap) -> bool {
+/// Whether any `Connection` line has the option `upgrade`, also beside others: Firefox sends `keep-alive, Upgrade`.
+fn has_upgrade_option(headers: &HeaderMap) -> bool {
     members(headers, CONNECTION).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
 }
 
@@ -177,7 +180,7 @@ fn has_member(tokens: &[u8], token: &[u8]) -> bool {
     tokens.split(|&b| b == b',').any(|member| member.trim_ascii().eq_ignore_ascii_case(token))
 }
 
-/// The allowed ones of the protocols that `Upgrade` names, as a list.
-pub(crate) fn tokens(headers: &HeaderMap, allowed: &Allowed) -> Vec<u8> {
-    members(headers, UPGRADE).filter(|token| allowed.has(token)).collect::<Vec<_>>().join(&b", "[..])
+/// Returns the allowed members of `Upgrade` as a list.
+pub(crate) fn allowed_tokens(headers: &HeaderMap, allowed: &AllowedUpgrades) -> Vec<u8> {
+    members(headers, UPGRADE).filter(|token| allowed.allows(token)).collect::<Vec<_>>().join(&b", "[..])
 }

@@ -1,4 +1,4 @@
-//! The tunnel between both sides of an upgrade, and the account of all that are open.
+//! The tunnel between the two sides of an upgrade, and the set of all open tunnels.
 
 use std::{
     fmt,
@@ -23,13 +23,13 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{identity::Held, timeout::bounded};
+use crate::{timeout::bounded, tunnel_guard::TunnelGuard};
 
 /// Tracks the open tunnels of one or more proxies, such as WebSockets, and limits how long they last.
 ///
-/// A server doesn't wait for tunnels when it shuts down gracefully, and doesn't end them. An application that passes a `Tunnels`
-/// to its proxies ([`tunnels`](crate::ReverseProxyLayer::tunnels)) can do both. Clones share the same set of tunnels; each
-/// clone has timeouts of its own.
+/// A server doesn't wait for tunnels when it shuts down gracefully, and doesn't end them. An application that passes a
+/// `Tunnels` to its proxies ([`tunnels`](crate::ReverseProxyLayer::tunnels)) can do both. Clones share the same set of
+/// tunnels; each clone has timeouts of its own.
 ///
 /// ```
 /// use std::time::Duration;
@@ -47,13 +47,14 @@ use crate::{identity::Held, timeout::bounded};
 /// # }
 /// ```
 ///
-/// At its end, each tunnel emits an event with the target `tower_reverse_proxy::tunnel`: the bytes `up` and `down`, `age_ms`,
-/// and what it was `ended_by`.
+/// At its end, each tunnel emits an event with the target `tower_reverse_proxy::tunnel`: the bytes `up` and `down`,
+/// `age_ms`, and what it was `ended_by`.
 ///
 /// # Dead clients
 ///
-/// TCP keep-alive finds a backend that is gone: the crate's client sets it. On the client's side, the server has to set it.
-/// Without it, the tunnels of clients that vanish without a FIN stay open. With `axum::serve` and the crate socket2:
+/// TCP keep-alive finds a backend that is gone: the crate's client sets it. On the client's side, the server has to set
+/// it. Without it, the tunnels of clients that vanish without a FIN stay open. With `axum::serve` and the crate
+/// socket2:
 ///
 /// ```no_run
 /// use axum::serve::ListenerExt;
@@ -95,7 +96,8 @@ impl Tunnels {
         }
     }
 
-    /// Sets how long a tunnel may be silent in both directions. Default: `None`, for any time. On expiry, both sides are closed.
+    /// Sets how long a tunnel may be silent in both directions. Default: `None`, for any time. On expiry, both sides
+    /// are closed.
     ///
     /// ```
     /// use std::time::Duration;
@@ -113,9 +115,9 @@ impl Tunnels {
 
     /// Sets how long a tunnel may be silent after one side has ended. Default: 60 seconds. `None` disables it.
     ///
-    /// The end of one side is passed on, and the other direction continues, because a client may send a FIN and read the rest. A
-    /// peer that ignores the FIN would keep the tunnel open for ever. Each byte restarts the timeout. A tunnel that is closed
-    /// by it has `half-closed timeout` for its `ended_by`.
+    /// The end of one side is passed on, and the other direction continues, because a client may send a FIN and read
+    /// the rest. A peer that ignores the FIN would keep the tunnel open for ever. Each byte restarts the timeout. A
+    /// tunnel that is closed by it has `half-closed timeout` for its `ended_by`.
     ///
     /// ```
     /// use std::time::Duration;
@@ -166,11 +168,11 @@ impl Tunnels {
         self.tracker.wait().await;
     }
 
-    /// Starts a tunnel between the two sides of an upgrade. What's `held` is dropped at its end.
-    pub(super) fn carry(&self, client: OnUpgrade, backend: OnUpgrade, held: Option<Held>) {
+    /// Starts a tunnel between the two sides of an upgrade. The guard is dropped at its end.
+    pub(super) fn spawn(&self, client: OnUpgrade, backend: OnUpgrade, guard: Option<TunnelGuard>) {
         let tunnel = tunnel(client, backend, self.stop.clone(), self.timeouts);
         self.tracker.spawn(async move {
-            let _held = held;
+            let _guard = guard;
             tunnel.await;
         });
     }
@@ -191,30 +193,32 @@ impl fmt::Debug for Tunnels {
     }
 }
 
-/// Carries bytes both ways until both sides have ended, or one has failed. Each side's end is passed on as it comes.
+/// Copies bytes in both directions until both sides have ended, or one has failed. The end of a side is forwarded at
+/// once.
 async fn tunnel(client: OnUpgrade, backend: OnUpgrade, stop: CancellationToken, timeouts: Timeouts) {
-    // The client's side is ready when our answer has been written, or fails when its connection ends before.
+    // The client's side is ready after the response has been written, and fails if its connection ends before.
     let both = async { Ok::<_, hyper::Error>((client.await?, backend.await?)) };
     let (client, backend) = match stop.run_until_cancelled(both).await {
         Some(Ok(both)) => both,
         Some(Err(error)) => {
-            tracing::debug!(target: "tower_reverse_proxy::tunnel", %error, "an upgrade wasn't completed");
+            tracing::debug!(target: "tower_reverse_proxy::tunnel", %error, "an upgrade isn't completed");
             return;
         }
         None => return,
     };
-    let account = Arc::new(Account::new());
-    let mut client = Side { name: "client", io: TokioIo::new(client), account: account.clone() };
-    let mut backend = Side { name: "backend", io: TokioIo::new(backend), account: account.clone() };
-    let mut carried = pin!(copy_bidirectional_with_sizes(&mut client, &mut backend, BUFFER, BUFFER));
-    // A side that always has something to read uses up tokio's budget for the task, which would stop these.
+    let stats = Arc::new(TunnelStats::new());
+    let mut client = Side { name: "client", io: TokioIo::new(client), stats: stats.clone() };
+    let mut backend = Side { name: "backend", io: TokioIo::new(backend), stats: stats.clone() };
+    let mut copied = pin!(copy_bidirectional_with_sizes(&mut client, &mut backend, TUNNEL_BUFFER, TUNNEL_BUFFER));
+    // Unconstrained, because a side that always has data to read uses up the task's budget, and the timers would never
+    // fire.
     let (mut idle, mut age) =
-        (pin!(unconstrained(account.idle(timeouts.idle))), pin!(unconstrained(after(timeouts.max_age))));
-    let mut half_closed = pin!(unconstrained(account.half_closed(timeouts.half_closed)));
+        (pin!(unconstrained(stats.idle(timeouts.idle))), pin!(unconstrained(after(timeouts.max_age))));
+    let mut half_closed = pin!(unconstrained(stats.half_closed(timeouts.half_closed)));
     let mut stop = pin!(unconstrained(stop.cancelled()));
-    let mut outlived = false;
+    let mut expired = false;
     let error = poll_fn(|cx| {
-        if let Poll::Ready(outcome) = carried.as_mut().poll(cx) {
+        if let Poll::Ready(outcome) = copied.as_mut().poll(cx) {
             return Poll::Ready(outcome.err().map(|error| error.to_string()));
         }
         for (over, why) in [
@@ -223,12 +227,12 @@ async fn tunnel(client: OnUpgrade, backend: OnUpgrade, stop: CancellationToken, 
             (stop.as_mut().poll(cx), "shutdown"),
         ] {
             if over.is_ready() {
-                account.ended_by(why);
+                stats.ended_by(why);
                 return Poll::Ready(None);
             }
         }
         if half_closed.as_mut().poll(cx).is_ready() {
-            outlived = true;
+            expired = true;
             return Poll::Ready(None);
         }
         Poll::Pending
@@ -236,18 +240,20 @@ async fn tunnel(client: OnUpgrade, backend: OnUpgrade, stop: CancellationToken, 
     .await;
     tracing::info!(
         target: "tower_reverse_proxy::tunnel",
-        up = account.up.load(Ordering::Relaxed),
-        down = account.down.load(Ordering::Relaxed),
-        age_ms = u64::try_from(account.start.elapsed().as_millis()).unwrap_or(u64::MAX),
-        ended_by = if outlived { "half-closed timeout" } else { account.end.get().copied().unwrap_or_default() },
+        up = stats.up.load(Ordering::Relaxed),
+        down = stats.down.load(Ordering::Relaxed),
+        age_ms = u64::try_from(stats.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+        ended_by = if expired { "half-closed timeout" } else { stats.end.get().copied().unwrap_or_default() },
         error,
         "a tunnel has ended"
     );
 }
 
-/// Of each direction, in bytes. Of 8, 16, 32 and 64 KiB, bulk costs 1.0, 0.8, 0.5 and 0.5 seconds of CPU per GiB; but most
-/// tunnels are silent most of the time, and hold both.
-const BUFFER: usize = 16 * 1024;
+/// The size of the buffer of each direction, in bytes.
+///
+/// With 8, 16, 32 and 64 KiB, a GiB costs 1.0, 0.8, 0.5 and 0.5 seconds of CPU. Most tunnels are silent most of the
+/// time and keep both buffers, so their memory counts more than the difference.
+const TUNNEL_BUFFER: usize = 16 * 1024;
 
 async fn after(time: Option<Duration>) {
     match time {
@@ -256,21 +262,21 @@ async fn after(time: Option<Duration>) {
     }
 }
 
-/// What a tunnel has carried.
+/// The bytes, times and end of a tunnel.
 #[derive(Debug)]
-struct Account {
+struct TunnelStats {
     start: Instant,
     /// Milliseconds from the start to the last byte.
     last: AtomicU64,
     up: AtomicU64,
     down: AtomicU64,
-    /// What came first: the end of a side, or of our patience.
+    /// The first cause of the end: a side, a timeout, or the shutdown.
     end: OnceLock<&'static str>,
     /// Notified when the first side has ended.
     closed: Notify,
 }
 
-impl Account {
+impl TunnelStats {
     fn new() -> Self {
         let zero = AtomicU64::default;
         let (end, closed) = (OnceLock::new(), Notify::new());
@@ -281,8 +287,8 @@ impl Account {
         let _ = self.end.set(name);
     }
 
-    /// Counts the end of a side as its last byte.
-    fn close(&self, name: &'static str) {
+    /// Records the end of a side. It restarts the idle timeout as a byte does.
+    fn side_ended(&self, name: &'static str) {
         if self.end.set(name).is_ok() {
             self.touch();
             self.closed.notify_one();
@@ -299,13 +305,13 @@ impl Account {
         self.last.store(elapsed, Ordering::Relaxed);
     }
 
-    /// Ready when one side has ended, and nothing was carried for so long since.
+    /// Ready when one side has ended, and the timeout has elapsed since then without a byte.
     async fn half_closed(&self, timeout: Option<Duration>) {
         self.closed.notified().await;
         self.idle(timeout).await;
     }
 
-    /// Ready when nothing was carried for so long.
+    /// Ready when the timeout has elapsed without a byte.
     async fn idle(&self, timeout: Option<Duration>) {
         let Some(timeout) = timeout else { return pending().await };
         loop {
@@ -318,11 +324,11 @@ impl Account {
     }
 }
 
-/// One side of a tunnel, watched.
+/// One side of a tunnel, whose bytes and end are recorded.
 struct Side<T> {
     name: &'static str,
     io: T,
-    account: Arc<Account>,
+    stats: Arc<TunnelStats>,
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Side<T> {
@@ -330,9 +336,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Side<T> {
         let before = buf.filled().len();
         let outcome = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
         match buf.filled().len() - before {
-            0 => self.account.close(self.name),
-            bytes if self.name == "client" => self.account.count(&self.account.up, bytes),
-            bytes => self.account.count(&self.account.down, bytes),
+            0 => self.stats.side_ended(self.name),
+            bytes if self.name == "client" => self.stats.count(&self.stats.up, bytes),
+            bytes => self.stats.count(&self.stats.down, bytes),
         }
         Poll::Ready(outcome)
     }
@@ -342,7 +348,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Side<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let outcome = ready!(Pin::new(&mut self.io).poll_write(cx, buf));
         if outcome.is_err() {
-            self.account.ended_by(self.name);
+            self.stats.ended_by(self.name);
         }
         Poll::Ready(outcome)
     }

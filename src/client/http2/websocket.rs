@@ -2,8 +2,6 @@
 //!
 //! To those who asked, it's as if the backend spoke HTTP/1.1.
 
-use std::sync::Arc;
-
 use axum_core::body::Body;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
@@ -12,7 +10,7 @@ use http::{
 use hyper::{body::Incoming, ext::Protocol};
 
 use super::{super::body::ResponseBody, Stream};
-use crate::{headers::websocket, identity::Held};
+use crate::{headers::websocket, tunnel_guard::TunnelGuard};
 
 /// Whether the request opens a WebSocket. Of other upgrades nobody has said what they are in HTTP/2.
 pub(super) fn is_asked_for<B>(request: &Request<B>) -> bool {
@@ -39,7 +37,7 @@ pub(super) fn as_switch(
         return response.map(|body| ResponseBody::shared(body, stream));
     }
     let mut response = response.map(|_| ResponseBody::empty());
-    response.extensions_mut().insert(Held { _stream: Arc::new(stream) });
+    response.extensions_mut().insert(TunnelGuard::new(stream));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));

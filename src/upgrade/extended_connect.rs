@@ -1,4 +1,4 @@
-//! Extended CONNECT (RFC 8441): how an HTTP/2 client opens a WebSocket.
+//! Extended CONNECT (RFC 8441), with which an HTTP/2 client opens a WebSocket.
 
 use http::{
     HeaderMap, HeaderValue, Method, Request,
@@ -6,10 +6,10 @@ use http::{
 };
 use hyper::{ext::Protocol, upgrade::OnUpgrade};
 
-use super::{Allowed, Offer};
+use super::{AllowedUpgrades, UpgradeOffer};
 use crate::{error::ErrorKind, headers::websocket};
 
-/// What HTTP/1.1 has in its WebSocket handshake and HTTP/2 hasn't.
+/// The key of HTTP/1.1's WebSocket handshake, which HTTP/2 doesn't have.
 #[derive(Debug)]
 pub(super) struct Handshake {
     key: HeaderValue,
@@ -18,26 +18,27 @@ pub(super) struct Handshake {
 pub(super) fn take<B>(
     request: &mut Request<B>,
     client: Option<OnUpgrade>,
-    allowed: &Allowed,
-) -> Result<Offer, ErrorKind> {
+    allowed: &AllowedUpgrades,
+) -> Result<UpgradeOffer, ErrorKind> {
     let protocol = request.extensions_mut().remove::<Protocol>().ok_or(ErrorKind::UnsupportedMethod)?;
     let client = client.ok_or(ErrorKind::UnsupportedMethod)?;
-    // Only of WebSocket is it known what it becomes in HTTP/1.1.
-    if !protocol.as_str().eq_ignore_ascii_case("websocket") || !allowed.has(b"websocket") {
+    // RFC 8441 defines the mapping to HTTP/1.1 for WebSocket only.
+    if !protocol.as_str().eq_ignore_ascii_case("websocket") || !allowed.allows(b"websocket") {
         return Err(ErrorKind::UnsupportedMethod);
     }
     let tokens = HeaderValue::from_static("websocket");
-    Ok(Offer { client, tokens, handshake: Some(Handshake { key: websocket::new_key() }) })
+    Ok(UpgradeOffer { client, tokens, handshake: Some(Handshake { key: websocket::new_key() }) })
 }
 
 impl Handshake {
-    pub(super) fn make<B>(&self, request: &mut Request<B>) {
+    pub(super) fn apply_to<B>(&self, request: &mut Request<B>) {
         *request.method_mut() = Method::GET;
         request.headers_mut().insert(SEC_WEBSOCKET_KEY, self.key.clone());
     }
 
-    /// Checks that the backend has read the handshake (RFC 6455, section 4.1), and takes its answer out.
-    pub(super) fn finish(&self, headers: &mut HeaderMap) -> Result<(), ErrorKind> {
+    /// Checks that the backend has accepted the handshake (RFC 6455, section 4.1), and removes its
+    /// `Sec-WebSocket-Accept`.
+    pub(super) fn verify(&self, headers: &mut HeaderMap) -> Result<(), ErrorKind> {
         let accept = headers.remove(SEC_WEBSOCKET_ACCEPT).ok_or(ErrorKind::UnexpectedUpgrade)?;
         if accept == websocket::accept(&self.key) { Ok(()) } else { Err(ErrorKind::UnexpectedUpgrade) }
     }
