@@ -1,71 +1,123 @@
-//! Mount another web server as a directory of an axum app: a reverse proxy that is a tower layer.
+//! A reverse proxy that is a tower layer: it mounts another web server as a directory of an axum app.
 //!
-//! ```
+//! ```no_run
+//! use std::net::SocketAddr;
+//!
 //! use axum::{Router, routing::get};
 //! use tower_reverse_proxy::ReverseProxyLayer;
 //!
-//! let app: Router = Router::new()
-//!     .route("/", get(|| async { "home" }))
-//!     .layer(ReverseProxyLayer::new("http://127.0.0.1:8000").prefix("/mydir"));
+//! #[tokio::main]
+//! async fn main() -> std::io::Result<()> {
+//!     let app = Router::new()
+//!         .route("/", get(|| async { "home" }))
+//!         // /mydir, /mydir/ and all below go to the backend.
+//!         .layer(ReverseProxyLayer::new("http://127.0.0.1:8000").prefix("/mydir"));
+//!     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//!     // With connect info, the backend gets the client's address in X-Forwarded-For.
+//!     axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await
+//! }
 //! ```
 //!
-//! `/mydir`, `/mydir/` and everything below is the other server's, next to the application's own routes. Both sides have the
-//! same layout, so that no link has to be rewritten; every method, body, cookie and field passes through, and redirects to
-//! the backend's own origin lead back to the front.
+//! Both sides have the same layout: `/mydir/page` of the front is `/mydir/page` of the backend. Therefore no link in
+//! any page has to be rewritten. Where the layouts differ, there are
+//! [`strip_prefix`](ReverseProxyLayer::strip_prefix) and [`replace_prefix`](ReverseProxyLayer::replace_prefix).
+//! Methods, bodies, cookies and header fields pass, WebSockets too; redirects to the backend's own origin lead back
+//! to the front.
 //!
-//! - [`ReverseProxyLayer`] is the middleware, and where options are set.
-//! - [`ReverseProxy`] is the proxy as a service of its own: for axum's `nest_service`, `fallback_service`, `route_service`.
-//! - [`RemoteUserLayer`], [`BasicAuthLayer`], [`TraceRedirectLayer`] are layers for the upstream side.
-//! - [`Upstream`] addresses requests to a [`Backend`]; any other tower service can be an upstream too.
-//! - [`Error`] is what became a 502, in that response's extensions.
+//! # Where to start
+//!
+//! | you want | see |
+//! |---|---|
+//! | to mount a backend: prefix, nested router, fallback, handler | [mounting](guide) |
+//! | an option and its default | [`ReverseProxyLayer`], [`Upstream`], [`Client::builder`], [`Forwarded`], [`Tunnels`] |
+//! | your app's user to be the backend's | [`RemoteUserLayer`], [`BasicAuthLayer`], [identity](guide) |
+//! | to know which layer runs first | [layer order](guide) |
+//! | to know what a client can't do, and what you have to ensure | [security](guide), [limits](#limits) |
+//! | an error page, or metrics of failures | [`Error`], [failures](guide) |
+//! | another upstream than one backend: a mock, a balancer | [`ReverseProxyLayer::with_upstream`], [`HttpService`] |
+//! | code to copy | the [examples](https://docs.rs/crate/tower-reverse-proxy/latest/source/examples/README.md) |
+//!
+//! # The parts
+//!
+//! - [`ReverseProxyLayer`] is the middleware: requests below its prefix go to the proxy, all others to your routes.
+//! - [`ReverseProxy`] is the proxy as a service, for `nest_service`, `fallback_service`, `route_service` and handlers.
+//! - [`Upstream`] addresses requests to a [`Backend`] and maps its references; [`Client`] is the connection pool
+//!   behind it.
+//! - [`RemoteUserLayer`], [`BasicAuthLayer`] and [`TraceRedirectLayer`] are layers for the *upstream side*: between the
+//!   proxy's own rules and the client, where no client of the app can undo what they add.
+//! - [`Error`] is what became a 502: in the response's extensions, and in [`on_error`](ReverseProxyLayer::on_error).
 //!
 //! # Tenets
 //!
-//! In this order. *Safe*: what a client sends can't impersonate, smuggle, escape the prefix, or take down local routes.
-//! *Faithful*: what passes, passes unchanged, and a truncated response never looks whole. *Fast*. *Composable*: what an
-//! operator may choose is a tower layer; what the RFC obliges is not up for choosing. *Plain*: one way to do each thing.
+//! In this order. *Safe*: what a client sends can't impersonate a user, smuggle a request, escape the prefix, or take
+//! down local routes. *Faithful*: what passes, passes unchanged, and a truncated response never looks complete.
+//! *Fast*: at the cost of a hand-tuned proxy. *Composable*: what an operator may choose is a tower layer; what an RFC
+//! obliges an intermediary to isn't up for choosing. *Plain*: one way to do each thing.
 //!
 //! # The life of a request
 //!
 //! ```text
 //! the application's router → ReverseProxyService
-//!  0  below the prefix, on a segment boundary of the raw path?  no → the wrapped service, nothing touched
+//!  0  below the prefix, on a segment boundary of the raw path?
+//!     if not: the wrapped service gets the request as it is
 //! request half
-//!  1  trim values; refuse what must not be forwarded: TRACE, CONNECT but for a WebSocket, targets that are no path, dot segments that leave the prefix, a `%` without two hex digits,
-//!     a Host missing, repeated or malformed, a Transfer-Encoding that isn't one `chunked`, a Content-Length that isn't one
-//!     length, a Via loop, Max-Forwards: 0
+//!  1  refuse what must not be forwarded: TRACE; CONNECT, unless it opens a WebSocket; a target that
+//!     isn't a path, leaves the prefix by dot segments, or has a % without two hex digits; a Host that
+//!     is missing, repeated or malformed; a Transfer-Encoding that isn't one `chunked`; a loop
+//!     answer OPTIONS with Max-Forwards: 0
 //!  2  take the upgrade offer; drop one that isn't allowed
-//!  3  remove hop-by-hop fields, then all that any Connection line names; keep TE: trailers and Trailer
-//!  4  remove what isn't the client's to say: names with `_`, Remote-User and other claims of an identity, X-Forwarded-*,
-//!     Forwarded, X-Real-IP, Proxy, trailers that would matter as fields
-//!  5  target: path and query as they came, also under nest; or with the prefix stripped or replaced; Destination alike
-//!  6  Host, forwarding fields, Via, cookie crumbs, hidden cookies
-//!  7  framing: Content-Length as the body is, chunked for a GET with a body
-//!  8  HTTP/1.1
+//!  3  remove hop-by-hop fields, and all that any Connection line names; keep TE: trailers, Trailer
+//!  4  remove what a client may not set: names with `_`, Remote-User and other identity claims,
+//!     X-Forwarded-*, Forwarded, X-Real-IP, Proxy; trailers that would matter as fields
+//!  5  target: path and query as they came, also under nest; or with the prefix stripped or replaced
+//!  6  Host, forwarding fields, Via; join cookie crumbs, remove hidden cookies
+//!  7  framing: Content-Length as the body is; chunked for a GET with a body
+//!  8  version: HTTP/1.1; the upgrade offer
 //! upstream side
 //!  9  Upstream: origin, Host policy
 //! 10  upstream layers: Remote-User, Basic credentials, redirect traces, yours
 //! 11  Client: pool, connect, TLS → backend
 //! response half
-//! 12  101? only to what was offered, then a tunnel.  Else remove hop-by-hop fields and Alt-Svc
-//! 13  one framing, HTTP/1.1, Via
-//! 14  Location, Content-Location, Refresh, Set-Cookie: the origin in Upstream, the path here; no hidden cookie
-//! 15  body: frames as they come, without trailers that would matter as fields; an error stays an error
-//!     a failure anywhere → a response, the Error in its extensions, one tracing event
+//! 12  101: only to what was offered, then a tunnel
+//! 13  one framing; remove hop-by-hop fields and Alt-Svc; Via; HTTP/1.1
+//! 14  Location, Content-Location, Refresh, Set-Cookie: the origin in Upstream, the path here
+//! 15  body: frame by frame; an error stays an error, so that the client sees an abort
+//!
+//! a failure anywhere: one response, the Error in its extensions, one tracing event
 //! ```
-//!
-//! # Runtime
-//!
-//! The proxy runs on tokio, with its I/O and its timers enabled. Without the latter, a request panics at the first timeout
-//! that is set.
 //!
 //! # Features
 //!
-//! - `axum` (default): reads axum's `OriginalUri` and `ConnectInfo`. Without it, the crate needs axum-core only.
-//! - `http2` (default): HTTP/2 to backends, and WebSockets of HTTP/2 clients. Their other requests need no feature.
-//! - `tls`: TLS to `https` backends, on rustls, with a provider of cryptography of the application's own; see [`Tls`]. Without
-//!   it, an `https` backend is an error.
-//! - `tls-ring`, `tls-aws-lc-rs`: `tls` with that provider.
+//! | feature | default | what it adds |
+//! |---|---|---|
+//! | `axum` | yes | reads axum's `OriginalUri` and `ConnectInfo`; without it, the crate needs axum-core only |
+//! | `http2` | yes | HTTP/2 to backends, and WebSockets of HTTP/2 clients; their other requests need no feature |
+//! | `tls-ring`, `tls-aws-lc-rs` | no | `https` backends, on rustls with that provider of cryptography |
+//! | `tls` | no | the same with a provider that the application installs; see [`Tls`] |
+//!
+//! Without a TLS feature, an `https` backend is an error when the client is built, never plaintext.
+//!
+//! # Runtime
+//!
+//! The crate runs on tokio, with its I/O and timers enabled. Without timers, a request panics at the first timeout
+//! that is set.
+//!
+//! # Cancel safety
+//!
+//! Every future of this crate may be dropped at any point. Dropping the future of an exchange, or its response body
+//! before the end, cancels the exchange at the backend: the HTTP/1.1 connection is closed, the HTTP/2 stream is
+//! reset. A request that waits for a connection leaves the queue; a connection that is being opened for it goes to
+//! another request or to the pool. Whether the backend has processed a cancelled request is unknown, as it is for a
+//! request of any HTTP client. Tunnels outlive the exchange: [`Tunnels`] ends them.
+//!
+//! # Stability
+//!
+//! Versions follow [Semantic Versioning](https://semver.org); before 1.0, a breaking change raises the minor version.
+//! Part of the contract are the public API, the defaults of options, the status that each [`ErrorKind`] becomes, and
+//! the targets, levels and field names of tracing events. Not part of it are the texts of errors and events, the
+//! types behind [`source()`](std::error::Error::source), and the number and the reuse of connections. New kinds, phases
+//! and options may be added at any time. The minimum supported Rust version, 1.88 now, is raised in minor versions
+//! only.
 //!
 //! # Limits
 //!
