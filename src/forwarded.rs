@@ -45,6 +45,13 @@ pub struct Forwarded {
 
 impl Forwarded {
     /// Sends `X-Forwarded-For`, `-Host` and `-Prefix`, and trusts no peer.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{Forwarded, ReverseProxyLayer};
+    ///
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").forwarded(Forwarded::new());
+    /// # let _ = proxy;
+    /// ```
     pub fn new() -> Self {
         Self::default()
     }
@@ -239,6 +246,13 @@ impl fmt::Display for TrustedPeers {
 }
 
 /// The error of a text that isn't a block of addresses.
+///
+/// ```
+/// use tower_reverse_proxy::TrustedPeers;
+///
+/// let error = "10.0.0.0/33".parse::<TrustedPeers>().unwrap_err();
+/// assert!(error.to_string().contains("10.0.0.0/8"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidPeers {
     given: String,

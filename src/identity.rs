@@ -13,11 +13,31 @@ use std::{
 /// that nobody is signed in. A client can't set it: extensions don't cross the wire.
 ///
 /// Any text can be in it. What can't be said in a header field is refused where it would be said.
+///
+/// ```
+/// use axum::{extract::Request, middleware::Next, response::Response};
+/// use tower_reverse_proxy::RemoteUser;
+///
+/// /// A middleware that signs users in, for axum's `from_fn`, added to the router after the proxy.
+/// async fn sign_in(mut request: Request, next: Next) -> Response {
+///     if let Some(name) = signed_in(&request) {
+///         request.extensions_mut().insert(RemoteUser::new(name));
+///     }
+///     next.run(request).await
+/// }
+/// # fn signed_in(_: &Request) -> Option<&'static str> { None }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RemoteUser(Arc<str>);
 
 impl RemoteUser {
     /// Makes the name of a user.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::RemoteUser;
+    ///
+    /// assert_eq!(RemoteUser::new("alice").as_str(), "alice");
+    /// ```
     pub fn new(name: impl Into<Arc<str>>) -> Self {
         Self(name.into())
     }
@@ -77,11 +97,30 @@ pub(crate) struct CredentialsUser(pub(crate) Option<RemoteUser>);
 /// proxy](crate::Forwarded::trust). With the feature `axum`, axum's `ConnectInfo<SocketAddr>` is read when
 /// this extension isn't there; a server that isn't `axum::serve`, or a listener with addresses of another type, inserts
 /// this one.
+///
+/// ```
+/// use std::net::SocketAddr;
+/// use axum::http::Request;
+/// use tower_reverse_proxy::ClientAddr;
+///
+/// /// What a server that isn't `axum::serve` does with each request.
+/// fn with_address<B>(mut request: Request<B>, peer: SocketAddr) -> Request<B> {
+///     request.extensions_mut().insert(ClientAddr::from(peer));
+///     request
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientAddr(IpAddr);
 
 impl ClientAddr {
     /// Takes the address. An IPv4 address that came mapped into IPv6 (`::ffff:192.0.2.1`) is the IPv4 address.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::ClientAddr;
+    ///
+    /// let addr = ClientAddr::new("::ffff:192.0.2.1".parse().unwrap());
+    /// assert_eq!(addr.ip().to_string(), "192.0.2.1");
+    /// ```
     pub fn new(addr: IpAddr) -> Self {
         Self(addr.to_canonical())
     }

@@ -23,6 +23,13 @@ use tower_service::Service;
 ///
 /// It belongs on the upstream side ([`upstream_layer`](crate::ReverseProxyLayer::upstream_layer)). It's an ordinary tower
 /// layer and works around any HTTP client.
+///
+/// ```
+/// use tower_reverse_proxy::{ReverseProxyLayer, TraceRedirectLayer};
+///
+/// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").upstream_layer(TraceRedirectLayer::new());
+/// # let _ = proxy;
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TraceRedirectLayer {
     show_query: bool,

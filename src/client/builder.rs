@@ -436,6 +436,13 @@ impl ClientBuilder {
     ///
     /// For an `https` backend without a [`Tls`](crate::Tls) of its own, it reads the platform's root certificates.
     ///
+    /// ```
+    /// use tower_reverse_proxy::Client;
+    ///
+    /// let error = Client::builder("http://127.0.0.1:8000/mydir").build().unwrap_err();
+    /// assert!(error.to_string().contains("write \"http://127.0.0.1:8000\""));
+    /// ```
+    ///
     /// # Errors
     ///
     /// The first thing that was wrong: a backend that isn't an origin, or can't be reached with the features that are on; an

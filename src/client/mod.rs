@@ -72,6 +72,20 @@ use crate::{backend::Backend, error::Error};
 ///
 /// A request of which nothing was sent comes back in the error: see [`Error::take_request`].
 ///
+/// ```
+/// use axum::{body::Body, http::Request};
+/// use tower::ServiceExt;
+/// use tower_reverse_proxy::Client;
+///
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// let client = Client::builder("http://127.0.0.1:8000").build()?;
+/// let request = Request::get("/page").header("host", "backend.example").body(Body::empty())?;
+/// let response = client.oneshot(request).await?;
+/// # let _ = response;
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Cancel safety
 ///
 /// Dropping the future, or the response's body before its end, closes its HTTP/1.1 connection, or resets its HTTP/2 stream.
@@ -142,6 +156,13 @@ impl Client {
     }
 
     /// Returns the backend.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::Client;
+    ///
+    /// let client = Client::try_from("http://127.0.0.1:8000").unwrap();
+    /// assert_eq!(client.backend().to_string(), "http://127.0.0.1:8000");
+    /// ```
     pub fn backend(&self) -> &Backend {
         &self.pool.backend
     }

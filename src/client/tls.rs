@@ -58,6 +58,17 @@ impl Tls {
     ///
     /// They are read here, from the system's store, or from where `SSL_CERT_FILE` and `SSL_CERT_DIR` point.
     ///
+    /// ```
+    /// use tower_reverse_proxy::{Client, Tls};
+    ///
+    /// # fn run() -> Result<(), tower_reverse_proxy::InvalidClient> {
+    /// // What `Client::builder("https://backend.example").build()` does.
+    /// let client = Client::builder("https://backend.example").tls(Tls::new()?).build()?;
+    /// # let _ = client;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// If there are none, or no provider.
@@ -78,6 +89,16 @@ impl Tls {
 
     /// Trusts a CA of one's own, and no other: one or more certificates in PEM.
     ///
+    /// ```
+    /// use tower_reverse_proxy::Tls;
+    ///
+    /// # fn run() -> Result<(), Box<dyn std::error::Error>> {
+    /// let tls = Tls::with_ca(std::fs::read("/etc/ssl/internal-ca.pem")?)?;
+    /// # let _ = tls;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// If there's no certificate in it, or one that can't be read, or no provider.
@@ -94,6 +115,21 @@ impl Tls {
     /// Takes everything from a configuration of rustls: another provider, other versions, a verifier of one's own.
     ///
     /// Its ALPN protocols are set by the proxy.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{Tls, rustls::{ClientConfig, RootCertStore, crypto::CryptoProvider, version::TLS13}};
+    ///
+    /// # fn run(provider: CryptoProvider, roots: RootCertStore) -> Result<(), Box<dyn std::error::Error>> {
+    /// // TLS 1.3 alone, with a provider of one's own.
+    /// let config = ClientConfig::builder_with_provider(provider.into())
+    ///     .with_protocol_versions(&[&TLS13])?
+    ///     .with_root_certificates(roots)
+    ///     .with_no_client_auth();
+    /// let tls = Tls::with_config(config);
+    /// # let _ = tls;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn with_config(config: impl Into<Arc<ClientConfig>>) -> Self {
         Self { config: config.into(), server_name: None }
     }
@@ -109,6 +145,16 @@ impl Tls {
 
     /// Shows a certificate to a backend that asks for one: the chain, the client's own certificate first, and its private
     /// key, both in PEM (PKCS #8, PKCS #1 or SEC1, not encrypted). Default: none.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::Tls;
+    ///
+    /// # fn run() -> Result<(), Box<dyn std::error::Error>> {
+    /// let tls = Tls::new()?.client_certificate(std::fs::read("client.pem")?, std::fs::read("client.key")?)?;
+    /// # let _ = tls;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -130,6 +176,17 @@ impl Tls {
 
     /// Sets the name that the backend is asked for (SNI, RFC 6066, section 3) and that its certificate has to be for: a DNS
     /// name, or an address, which SNI doesn't say. Default: the backend's host.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{Client, Tls};
+    ///
+    /// # fn run() -> Result<(), tower_reverse_proxy::InvalidClient> {
+    /// // A backend that is addressed by its number, with a certificate for its name.
+    /// let client = Client::builder("https://10.0.0.7").tls(Tls::new()?.server_name("internal.example")?).build()?;
+    /// # let _ = client;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///

@@ -22,6 +22,19 @@ pub(crate) use cause::{classify, classify_request_body, classify_response_body};
 /// `Display` describes the failure without its cause; the cause is the [`source`](error::Error::source). Neither contains
 /// credentials or field values. Both may contain addresses of the backend, so they are fit for logs and not for clients. The
 /// type of the source isn't part of the API.
+///
+/// ```
+/// use axum::response::Response;
+/// use tower_reverse_proxy::Error;
+///
+/// /// Counts failures by their kind: a function for axum's `map_response`, added to the router after the proxy.
+/// async fn count(response: Response) -> Response {
+///     if let Some(error) = response.extensions().get::<Error>() {
+///         println!("proxy_failures_total{{kind=\"{:?}\"}}", error.kind());
+///     }
+///     response
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Error {
     inner: Arc<Inner>,
@@ -46,6 +59,19 @@ enum Rejection {
 
 /// What failed. Each kind belongs to one [`Phase`] and becomes one [status](Error::status), except
 /// [`SignInRequired`](Self::SignInRequired), which becomes one of two, and [`Rejected`](Self::Rejected).
+///
+/// ```
+/// use tower_reverse_proxy::{Error, ErrorKind};
+///
+/// fn advice(error: &Error) -> &'static str {
+///     match error.kind() {
+///         ErrorKind::Connect | ErrorKind::ConnectTimeout => "Is the backend running?",
+///         ErrorKind::Overloaded => "Raise `max_connections`, or add a backend.",
+///         ErrorKind::HeaderTimeout => "The backend is slow.",
+///         _ => "See the log.",
+///     }
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -117,6 +143,13 @@ pub enum ErrorKind {
 }
 
 /// The part of an exchange in which a failure happened.
+///
+/// ```
+/// use tower_reverse_proxy::{ErrorKind, Phase};
+///
+/// assert_eq!(ErrorKind::LoopDetected.phase(), Phase::Request);
+/// assert_eq!(ErrorKind::HeaderTimeout.phase(), Phase::ResponseHead);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Phase {
@@ -134,6 +167,12 @@ pub enum Phase {
 
 impl ErrorKind {
     /// Returns the phase that this kind of failure belongs to.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{ErrorKind, Phase};
+    ///
+    /// assert_eq!(ErrorKind::Connect.phase(), Phase::Connect);
+    /// ```
     pub fn phase(self) -> Phase {
         match self {
             Self::InvalidTarget
@@ -347,16 +386,37 @@ impl Error {
     }
 
     /// Returns what failed.
+    ///
+    /// ```
+    /// use axum::http::StatusCode;
+    /// use tower_reverse_proxy::{Error, ErrorKind};
+    ///
+    /// assert_eq!(Error::rejected(StatusCode::FORBIDDEN, "not today").kind(), ErrorKind::Rejected);
+    /// ```
     pub fn kind(&self) -> ErrorKind {
         self.inner.kind
     }
 
     /// Returns the part of the exchange in which it failed.
+    ///
+    /// ```
+    /// use axum::http::StatusCode;
+    /// use tower_reverse_proxy::{Error, Phase};
+    ///
+    /// assert_eq!(Error::rejected(StatusCode::FORBIDDEN, "not today").phase(), Phase::Request);
+    /// ```
     pub fn phase(&self) -> Phase {
         self.kind().phase()
     }
 
     /// Returns the status that the client gets, if nothing has been sent to it yet.
+    ///
+    /// ```
+    /// use axum::http::StatusCode;
+    /// use tower_reverse_proxy::Error;
+    ///
+    /// assert_eq!(Error::rejected(StatusCode::TOO_MANY_REQUESTS, "quota").status(), StatusCode::TOO_MANY_REQUESTS);
+    /// ```
     pub fn status(&self) -> StatusCode {
         match self.inner.response {
             Some(Rejection::Challenge(_)) => StatusCode::UNAUTHORIZED,
@@ -366,6 +426,15 @@ impl Error {
     }
 
     /// Returns `true` if the backend couldn't be reached: refused, unknown, or not connected within the connect timeout.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::Error;
+    ///
+    /// /// Whether a health check should take the backend out.
+    /// fn is_down(error: &Error) -> bool {
+    ///     error.is_connect()
+    /// }
+    /// ```
     pub fn is_connect(&self) -> bool {
         matches!(self.kind(), ErrorKind::Connect | ErrorKind::ConnectTimeout)
     }
@@ -379,11 +448,28 @@ impl Error {
     ///
     /// Requests that were refused ([`Phase::Request`]) weren't sent either, and aren't unsent in this sense: they would be
     /// refused again.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::Error;
+    ///
+    /// /// Whether even a `POST` may be sent again.
+    /// fn may_be_retried(error: &Error) -> bool {
+    ///     error.is_unsent()
+    /// }
+    /// ```
     pub fn is_unsent(&self) -> bool {
         self.is_connect() || self.kind() == ErrorKind::Overloaded || self.unsent.is_some()
     }
 
     /// Returns `true` if one of the proxy's timeouts elapsed.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::Error;
+    ///
+    /// fn outcome(error: &Error) -> &'static str {
+    ///     if error.is_timeout() { "timeout" } else { "failure" }
+    /// }
+    /// ```
     pub fn is_timeout(&self) -> bool {
         matches!(
             self.kind(),
@@ -398,6 +484,14 @@ impl Error {
     /// Returns `true` if the cause is on the client's side: an invalid request or body, a client that left.
     ///
     /// [`Rejected`](ErrorKind::Rejected) is the client's with a status of 400 to 499.
+    ///
+    /// ```
+    /// use axum::http::StatusCode;
+    /// use tower_reverse_proxy::Error;
+    ///
+    /// assert!(Error::rejected(StatusCode::NOT_FOUND, "no such tenant").is_client());
+    /// assert!(!Error::rejected(StatusCode::SERVICE_UNAVAILABLE, "maintenance").is_client());
+    /// ```
     pub fn is_client(&self) -> bool {
         match (self.phase(), self.kind()) {
             (_, ErrorKind::Rejected) => self.status().is_client_error(),

@@ -15,6 +15,18 @@ use crate::{error::Error, headers::grpc};
 /// the request that it happened to, as the client sent it.
 ///
 /// `Debug` and `Display` show the error alone: the request's fields may hold credentials.
+///
+/// ```
+/// use axum::http::StatusCode;
+/// use tower_reverse_proxy::{Failure, ReverseProxyLayer};
+///
+/// let page = |failure: &Failure| {
+///     let page = format!("{} {}: {}", failure.method(), failure.uri().path(), failure.status());
+///     (failure.status(), page)
+/// };
+/// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").on_error(page);
+/// # let _ = proxy;
+/// ```
 #[derive(Clone)]
 pub struct Failure {
     error: Error,

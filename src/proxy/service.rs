@@ -51,6 +51,13 @@ impl ReverseProxy {
     /// Forwards every request to a backend: its origin as `&str`, `String`, [`Uri`](http::Uri) or
     /// [`Backend`](crate::Backend), or a [`Client`] of it, or a [`ClientBuilder`](crate::ClientBuilder).
     ///
+    /// ```
+    /// use axum::Router;
+    /// use tower_reverse_proxy::ReverseProxy;
+    ///
+    /// let app: Router = Router::new().fallback_service(ReverseProxy::new("http://127.0.0.1:8000"));
+    /// ```
+    ///
     /// # Panics
     ///
     /// If it isn't an origin, or the client can't be built, with a message that says what to write instead.
@@ -62,6 +69,13 @@ impl ReverseProxy {
 
     /// Forwards every request to a backend, as [`new`](Self::new) does.
     ///
+    /// ```
+    /// use tower_reverse_proxy::ReverseProxy;
+    ///
+    /// let from_configuration = "unix:/run/app.sock";
+    /// assert!(ReverseProxy::try_new(from_configuration).is_ok());
+    /// ```
+    ///
     /// # Errors
     ///
     /// If it isn't an origin, or the client can't be built.
@@ -72,11 +86,30 @@ impl ReverseProxy {
 
 impl<U: HttpService> ReverseProxy<U> {
     /// Forwards every request to an upstream service, as [`ReverseProxyLayer::with_upstream`] does.
+    ///
+    /// ```
+    /// use axum::Router;
+    /// use tower_reverse_proxy::{ReverseProxy, Upstream};
+    ///
+    /// let intranet = ReverseProxy::with_upstream(Upstream::new("http://10.0.0.7").host("intranet.example"));
+    /// let app: Router = Router::new().nest_service("/intranet", intranet);
+    /// ```
     pub fn with_upstream(upstream: U) -> Self {
         Self { upstream, rules: Arc::new(Rules::default()) }
     }
 
     /// Puts the upstream behind a type that can be named, whatever layers it has: [`BoxUpstream`].
+    ///
+    /// ```
+    /// use std::collections::HashMap;
+    /// use tower_reverse_proxy::{BoxUpstream, RemoteUserLayer, ReverseProxy, ReverseProxyLayer};
+    ///
+    /// // Proxies with different layers, in one map.
+    /// let wiki = ReverseProxyLayer::new("http://127.0.0.1:8001").upstream_layer(RemoteUserLayer::new()).into_service();
+    /// let sites: HashMap<&str, ReverseProxy<BoxUpstream>> =
+    ///     [("wiki", wiki.boxed()), ("shop", ReverseProxy::new("http://127.0.0.1:8002").boxed())].into();
+    /// # let _ = sites;
+    /// ```
     pub fn boxed(self) -> ReverseProxy<BoxUpstream>
     where
         U: Send + Sync + 'static,
@@ -113,6 +146,16 @@ where
 /// A clone shares the wrapped service and makes its own copy when it's first polled for readiness. Cloning therefore costs the
 /// same in front of one proxy as in front of a hundred, and a clone for each request, as axum makes one, copies each
 /// service of the chain once. It's `Send` if the wrapped service is `Send` and `Sync`.
+///
+/// ```
+/// use axum::Router;
+/// use tower::Layer;
+/// use tower_reverse_proxy::ReverseProxyLayer;
+///
+/// let service = ReverseProxyLayer::new("http://127.0.0.1:8000").prefix("/mydir").layer(Router::<()>::new());
+/// let router: &Router = service.get_ref();
+/// # let _ = router;
+/// ```
 pub struct ReverseProxyService<S, U = Upstream<Client>> {
     /// What clones are made of. It is never called, so that all clones begin in the same state.
     template: Arc<S>,

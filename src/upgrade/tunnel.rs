@@ -149,16 +149,42 @@ impl Tunnels {
     }
 
     /// Returns how many tunnels are open, including those whose upgrade is being completed.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::Tunnels;
+    ///
+    /// assert_eq!(Tunnels::new().count(), 0);
+    /// ```
     pub fn count(&self) -> usize {
         self.tracker.len()
     }
 
     /// Closes both sides of every tunnel, and of those that are opened later.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::Tunnels;
+    ///
+    /// # async fn run(tunnels: Tunnels) {
+    /// tunnels.shut_down();
+    /// tunnels.wait().await;
+    /// assert_eq!(tunnels.count(), 0);
+    /// # }
+    /// ```
     pub fn shut_down(&self) {
         self.stop.cancel();
     }
 
     /// Waits until no tunnel is open. New ones can be opened all the same.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_reverse_proxy::Tunnels;
+    ///
+    /// # async fn run(tunnels: Tunnels) {
+    /// // A minute for clients to leave by themselves.
+    /// let _ = tokio::time::timeout(Duration::from_secs(60), tunnels.wait()).await;
+    /// # }
+    /// ```
     ///
     /// # Cancel safety
     ///

@@ -35,6 +35,14 @@ pub struct BoxUpstream(BoxCloneSyncService<Request<Body>, Response<Body>, BoxErr
 
 impl BoxUpstream {
     /// Boxes an upstream.
+    ///
+    /// ```
+    /// use axum::Router;
+    /// use tower_reverse_proxy::{BoxUpstream, Upstream};
+    ///
+    /// let upstreams = [BoxUpstream::new(Upstream::new("http://127.0.0.1:8000")), BoxUpstream::new(Router::new())];
+    /// # let _ = upstreams;
+    /// ```
     pub fn new<U>(upstream: U) -> Self
     where
         U: HttpService + Send + Sync + 'static,

@@ -12,6 +12,14 @@ use crate::{authority::is_authority, backend::Backend};
 /// The `Host` that the backend gets.
 ///
 /// [`Upstream::host`](crate::Upstream::host) sets it. A name as `&str` or `String` becomes [`Fixed`](Self::Fixed).
+///
+/// ```
+/// use tower_reverse_proxy::{HostPolicy, Upstream};
+///
+/// let by_address = Upstream::new("http://10.0.0.7").host("intranet.example");
+/// let public = Upstream::new("http://legacy.example").host(HostPolicy::Backend);
+/// # let _ = (by_address, public);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[doc(alias = "pass_host_header")]

@@ -64,6 +64,14 @@ impl Upstream {
     /// Addresses requests to the backend of `client`: a [`Client`], a [`ClientBuilder`](crate::ClientBuilder), or the backend's
     /// origin as `&str`, `String`, [`Uri`] or [`Backend`].
     ///
+    /// ```
+    /// use tower_reverse_proxy::{Client, Upstream};
+    ///
+    /// let upstream = Upstream::new("http://127.0.0.1:8000");
+    /// let limited = Upstream::new(Client::builder("http://127.0.0.1:8000").max_connections(8));
+    /// # let _ = (upstream, limited);
+    /// ```
+    ///
     /// # Panics
     ///
     /// If it isn't an origin, or the client can't be built, with a message that says what to write instead.
@@ -78,6 +86,12 @@ impl Upstream {
     }
 
     /// Addresses requests to the backend of `client`, as [`new`](Self::new) does.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::Upstream;
+    ///
+    /// assert!(Upstream::try_new("127.0.0.1:8000").is_err());
+    /// ```
     ///
     /// # Errors
     ///
@@ -165,12 +179,26 @@ impl<C> Upstream<C> {
     /// Wraps the client in a layer, which sees each request as the backend will get it, and the response as it came.
     ///
     /// The layer that is added last sees the request first, as with axum's `Router::layer`.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{BasicAuthLayer, Upstream};
+    ///
+    /// let upstream = Upstream::new("http://127.0.0.1:8000").layer(BasicAuthLayer::new("front", "s3cret"));
+    /// # let _ = upstream;
+    /// ```
     #[must_use]
     pub fn layer<L: Layer<C>>(self, layer: L) -> Upstream<L::Service> {
         Upstream { client: layer.layer(self.client), destination: self.destination }
     }
 
     /// Returns the backend.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::Upstream;
+    ///
+    /// let upstream = Upstream::new("http://127.0.0.1:8000");
+    /// assert_eq!(upstream.backend().authority(), "127.0.0.1:8000");
+    /// ```
     pub fn backend(&self) -> &Backend {
         &self.destination.backend
     }
