@@ -4,3 +4,27 @@
 //! run, and what to check before production.
 // Each page is a file of `src/docs`. It defines its links at its end (``[`Client`]: crate::Client``), so that it can be
 // included anywhere.
+
+#[doc = include_str!("docs/mounting.md")]
+pub mod mounting {}
+
+#[doc = include_str!("docs/layer_order.md")]
+pub mod layer_order {}
+
+#[doc = include_str!("docs/security.md")]
+pub mod security {}
+
+#[doc = include_str!("docs/identity.md")]
+pub mod identity {}
+
+#[doc = include_str!("docs/timeouts.md")]
+pub mod timeouts {}
+
+#[doc = include_str!("docs/pooling_and_retries.md")]
+pub mod pooling_and_retries {}
+
+#[doc = include_str!("docs/failures.md")]
+pub mod failures {}
+
+#[doc = include_str!("docs/telemetry.md")]
+pub mod telemetry {}

@@ -12,6 +12,7 @@ mod forwarded;
 mod framing;
 #[cfg(feature = "http2")]
 mod grpc;
+mod guide;
 #[cfg(feature = "http2")]
 mod http2_backend;
 #[cfg(feature = "http2")]

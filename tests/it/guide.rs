@@ -1,0 +1,71 @@
+//! The guides, held against the code.
+
+use std::{fs, path::Path};
+
+/// The rows of a page's tables, as they are written.
+fn rows(page: &str) -> Vec<&str> {
+    page.lines().filter(|line| line.starts_with("| ")).collect()
+}
+
+/// The calls of a macro of tracing in a file: the level, and all that is between the parentheses.
+fn events(code: &str) -> Vec<(String, &str)> {
+    let calls = ["error", "warn", "info", "debug", "trace"].into_iter().flat_map(|level| {
+        let name = format!("tracing::{level}!(");
+        let starts: Vec<_> = code.match_indices(&name).map(|(at, _)| at + name.len()).collect();
+        starts.into_iter().map(move |start| (level.to_uppercase(), start))
+    });
+    calls
+        .map(|(level, start)| {
+            let end = code[start..].find(");").or_else(|| code[start..].find("),")).expect("the end of the call");
+            (level, &code[start..start + end])
+        })
+        .collect()
+}
+
+/// The message of an event: its last string.
+fn message(call: &str) -> &str {
+    let end = call.rfind('"').expect("a message");
+    let start = call[..end].rfind(" \"").expect("the beginning of the message");
+    &call[start + 2..end]
+}
+
+/// The names of an event's fields, other than shorthand ones.
+fn fields(call: &str) -> impl Iterator<Item = &str> {
+    call.match_indices(" = ").filter_map(|(end, _)| call[..end].rsplit([' ', '\n', '(', ',']).next())
+}
+
+fn visit(dir: &Path, f: &mut impl FnMut(&str)) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            visit(&path, f);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            f(&fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn every_event_is_in_the_guide_to_telemetry() {
+    let page = include_str!("../../src/docs/telemetry.md");
+    let (rows, mut seen) = (rows(page), 0);
+    visit(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut |code| {
+        for (level, call) in events(code) {
+            seen += 1;
+            let message = match message(call) {
+                "{error}" => "the [`Error`]'s text",
+                message => message,
+            };
+            let is_row = |row: &&&str| {
+                let mut cells = row.trim_matches('|').split(" | ").map(str::trim);
+                let (Some(a_level), Some(a_message)) = (cells.next(), cells.next()) else { return false };
+                a_level == format!("`{level}`") && message.starts_with(a_message.trim_end_matches('…').trim_end())
+            };
+            let row = rows.iter().find(is_row).unwrap_or_else(|| panic!("no row for {level} {message:?}"));
+            for field in fields(call) {
+                assert!(row.contains(&format!("`{field}`")), "no {field} for {message:?}");
+            }
+        }
+    });
+    assert!(seen > 10, "only {seen} events found: does the test still read them?");
+}
