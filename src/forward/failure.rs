@@ -169,3 +169,77 @@ fn final_recipient() -> Response<Body> {
     response.headers_mut().insert(ALLOW, HeaderValue::from_static("OPTIONS"));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    const KINDS: [ErrorKind; 31] = {
+        use ErrorKind::*;
+        [
+            InvalidTarget,
+            TargetTooLong,
+            RequestHeadTooLarge,
+            InvalidHost,
+            InvalidTransferEncoding,
+            UnsupportedTransferCoding,
+            InvalidContentLength,
+            InvalidDestination,
+            ForeignDestination,
+            UnsupportedMethod,
+            UpgradeBody,
+            LoopDetected,
+            SignInRequired,
+            UnrepresentableUser,
+            Rejected,
+            RequestBody,
+            RequestBodyTooLarge,
+            RequestBodyTimeout,
+            ClientGone,
+            Connect,
+            ConnectTimeout,
+            Overloaded,
+            SendTimeout,
+            HeaderTimeout,
+            ConnectionClosed,
+            InvalidResponse,
+            ResponseHeadTooLarge,
+            UnexpectedUpgrade,
+            ResponseBody,
+            ResponseBodyTimeout,
+            Upstream,
+        ]
+    };
+
+    /// The guide's tables, held against the code.
+    #[test]
+    fn the_guide_lists_every_kind_with_its_status() {
+        let code = include_str!("../error/mod.rs").split("pub enum ErrorKind {").nth(1).unwrap();
+        let variants = code.split("\n}").next().unwrap().lines().filter_map(|line| line.trim().strip_suffix(','));
+        let names: Vec<_> = KINDS.iter().map(|kind| format!("{kind:?}")).collect();
+        assert_eq!(variants.collect::<Vec<_>>(), names);
+
+        let page = include_str!("../docs/failures.md");
+        for (kind, name) in KINDS.into_iter().zip(names) {
+            let row = format!("\n| `{name}` | ");
+            let (before, after) = page.split_once(&row).unwrap_or_else(|| panic!("no row of {name}"));
+            assert!(!after.contains(&row), "{name} is there twice");
+            let phase = format!("Phase::{:?}`])", kind.phase());
+            assert_eq!(before.rfind("Phase::"), before.rfind(&phase), "{name} isn't in the table of its phase");
+            let cells: Vec<_> = after.lines().next().unwrap().trim_end_matches(" |").split(" | ").collect();
+            let error = Error::new(kind);
+            match cells[..] {
+                [_, status, code, side] if kind != ErrorKind::Rejected => {
+                    let response = grpc_response(&error);
+                    assert_eq!(status.split([' ', ',']).next(), Some(error.status().as_str()), "{name}");
+                    assert_eq!(code, response.headers()["grpc-status"], "{name}");
+                    assert_eq!(side, if error.is_client() { "client" } else { "backend" }, "{name}");
+                }
+                [_, _, _, _] => {}
+                [_, _, side] => assert_eq!((side, error.is_client()), ("backend", false), "{name}"),
+                _ => panic!("{name}: {cells:?}"),
+            }
+        }
+    }
+}

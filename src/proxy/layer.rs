@@ -42,6 +42,8 @@ use crate::{
 /// A layer that is added to the router *after* this one guards the backend too; one that is added before doesn't.
 /// `Router::route_layer` guards the routes that exist, and a prefix of this layer isn't a route: use `Router::layer`, or mount
 /// a [`ReverseProxy`] with `nest_service`, which is a route.
+///
+#[doc = include_str!("../docs/options.md")]
 #[derive(Clone, Debug)]
 #[must_use]
 #[doc(alias = "proxy_pass")]
