@@ -1,7 +1,7 @@
 //! A backend that speaks TLS, with a certificate of a company's own CA.
 //!
 //! ```sh
-//! cargo run --example https_backend
+//! cargo run --example https_backend --features tls-ring
 //! ```
 //!
 //! In an application of your own: `cargo add tower-reverse-proxy --features tls-ring`.

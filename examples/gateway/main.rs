@@ -2,6 +2,7 @@
 //!
 //! ```sh
 //! cargo run --release --example gateway -- gateway.toml
+//! cargo run --release --example gateway --features tls-ring -- gateway.toml    # with https backends
 //! ```
 //!
 //! ```toml
@@ -41,6 +42,8 @@ mod config;
 mod mounts;
 mod serve;
 mod sign_in;
+#[cfg_attr(not(feature = "tls-ring"), path = "no_tls.rs")]
+mod tls;
 
 use std::{env, io::IsTerminal, process::ExitCode, sync::Arc};
 

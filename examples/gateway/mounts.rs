@@ -1,6 +1,6 @@
 //! The mounts: a table that finds a path's mount, and how a mount is made of its configuration.
 
-use std::{cell::OnceCell, collections::HashMap, convert::Infallible, fs, future::Future, pin::Pin, time::Duration};
+use std::{collections::HashMap, convert::Infallible, future::Future, pin::Pin, time::Duration};
 
 use axum::{
     http::{HeaderName, Request, uri::Scheme},
@@ -10,12 +10,13 @@ use hyper::body::Incoming;
 use tower::{Service, ServiceBuilder};
 use tower_reverse_proxy::{
     Backend, BasicAuthLayer, Client, Forwarded, HostPolicy, Prefix, RemoteUserLayer, ReverseProxy, ReverseProxyLayer,
-    Tls, TraceRedirectLayer, TrustedPeers, Tunnels, Upstream,
+    TraceRedirectLayer, TrustedPeers, Tunnels, Upstream,
 };
 
 use super::{
     Wrong,
     config::{Config, Host, Mount},
+    tls::BackendTls,
 };
 
 /// What is mounted where. It's found by the longest prefix, segment by segment, so that thousands of mounts cost what one
@@ -101,8 +102,7 @@ struct Common<'a> {
     proto: Scheme,
     trusted: Vec<TrustedPeers>,
     trust_unix: bool,
-    /// The platform's roots are read once, and only if a mount needs them.
-    platform_tls: OnceCell<Tls>,
+    tls: BackendTls,
 }
 
 impl<'a> Common<'a> {
@@ -118,7 +118,7 @@ impl<'a> Common<'a> {
             proto: config.forwarded_proto.into(),
             trusted: blocks.collect::<Result<_, _>>()?,
             trust_unix: config.trusted_proxies.iter().any(|block| is_unix(&block)),
-            platform_tls: OnceCell::new(),
+            tls: BackendTls::default(),
         })
     }
 
@@ -127,11 +127,7 @@ impl<'a> Common<'a> {
         let Some(backend) = &mount.backend else { return Err("no backend: write backend = \"http://…\"".into()) };
         let backend = Backend::try_from(backend).map_err(|error| error.to_string())?;
         let prefix = Prefix::try_from(&mount.prefix).map_err(|error| error.to_string())?;
-        let tls = self.tls(mount, &backend)?;
-        let mut client = Client::builder(backend).http2(mount.http2);
-        if let Some(tls) = tls {
-            client = client.tls(tls);
-        }
+        let mut client = self.tls.apply(Client::builder(backend.clone()), mount, &backend)?.http2(mount.http2);
         if let Some(ms) = mount.connect_timeout_ms {
             client = client.connect_timeout(Duration::from_millis(ms));
         }
@@ -186,25 +182,6 @@ impl<'a> Common<'a> {
             .option_layer(basic)
             .option_layer(mount.trace_redirects.then(TraceRedirectLayer::new));
         Ok(boxed(proxy.upstream_layer(layers).into_service()))
-    }
-
-    /// Whom an `https` backend's certificate has to come from; `None` for a backend without TLS.
-    fn tls(&self, mount: &Mount, backend: &Backend) -> Result<Option<Tls>, Wrong> {
-        match (&mount.ca_file, *backend.scheme() == Scheme::HTTPS) {
-            (None, false) => Ok(None),
-            (None, true) => {
-                if let Some(tls) = self.platform_tls.get() {
-                    return Ok(Some(tls.clone()));
-                }
-                let tls = Tls::new().map_err(|error| error.to_string())?;
-                Ok(Some(self.platform_tls.get_or_init(|| tls).clone()))
-            }
-            (Some(_), false) => Err(format!("ca_file: {backend} is spoken to without TLS: write an https:// backend")),
-            (Some(path), true) => {
-                let pem = fs::read(path).map_err(|error| format!("ca_file {path:?}: {error}"))?;
-                Tls::with_ca(pem).map(Some).map_err(|error| format!("ca_file {path:?}: {error}"))
-            }
-        }
     }
 }
 
