@@ -28,3 +28,30 @@ pub mod failures {}
 
 #[doc = include_str!("docs/telemetry.md")]
 pub mod telemetry {}
+
+#[doc = include_str!("docs/upgrades.md")]
+pub mod upgrades {}
+
+#[doc = include_str!("docs/several_backends.md")]
+pub mod several_backends {}
+
+#[doc = include_str!("docs/testing.md")]
+pub mod testing {}
+
+#[doc = include_str!("docs/behind_a_proxy.md")]
+pub mod behind_a_proxy {}
+
+#[doc = include_str!("docs/production.md")]
+pub mod production {}
+
+#[doc = include_str!("docs/from_iis.md")]
+pub mod from_iis {}
+
+#[doc = include_str!("docs/from_nginx.md")]
+pub mod from_nginx {}
+
+#[doc = include_str!("docs/from_axum_reverse_proxy.md")]
+pub mod from_axum_reverse_proxy {}
+
+#[doc = include_str!("docs/not_included.md")]
+pub mod not_included {}
