@@ -1,32 +1,30 @@
 //! gRPC through the proxy, HTTP/2 on both sides.
 //!
 //! ```sh
-//! cargo run --example grpc
-//! cargo run --example grpc -- http://127.0.0.1:50051
+//! cargo run --example grpc                           # with a small server of its own
+//! cargo run --example grpc -- http://127.0.0.1:50051 # with yours
 //! ```
 //!
-//! The first one starts a small backend of its own, the other one goes to a server of yours. Then:
+//! Then, for example, `grpc_health_probe -addr 127.0.0.1:3000`, or without any tool of gRPC's:
 //!
 //! ```sh
-//! grpcurl -plaintext 127.0.0.1:3000 list                # if your server has reflection
-//! grpc_health_probe -addr 127.0.0.1:3000
 //! printf '\0\0\0\0\0' | curl -sv --http2-prior-knowledge -H 'content-type: application/grpc' -H 'te: trailers' \
 //!     --data-binary @- http://127.0.0.1:3000/grpc.health.v1.Health/Check | xxd
 //! ```
 //!
-//! Any client's library connects in the same way, without TLS. In an application of your own,
-//! `cargo add axum --features http2` is what makes `axum::serve` speak HTTP/2.
+//! In an app of your own, `cargo add axum --features http2` is what makes `axum::serve` speak HTTP/2.
 //!
 //! - **Streams and trailers** pass as they come, both ways. A client that cancels resets the call at the backend, and a reset
-//!   of the backend's never looks like an end.
+//!   by the backend never looks like an end.
 //! - **Deadlines**: `grpc-timeout` passes to the server, which keeps it; so does the client, which cancels. The proxy's own
-//!   timeouts aren't deadlines, and a long call needs them out of its way, as below.
-//! - **Failures** of the proxy are answers of trailers only: `grpc-status` 14 (UNAVAILABLE) when the backend is down,
-//!   4 (DEADLINE_EXCEEDED) when it's too late. `.on_error(..)` isn't asked for them.
-//! - **Metadata** whose names have an underscore are removed, as from every request: `.keep_underscores(true)` lets them pass.
+//!   timeouts aren't deadlines: a long call needs them to be off, as below.
+//! - **Failures** of the proxy are responses of trailers only: `grpc-status` 14 (UNAVAILABLE) when the backend is down,
+//!   4 (DEADLINE_EXCEEDED) when it is too late. `.on_error(..)` isn't called for them.
+//! - **Metadata** whose names have an underscore are removed, as from every request: `.keep_underscores(true)` passes them.
 //! - **gRPC-Web** is another protocol, and passes like any request; it isn't translated.
-
 #![allow(clippy::print_stdout)]
+
+mod shared;
 
 use std::{convert::Infallible, env, error::Error, net::SocketAddr};
 
@@ -38,45 +36,36 @@ use axum::{
     routing::{get, post},
 };
 use http_body_util::{BodyExt, Full};
-use tokio::net::TcpListener;
-use tower_reverse_proxy::{Backend, Client, ReverseProxyLayer};
+use tower_reverse_proxy::{Client, ReverseProxyLayer};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let backend: Backend = match env::args().nth(1) {
-        Some(backend) => backend.parse()?,
-        None => start_backend().await?.parse()?,
+    let backend = match env::args().nth(1) {
+        Some(url) => url,
+        None => shared::start(health_service()).await?,
     };
-
     // Prior knowledge for `http://`; an `https://` backend is asked in the handshake.
     let grpc = ReverseProxyLayer::try_new(Client::builder(backend).http2(true))?
-        // A server may be silent until its first message, and a stream between two of them: for as long as the client likes.
-        // The defaults are 60 seconds and 5 minutes.
+        // A server may be silent until its first message, and a stream between two of them, for as long as the client
+        // likes. The defaults are 60 seconds and 5 minutes.
         .header_timeout(None)
         .body_idle_timeout(None);
 
     // Every service is the backend's: `/package.Service/Method` has no route here. For one service alone, it would be
     // `.layer(grpc.prefix("/package.Service"))`.
     let app = Router::new()
-        .route("/", get(|| async { "the application's own page; the rest is gRPC\n" }))
+        .route("/", get(|| async { "the app's own page; the rest is gRPC\n" }))
         .fallback_service(grpc.into_service());
 
-    let listener = match TcpListener::bind("127.0.0.1:3000").await {
-        Ok(listener) => listener,
-        Err(_) => TcpListener::bind("127.0.0.1:0").await?,
-    };
-    println!("gRPC at {}, without TLS", listener.local_addr()?);
+    let listener = shared::listen().await?;
+    println!("gRPC at http://{}, without TLS", listener.local_addr()?);
     axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await?;
     Ok(())
 }
 
-/// Starts a server that has gRPC's health check, and nothing else.
-async fn start_backend() -> Result<String, Box<dyn Error>> {
-    let app = Router::new().route("/grpc.health.v1.Health/Check", post(check)).fallback(unimplemented);
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let addr = listener.local_addr()?;
-    tokio::spawn(async move { axum::serve(listener, app).await });
-    Ok(format!("http://{addr}"))
+/// Makes a server that has gRPC's health check, and nothing else.
+fn health_service() -> Router {
+    Router::new().route("/grpc.health.v1.Health/Check", post(check)).fallback(unimplemented)
 }
 
 /// `status: SERVING`, not compressed, two bytes long; then `OK`.

@@ -1,12 +1,11 @@
-//! A chat through the proxy: WebSockets need no setting.
+//! A chat through the proxy: WebSockets need no option.
 //!
 //! ```sh
 //! cargo run --example websocket
 //! ```
-//!
-//! Open the URL that it prints in two windows.
-
 #![allow(clippy::print_stdout)]
+
+mod shared;
 
 use std::{error::Error, net::SocketAddr};
 
@@ -19,51 +18,39 @@ use axum::{
     response::{Html, Response},
     routing::get,
 };
-use tokio::{net::TcpListener, sync::broadcast};
+use tokio::sync::broadcast;
 use tower_reverse_proxy::ReverseProxyLayer;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let backend = chat_server().await?;
+    // The backend: each message of a client goes to all clients.
+    let (messages, _) = broadcast::channel::<String>(64);
+    let backend = shared::start(Router::new().route("/chat/socket", get(join)).with_state(messages)).await?;
 
-    // The page is the app's own, the chat is the other server's: below /chat, and nothing more to say.
-    let app = Router::new()
-        .route("/", get(|| async { Html(PAGE) }))
-        .layer(ReverseProxyLayer::new(format!("http://{backend}")).prefix("/chat"));
+    // The page is the app's own, the chat is the backend's.
+    let app =
+        Router::new().route("/", get(|| async { Html(PAGE) })).layer(ReverseProxyLayer::new(backend).prefix("/chat"));
 
-    let listener = match TcpListener::bind("127.0.0.1:3000").await {
-        Ok(listener) => listener,
-        Err(_) => TcpListener::bind("127.0.0.1:0").await?,
-    };
-    println!("open http://{} in two windows", listener.local_addr()?);
+    let listener = shared::listen().await?;
+    println!("Open http://{} in two windows.", listener.local_addr()?);
     axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await?;
     Ok(())
 }
 
-/// The other server: tells everybody what anybody says.
-async fn chat_server() -> Result<SocketAddr, Box<dyn Error>> {
-    let (said, _) = broadcast::channel::<String>(64);
-    let app = Router::new().route("/chat/socket", get(join)).with_state(said);
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let addr = listener.local_addr()?;
-    tokio::spawn(async move { axum::serve(listener, app).await });
-    Ok(addr)
+async fn join(State(messages): State<broadcast::Sender<String>>, upgrade: WebSocketUpgrade) -> Response {
+    upgrade.on_upgrade(|socket| talk(socket, messages))
 }
 
-async fn join(State(said): State<broadcast::Sender<String>>, upgrade: WebSocketUpgrade) -> Response {
-    upgrade.on_upgrade(|socket| talk(socket, said))
-}
-
-async fn talk(mut socket: WebSocket, said: broadcast::Sender<String>) {
-    let mut heard = said.subscribe();
+async fn talk(mut socket: WebSocket, messages: broadcast::Sender<String>) {
+    let mut incoming = messages.subscribe();
     loop {
         tokio::select! {
             message = socket.recv() => match message {
-                Some(Ok(Message::Text(text))) => drop(said.send(text.to_string())),
+                Some(Ok(Message::Text(text))) => drop(messages.send(text.to_string())),
                 Some(Ok(_)) => {}
                 _ => return,
             },
-            text = heard.recv() => {
+            text = incoming.recv() => {
                 let Ok(text) = text else { return };
                 if socket.send(Message::Text(text.into())).await.is_err() {
                     return;
@@ -76,10 +63,9 @@ async fn talk(mut socket: WebSocket, said: broadcast::Sender<String>) {
 const PAGE: &str = r#"<!doctype html>
 <meta charset="utf-8">
 <title>Chat</title>
-<style>body { font: 1.1rem/1.5 system-ui; max-width: 36rem; margin: 3rem auto; padding: 0 1rem } input { font: inherit; width: 100% }</style>
 <h1>Chat</h1>
-<p>This page is the app's own. What is said goes over a WebSocket, through the proxy, to another server.</p>
-<form><input placeholder="Say something" autofocus></form>
+<p>This page is the app's own. Messages go over a WebSocket, through the proxy, to the backend.</p>
+<form><input placeholder="A message" autofocus></form>
 <ul></ul>
 <script>
   const socket = new WebSocket(location.origin.replace(/^http/, "ws") + "/chat/socket");

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Two web servers run in this one process. The *front* is an axum app with a home page and a sign-in. The *backend* (see
-//! `backend.rs`) stands for an old site that knows nothing of them. The front shows it as its own directory `/mydir`.
+//! `backend.rs`) stands for an old site without either. The front shows it as its own directory `/mydir`.
 #![allow(clippy::print_stdout)]
 
 mod backend;
@@ -16,13 +16,14 @@ use std::{error::Error, io::IsTerminal, net::SocketAddr};
 use axum::{
     Form, Router,
     extract::{Extension, Request},
-    http::{StatusCode, header::CONTENT_TYPE, uri::Scheme},
+    http::{StatusCode, header::CONTENT_TYPE},
     middleware::{Next, from_fn},
     response::{Html, IntoResponse, Redirect, Response},
     routing::{get, post},
 };
 use serde::Deserialize;
 use tokio::net::TcpListener;
+use tower::ServiceBuilder;
 use tower_reverse_proxy::{
     BasicAuthLayer, ErrorKind, Failure, Forwarded, RemoteUser, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer,
 };
@@ -50,7 +51,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let url = format!("http://{}", listener.local_addr()?);
     println!("Open {url} in a browser. Redirects and failures of the backend are traced here.");
-    // With connect info, the proxy knows the visitor's address and sends it to the backend.
+    // With connect info, the proxy sends the visitor's address to the backend.
     axum::serve(listener, front(&url, &origin).into_make_service_with_connect_info::<SocketAddr>()).await?;
     Ok(())
 }
@@ -71,15 +72,18 @@ fn front(url: &str, origin: &str) -> Router {
         // Both sides have the same layout: /mydir/x is /mydir/x at the backend.
         // No link has to be rewritten.
         .prefix("/mydir")
-        // No request says how visitors reach the front: with or without TLS.
-        .forwarded(Forwarded::new().proto(Scheme::HTTP))
+        // How visitors reach the front. A request doesn't show it.
+        .forwarded(Forwarded::new().proto("http"))
         // The session stays here. The backend needs only the name of its user.
         .hide_cookies(["id"])
         .on_error(failed)
-        // From here on, no client can change what the layers add.
-        .upstream_layer(RemoteUserLayer::new())
-        .upstream_layer(BasicAuthLayer::remote_user("s3cret"))
-        .upstream_layer(TraceRedirectLayer::new());
+        // The upstream side: no client can change what these add.
+        .upstream_layer(
+            ServiceBuilder::new()
+                .layer(RemoteUserLayer::new())
+                .layer(BasicAuthLayer::remote_user("s3cret"))
+                .layer(TraceRedirectLayer::new()),
+        );
 
     // Nothing listens there.
     let down = ReverseProxyLayer::new("http://127.0.0.1:1").prefix("/down").on_error(failed);
@@ -87,30 +91,30 @@ fn front(url: &str, origin: &str) -> Router {
     own_routes
         .layer(legacy)
         .layer(down)
-        // A layer that is added later is asked earlier:
-        // the proxy learns here who is signed in.
-        .layer(from_fn(who_is_it))
+        // A layer that is added later sees the request first:
+        // this one adds the signed-in user to it, for the proxy.
+        .layer(from_fn(add_user))
         // By default the cookie is for https alone, and this example has none.
         .layer(SessionManagerLayer::new(MemoryStore::default()).with_secure(false))
     // </shown>
 }
 
-/// Hands the signed-in user on: to the own pages, and to the layers of the proxy.
-async fn who_is_it(session: Session, mut request: Request, next: Next) -> Result<Response, StatusCode> {
+/// Adds the signed-in user to the request: for the own pages, and for the layers of the proxy.
+async fn add_user(session: Session, mut request: Request, next: Next) -> Result<Response, StatusCode> {
     if let Some(name) = session.get::<String>("user").await.map_err(broken)? {
         request.extensions_mut().insert(RemoteUser::from(name));
     }
     Ok(next.run(request).await)
 }
 
-/// The page of a request that got no answer from the backend. The cause is for the log: it may hold internal addresses.
+/// Makes the page of a failure. The cause is for the log, because it may hold internal addresses.
 fn failed(failure: &Failure) -> Response {
     let status = failure.status();
-    let (title, says, way) = match failure.kind() {
+    let (title, explanation, remedy) = match failure.kind() {
         ErrorKind::UnrepresentableUser => (
             "This name can't go to the backend",
             "With Basic credentials, a name ends at its first colon, and other names have characters that no field can \
-             carry. The backend would take you for somebody else, so the proxy doesn't ask it.",
+             carry. The backend would take you for another user, so the proxy refuses to ask it.",
             "<form method=post action=/sign-out>Choose another name: <button>Sign out</button></form>",
         ),
         _ => (
@@ -119,8 +123,8 @@ fn failed(failure: &Failure) -> Response {
             "",
         ),
     };
-    let body = format!("{way}<p>Status: <b>{status}</b><nav><a href=/>Back to the app</a></nav>");
-    (status, page("front", title, says, &body)).into_response()
+    let body = format!("{remedy}<p>Status: <b>{status}</b><nav><a href=/>Back to the app</a></nav>");
+    (status, page("front", title, explanation, &body)).into_response()
 }
 
 async fn not_found() -> (StatusCode, Html<String>) {
@@ -143,7 +147,7 @@ async fn home(user: Option<Extension<RemoteUser>>, url: String, origin: String) 
         "{sign_in}<h2>What to click, and what to look at</h2>
         <ul>
         <li><a href='/mydir/request?a=1&amp;b=%2F'>The request</a>: what the backend gets. Path and query arrive as they
-            are. Come back, sign in, look again: now the backend knows your name.
+            are. Come back, sign in, look again: now the backend gets your name.
         <li><a href=/mydir/redirect>A redirect</a>: the backend sends you to its own address, and still you stay here.
             The terminal shows where it wanted to send you.
         <li><a href=/mydir/form>A form</a>: what you type passes through the proxy, and comes back.
@@ -152,7 +156,7 @@ async fn home(user: Option<Extension<RemoteUser>>, url: String, origin: String) 
         <li><a href=/mydir/websocket>A WebSocket</a>: the backend echoes what you type.
         <li><a href=/down/page>A failure</a>: a site that is down, and a page of the app's own about it.
         </ul>
-        <h2>Try to be somebody else</h2>
+        <h2>Try to be another user</h2>
         <p>The backend believes <code>Remote-User</code>, so no client may set it. This one tries, and there is no
         <code>root</code> in the page that it gets:
         <pre>curl -H 'Remote-User: root' -u root:guess {url}/mydir/request</pre>
@@ -161,11 +165,11 @@ async fn home(user: Option<Extension<RemoteUser>>, url: String, origin: String) 
         <h2>The code behind it</h2>
         <pre class=code tabindex=0>{code}</pre>"
     );
-    let says = format!(
+    let subtitle = format!(
         "This page is a route of the app. All below <code>/mydir/</code> comes from another web server, \
          <code>{origin}</code>, and looks like a directory of this one."
     );
-    page("front", "One site out of two", &says, &body)
+    page("front", "One site out of two", &subtitle, &body)
 }
 
 /// The lines of this file that put the proxy into the app.
