@@ -55,3 +55,6 @@ pub mod from_axum_reverse_proxy {}
 
 #[doc = include_str!("docs/not_included.md")]
 pub mod not_included {}
+
+#[doc = include_str!("docs/limits.md")]
+pub mod limits {}

@@ -28,12 +28,14 @@
 //!
 //! | you want | see |
 //! |---|---|
-//! | to mount a backend: prefix, nested router, fallback, handler | [mounting](guide) |
-//! | an option and its default | [`ReverseProxyLayer`], [`Upstream`], [`Client::builder`], [`Forwarded`], [`Tunnels`] |
-//! | your app's user to be the backend's | [`RemoteUserLayer`], [`BasicAuthLayer`], [identity](guide) |
-//! | to know which layer runs first | [layer order](guide) |
-//! | to know what a client can't do, and what you have to ensure | [security](guide), [limits](#limits) |
-//! | an error page, or metrics of failures | [`Error`], [failures](guide) |
+//! | to mount a backend: prefix, nested router, fallback, handler | [mounting](guide::mounting) |
+//! | an option and its default | the table of [all options](ReverseProxyLayer#all-options) |
+//! | a timeout, the pool, what is sent again | [timeouts](guide::timeouts), [pooling and retries](guide::pooling_and_retries) |
+//! | your app's user to be the backend's | [`RemoteUserLayer`], [`BasicAuthLayer`], [identity](guide::identity) |
+//! | to know which layer runs first | [layer order](guide::layer_order) |
+//! | to know what a client can't do, and what you have to ensure | [security](guide::security), [limits](guide::limits) |
+//! | an error page, or metrics of failures | [`Error`], [failures](guide::failures) |
+//! | events, spans, request ids | [telemetry](guide::telemetry) |
 //! | another upstream than one backend: a mock, a balancer | [`ReverseProxyLayer::with_upstream`], [`HttpService`] |
 //! | code to copy | the [examples](https://docs.rs/crate/tower-reverse-proxy/latest/source/examples/README.md) |
 //!
@@ -121,7 +123,7 @@
 //!
 //! # Limits
 //!
-#![doc = include_str!("docs/limits.md")]
+//! The [limits](guide::limits) are a page of the guide, and so is what is [not included](guide::not_included).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod authority;

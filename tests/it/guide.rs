@@ -69,3 +69,32 @@ fn every_event_is_in_the_guide_to_telemetry() {
     });
     assert!(seen > 10, "only {seen} events found: does the test still read them?");
 }
+
+/// The names of the setters in a file: public methods that take and return `self`.
+fn setters(code: &str) -> Vec<&str> {
+    let methods = code.split("pub fn ").skip(1).filter(|method| {
+        let signature = method.split('{').next().unwrap();
+        let takes_self = signature.contains("(self") || signature.contains("(mut self");
+        takes_self && signature.contains("-> Self")
+    });
+    methods.map(|method| method.split(['(', '<']).next().unwrap()).collect()
+}
+
+#[test]
+fn every_option_is_in_the_table_of_options() {
+    let page = include_str!("../../src/docs/options.md");
+    let files = [
+        (include_str!("../../src/proxy/options.rs"), 14),
+        (include_str!("../../src/forwarded.rs"), 6),
+        (include_str!("../../src/upgrade/tunnel.rs"), 3),
+        (include_str!("../../src/upstream/mod.rs"), 2),
+        (include_str!("../../src/client/builder.rs"), 16),
+    ];
+    for (code, least) in files {
+        let setters = setters(code);
+        assert!(setters.len() >= least, "only {setters:?}: does the test still read them?");
+        for name in setters {
+            assert!(page.contains(&format!("\n| [`{name}`]")), "no row for {name}");
+        }
+    }
+}
