@@ -1,7 +1,7 @@
 //! A layer that signs in to the backend with Basic credentials (RFC 7617).
 //!
-//! [`BasicAuthLayer`] replaces the client's `Authorization` by fixed credentials, or by the signed-in user's name with one
-//! password for all users.
+//! [`BasicAuthLayer`] replaces the client's `Authorization` by fixed credentials, or by the signed-in user's name with
+//! one password for all users.
 
 use std::{
     fmt,
@@ -18,18 +18,18 @@ pub use crate::reject::ResponseFuture;
 use crate::{
     error::{Error, ErrorKind},
     headers::reserved::remove_folded,
-    identity::{CredentialsUser, RemoteUser, is_sayable},
+    identity::{CredentialsUser, RemoteUser, is_representable},
 };
 
 /// A layer that sends Basic credentials to the backend, in place of the client's own `Authorization`.
 ///
-/// They are fixed ones, or the signed-in user's name with one password for all users, for a backend that leaves the checking
-/// to the front.
+/// They are fixed ones, or the signed-in user's name with one password for all users, for a backend that leaves the
+/// checking to the front.
 ///
 /// It belongs on the upstream side ([`upstream_layer`](crate::ReverseProxyLayer::upstream_layer)). With
-/// [`remote_user`](Self::remote_user), a [`RemoteUserLayer`](crate::RemoteUserLayer) has to see the request first: it's added
-/// last, or stands first in a [`ServiceBuilder`](tower::ServiceBuilder). It's an ordinary tower layer and works around any
-/// HTTP client whose error is `From<`[`Error`]`>`.
+/// [`remote_user`](Self::remote_user), a [`RemoteUserLayer`](crate::RemoteUserLayer) has to see the request first: it's
+/// added last, or stands first in a [`ServiceBuilder`](tower::ServiceBuilder). It's an ordinary tower layer and works
+/// around any HTTP client whose error is `From<`[`Error`]`>`.
 ///
 /// ```
 /// use tower::ServiceBuilder;
@@ -48,10 +48,11 @@ use crate::{
 /// The client's `Authorization` is always removed, also when no user is signed in. The value is marked
 /// [sensitive](HeaderValue::set_sensitive); neither `Debug` nor the log shows it. Name and password are sent as UTF-8.
 ///
-/// In the wrong order, with a `RemoteUserLayer` behind this layer that sets another user, the request is refused with 500.
+/// In the wrong order, with a `RemoteUserLayer` behind this layer that sets another user, the request is refused with
+/// 500.
 ///
 /// A user name with a colon can't be encoded, because the backend would read another name. Nor can one with control
-/// characters, outer blanks, or an empty one. Such a request is refused with 403 and an error in the log.
+/// characters or surrounding whitespace, or an empty one. Such a request is refused with 403 and an error in the log.
 #[doc(alias = "basicPwd")]
 #[doc(alias = "Authorization")]
 #[derive(Clone)]
@@ -77,15 +78,16 @@ impl BasicAuthLayer {
     ///
     /// # Panics
     ///
-    /// If the name contains a colon or is empty, or if either contains control characters: Basic can't represent them (RFC
-    /// 7617, section 2).
+    /// If the name contains a colon or is empty, or if either contains control characters: Basic can't represent them
+    /// (RFC 7617, section 2).
     #[track_caller]
     pub fn new(user: &str, password: &str) -> Self {
         check_password(password);
         match credentials(user, password) {
             Some(value) => Self { credentials: Credentials::Fixed(value) },
             None => panic!(
-                "invalid user name {user:?} for Basic credentials: write one without colon, control characters and outer blanks"
+                "invalid user name {user:?} for Basic credentials: write one without a colon, control characters and \
+                 surrounding whitespace"
             ),
         }
     }
@@ -173,7 +175,7 @@ impl Credentials {
                     tracing::error!(
                         target: "tower_reverse_proxy",
                         user = ?user.as_str(),
-                        "the user name can't be represented in Basic credentials: the request is refused"
+                        "the user name can't be represented in Basic credentials; the request is refused"
                     );
                     ErrorKind::UnrepresentableUser
                 })?
@@ -184,9 +186,9 @@ impl Credentials {
     }
 }
 
-/// The value of `Authorization`; `None` for a name that Basic can't represent.
+/// Returns the value of `Authorization`. `None` for a name that Basic can't represent.
 fn credentials(user: &str, password: &str) -> Option<HeaderValue> {
-    if user.contains(':') || !is_sayable(user) {
+    if user.contains(':') || !is_representable(user) {
         return None;
     }
     let mut value =

@@ -1,4 +1,4 @@
-//! Who asks: what an application writes into the request's extensions, and what the upstream side reads from them.
+//! Request extensions that describe the user and the client. The application or its server inserts them.
 
 use std::{
     fmt,
@@ -6,13 +6,15 @@ use std::{
     sync::Arc,
 };
 
+use http::HeaderValue;
+
 /// The name of the signed-in user, as a request extension.
 ///
-/// An application that knows its user inserts it; [`RemoteUserLayer`](crate::RemoteUserLayer) and
-/// [`BasicAuthLayer::remote_user`](crate::BasicAuthLayer::remote_user) tell it to the backend. No request extension means
-/// that nobody is signed in. A client can't set it: extensions don't cross the wire.
+/// An application that signs users in inserts it. [`RemoteUserLayer`](crate::RemoteUserLayer) and
+/// [`BasicAuthLayer::remote_user`](crate::BasicAuthLayer::remote_user) send it to the backend. Without the extension,
+/// no user is signed in. A client can't set it, because extensions aren't part of the message.
 ///
-/// Any text can be in it. What can't be said in a header field is refused where it would be said.
+/// It may contain any text. If a header field can't represent it, the layer that would send it refuses the request.
 ///
 /// ```
 /// use axum::{extract::Request, middleware::Next, response::Response};
@@ -27,11 +29,12 @@ use std::{
 /// }
 /// # fn signed_in(_: &Request) -> Option<&'static str> { None }
 /// ```
+#[doc(alias("REMOTE_USER", "Remote-User", "LOGON_USER", "AUTH_USER", "X-Forwarded-User", "identity"))]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RemoteUser(Arc<str>);
 
 impl RemoteUser {
-    /// Makes the name of a user.
+    /// Creates the name of a user.
     ///
     /// ```
     /// use tower_reverse_proxy::RemoteUser;
@@ -46,13 +49,19 @@ impl RemoteUser {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Returns the name as the value of a header field, in UTF-8. `None` if it isn't [representable](is_representable).
+    pub(crate) fn to_field_value(&self) -> Option<HeaderValue> {
+        if is_representable(&self.0) { HeaderValue::from_bytes(self.0.as_bytes()).ok() } else { None }
+    }
 }
 
-/// Whether a header field can say a name so that the backend reads the same one.
+/// Whether a header field can represent a name so that the backend reads the same name.
 ///
-/// Control characters can't be in a field, outer blanks aren't part of its value (RFC 9110, section 5.5), and an empty
-/// name would be nobody's. A name is never bent into another one: `alice ` isn't alice.
-pub(crate) fn is_sayable(name: &str) -> bool {
+/// A field can't contain control characters, and whitespace around a value isn't part of it (RFC 9110, section 5.5). An
+/// empty name would be read as no name. A name is never changed into a representable one, because `alice ` isn't
+/// `alice`.
+pub(crate) fn is_representable(name: &str) -> bool {
     !name.is_empty() && name.trim() == name && !name.contains(char::is_control)
 }
 
@@ -86,34 +95,35 @@ impl fmt::Display for RemoteUser {
     }
 }
 
-/// The user whose credentials a layer has set, as a request extension: a layer that sets another user afterwards refuses the
+/// The user whose credentials a layer has set, as a request extension. A later layer that sets another user refuses the
 /// request.
 #[derive(Clone, Debug)]
 pub(crate) struct CredentialsUser(pub(crate) Option<RemoteUser>);
 
 /// The address of the peer that sent the request, as a request extension.
 ///
-/// It becomes the backend's `X-Forwarded-For` and decides whether the peer is a [trusted
-/// proxy](crate::Forwarded::trust). With the feature `axum`, axum's `ConnectInfo<SocketAddr>` is read when
-/// this extension isn't there; a server that isn't `axum::serve`, or a listener with addresses of another type, inserts
-/// this one.
+/// It's sent to the backend in `X-Forwarded-For`, and determines whether the peer is
+/// [trusted](crate::Forwarded::trust). Without the extension, axum's `ConnectInfo<SocketAddr>` is used, with the
+/// feature `axum`. A server other than `axum::serve`, or one whose listener has addresses of another type, inserts this
+/// extension.
 ///
 /// ```
 /// use std::net::SocketAddr;
 /// use axum::http::Request;
 /// use tower_reverse_proxy::ClientAddr;
 ///
-/// /// What a server that isn't `axum::serve` does with each request.
+/// /// A server other than `axum::serve` calls it for each request.
 /// fn with_address<B>(mut request: Request<B>, peer: SocketAddr) -> Request<B> {
 ///     request.extensions_mut().insert(ClientAddr::from(peer));
 ///     request
 /// }
 /// ```
+#[doc(alias("X-Forwarded-For", "X-Real-IP", "remote_addr", "REMOTE_ADDR", "client ip", "peer", "ConnectInfo"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientAddr(IpAddr);
 
 impl ClientAddr {
-    /// Takes the address. An IPv4 address that came mapped into IPv6 (`::ffff:192.0.2.1`) is the IPv4 address.
+    /// Creates it from an address. An IPv4-mapped IPv6 address (`::ffff:192.0.2.1`) becomes the IPv4 address.
     ///
     /// ```
     /// use tower_reverse_proxy::ClientAddr;
@@ -150,10 +160,10 @@ mod tests {
     #[test]
     fn representable_user_names_are_recognised() {
         for name in ["alice", "CORP\\alice", "jörg", "a b", "a:b", "名"] {
-            assert!(is_sayable(name), "{name:?}");
+            assert_eq!(RemoteUser::from(name).to_field_value().unwrap(), name.as_bytes(), "{name:?}");
         }
         for name in ["", " ", "alice ", " alice", "a\r\nX: 1", "a\0", "\u{a0}a", "a\u{85}b", "\t"] {
-            assert!(!is_sayable(name), "{name:?}");
+            assert_eq!(RemoteUser::from(name).to_field_value(), None, "{name:?}");
         }
     }
 

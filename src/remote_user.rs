@@ -1,6 +1,7 @@
 //! A layer that sends the signed-in user's name to the backend, in a header field that no client can set.
 //!
-//! [`RemoteUserLayer`] reads the user from the request's extensions, where the application has put it, and sets `Remote-User`.
+//! [`RemoteUserLayer`] reads the user from the request's extensions, where the application has put it, and sets
+//! `Remote-User`.
 
 use std::{
     fmt,
@@ -16,20 +17,21 @@ pub use crate::reject::ResponseFuture;
 use crate::{
     error::{Error, ErrorKind},
     headers::{is_token_byte, reserved::remove_folded, trailers::ForbiddenTrailers},
-    identity::{CredentialsUser, RemoteUser, is_sayable},
+    identity::{CredentialsUser, RemoteUser},
 };
 
 /// A layer that sends the signed-in user's name to the backend in `Remote-User`.
 ///
-/// It belongs on the upstream side ([`upstream_layer`](crate::ReverseProxyLayer::upstream_layer)): hop-by-hop fields have been
-/// removed there, so a client can't use `Connection` to strip the field. It's an ordinary tower layer and works around any HTTP
-/// client whose error is `From<`[`Error`]`>`: the crate's own, and every one with a
+/// It belongs on the upstream side ([`upstream_layer`](crate::ReverseProxyLayer::upstream_layer)): hop-by-hop fields
+/// have been removed there, so a client can't use `Connection` to strip the field. It's an ordinary tower layer and
+/// works around any HTTP client whose error is `From<`[`Error`]`>`: the crate's own, and every one with a
 /// [`BoxError`](axum_core::BoxError).
 ///
-/// The client's own field is removed, whether a user is signed in or not, in every spelling that a server folds into the same
-/// variable: `remote-user`, `Remote_User`, `remote.user`. Below a proxy of this crate, that holds for the request's trailers,
-/// too, for every such layer and any upstream service. Without such a proxy around it, the layer removes the field, and its
-/// name from `Trailer`, but doesn't see the body: an HTTP/2 client would send the caller's trailers as they are.
+/// The client's own field is removed, whether a user is signed in or not, in every spelling that a server folds into
+/// the same variable: `remote-user`, `Remote_User`, `remote.user`. Below a proxy of this crate, that holds for the
+/// request's trailers, too, for every such layer and any upstream service. Without such a proxy around it, the layer
+/// removes the field, and its name from `Trailer`, but doesn't see the body: an HTTP/2 client would send the caller's
+/// trailers as they are.
 ///
 /// ```
 /// use tower_reverse_proxy::{RemoteUserLayer, ReverseProxyLayer};
@@ -50,10 +52,10 @@ use crate::{
 ///
 /// # Security
 ///
-/// The backend must be reachable through the proxy alone, because anyone who reaches it otherwise can set any name.
+/// The backend must be reachable through the proxy only, because a client that reaches it directly can set any name.
 ///
-/// A name that a header field can't represent (control characters, outer blanks, an empty name) is refused with 403 and an
-/// error in the log. It's never changed into another name. Names outside of ASCII are sent as UTF-8.
+/// A name that a header field can't represent (control characters, surrounding whitespace, an empty name) is refused
+/// with 403 and an error in the log. It's never changed into another name. Names outside of ASCII are sent as UTF-8.
 #[doc(alias = "X-Remote-User")]
 #[doc(alias = "REMOTE_USER")]
 #[doc(alias = "auth_request_set")]
@@ -70,7 +72,7 @@ struct Config {
     user: Reader,
 }
 
-/// Reads the user out of a request's extensions; `None`: the [`RemoteUser`] that is there.
+/// Reads the user from a request's extensions. `None` to use the [`RemoteUser`] that the application has inserted.
 type Reader = Option<Arc<dyn Fn(&Extensions) -> Option<RemoteUser> + Send + Sync>>;
 
 impl RemoteUserLayer {
@@ -91,10 +93,11 @@ impl RemoteUserLayer {
         Self { config: Arc::new(Config { header, required: false, challenge: None, user: None }) }
     }
 
-    /// Takes the name from a request extension of the application's own: a session, claims, the peer of a TLS connection.
+    /// Takes the name from a request extension of the application's own: a session, claims, the peer of a TLS
+    /// connection.
     ///
-    /// Without the extension, or when `user` returns `None`, no user is signed in. The name becomes the [`RemoteUser`] for the
-    /// layers that follow, such as [`BasicAuthLayer::remote_user`](crate::BasicAuthLayer::remote_user).
+    /// Without the extension, or when `user` returns `None`, no user is signed in. The name becomes the [`RemoteUser`]
+    /// for the layers that follow, such as [`BasicAuthLayer::remote_user`](crate::BasicAuthLayer::remote_user).
     ///
     /// ```
     /// use tower_reverse_proxy::RemoteUserLayer;
@@ -141,15 +144,15 @@ impl RemoteUserLayer {
         self
     }
 
-    /// Sets whether a request without a signed-in user is refused with 403, and not sent to the backend. Default: `false`, it's
-    /// sent without the field.
+    /// Sets whether a request without a signed-in user is refused with 403, and not sent to the backend. Default:
+    /// `false`, it's sent without the field.
     ///
-    /// The status is 401 if there is a [`challenge`](Self::challenge), because a 401 has to carry one (RFC 9110, section
-    /// 15.5.2).
+    /// The status is 401 if there is a [`challenge`](Self::challenge), because a 401 has to carry one (RFC 9110,
+    /// section 15.5.2).
     ///
-    /// A browser sends a CORS preflight (`OPTIONS` with `Access-Control-Request-Method`) without credentials, so it's refused,
-    /// too. A backend that is called from other origins needs a layer that answers preflights in front of this one, such as
-    /// tower-http's `CorsLayer`, added to the router after the proxy.
+    /// A browser sends a CORS preflight (`OPTIONS` with `Access-Control-Request-Method`) without credentials, so it's
+    /// refused, too. A backend that is called from other origins needs a layer that answers preflights in front of this
+    /// one, such as tower-http's `CorsLayer`, added to the router after the proxy.
     ///
     /// ```
     /// use tower_reverse_proxy::RemoteUserLayer;
@@ -163,8 +166,8 @@ impl RemoteUserLayer {
         self
     }
 
-    /// Sets the `WWW-Authenticate` of the response to a request without a signed-in user, which makes its status 401. Default:
-    /// none, and 403. It applies only if a user is [`required`](Self::required).
+    /// Sets the `WWW-Authenticate` of the response to a request without a signed-in user, which makes its status 401.
+    /// Default: none, and 403. It applies only if a user is [`required`](Self::required).
     ///
     /// The application has to read the credentials that the challenge asks for; this layer reads none.
     ///
@@ -187,7 +190,8 @@ impl RemoteUserLayer {
             value.filter(|_| !scheme.is_empty() && scheme.bytes().all(is_token_byte) && !challenge.ends_with(' '));
         let Some(value) = value else {
             panic!(
-                "invalid challenge {challenge:?}: write a scheme and its parameters, such as \"Basic realm=\\\"front\\\"\""
+                "invalid challenge {challenge:?}: write a scheme and its parameters, such as \
+                 \"Basic realm=\\\"front\\\"\""
             );
         };
         Arc::make_mut(&mut self.config).challenge = Some(value);
@@ -246,16 +250,17 @@ where
     }
 }
 
-/// Why a request is refused whose credentials are for another user than `Remote-User`.
-const WRONG_ORDER: &str = "a BasicAuthLayer has set the credentials of another user than this RemoteUserLayer, because it saw \
-                           the request first: add the RemoteUserLayer last, or put it first into the ServiceBuilder";
+/// The cause of a refused request whose credentials are for another user than `Remote-User`.
+const WRONG_ORDER: &str = "a BasicAuthLayer has set the credentials of another user than this RemoteUserLayer, because \
+                           it saw the request first: add the RemoteUserLayer last, or put it first into the \
+                           ServiceBuilder";
 
 impl Config {
     fn apply<B>(&self, request: &mut Request<B>) -> Result<(), Error> {
         remove_folded(request.headers_mut(), &self.header);
         ForbiddenTrailers::add(request.extensions(), &self.header);
         if let Some(read) = &self.user {
-            // The layers that follow have to act for the same user, or for none.
+            // The later layers act for the same user, or for none.
             match read(request.extensions()) {
                 Some(user) => drop(request.extensions_mut().insert(user)),
                 None => drop(request.extensions_mut().remove::<RemoteUser>()),
@@ -269,17 +274,17 @@ impl Config {
         let Some(user) = request.extensions().get::<RemoteUser>() else {
             return if self.required { Err(self.sign_in_required()) } else { Ok(()) };
         };
-        match HeaderValue::from_bytes(user.as_str().as_bytes()) {
-            Ok(value) if is_sayable(user.as_str()) => {
+        match user.to_field_value() {
+            Some(value) => {
                 request.headers_mut().insert(&self.header, value);
                 Ok(())
             }
-            _ => {
+            None => {
                 tracing::error!(
                     target: "tower_reverse_proxy",
                     user = ?user.as_str(),
                     header = %self.header,
-                    "the user name can't be represented in a header field: the request is refused"
+                    "the user name can't be represented in a header field; the request is refused"
                 );
                 Err(ErrorKind::UnrepresentableUser.into())
             }

@@ -1,4 +1,4 @@
-//! Traces redirects: where the backend sends its visitors.
+//! A layer that traces the redirects of the backend.
 
 use std::{
     borrow::Cow,
@@ -14,15 +14,15 @@ use tower_service::Service;
 
 /// A layer that emits one [`tracing`] event for each redirect that the backend answers with.
 ///
-/// The event's target is `tower_reverse_proxy::redirect`, its level `INFO`. It has the fields `method`, `target` (of the
-/// request, as the backend got it), `status` and `location` (the backend's own, before it's mapped to the front), and is
-/// emitted for each response with a status of 300 to 399 and a `Location`.
+/// The event's target is `tower_reverse_proxy::redirect`, its level `INFO`. It has the fields `method`, `target` (of
+/// the request, as the backend got it), `status` and `location` (the backend's own, before it's mapped to the front),
+/// and is emitted for each response with a status of 300 to 399 and a `Location`.
 ///
-/// Queries, fragments and userinfo often hold secrets: they are redacted. [`show_query`](Self::show_query) shows all but the
-/// userinfo.
+/// Queries, fragments and userinfo are redacted, because they often contain secrets. [`show_query`](Self::show_query)
+/// shows all but the userinfo.
 ///
-/// It belongs on the upstream side ([`upstream_layer`](crate::ReverseProxyLayer::upstream_layer)). It's an ordinary tower
-/// layer and works around any HTTP client.
+/// It belongs on the upstream side ([`upstream_layer`](crate::ReverseProxyLayer::upstream_layer)). It's an ordinary
+/// tower layer and works around any HTTP client.
 ///
 /// ```
 /// use tower_reverse_proxy::{ReverseProxyLayer, TraceRedirectLayer};
@@ -30,6 +30,7 @@ use tower_service::Service;
 /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").upstream_layer(TraceRedirectLayer::new());
 /// # let _ = proxy;
 /// ```
+#[doc(alias("redirect", "Location"))]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TraceRedirectLayer {
     show_query: bool,
@@ -41,8 +42,8 @@ impl TraceRedirectLayer {
         Self::default()
     }
 
-    /// Sets whether queries and fragments are shown as they are. Default: `false`, `?…` or `#…` stands for them. Userinfo is
-    /// always redacted.
+    /// Sets whether queries and fragments are shown as they are. Default: `false`, `?…` or `#…` stands for them.
+    /// Userinfo is always redacted.
     ///
     /// ```
     /// use tower_reverse_proxy::TraceRedirectLayer;
@@ -119,9 +120,9 @@ where
             tracing::info!(
                 target: "tower_reverse_proxy::redirect",
                 method = %this.method,
-                target = %this.layer.shown(this.uri.path_and_query().map_or("/", |target| target.as_str())),
+                target = %this.layer.redacted(this.uri.path_and_query().map_or("/", |target| target.as_str())),
                 status = response.status().as_u16(),
-                location = ?this.layer.shown(&location),
+                location = ?this.layer.redacted(&location),
                 "the backend redirects"
             );
         }
@@ -130,13 +131,13 @@ where
 }
 
 impl TraceRedirectLayer {
-    /// A reference without its secrets.
-    fn shown<'a>(&self, reference: &'a str) -> Cow<'a, str> {
+    /// Redacts the secrets in a reference.
+    fn redacted<'a>(&self, reference: &'a str) -> Cow<'a, str> {
         let (before, query) = match reference.find(['?', '#']) {
             Some(start) => reference.split_at(start),
             None => (reference, ""),
         };
-        // An authority ends at the first slash; what stands before an `@` in it is userinfo.
+        // An authority ends at the first slash. The part before an `@` in it is the userinfo.
         let authority = before.find("//").map_or(0, |slashes| slashes + 2);
         let end = before[authority..].find(['/', '\\']).map_or(before.len(), |end| authority + end);
         let userinfo = if authority > 0 { before[authority..end].rfind('@') } else { None };
@@ -173,9 +174,9 @@ mod tests {
             ("http://backend?s3cret", "http://backend?…"),
             ("/x#access_token=s3cret", "/x#…"),
         ] {
-            assert_eq!(layer.shown(reference), shown);
+            assert_eq!(layer.redacted(reference), shown);
         }
         let layer = layer.show_query(true);
-        assert_eq!(layer.shown("http://u:p@backend/x?y"), "http://…@backend/x?y");
+        assert_eq!(layer.redacted("http://u:p@backend/x?y"), "http://…@backend/x?y");
     }
 }
