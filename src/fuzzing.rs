@@ -198,7 +198,7 @@ pub fn cookie(data: &[u8]) {
 
 /// A reference: a mapped one is a path, in which no browser reads another host.
 pub fn location(data: &[u8]) {
-    let Some(reference) = location::without_origin(data, BACKEND) else { return };
+    let Some(reference) = location::strip_origin(data, BACKEND) else { return };
     let mapped = location::rebase(&reference, "", "/mydir").unwrap_or_else(|| reference.clone());
     for reference in [reference, mapped] {
         assert!(is_path(&reference), "{reference:?}");
@@ -210,9 +210,9 @@ pub fn location(data: &[u8]) {
 pub fn refresh(data: &[u8]) {
     let Ok(given) = HeaderValue::from_bytes(data) else { return };
     let mut headers = HeaderMap::from_iter([(REFRESH, given.clone())]);
-    location::map_references(&mut headers, |url| location::without_origin(url, BACKEND));
+    location::map_references(&mut headers, |url| location::strip_origin(url, BACKEND));
     let mapped = &headers[REFRESH];
-    match refresh_url(given.as_bytes()).map(|url| (url, location::without_origin(url, BACKEND))) {
+    match refresh_url(given.as_bytes()).map(|url| (url, location::strip_origin(url, BACKEND))) {
         Some((_, Some(path))) => {
             assert!(is_path(&path), "{path:?}");
             assert_eq!(refresh_url(mapped.as_bytes()), Some(&*path), "{given:?} {mapped:?}");

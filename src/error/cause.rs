@@ -1,4 +1,4 @@
-//! The one place where a foreign error gets its kind, by walking the chain of its causes.
+//! Classifies the errors of other crates by the chain of their causes.
 
 use std::{error::Error as StdError, io};
 
@@ -9,25 +9,26 @@ use tower::{load_shed::error::Overloaded, timeout::error::Elapsed};
 
 use super::{Error, ErrorKind};
 
-/// Turns what an upstream service or a body failed with into an [`Error`].
+/// Turns the error of an upstream service or a body into an [`Error`].
 ///
-/// An `Error` of ours anywhere in the chain is what happened: a body's failure comes back out of the HTTP stack with
-/// layers of its own around it. `otherwise` is the kind of what nobody knows.
-pub(crate) fn classify(error: BoxError, otherwise: ErrorKind) -> Error {
-    let ours = causes(&error).find_map(<dyn StdError>::downcast_ref::<Error>).cloned();
-    ours.unwrap_or_else(|| {
-        let kind = causes(&error).find_map(kind_of).unwrap_or(otherwise);
+/// An [`Error`] in the chain is returned as it is, because the HTTP stack wraps the error of a request body. `fallback`
+/// is the kind of an unknown error.
+pub(crate) fn classify(error: BoxError, fallback: ErrorKind) -> Error {
+    let own = causes(&error).find_map(<dyn StdError>::downcast_ref::<Error>).cloned();
+    own.unwrap_or_else(|| {
+        let kind = causes(&error).find_map(kind_of).unwrap_or(fallback);
         Error::with_source(kind, error)
     })
 }
 
-/// Turns what a response's body failed with into an [`Error`]: whatever it was, the response has begun.
+/// Turns the error of a response's body into an [`Error`]. The kinds of [`classify`] don't apply, because the response
+/// has begun.
 pub(crate) fn classify_response_body(error: BoxError) -> Error {
-    let ours = causes(&error).find_map(<dyn StdError>::downcast_ref::<Error>).cloned();
-    ours.unwrap_or_else(|| Error::with_source(ErrorKind::ResponseBody, error))
+    let own = causes(&error).find_map(<dyn StdError>::downcast_ref::<Error>).cloned();
+    own.unwrap_or_else(|| Error::with_source(ErrorKind::ResponseBody, error))
 }
 
-/// The error and all that caused it.
+/// Returns the error and the chain of its causes.
 fn causes(error: &BoxError) -> impl Iterator<Item = &(dyn StdError + 'static)> {
     std::iter::successors(Some(&**error as &(dyn StdError + 'static)), |&cause| cause.source())
 }
@@ -54,17 +55,18 @@ fn kind_of(cause: &(dyn StdError + 'static)) -> Option<ErrorKind> {
     }
 }
 
-/// Turns what reading a client's body failed with into an [`Error`].
+/// Turns the error of a client's body into an [`Error`].
 ///
-/// Its chain may hold hyper's server error: a body that ended early is a client that went away, and so is a stream that was
-/// reset. Anything else is malformed, unless an outer layer gave it up.
+/// Its chain may contain an error of hyper's server. A body that ended early or a stream that was reset means that the
+/// client has disconnected. Any other error means a malformed body, unless it's the error of an outer layer's limit or
+/// timeout.
 pub(crate) fn classify_request_body(error: BoxError, version: Version) -> Error {
     let kind = causes(&error).find_map(|cause| {
         if cause.is::<LengthLimitError>() {
             Some(ErrorKind::RequestBodyTooLarge)
         } else if cause.is::<Elapsed>() {
             Some(ErrorKind::RequestBodyTimeout)
-        // In HTTP/2 the framing is the connection's: what fails for one stream alone is its reset.
+        // In HTTP/2, malformed framing fails the whole connection, so an error of one stream is its reset.
         } else if is_gone(cause) || (version == Version::HTTP_2 && cause.is::<hyper::Error>()) {
             Some(ErrorKind::ClientGone)
         } else {

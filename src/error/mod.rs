@@ -1,4 +1,4 @@
-//! What can go wrong between client and backend, and the status that each failure becomes.
+//! Failures between client and backend, and the status of each.
 
 mod cause;
 
@@ -12,16 +12,17 @@ use http::{HeaderValue, Request, StatusCode};
 
 pub(crate) use cause::{classify, classify_request_body, classify_response_body};
 
-/// A failure of the proxy: what became a 502, in that response's extensions, or what an upstream service failed with.
+/// A failure of the proxy, in the extensions of the response that reports it, or as the error of an upstream service.
 ///
 /// A middleware outside of the proxy finds it with `response.extensions().get::<Error>()`; an
-/// [`on_error`](crate::ReverseProxyLayer::on_error) hook gets it in a [`Failure`](crate::Failure). Clones share one value.
+/// [`on_error`](crate::ReverseProxyLayer::on_error) hook gets it in a [`Failure`](crate::Failure). Clones share one
+/// value.
 ///
 /// A layer on the upstream side refuses a request with an error: see [`rejected`](Self::rejected).
 ///
-/// `Display` describes the failure without its cause; the cause is the [`source`](error::Error::source). Neither contains
-/// credentials or field values. Both may contain addresses of the backend, so they are fit for logs and not for clients. The
-/// type of the source isn't part of the API.
+/// `Display` describes the failure without its cause; the cause is the [`source`](error::Error::source). Neither
+/// contains credentials or field values. Both may contain addresses of the backend, so they are fit for logs and not
+/// for clients. The type of the source isn't part of the API.
 ///
 /// ```
 /// use axum::response::Response;
@@ -38,9 +39,10 @@ pub(crate) use cause::{classify, classify_request_body, classify_response_body};
 #[derive(Clone)]
 pub struct Error {
     inner: Arc<Inner>,
-    /// Of this clone, because requests that waited for one connection share what it failed with.
+    /// Whether its event has been emitted. Not shared with clones, because requests that waited for one connection
+    /// share its error.
     reported: bool,
-    /// The request, if nothing of it was sent. `Some` without a request: it has been taken.
+    /// The request, if nothing of it was sent. `Some` without a request after it has been taken.
     unsent: Option<Arc<Mutex<Option<Request<Body>>>>>,
 }
 
@@ -50,15 +52,15 @@ struct Inner {
     response: Option<Rejection>,
 }
 
-/// What the response of a failure has in place of its kind's.
+/// A status that replaces the one of the failure's kind.
 enum Rejection {
     Status(StatusCode),
-    /// 401 with this `WWW-Authenticate`.
+    /// 401, with this `WWW-Authenticate`.
     Challenge(HeaderValue),
 }
 
-/// What failed. Each kind belongs to one [`Phase`] and becomes one [status](Error::status), except
-/// [`SignInRequired`](Self::SignInRequired), which becomes one of two, and [`Rejected`](Self::Rejected).
+/// The kind of a failure. Each belongs to one [`Phase`] and has one [status](Error::status), except
+/// [`SignInRequired`](Self::SignInRequired), which has one of two, and [`Rejected`](Self::Rejected).
 ///
 /// ```
 /// use tower_reverse_proxy::{Error, ErrorKind};
@@ -75,14 +77,14 @@ enum Rejection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The request target isn't in origin-form, leaves the prefix by dot segments, or has a `%` in its path that isn't followed
-    /// by two hex digits, or `%00`: 400.
+    /// The request target isn't in origin-form, leaves the prefix by dot segments, or has a `%` in its path that isn't
+    /// followed by two hex digits, or `%00`: 400.
     InvalidTarget,
-    /// The request target is longer than what can be sent on: 414.
+    /// The request target is too long to be forwarded: 414.
     TargetTooLong,
-    /// The request's head is larger than what may be sent to the HTTP/2 backend: 431.
+    /// The request's head is larger than the HTTP/2 backend accepts: 431.
     RequestHeadTooLarge,
-    /// `Host` is missing (HTTP/1.1, whatever the form of the target), repeated or malformed: 400.
+    /// `Host` is missing (in HTTP/1.1, for any form of the target), repeated or malformed: 400.
     InvalidHost,
     /// The `Transfer-Encoding` of the request isn't exactly one `chunked`: 400.
     InvalidTransferEncoding,
@@ -92,18 +94,19 @@ pub enum ErrorKind {
     InvalidContentLength,
     /// The `Destination` of a `COPY` or `MOVE` is malformed, repeated, or leaves the prefix by dot segments: 400.
     InvalidDestination,
-    /// The `Destination` of a `COPY` or `MOVE` isn't below the prefix, or on another server: 502 (RFC 4918, section 9.8.5).
+    /// The `Destination` of a `COPY` or `MOVE` isn't below the prefix, or on another server: 502 (RFC 4918, section
+    /// 9.8.5).
     ForeignDestination,
-    /// The method isn't forwarded (`TRACE`, and `CONNECT` but for a WebSocket): 501.
+    /// The method isn't forwarded: `TRACE`, or a `CONNECT` that doesn't open a WebSocket. 501.
     UnsupportedMethod,
-    /// The request offers to switch protocols and has a body, for a WebSocket: 400.
+    /// The request offers a WebSocket and has a body: 400.
     UpgradeBody,
-    /// The request has come through this proxy before: 508.
+    /// The request has passed this proxy before: 508.
     LoopDetected,
-    /// Nobody is signed in, and the upstream side wants somebody: 403, or 401 with a
-    /// [challenge](crate::RemoteUserLayer::challenge).
+    /// No user is signed in, and a [`RemoteUserLayer`](crate::RemoteUserLayer::required) requires one: 403, or 401 with
+    /// a [challenge](crate::RemoteUserLayer::challenge).
     SignInRequired,
-    /// The signed-in user's name can't be said to the backend: 403.
+    /// The user name can't be represented in a header field: 403.
     UnrepresentableUser,
     /// A layer on the upstream side refused the request: the status that it was [rejected](Error::rejected) with.
     Rejected,
@@ -111,9 +114,9 @@ pub enum ErrorKind {
     RequestBody,
     /// The request's body is larger than what an outer layer allows: 413.
     RequestBodyTooLarge,
-    /// No part of the request's body came within the idle timeout: 408.
+    /// The client sent no part of the request's body within the idle timeout: 408.
     RequestBodyTimeout,
-    /// The client went away before it had sent the whole request.
+    /// The client disconnected before it had sent the whole request.
     ClientGone,
     /// The backend can't be reached (refused, unknown name, unreachable): 502.
     Connect,
@@ -121,24 +124,26 @@ pub enum ErrorKind {
     ConnectTimeout,
     /// The upstream has no capacity for the request: 503.
     Overloaded,
-    /// The backend took no more of the request's body within the idle timeout: 504.
+    /// The backend accepted no part of the request's body within the idle timeout: 504.
     SendTimeout,
-    /// The backend's response head didn't come within the header timeout: 504.
+    /// The backend sent no response head within the header timeout: 504.
     HeaderTimeout,
     /// The backend closed the connection before its response head was complete: 502.
     ConnectionClosed,
     /// The backend's response isn't valid HTTP: 502.
     InvalidResponse,
-    /// The backend's response head has more fields or bytes than [may be](crate::ClientBuilder::max_response_head): 502.
+    /// The backend's response head exceeds the [limit](crate::ClientBuilder::max_response_head) of fields or bytes:
+    /// 502.
     ResponseHeadTooLarge,
-    /// The backend switches to a protocol that it wasn't offered: 502.
+    /// The backend switched to a protocol that wasn't offered: 502.
     UnexpectedUpgrade,
-    /// The response's body broke off, or broke its framing. Where that came with the head: 502. Else the response has begun: it is
-    /// aborted.
+    /// The response's body is truncated or malformed. The response is aborted, because it has begun; if the failure
+    /// arrives together with the head, it's 502.
     ResponseBody,
-    /// No part of the response's body came within the idle timeout. The response has begun: it is aborted.
+    /// The backend sent no part of the response's body within the idle timeout. The response is aborted, because it has
+    /// begun.
     ResponseBodyTimeout,
-    /// An upstream service that isn't of this crate failed: 502.
+    /// An upstream service of another crate failed: 502.
     Upstream,
 }
 
@@ -153,15 +158,15 @@ pub enum ErrorKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Phase {
-    /// Before anything was forwarded: the request was refused.
+    /// Before anything is forwarded. The request is refused.
     Request,
-    /// While the client's request body was read or sent on.
+    /// While the client's request body is read or forwarded.
     RequestBody,
-    /// While a connection to the backend was made.
+    /// While a connection to the backend is opened or awaited.
     Connect,
-    /// While the backend's response head was awaited.
+    /// While the backend's response head is awaited.
     ResponseHead,
-    /// After the response head: the response had begun.
+    /// After the response head. The response has begun.
     ResponseBody,
 }
 
@@ -241,7 +246,7 @@ impl ErrorKind {
     fn message(self) -> &'static str {
         match self {
             Self::InvalidTarget => "the request target isn't a path below the prefix",
-            Self::TargetTooLong => "the request target is too long to be sent on",
+            Self::TargetTooLong => "the request target is too long to be forwarded",
             Self::RequestHeadTooLarge => "the request's head is too large for the backend",
             Self::InvalidHost => "the Host field is missing, repeated or malformed",
             Self::InvalidTransferEncoding => "the request's Transfer-Encoding isn't exactly one `chunked`",
@@ -250,26 +255,26 @@ impl ErrorKind {
             Self::InvalidDestination => "the Destination isn't one URL or absolute path, or leaves the prefix",
             Self::ForeignDestination => "the Destination isn't below the prefix",
             Self::UnsupportedMethod => "the method isn't forwarded",
-            Self::UpgradeBody => "the request offers to switch protocols and has a body that this protocol can't have",
-            Self::LoopDetected => "the request has come through this proxy before",
-            Self::SignInRequired => "nobody is signed in",
-            Self::UnrepresentableUser => "the user's name can't be said to the backend",
+            Self::UpgradeBody => "the request offers a WebSocket and has a body",
+            Self::LoopDetected => "the request has passed this proxy before",
+            Self::SignInRequired => "no user is signed in",
+            Self::UnrepresentableUser => "the user name can't be represented in a header field",
             Self::Rejected => "an upstream layer rejected the request",
             Self::RequestBody => "the request's body is malformed",
             Self::RequestBodyTooLarge => "the request's body is too large",
-            Self::RequestBodyTimeout => "the client sent nothing of the request's body within the idle timeout",
-            Self::ClientGone => "the client went away before it had sent the whole request",
+            Self::RequestBodyTimeout => "the client sent no part of the request's body within the idle timeout",
+            Self::ClientGone => "the client disconnected before it had sent the whole request",
             Self::Connect => "the backend can't be reached",
             Self::ConnectTimeout => "the backend wasn't reached within the connect timeout",
             Self::Overloaded => "the upstream is overloaded",
-            Self::SendTimeout => "the backend took nothing of the request's body within the idle timeout",
-            Self::HeaderTimeout => "the backend's response head didn't come within the header timeout",
-            Self::ConnectionClosed => "the backend closed the connection before it had answered",
+            Self::SendTimeout => "the backend accepted no part of the request's body within the idle timeout",
+            Self::HeaderTimeout => "the backend sent no response head within the header timeout",
+            Self::ConnectionClosed => "the backend closed the connection before its response head was complete",
             Self::InvalidResponse => "the backend's response isn't valid HTTP",
-            Self::ResponseHeadTooLarge => "the backend's response head is larger than it may be",
-            Self::UnexpectedUpgrade => "the backend switched to a protocol that it was not offered",
-            Self::ResponseBody => "the response's body broke off",
-            Self::ResponseBodyTimeout => "the backend sent nothing of the response's body within the idle timeout",
+            Self::ResponseHeadTooLarge => "the backend's response head is too large",
+            Self::UnexpectedUpgrade => "the backend switched to a protocol that wasn't offered",
+            Self::ResponseBody => "the response's body is truncated or malformed",
+            Self::ResponseBodyTimeout => "the backend sent no part of the response's body within the idle timeout",
             Self::Upstream => "the upstream service failed",
         }
     }
@@ -278,9 +283,9 @@ impl ErrorKind {
 impl Error {
     /// Rejects a request with a status, from a layer on the upstream side of the application's own.
     ///
-    /// The layer returns it as the error of its service, and the proxy makes a response of it as of its own failures: with the
-    /// [`on_error`](crate::ReverseProxyLayer::on_error) page, one event, and a gRPC status for gRPC requests. Its kind is
-    /// [`Rejected`](ErrorKind::Rejected). `source` is for the log; the client gets the status alone.
+    /// The layer returns it as the error of its service. The proxy turns it into a response as it does with its own
+    /// failures: with the [`on_error`](crate::ReverseProxyLayer::on_error) page, one event, and a gRPC status for gRPC
+    /// requests. Its kind is [`Rejected`](ErrorKind::Rejected). `source` is logged; the client gets the status only.
     ///
     /// ```
     /// use axum::{body::Body, http::{Request, StatusCode}};
@@ -319,7 +324,7 @@ impl Error {
         Self::from_parts(kind, Some(source.into()), None)
     }
 
-    /// A failure that is answered with 401 and this `WWW-Authenticate`.
+    /// Creates a failure whose response is 401 with this `WWW-Authenticate`.
     pub(crate) fn with_challenge(kind: ErrorKind, challenge: HeaderValue) -> Self {
         Self::from_parts(kind, None, Some(Rejection::Challenge(challenge)))
     }
@@ -328,18 +333,19 @@ impl Error {
         Self { inner: Arc::new(Inner { kind, source, response }), reported: false, unsent: None }
     }
 
-    /// Adds the request, of which nothing was sent.
+    /// Attaches the request, of which nothing was sent.
     pub(crate) fn with_unsent(mut self, request: Request<Body>) -> Self {
         self.unsent = Some(Arc::new(Mutex::new(Some(request))));
         self
     }
 
-    /// Takes the request out of the error, if nothing of it was sent: to send it to another upstream.
+    /// Takes the request from the error if nothing of it was sent, so that it can be sent to another upstream.
     ///
-    /// It's whole, body included, as the [`Client`](crate::Client) got it; an [`Upstream`](crate::Upstream) in between has
-    /// already set its `Host` and its URI's authority, which the next one sets again. `None` if it was sent, in part or
-    /// as a whole; if it has been taken before, from this error or a clone of it; or if the failure isn't the client's, as with
-    /// [`rejected`](Self::rejected).
+    /// It's complete, with its body, as the [`Client`](crate::Client) got it. An [`Upstream`](crate::Upstream) in
+    /// between has set its `Host` and its URI's authority, which the next one sets again.
+    ///
+    /// Returns `None` if a part of it was sent; if it has been taken before, from this error or a clone of it; or if
+    /// the failure isn't the [`Client`](crate::Client)'s, as with [`rejected`](Self::rejected).
     ///
     /// ```
     /// use axum::{body::Body, http::Request, response::Response};
@@ -367,7 +373,7 @@ impl Error {
         self.unsent.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// The `WWW-Authenticate` of the response that it becomes.
+    /// Returns the `WWW-Authenticate` of its response.
     pub(crate) fn challenge(&self) -> Option<&HeaderValue> {
         match &self.inner.response {
             Some(Rejection::Challenge(challenge)) => Some(challenge),
@@ -375,7 +381,7 @@ impl Error {
         }
     }
 
-    /// Sets that the event of this failure has been emitted: by a nested proxy, if it comes from one.
+    /// Records that the event of this failure has been emitted, which a nested proxy may have done.
     pub(crate) fn report(&mut self) {
         self.reported = true;
     }
@@ -385,7 +391,7 @@ impl Error {
         self.reported
     }
 
-    /// Returns what failed.
+    /// Returns the kind of the failure.
     ///
     /// ```
     /// use axum::http::StatusCode;
@@ -409,7 +415,7 @@ impl Error {
         self.kind().phase()
     }
 
-    /// Returns the status that the client gets, if nothing has been sent to it yet.
+    /// Returns the status that the client gets if the response hasn't begun.
     ///
     /// ```
     /// use axum::http::StatusCode;
@@ -425,7 +431,8 @@ impl Error {
         }
     }
 
-    /// Returns `true` if the backend couldn't be reached: refused, unknown, or not connected within the connect timeout.
+    /// Returns `true` if the backend couldn't be reached: refused, unknown, or not connected within the connect
+    /// timeout.
     ///
     /// ```
     /// use tower_reverse_proxy::Error;
@@ -439,14 +446,14 @@ impl Error {
         matches!(self.kind(), ErrorKind::Connect | ErrorKind::ConnectTimeout)
     }
 
-    /// Returns `true` if nothing of the request was sent to a backend for want of a connection: the backend couldn't be
-    /// [reached](Self::is_connect), the connection closed before anything was written, or there was no capacity
-    /// ([`Overloaded`](ErrorKind::Overloaded)).
+    /// Returns `true` if nothing of the request was sent to a backend, because there was no connection: the backend
+    /// couldn't be [reached](Self::is_connect), the connection closed before anything was written, or there was no
+    /// capacity ([`Overloaded`](ErrorKind::Overloaded)).
     ///
-    /// A retry layer may send such a request again, whatever its method, to this backend or to another one. Where the failure
+    /// A retry layer may send such a request again with any method, to this backend or to another one. If the failure
     /// is the [`Client`](crate::Client)'s, [`take_request`](Self::take_request) returns the request.
     ///
-    /// Requests that were refused ([`Phase::Request`]) weren't sent either, and aren't unsent in this sense: they would be
+    /// It's `false` for a refused request ([`Phase::Request`]), although nothing of it was sent, because it would be
     /// refused again.
     ///
     /// ```
@@ -481,9 +488,9 @@ impl Error {
         )
     }
 
-    /// Returns `true` if the cause is on the client's side: an invalid request or body, a client that left.
+    /// Returns `true` if the cause is on the client's side: an invalid request or body, or a client that disconnected.
     ///
-    /// [`Rejected`](ErrorKind::Rejected) is the client's with a status of 400 to 499.
+    /// For [`Rejected`](ErrorKind::Rejected), it's `true` if the status is 400 to 499.
     ///
     /// ```
     /// use axum::http::StatusCode;

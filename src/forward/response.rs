@@ -57,7 +57,7 @@ where
     cookie::drop_set(response.headers_mut(), &rules.hidden_cookies);
     if let (PathPolicy::Replace(from), Some(public)) = (&rules.path, &context.public) {
         let (from, to) = (from.as_str(), &*public.prefix);
-        location::map_references(response.headers_mut(), |url| match public.front.without_origin(url) {
+        location::map_references(response.headers_mut(), |url| match public.front.strip_origin(url) {
             // The backend knows the front's origin from the forwarding fields, and doesn't know its prefix.
             Some(reference) => location::rebase(&reference, from, to),
             None => location::rebase(url, from, to),

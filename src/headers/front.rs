@@ -9,7 +9,7 @@ use http::{
 
 use super::{
     forwarded::{X_FORWARDED_HOST, X_FORWARDED_PROTO},
-    location::{Origin, without_origin},
+    location::{Origin, strip_origin},
     members,
 };
 
@@ -38,10 +38,10 @@ impl Schemes {
 
     /// Turns a URL with one of these schemes and this authority into a path-absolute reference. `None` if it has
     /// another origin.
-    pub(crate) fn without_origin(self, url: &[u8], authority: &[u8]) -> Option<Vec<u8>> {
+    pub(crate) fn strip_origin(self, url: &[u8], authority: &[u8]) -> Option<Vec<u8>> {
         let schemes = [(self.http, Scheme::HTTP), (self.https, Scheme::HTTPS)];
         let mut known = schemes.into_iter().filter(|(is_known, _)| *is_known);
-        known.find_map(|(_, scheme)| without_origin(url, Origin { scheme: &scheme, authority }))
+        known.find_map(|(_, scheme)| strip_origin(url, Origin { scheme: &scheme, authority }))
     }
 }
 
@@ -81,10 +81,10 @@ impl Front {
 
     /// Turns a URL of the front into a path-absolute reference. `None` if it has another origin, or if no field names a
     /// scheme.
-    pub(crate) fn without_origin(&self, url: &[u8]) -> Option<Vec<u8>> {
+    pub(crate) fn strip_origin(&self, url: &[u8]) -> Option<Vec<u8>> {
         let forwarded = self.forwarded_host.iter().flat_map(|hosts| hosts.as_bytes().split(|&b| b == b','));
         let mut hosts = self.host.iter().map(HeaderValue::as_bytes).chain(forwarded);
-        hosts.find_map(|host| self.schemes.without_origin(url, host.trim_ascii()))
+        hosts.find_map(|host| self.schemes.strip_origin(url, host.trim_ascii()))
     }
 }
 
@@ -138,10 +138,10 @@ mod tests {
             ("https:///login", None),
             ("/login", None),
         ] {
-            let mapped = front.without_origin(url.as_bytes());
+            let mapped = front.strip_origin(url.as_bytes());
             assert_eq!(mapped.as_deref(), path.map(str::as_bytes), "{url}");
         }
         let front = Front::of(&map(&[("host", "front.example")]));
-        assert_eq!(front.without_origin(b"https://front.example/login"), None, "no scheme was forwarded");
+        assert_eq!(front.strip_origin(b"https://front.example/login"), None, "no scheme was forwarded");
     }
 }

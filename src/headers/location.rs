@@ -33,7 +33,7 @@ pub(crate) struct Origin<'a> {
 ///
 /// URLs that only resemble the origin don't match: `http://backend.evil`, `http://backend@evil`,
 /// `http://backend:80\@evil`. A path that begins with two slashes doesn't become a reference to another host.
-pub(crate) fn without_origin(url: &[u8], origin: Origin<'_>) -> Option<Vec<u8>> {
+pub(crate) fn strip_origin(url: &[u8], origin: Origin<'_>) -> Option<Vec<u8>> {
     let rest = match url {
         [b'/', b'/', rest @ ..] => rest,
         _ => {
@@ -142,7 +142,7 @@ mod tests {
     const BACKEND: Origin<'static> = Origin { scheme: &Scheme::HTTP, authority: b"backend:9000" };
 
     fn mapped(url: &str) -> Option<String> {
-        without_origin(url.as_bytes(), BACKEND).map(|url| String::from_utf8(url).unwrap())
+        strip_origin(url.as_bytes(), BACKEND).map(|url| String::from_utf8(url).unwrap())
     }
 
     #[test]
@@ -200,7 +200,7 @@ mod tests {
             (&Scheme::HTTP, "[::1]:8000", "http://[::1]/x", false),
         ] {
             let origin = Origin { scheme, authority: authority.as_bytes() };
-            assert_eq!(without_origin(url.as_bytes(), origin).is_some(), same, "{authority} {url}");
+            assert_eq!(strip_origin(url.as_bytes(), origin).is_some(), same, "{authority} {url}");
         }
     }
 
@@ -247,7 +247,7 @@ mod tests {
             ("5; url", None),
         ] {
             let mut headers = HeaderMap::from_iter([(REFRESH, HeaderValue::from_static(value))]);
-            map_references(&mut headers, |url| without_origin(url, BACKEND));
+            map_references(&mut headers, |url| strip_origin(url, BACKEND));
             assert_eq!(headers[REFRESH], result.unwrap_or(value));
         }
     }

@@ -14,10 +14,10 @@ use tower_service::Service;
 
 use crate::service::HttpService;
 
-/// An upstream of any kind, behind one type: for a struct's field, or for a list of upstreams that differ.
+/// An upstream of any type, boxed, for the field of a struct or for a list of different upstreams.
 ///
-/// [`ReverseProxyLayer::boxed`](crate::ReverseProxyLayer::boxed) and [`ReverseProxy::boxed`](crate::ReverseProxy::boxed) make
-/// one. It costs two allocations per request.
+/// [`ReverseProxyLayer::boxed`](crate::ReverseProxyLayer::boxed) and
+/// [`ReverseProxy::boxed`](crate::ReverseProxy::boxed) make one. It costs two allocations per request.
 ///
 /// ```
 /// use tower_reverse_proxy::{BoxUpstream, RemoteUserLayer, ReverseProxy, ReverseProxyLayer};

@@ -1,4 +1,4 @@
-//! Which `Host` the backend gets.
+//! The `Host` field of requests to the backend.
 
 use std::{convert::Infallible, error, fmt, str::FromStr};
 
@@ -9,7 +9,7 @@ use http::{
 
 use crate::{authority::is_authority, backend::Backend};
 
-/// The `Host` that the backend gets.
+/// The `Host` field of requests to the backend.
 ///
 /// [`Upstream::host`](crate::Upstream::host) sets it. A name as `&str` or `String` becomes [`Fixed`](Self::Fixed).
 ///
@@ -25,12 +25,12 @@ use crate::{authority::is_authority, backend::Backend};
 #[doc(alias = "pass_host_header")]
 #[doc(alias = "ProxyPreserveHost")]
 pub enum HostPolicy {
-    /// The client's `Host`: a backend compares `Origin` with it and builds its links from it. The default for `http` and
+    /// The client's `Host`, which backends compare with `Origin` and use in their links. The default for `http` and
     /// Unix-socket backends.
     Preserve,
-    /// The backend's authority: a public site is found by it. The default for `https` backends.
+    /// The backend's authority, by which a public site selects its virtual host. The default for `https` backends.
     Backend,
-    /// A fixed name, such as a virtual host of a server that is addressed by its number.
+    /// A fixed name, such as a virtual host of a server that is addressed by its IP address.
     Fixed(HostName),
 }
 
@@ -85,7 +85,7 @@ pub struct HostName {
 }
 
 impl HostName {
-    /// The name without the port.
+    /// Returns the name without the port.
     pub(super) fn host(&self) -> &str {
         self.authority.host()
     }
@@ -119,7 +119,7 @@ impl fmt::Display for HostName {
     }
 }
 
-/// The error of a text that isn't a valid `Host`. It doesn't repeat the text, which may contain credentials.
+/// The error returned when a text isn't a valid `Host`. It doesn't repeat the text, which may contain credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidHost(());
 

@@ -32,12 +32,12 @@ use crate::{
 
 /// A service around a client `C` that addresses requests to one backend.
 ///
-/// On the way in, it makes the request's URI absolute and sets `Host`. On the way out, it turns references to the backend's
-/// origin into path-absolute ones, and removes a cookie's `Domain` that names the backend.
+/// In a request, it makes the URI absolute and sets `Host`. In a response, it turns references to the backend's origin
+/// into path-absolute ones, and removes a cookie's `Domain` that names the backend.
 ///
 /// It's the upstream of a proxy that is made from a backend: `ReverseProxyLayer::new(backend)` is
-/// `ReverseProxyLayer::with_upstream(Upstream::new(backend))`. Made by hand, its options can be set, and several of them can
-/// stand behind a balancer:
+/// `ReverseProxyLayer::with_upstream(Upstream::new(backend))`. Made by hand, its options can be set, and several of
+/// them can stand behind a balancer:
 ///
 /// ```
 /// use tower_reverse_proxy::{HostPolicy, ReverseProxyLayer, Upstream};
@@ -61,8 +61,8 @@ struct Destination {
 }
 
 impl Upstream {
-    /// Addresses requests to the backend of `client`: a [`Client`], a [`ClientBuilder`](crate::ClientBuilder), or the backend's
-    /// origin as `&str`, `String`, [`Uri`] or [`Backend`].
+    /// Addresses requests to the backend of `client`: a [`Client`], a [`ClientBuilder`](crate::ClientBuilder), or the
+    /// backend's origin as `&str`, `String`, [`Uri`] or [`Backend`].
     ///
     /// ```
     /// use tower_reverse_proxy::{Client, Upstream};
@@ -103,7 +103,7 @@ impl Upstream {
 }
 
 impl<C> Upstream<C> {
-    /// Addresses what an HTTP client of another kind gets to `backend`.
+    /// Addresses the requests of an HTTP client of another crate to `backend`.
     ///
     /// ```
     /// use axum::body::Body;
@@ -124,8 +124,8 @@ impl<C> Upstream<C> {
     }
 
     /// Sets which `Host` the backend gets: a [`HostPolicy`], or a name as `&str` or `String`. Default:
-    /// [`Preserve`](HostPolicy::Preserve) for `http` and Unix-socket backends, [`Backend`](HostPolicy::Backend) for `https`
-    /// backends.
+    /// [`Preserve`](HostPolicy::Preserve) for `http` and Unix-socket backends, [`Backend`](HostPolicy::Backend) for
+    /// `https` backends.
     ///
     /// ```
     /// use tower_reverse_proxy::{HostPolicy, ReverseProxyLayer, Upstream};
@@ -153,17 +153,17 @@ impl<C> Upstream<C> {
         self
     }
 
-    /// Sets whether `Location`, `Content-Location` and `Refresh` with the backend's origin become references to the front, and
-    /// a cookie's `Domain` that names the backend is removed. Default: `true`.
+    /// Sets whether `Location`, `Content-Location` and `Refresh` with the backend's origin become references to the
+    /// front, and a cookie's `Domain` that names the backend is removed. Default: `true`.
     ///
-    /// The origin has to equal the backend's: its authority with its scheme, or the `Host` that it was sent with its scheme or,
-    /// if that isn't the client's, with the [forwarded](crate::Forwarded::proto) scheme. It becomes an absolute path, so
-    /// that no scheme is guessed, and no client's `Host` gets into it.
+    /// The origin has to equal the backend's: its authority with its scheme, or the `Host` that it was sent with its
+    /// scheme or, if that isn't the client's, with the [forwarded](crate::Forwarded::proto) scheme. It becomes an
+    /// absolute path, so that no scheme is guessed, and no client's `Host` gets into it.
     ///
     /// ```
     /// use tower_reverse_proxy::{ReverseProxyLayer, Upstream};
     ///
-    /// // Redirects to the backend's own address are meant as they are.
+    /// // Clients can reach the backend's own address, to which it redirects.
     /// let proxy = ReverseProxyLayer::with_upstream(Upstream::new("http://10.0.0.7").map_location(false));
     /// # let _ = proxy;
     /// ```
@@ -176,7 +176,8 @@ impl<C> Upstream<C> {
         self
     }
 
-    /// Wraps the client in a layer, which sees each request as the backend will get it, and the response as it came.
+    /// Wraps the client in a layer, which sees each request as it's sent to the backend, and the response before it's
+    /// mapped.
     ///
     /// The layer that is added last sees the request first, as with axum's `Router::layer`.
     ///
@@ -224,19 +225,19 @@ where
 }
 
 impl Destination {
-    /// Makes the request one to the backend; returns the `Host` that it gets, and the schemes that a backend which believes the
-    /// forwarding fields combines with it.
+    /// Addresses the request to the backend. Returns its `Host`, and the schemes that a backend combines with it if it
+    /// evaluates the forwarding fields.
     fn address<B>(&self, request: &mut Request<B>) -> (HeaderValue, Schemes) {
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
         parts.scheme = Some(self.backend.scheme().clone());
         parts.authority = Some(self.backend.authority().clone());
         parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
-        // Of parts that were valid, with all three there, it can't fail.
+        // Can't fail, because all three parts are present and valid.
         *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
         let own = || self.backend.host();
         let host = match &self.host {
             HostPolicy::Preserve => match request.headers().get(HOST) {
-                // With the client's Host, such a reference leads to the front as it is.
+                // A reference with the client's Host leads to the front without being mapped.
                 Some(host) => return (host.clone(), Schemes::default()),
                 None => own(),
             },
@@ -248,7 +249,7 @@ impl Destination {
     }
 
     fn rewrite_response<B>(&self, response: &mut Response<B>, host: &HeaderValue, schemes: Schemes) {
-        // HTTP/1 removes outer blanks when it reads a field.
+        // An HTTP/1 parser removes the whitespace around a value.
         if response.version() > Version::HTTP_11 {
             trim_values(response.headers_mut());
         }
@@ -256,9 +257,9 @@ impl Destination {
         let own = Origin { scheme, authority: self.backend.authority().as_str().as_bytes() };
         let sent = Origin { scheme, authority: host.as_bytes() };
         location::map_references(response.headers_mut(), |url| {
-            location::without_origin(url, own)
-                .or_else(|| location::without_origin(url, sent))
-                .or_else(|| schemes.without_origin(url, host.as_bytes()))
+            location::strip_origin(url, own)
+                .or_else(|| location::strip_origin(url, sent))
+                .or_else(|| schemes.strip_origin(url, host.as_bytes()))
         });
         cookie::drop_domain(response.headers_mut(), || self.backend.authority().host());
         if let HostPolicy::Fixed(name) = &self.host {
