@@ -1,4 +1,4 @@
-//! What becomes of a failure: one response, with the error in its extensions, and one event.
+//! Turns a failure into one response, with the error in its extensions, and one event.
 
 use std::{error::Error as _, fmt, ops::Deref};
 
@@ -8,13 +8,13 @@ use http::{
     header::{ALLOW, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
 
-use super::{request::Refusal, response::no_body, rules::Rules};
+use super::{config::ForwardConfig, request::Refusal, response::no_body};
 use crate::{error::Error, headers::grpc};
 
-/// A failure, as an [`on_error`](crate::ReverseProxyLayer::on_error) hook gets it: the [`Error`], which it dereferences to, and
-/// the request that it happened to, as the client sent it.
+/// The argument of an [`on_error`](crate::ReverseProxyLayer::on_error) hook: the [`Error`], to which it dereferences,
+/// and the head of the failed request, as the client sent it.
 ///
-/// `Debug` and `Display` show the error alone: the request's fields may hold credentials.
+/// `Debug` and `Display` show the error only, because the fields of the request may contain credentials.
 ///
 /// ```
 /// use axum::http::StatusCode;
@@ -52,7 +52,7 @@ impl Failure {
         &self.request.method
     }
 
-    /// Returns the request's target as the client sent it: what nested routers have stripped is in it.
+    /// Returns the request's target as the client sent it, including the part that nested routers have stripped.
     pub fn uri(&self) -> &Uri {
         &self.request.uri
     }
@@ -84,9 +84,10 @@ impl fmt::Display for Failure {
 }
 
 impl RequestHead {
-    /// Keeps the head of a request, if there is a hook to get it: it is moved to the backend, and a failure may come after that.
-    pub(super) fn keep(rules: &Rules, request: &Request<Body>) -> Option<Box<Self>> {
-        rules.on_error.as_ref()?;
+    /// Clones the head of a request if there is a hook, because the request is moved to the upstream before it may
+    /// fail.
+    pub(super) fn keep(config: &ForwardConfig, request: &Request<Body>) -> Option<Box<Self>> {
+        config.on_error.as_ref()?;
         Some(Box::new(Self {
             method: request.method().clone(),
             uri: super::request::original_uri(request).clone(),
@@ -95,9 +96,9 @@ impl RequestHead {
     }
 }
 
-/// Answers in the backend's place. `request` is there if there is a hook.
+/// Returns the proxy's own response to a refused or failed request. `request` is `Some` if there is a hook.
 pub(super) fn respond(
-    rules: &Rules,
+    config: &ForwardConfig,
     refusal: Refusal,
     is_grpc: bool,
     request: Option<Box<RequestHead>>,
@@ -106,15 +107,15 @@ pub(super) fn respond(
         Refusal::Failed(error) => error,
         Refusal::Final => return final_recipient(),
     };
-    // Dropped before the response is sent: its body is the client's connection's.
+    // An unsent request is dropped before the response is sent, because its body reads from the client's connection.
     drop(error.take_request());
     trace(&error);
-    let mut response = match (&rules.on_error, request) {
+    let mut response = match (&config.on_error, request) {
         _ if is_grpc => grpc_response(&error),
         (Some(on_error), Some(request)) => on_error(&Failure { error: error.clone(), request: *request }),
         _ => plain_response(&error),
     };
-    // A page of the application's may have chosen another status, or its own challenge.
+    // The application's page may have another status, or a challenge of its own.
     if let Some(challenge) = error.challenge()
         && response.status() == StatusCode::UNAUTHORIZED
     {
@@ -124,7 +125,7 @@ pub(super) fn respond(
     response
 }
 
-/// Emits the one event of a failure. Whose fault it is decides how loud it is.
+/// Emits the event of a failure: at debug level for the client's, at warn level for the backend's.
 pub(super) fn trace(error: &Error) {
     let cause = causes(error);
     if error.is_client() {
@@ -134,7 +135,7 @@ pub(super) fn trace(error: &Error) {
     }
 }
 
-/// The whole chain of causes: the first one seldom says why.
+/// Returns the whole chain of causes, because the first one rarely contains the reason.
 fn causes(error: &Error) -> String {
     let mut causes = Vec::new();
     let mut cause = error.source();
@@ -145,7 +146,7 @@ fn causes(error: &Error) -> String {
     causes.join(": ")
 }
 
-/// Constant text: it tells the status and nothing of the backend.
+/// Returns a constant text for each status, which discloses nothing about the backend.
 fn plain_response(error: &Error) -> Response<Body> {
     let status = error.status();
     let mut response = Response::new(Body::from(status.canonical_reason().unwrap_or("Error")));
@@ -161,7 +162,7 @@ fn grpc_response(error: &Error) -> Response<Body> {
     response
 }
 
-/// The answer to an `OPTIONS` that may go no further (RFC 9110, section 7.6.2).
+/// Returns the response to an `OPTIONS` whose final recipient is the proxy (RFC 9110, section 7.6.2).
 fn final_recipient() -> Response<Body> {
     let mut response = Response::new(no_body());
     *response.status_mut() = StatusCode::NO_CONTENT;

@@ -1,4 +1,4 @@
-//! One exchange, from the request half to the response half.
+//! The future of an exchange, from the request half to the response half.
 
 use std::{
     future::Future,
@@ -17,12 +17,12 @@ use tower_service::Service;
 
 use super::{
     body::RequestBody,
+    config::ForwardConfig,
     expect::Expectation,
     failure::{self, RequestHead},
     idle::poll_timer,
     request::{self, Refusal, RequestContext},
     response,
-    rules::Rules,
     upload::{ExchangeUpload, Upload, WaitingOn},
 };
 use crate::{
@@ -31,36 +31,36 @@ use crate::{
     service::HttpService,
 };
 
-/// Forwards a request to an upstream service, which becomes ready inside of the future.
-pub(crate) fn forward<U>(rules: Arc<Rules>, upstream: U, mut request: Request<Body>) -> ForwardFuture<U>
+/// Forwards a request to an upstream service, whose readiness is awaited in the returned future.
+pub(crate) fn forward<U>(config: Arc<ForwardConfig>, upstream: U, mut request: Request<Body>) -> ForwardFuture<U>
 where
     U: Service<Request<Body>>,
 {
     let version = request.version();
-    let head = RequestHead::keep(&rules, &request);
-    let context = match request::prepare(&rules, &mut request) {
+    let head = RequestHead::keep(&config, &request);
+    let context = match request::prepare(&config, &mut request) {
         Ok(context) => context,
         Err(refusal) => {
-            let response = failure::respond(&rules, refusal, grpc::is_grpc(request.headers()), head);
+            let response = failure::respond(&config, refusal, grpc::is_grpc(request.headers()), head);
             return ForwardFuture { state: State::Refused { response: Some(response) } };
         }
     };
-    let expectation = Expectation::from_request(&mut request, rules.continue_timeout);
+    let expectation = Expectation::from_request(&mut request, config.continue_timeout);
     let mut upload = None;
     if !request.body().is_end_stream() {
         let shared = Arc::new(Upload::new(version));
         upload = Some(ExchangeUpload::new(shared.clone()));
         let forbidden = request::forbidden_trailers(&mut request, version);
         request = request.map(|body| {
-            Body::new(RequestBody::new(body, version, forbidden, expectation, rules.body_idle_timeout, shared))
+            Body::new(RequestBody::new(body, version, forbidden, expectation, config.body_idle_timeout, shared))
         });
     }
     let call = Oneshot::new(upstream, request);
-    ForwardFuture { state: State::Calling { call, clock: None, upload, context, head, rules } }
+    ForwardFuture { state: State::Calling { call, clock: None, upload, context, head, config } }
 }
 
 pin_project! {
-    /// The future of a forwarded request's response. It never fails: a failure is a response.
+    /// The future of a forwarded request's response. It can't fail, because a failure becomes a response.
     ///
     /// # Cancel safety
     ///
@@ -86,7 +86,7 @@ pin_project! {
             upload: Option<ExchangeUpload>,
             context: RequestContext,
             head: Option<Box<RequestHead>>,
-            rules: Arc<Rules>,
+            config: Arc<ForwardConfig>,
         },
     }
 }
@@ -99,42 +99,43 @@ impl<U: HttpService> Future for ForwardFuture<U> {
             StateProj::Refused { response } => {
                 Poll::Ready(response.take().unwrap_or_else(|| panic!("polled after completion")))
             }
-            StateProj::Calling { call, clock, upload, context, head, rules } => {
+            StateProj::Calling { call, clock, upload, context, head, config } => {
                 if let Some(upload) = upload {
                     upload.exchange_polled(cx);
                 }
                 let finished = match call.poll(cx) {
-                    Poll::Ready(Ok(response)) => response::finish(rules, context, response, upload.take()),
+                    Poll::Ready(Ok(response)) => response::finish(config, context, response, upload.take()),
                     Poll::Ready(Err(error)) => {
                         let error = classify(error.into(), ErrorKind::Upstream);
                         Err(upload.as_ref().map_or(error.clone(), |upload| upload.root_cause(error)))
                     }
-                    Poll::Pending => match poll_overdue(clock, upload.as_deref(), rules, cx) {
+                    Poll::Pending => match poll_overdue(clock, upload.as_deref(), config, cx) {
                         Poll::Ready(kind) => Err(kind.into()),
                         Poll::Pending => return Poll::Pending,
                     },
                 };
                 Poll::Ready(finished.unwrap_or_else(|error| {
-                    failure::respond(rules, Refusal::Failed(error), context.is_grpc, head.take())
+                    failure::respond(config, Refusal::Failed(error), context.is_grpc, head.take())
                 }))
             }
         }
     }
 }
 
-/// Ready when the backend has had its turn for too long.
+/// Ready when the backend has exceeded the header timeout, or the idle timeout of the request's body.
 ///
-/// The header timeout runs from the end of the request's body: a slow upload isn't a slow backend. While the body is under
-/// way, the backend has the idle timeout to take each frame; the client's own turns are the body's to watch.
+/// The header timeout starts at the end of the request's body, because a slow upload isn't a slow backend. During the
+/// body, the backend has the idle timeout to accept each frame. The time that the upload waits for the client is
+/// limited by the body itself.
 fn poll_overdue(
     mut clock: Pin<&mut Option<Sleep>>,
     upload: Option<&Upload>,
-    rules: &Rules,
+    config: &ForwardConfig,
     cx: &mut Context<'_>,
 ) -> Poll<ErrorKind> {
     let shortest = match upload {
-        None => rules.header_timeout,
-        Some(_) => [rules.header_timeout, rules.body_idle_timeout].into_iter().flatten().min(),
+        None => config.header_timeout,
+        Some(_) => [config.header_timeout, config.body_idle_timeout].into_iter().flatten().min(),
     };
     let Some(shortest) = shortest else { return Poll::Pending };
     if clock.is_none() {
@@ -146,12 +147,12 @@ fn poll_overdue(
             return Poll::Pending;
         }
         let Some(upload) = upload else { return Poll::Ready(ErrorKind::HeaderTimeout) };
-        // The body doesn't wake this clock: it looks at what has happened whenever it rings, and rings again in time for
-        // whatever the next turn may be.
+        // The body doesn't reset this timer. When it fires, it reads the progress of the body, and is set to the
+        // earliest time at which a timeout could elapse.
         let (waiting_on, since) = upload.waiting_on();
         let (timeout, kind) = match waiting_on {
-            WaitingOn::Nothing => (rules.header_timeout, ErrorKind::HeaderTimeout),
-            WaitingOn::Backend => (rules.body_idle_timeout, ErrorKind::SendTimeout),
+            WaitingOn::Nothing => (config.header_timeout, ErrorKind::HeaderTimeout),
+            WaitingOn::Backend => (config.body_idle_timeout, ErrorKind::SendTimeout),
             WaitingOn::Client => (None, ErrorKind::RequestBodyTimeout),
         };
         let now = Instant::now();

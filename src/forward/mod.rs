@@ -1,9 +1,10 @@
-//! The forwarder: what RFC 9110 obliges an intermediary to, in its one right order.
+//! The forwarder: the duties of an intermediary by RFC 9110, in the order in which they have to be done.
 //!
-//! [`request`] and [`response`] are the two halves, each a list of calls that reads top to bottom; [`rules`] is what an
-//! operator chose of them; [`body`] watches what flows; [`future`] drives one exchange from one half to the other.
+//! [`request`] and [`response`] are the two halves, each a list of calls that reads from top to bottom. [`config`] has
+//! their options, [`body`] the timeouts of both bodies, and [`future`] drives an exchange through both halves.
 
 mod body;
+mod config;
 mod confirm;
 mod expect;
 mod failure;
@@ -11,11 +12,10 @@ mod future;
 mod idle;
 mod request;
 mod response;
-mod rules;
 mod upload;
 
 pub use self::failure::Failure;
 pub(crate) use self::{
+    config::ForwardConfig,
     future::{ForwardFuture, forward},
-    rules::Rules,
 };

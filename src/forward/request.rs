@@ -9,7 +9,7 @@ use http::{
     uri::PathAndQuery,
 };
 
-use super::rules::Rules;
+use super::config::ForwardConfig;
 use crate::{
     error::{Error, ErrorKind},
     headers::{
@@ -65,7 +65,7 @@ impl From<ErrorKind> for Refusal {
 /// Turns the client's request into the one for the upstream. The steps are numbered as in the crate's documentation.
 ///
 /// A refused request is left partly transformed.
-pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<RequestContext, Refusal> {
+pub(super) fn prepare(config: &ForwardConfig, request: &mut Request<Body>) -> Result<RequestContext, Refusal> {
     let (version, is_grpc) = (request.version(), grpc::is_grpc(request.headers()));
     let peer = peer(request.extensions());
     // An HTTP/1 parser removes the whitespace around a value.
@@ -75,14 +75,14 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Requ
 
     // 1  refuse requests that must not be forwarded
     refuse_method(request.method())?;
-    let trusted = rules.forwarded.trusts(peer);
-    let Destinations { target, public_prefix, destination } = destinations(rules, request, trusted)?;
+    let trusted = config.forwarded.trusts(peer);
+    let Destinations { target, public_prefix, destination } = destinations(config, request, trusted)?;
     if let Some(destination) = destination {
         request.headers_mut().insert(DESTINATION, destination);
     }
     let host = host::authority(request.uri(), version, request.headers())?;
     framing::check_transfer_encoding(request.headers())?;
-    if rules.via.as_ref().is_some_and(|via| via.is_in(request.headers())) {
+    if config.via.as_ref().is_some_and(|via| via.is_in(request.headers())) {
         return Err(ErrorKind::LoopDetected.into());
     }
     if request.method() == Method::OPTIONS && !via::decrement_max_forwards(request.headers_mut()) {
@@ -90,13 +90,13 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Requ
     }
 
     // 2  the upgrade offer, taken before the request can be cloned
-    let offer = UpgradeOffer::take(request, &rules.upgrades)?;
+    let offer = UpgradeOffer::take(request, &config.upgrades)?;
 
     // 3, 4  hop-by-hop fields, and fields that only the proxy may set
     let keep = KeptFields {
         forwarding: trusted,
-        identity_claims: trusted || rules.keep_identity_claims,
-        underscores: rules.keep_underscores,
+        identity_claims: trusted || config.keep_identity_claims,
+        underscores: config.keep_underscores,
     };
     hop::remove_from_request(request.headers_mut(), |name| {
         let is_reserved = reserved::is_for_the_proxy_only(name.as_str(), keep);
@@ -114,13 +114,13 @@ pub(super) fn prepare(rules: &Rules, request: &mut Request<Body>) -> Result<Requ
     if let Some(host) = host {
         request.headers_mut().insert(HOST, host);
     }
-    rules.forwarded.apply(request.headers_mut(), peer, public_prefix.as_deref());
+    config.forwarded.apply(request.headers_mut(), peer, public_prefix.as_deref());
     let public = public_prefix.map(|prefix| Box::new(Public { prefix, front: Front::of(request.headers()) }));
-    if let Some(via) = &rules.via {
+    if let Some(via) = &config.via {
         via.append_to(request.headers_mut(), version);
     }
     cookie::join_crumbs(request.headers_mut());
-    cookie::hide(request.headers_mut(), &rules.hidden_cookies);
+    cookie::hide(request.headers_mut(), &config.hidden_cookies);
 
     // 7, 8  framing and version
     let size = http_body::Body::size_hint(request.body());
@@ -158,20 +158,20 @@ struct Destinations {
     destination: Option<HeaderValue>,
 }
 
-fn destinations(rules: &Rules, request: &Request<Body>, trusted: bool) -> Result<Destinations, ErrorKind> {
-    let target = Target::parse(request.uri(), nest(request.extensions()), &rules.prefix)?;
-    let public_prefix = (rules.path != PathPolicy::Keep).then(|| target.public_prefix().into_owned());
+fn destinations(config: &ForwardConfig, request: &Request<Body>, trusted: bool) -> Result<Destinations, ErrorKind> {
+    let target = Target::parse(request.uri(), nest(request.extensions()), &config.prefix)?;
+    let public_prefix = (config.path != PathPolicy::Keep).then(|| target.public_prefix().into_owned());
     let destination = match destination::is_for(request.method()) {
-        true => destination(rules, request, &target, trusted)?,
+        true => destination(config, request, &target, trusted)?,
         false => None,
     };
-    Ok(Destinations { target: target.for_backend(&rules.path)?, public_prefix, destination })
+    Ok(Destinations { target: target.for_backend(&config.path)?, public_prefix, destination })
 }
 
 /// Returns the `Destination` for the backend: an absolute path, which names the backend itself regardless of its scheme
 /// and `Host`.
 fn destination(
-    rules: &Rules,
+    config: &ForwardConfig,
     request: &Request<Body>,
     target: &Target<'_>,
     trusted: bool,
@@ -186,7 +186,7 @@ fn destination(
     // A trusted proxy may send another `Host` than the client did; the client's is in `X-Forwarded-Host`.
     let forwarded = trusted.then(|| forwarded::hosts(request.headers())).into_iter().flatten();
     let path = destination::path_and_query(value.as_bytes(), host.into_iter().chain(forwarded))?;
-    let path = location::path_absolute(target.rebase(&path, &rules.path)?.as_bytes());
+    let path = location::path_absolute(target.rebase(&path, &config.path)?.as_bytes());
     HeaderValue::try_from(path).map(Some).map_err(|_| ErrorKind::InvalidDestination)
 }
 

@@ -7,7 +7,7 @@ use http::{
     header::{CONNECTION, CONTENT_LENGTH},
 };
 
-use super::{body::ResponseBody, request::RequestContext, rules::Rules, upload::ExchangeUpload};
+use super::{body::ResponseBody, config::ForwardConfig, request::RequestContext, upload::ExchangeUpload};
 use crate::{
     error::{Error, ErrorKind},
     headers::{self, cookie, framing, hop, location, trailers},
@@ -18,7 +18,7 @@ use crate::{
 ///
 /// `upload` is the request's body, if it had one.
 pub(super) fn finish<B>(
-    rules: &Rules,
+    config: &ForwardConfig,
     context: &mut RequestContext,
     mut response: Response<B>,
     upload: Option<ExchangeUpload>,
@@ -48,14 +48,14 @@ where
     }
     hop::remove_from_response(response.headers_mut());
     trailers::filter_announced_in_response(response.headers_mut());
-    if let Some(via) = &rules.via {
+    if let Some(via) = &config.via {
         via.append_to(response.headers_mut(), version);
     }
     *response.version_mut() = Version::HTTP_11;
 
     // 14  the front's own cookies, and the paths in references and cookies
-    cookie::drop_set(response.headers_mut(), &rules.hidden_cookies);
-    if let (PathPolicy::Replace(from), Some(public)) = (&rules.path, &context.public) {
+    cookie::drop_set(response.headers_mut(), &config.hidden_cookies);
+    if let (PathPolicy::Replace(from), Some(public)) = (&config.path, &context.public) {
         let (from, to) = (from.as_str(), &*public.prefix);
         location::map_references(response.headers_mut(), |url| match public.front.strip_origin(url) {
             // The backend knows the front's origin from the forwarding fields, and doesn't know its prefix.
@@ -71,7 +71,7 @@ where
         if let Some(failure) = upload.and_then(|upload| upload.failure()) {
             return Err(failure);
         }
-        upgrade.start_tunnel(&mut response, &rules.tunnels);
+        upgrade.start_tunnel(&mut response, &config.tunnels);
         return Ok(response.map(|_| Body::empty()));
     }
 
@@ -84,7 +84,7 @@ where
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let hide_length = is_bodiless && !has_length;
-    Ok(response.map(|body| Body::new(ResponseBody::new(body, rules.body_idle_timeout, hide_length, upload))))
+    Ok(response.map(|body| Body::new(ResponseBody::new(body, config.body_idle_timeout, hide_length, upload))))
 }
 
 /// Whether the response has no body regardless of its length (RFC 9112, section 6.3).

@@ -182,8 +182,8 @@ impl<U> ReverseProxyLayer<U> {
     /// # let _ = proxy;
     /// ```
     pub fn map_upstream<V: HttpService>(self, map: impl FnOnce(U) -> V) -> ReverseProxyLayer<V> {
-        let ReverseProxy { upstream, rules } = self.proxy;
-        ReverseProxyLayer { proxy: ReverseProxy { upstream: map(upstream), rules } }
+        let ReverseProxy { upstream, config } = self.proxy;
+        ReverseProxyLayer { proxy: ReverseProxy { upstream: map(upstream), config } }
     }
 
     /// Makes a service of its own, which sends every request below the prefix to the upstream, and refuses others with 400.

@@ -6,7 +6,7 @@ use axum_core::response::IntoResponse;
 
 use super::layer::ReverseProxyLayer;
 use crate::{
-    forward::{Failure, Rules},
+    forward::{Failure, ForwardConfig},
     forwarded::Forwarded,
     headers::{cookie::is_cookie_name, via::Pseudonym},
     path::{InvalidPrefix, PathPolicy, Prefix},
@@ -50,7 +50,7 @@ impl<U> ReverseProxyLayer<U> {
     #[doc(alias = "location")]
     pub fn prefix(self, prefix: impl TryInto<Prefix, Error: Into<InvalidPrefix>>) -> Self {
         let prefix = parsed(prefix);
-        self.rules(|rules| rules.prefix = prefix)
+        self.configure(|config| config.prefix = prefix)
     }
 
     /// Removes the public prefix on the way to the backend: `/mydir/x` becomes `/x`. Default: the path is kept.
@@ -78,7 +78,7 @@ impl<U> ReverseProxyLayer<U> {
     #[doc(alias = "X-Forwarded-Prefix")]
     #[doc(alias = "proxy_cookie_path")]
     pub fn strip_prefix(self) -> Self {
-        self.rules(|rules| rules.path = PathPolicy::Replace(Prefix::root()))
+        self.configure(|config| config.path = PathPolicy::Replace(Prefix::root()))
     }
 
     /// Replaces the public prefix by another directory: with `/other`, `/mydir/x` becomes `/other/x`. Default: the path is
@@ -100,7 +100,7 @@ impl<U> ReverseProxyLayer<U> {
     #[doc(alias = "rewrite")]
     pub fn replace_prefix(self, with: impl TryInto<Prefix, Error: Into<InvalidPrefix>>) -> Self {
         let with = parsed(with);
-        self.rules(|rules| rules.path = PathPolicy::Replace(with))
+        self.configure(|config| config.path = PathPolicy::Replace(with))
     }
 }
 
@@ -121,7 +121,7 @@ impl<U> ReverseProxyLayer<U> {
     #[doc(alias = "set_real_ip_from")]
     #[doc(alias = "trusted proxies")]
     pub fn forwarded(self, forwarded: Forwarded) -> Self {
-        self.rules(|rules| rules.forwarded = forwarded.into_policy())
+        self.configure(|config| config.forwarded = forwarded.into_policy())
     }
 
     /// Sets the name of the proxy in `Via` (RFC 9110, section 7.6.3). Default: `tower-reverse-proxy-` and a random number,
@@ -148,7 +148,7 @@ impl<U> ReverseProxyLayer<U> {
             }
             named => named.and_then(|(_, via)| via),
         };
-        self.rules(|rules| rules.via = via)
+        self.configure(|config| config.via = via)
     }
 
     /// Sets whether header fields with an underscore in their name are forwarded. Default: `false`, they are removed.
@@ -166,7 +166,7 @@ impl<U> ReverseProxyLayer<U> {
     /// set both at a backend that doesn't distinguish them.
     #[doc(alias = "underscores_in_headers")]
     pub fn keep_underscores(self, keep: bool) -> Self {
-        self.rules(|rules| rules.keep_underscores = keep)
+        self.configure(|config| config.keep_underscores = keep)
     }
 
     /// Sets whether header fields that claim an identity without a signature are forwarded from any peer. Default: `false`, they
@@ -194,7 +194,7 @@ impl<U> ReverseProxyLayer<U> {
     ///
     /// With `true`, any client can be any user for a backend that trusts one of these fields.
     pub fn keep_identity_claims(self, keep: bool) -> Self {
-        self.rules(|rules| rules.keep_identity_claims = keep)
+        self.configure(|config| config.keep_identity_claims = keep)
     }
 
     /// Sets the names of cookies that the backend neither gets nor sets: the application's own. Default: none.
@@ -224,7 +224,7 @@ impl<U> ReverseProxyLayer<U> {
                 "invalid cookie name {name:?}: write the name alone, without value, blanks and attributes, such as \"id\""
             );
         }
-        self.rules(|rules| rules.hidden_cookies = names)
+        self.configure(|config| config.hidden_cookies = names)
     }
 }
 
@@ -251,10 +251,10 @@ impl<U> ReverseProxyLayer<U> {
     #[track_caller]
     #[doc(alias = "proxy_set_header Upgrade")]
     pub fn allow_upgrade(self, token: &str) -> Self {
-        let Some(upgrades) = self.proxy.rules.upgrades.with(token) else {
+        let Some(upgrades) = self.proxy.config.upgrades.with(token) else {
             panic!("invalid upgrade {token:?}: write a protocol's token, not HTTP's");
         };
-        self.rules(|rules| rules.upgrades = upgrades)
+        self.configure(|config| config.upgrades = upgrades)
     }
 
     /// Sets the [`Tunnels`] that the proxy's WebSockets and other upgraded connections belong to: their timeouts, and the set
@@ -270,7 +270,7 @@ impl<U> ReverseProxyLayer<U> {
     /// ```
     #[doc(alias = "websocket")]
     pub fn tunnels(self, tunnels: Tunnels) -> Self {
-        self.rules(|rules| rules.tunnels = tunnels)
+        self.configure(|config| config.tunnels = tunnels)
     }
 }
 
@@ -293,7 +293,7 @@ impl<U> ReverseProxyLayer<U> {
     #[doc(alias = "ProxyTimeout")]
     pub fn header_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         let timeout = bounded(timeout);
-        self.rules(|rules| rules.header_timeout = timeout)
+        self.configure(|config| config.header_timeout = timeout)
     }
 
     /// Sets how long a request with `Expect: 100-continue` waits for the backend's `100 Continue` before the client is asked for
@@ -310,7 +310,7 @@ impl<U> ReverseProxyLayer<U> {
     /// ```
     #[doc(alias = "Expect")]
     pub fn continue_timeout(self, timeout: Duration) -> Self {
-        self.rules(|rules| rules.continue_timeout = timeout)
+        self.configure(|config| config.continue_timeout = timeout)
     }
 
     /// Sets how long the bodies of an exchange may be silent. Default: 5 minutes. `None` disables it.
@@ -333,7 +333,7 @@ impl<U> ReverseProxyLayer<U> {
     #[doc(alias = "sse")]
     pub fn body_idle_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         let timeout = bounded(timeout);
-        self.rules(|rules| rules.body_idle_timeout = timeout)
+        self.configure(|config| config.body_idle_timeout = timeout)
     }
 
     /// Sets what makes the response of a failure. Default: the status and its reason as plain text. The
@@ -373,11 +373,11 @@ impl<U> ReverseProxyLayer<U> {
     #[doc(alias = "error_page")]
     #[doc(alias = "fallback")]
     pub fn on_error<R: IntoResponse>(self, respond: impl Fn(&Failure) -> R + Send + Sync + 'static) -> Self {
-        self.rules(|rules| rules.on_error = Some(Arc::new(move |failure| respond(failure).into_response())))
+        self.configure(|config| config.on_error = Some(Arc::new(move |failure| respond(failure).into_response())))
     }
 
-    fn rules(mut self, change: impl FnOnce(&mut Rules)) -> Self {
-        change(Arc::make_mut(&mut self.proxy.rules));
+    fn configure(mut self, change: impl FnOnce(&mut ForwardConfig)) -> Self {
+        change(Arc::make_mut(&mut self.proxy.config));
         self
     }
 }

@@ -17,7 +17,7 @@ use super::future::{Kind, ProxyFuture, ResponseFuture};
 use super::layer::ReverseProxyLayer;
 use crate::{
     client::{Client, InvalidClient},
-    forward::{Rules, forward},
+    forward::{ForwardConfig, forward},
     service::HttpService,
     upstream::{BoxUpstream, Upstream},
 };
@@ -44,7 +44,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct ReverseProxy<U = Upstream<Client>> {
     pub(super) upstream: U,
-    pub(super) rules: Arc<Rules>,
+    pub(super) config: Arc<ForwardConfig>,
 }
 
 impl ReverseProxy {
@@ -95,7 +95,7 @@ impl<U: HttpService> ReverseProxy<U> {
     /// let app: Router = Router::new().nest_service("/intranet", intranet);
     /// ```
     pub fn with_upstream(upstream: U) -> Self {
-        Self { upstream, rules: Arc::new(Rules::default()) }
+        Self { upstream, config: Arc::new(ForwardConfig::default()) }
     }
 
     /// Puts the upstream behind a type that can be named, whatever layers it has: [`BoxUpstream`].
@@ -115,7 +115,7 @@ impl<U: HttpService> ReverseProxy<U> {
         U: Send + Sync + 'static,
         U::Future: Send,
     {
-        ReverseProxy { upstream: BoxUpstream::new(self.upstream), rules: self.rules }
+        ReverseProxy { upstream: BoxUpstream::new(self.upstream), config: self.config }
     }
 }
 
@@ -134,7 +134,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        ProxyFuture { inner: forward(self.rules.clone(), self.upstream.clone(), request.map(Body::new)) }
+        ProxyFuture { inner: forward(self.config.clone(), self.upstream.clone(), request.map(Body::new)) }
     }
 }
 
@@ -225,9 +225,9 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let ReverseProxy { upstream, rules } = &self.proxy;
-        let kind = if rules.prefix.rest(request.uri().path()).is_some() {
-            Kind::Proxied { future: forward(rules.clone(), upstream.clone(), request.map(Body::new)) }
+        let ReverseProxy { upstream, config } = &self.proxy;
+        let kind = if config.prefix.rest(request.uri().path()).is_some() {
+            Kind::Proxied { future: forward(config.clone(), upstream.clone(), request.map(Body::new)) }
         } else {
             Kind::Inner { future: self.inner().call(request) }
         };

@@ -1,4 +1,4 @@
-//! What an operator chose of the forwarder.
+//! The options of the forwarder.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -12,17 +12,17 @@ use crate::{
     upgrade::{AllowedUpgrades, Tunnels},
 };
 
-/// The options of the client-facing half.
+/// The options of a proxy that don't concern its upstream, with their defaults.
 #[derive(Clone)]
-pub(crate) struct Rules {
+pub(crate) struct ForwardConfig {
     pub(crate) prefix: Prefix,
     pub(crate) path: PathPolicy,
     pub(crate) forwarded: ForwardedPolicy,
-    /// `None`: no `Via`.
+    /// `None` to send no `Via`.
     pub(crate) via: Option<Pseudonym>,
     pub(crate) keep_underscores: bool,
     pub(crate) keep_identity_claims: bool,
-    /// The names of the front's own cookies, which the backend neither gets nor sets.
+    /// The names of cookies that aren't forwarded in either direction.
     pub(crate) hidden_cookies: Box<[String]>,
     pub(crate) upgrades: AllowedUpgrades,
     pub(crate) tunnels: Tunnels,
@@ -34,7 +34,7 @@ pub(crate) struct Rules {
 
 pub(crate) type OnError = Arc<dyn Fn(&Failure) -> Response<Body> + Send + Sync>;
 
-impl Default for Rules {
+impl Default for ForwardConfig {
     fn default() -> Self {
         Self {
             prefix: Prefix::root(),
@@ -46,7 +46,7 @@ impl Default for Rules {
             hidden_cookies: Box::default(),
             upgrades: AllowedUpgrades::default(),
             tunnels: Tunnels::new(),
-            // RFC 9110, section 10.1.1, names no time; curl waits as long.
+            // RFC 9110, section 10.1.1, doesn't define a time. curl waits for 1 s too.
             continue_timeout: Duration::from_secs(1),
             header_timeout: Some(Duration::from_secs(60)),
             body_idle_timeout: Some(Duration::from_secs(5 * 60)),
@@ -55,9 +55,9 @@ impl Default for Rules {
     }
 }
 
-impl fmt::Debug for Rules {
+impl fmt::Debug for ForwardConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rules")
+        f.debug_struct("ForwardConfig")
             .field("prefix", &self.prefix)
             .field("path", &self.path)
             .field("forwarded", &self.forwarded)
