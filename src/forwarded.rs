@@ -1,4 +1,4 @@
-//! Which forwarding fields the backend gets, and from which peers they are believed.
+//! The forwarding fields of requests to the backend, and the peers whose own are trusted.
 
 use std::{convert::Infallible, error, fmt, net::IpAddr};
 
@@ -10,7 +10,8 @@ use crate::headers::forwarded::ForwardedPolicy;
 /// Which forwarding header fields are sent to the backend, and which peers' own are trusted.
 ///
 /// Forwarding fields describe the client's side of the proxy: its address, the host and the scheme it used. By default,
-/// `X-Forwarded-For`, `-Host` and `-Prefix` are sent, no peer is trusted, and what a client sends under such a name is removed.
+/// `X-Forwarded-For`, `-Host` and `-Prefix` are sent, no peer is trusted, and what a client sends under such a name is
+/// removed.
 ///
 /// ```
 /// use tower_reverse_proxy::{Forwarded, ReverseProxyLayer};
@@ -31,8 +32,8 @@ use crate::headers::forwarded::ForwardedPolicy;
 /// | `X-Real-IP` | with [`x_real_ip`](Self::x_real_ip) | the peer's address |
 ///
 /// axum inserts `ConnectInfo<SocketAddr>` if the application is served with
-/// `into_make_service_with_connect_info::<SocketAddr>()`. Requests without an address get no `X-Forwarded-For`, and the first
-/// one emits a warning.
+/// `into_make_service_with_connect_info::<SocketAddr>()`. Requests without an address get no `X-Forwarded-For`, and the
+/// first one emits a warning.
 #[derive(Clone, Debug, Default)]
 #[must_use]
 #[doc(alias = "X-Forwarded-For")]
@@ -98,10 +99,11 @@ impl Forwarded {
         self
     }
 
-    /// Sets the scheme that clients reach the front with, as `"http"`, `"https"` or a [`Scheme`]. Default: none, and no
-    /// `X-Forwarded-Proto` is sent.
+    /// Sets the scheme with which clients reach the front, as `"http"`, `"https"` or a [`Scheme`]. Default: none, and
+    /// no `X-Forwarded-Proto` is sent.
     ///
-    /// It can't be derived from a request: HTTP/1.1 requests carry no scheme, and HTTP/2's `:scheme` is chosen by the client.
+    /// It can't be derived from a request, because an HTTP/1.1 request has no scheme, and HTTP/2's `:scheme` is chosen
+    /// by the client.
     ///
     /// ```
     /// use tower_reverse_proxy::Forwarded;
@@ -121,11 +123,11 @@ impl Forwarded {
         self
     }
 
-    /// Adds peers whose forwarding fields are trusted: the proxies in front of the application, as CIDR blocks or addresses.
-    /// Default: none.
+    /// Adds peers whose forwarding fields are trusted: the proxies in front of the application, as CIDR blocks or
+    /// addresses. Default: none.
     ///
-    /// From such a peer, `X-Forwarded-For` and `Forwarded` are appended to, the other forwarding fields are kept, and so are
-    /// [identity claims](crate::ReverseProxyLayer::keep_identity_claims) except `Remote-User`.
+    /// From such a peer, `X-Forwarded-For` and `Forwarded` are appended to, the other forwarding fields are kept, and
+    /// so are [identity claims](crate::ReverseProxyLayer::keep_identity_claims) except `Remote-User`.
     ///
     /// ```
     /// use std::net::{IpAddr, Ipv6Addr};
@@ -137,12 +139,14 @@ impl Forwarded {
     ///
     /// # Panics
     ///
-    /// If one isn't a block of addresses, with a message that says what to write. Parse a [`TrustedPeers`] to get the error.
+    /// If one isn't a block of addresses, with a message that names what to write. Parse a [`TrustedPeers`] to get the
+    /// error.
     ///
     /// # Security
     ///
-    /// A trusted proxy must set or remove these fields itself. nginx, for one, passes on what its clients send, such as
-    /// `Remote-Groups` and `X-WEBAUTH-USER`, unless its configuration names them (`proxy_set_header Remote-Groups "";`).
+    /// A trusted proxy must set or remove these fields itself. nginx, for example, forwards the fields of its clients,
+    /// such as `Remote-Groups` and `X-WEBAUTH-USER`, unless its configuration names them
+    /// (`proxy_set_header Remote-Groups "";`).
     #[track_caller]
     pub fn trust<T>(mut self, peers: impl IntoIterator<Item = T>) -> Self
     where
@@ -157,8 +161,8 @@ impl Forwarded {
         self
     }
 
-    /// Sets whether peers without an address are [trusted](Self::trust): a proxy that reaches the application over a Unix
-    /// socket. Default: `false`, and no block of addresses includes them.
+    /// Sets whether peers without an address are [trusted](Self::trust): a proxy that reaches the application over a
+    /// Unix socket. Default: `false`, and no block of addresses includes them.
     ///
     /// ```
     /// use tower_reverse_proxy::{Forwarded, ReverseProxyLayer};
@@ -170,10 +174,10 @@ impl Forwarded {
     ///
     /// # Security
     ///
-    /// A peer has no address if the request's extensions hold neither a [`ClientAddr`](crate::ClientAddr) nor axum's
-    /// `ConnectInfo<SocketAddr>`. Requests over TCP look the same if the application is served without connect info: then
-    /// this option trusts every client. Set it only if each listener either is a Unix socket that only the proxy in front
-    /// can open, or provides addresses.
+    /// A peer has no address if the request's extensions contain neither a [`ClientAddr`](crate::ClientAddr) nor axum's
+    /// `ConnectInfo<SocketAddr>`. Requests over TCP look the same if the application is served without connect info:
+    /// then this option trusts every client. Set it only if each listener either is a Unix socket that only the proxy
+    /// in front can open, or provides addresses.
     pub fn trust_unix_peers(mut self, trust: bool) -> Self {
         self.policy.trust_unix = trust;
         self
@@ -245,7 +249,7 @@ impl fmt::Display for TrustedPeers {
     }
 }
 
-/// The error of a text that isn't a block of addresses.
+/// The error returned when a text isn't a block of addresses.
 ///
 /// ```
 /// use tower_reverse_proxy::TrustedPeers;

@@ -7,13 +7,13 @@ use tower_service::Service;
 
 /// A service that a proxy can forward requests to.
 ///
-/// It's an alias: every `Service<Request<Body>, Response = Response<B>>` implements it that is [`Clone`], whose error is
-/// `Into<BoxError>`, and whose response body `B` is an [`http_body::Body`] of [`Bytes`] that is `Send + 'static`. `Body` is
-/// [`axum_core::body::Body`], which axum re-exports. It can't be implemented otherwise.
+/// It's an alias: every `Service<Request<Body>, Response = Response<B>>` implements it that is [`Clone`], whose error
+/// is `Into<BoxError>`, and whose response body `B` is an [`http_body::Body`] of [`Bytes`] that is `Send + 'static`.
+/// `Body` is [`axum_core::body::Body`], which axum re-exports. It can't be implemented otherwise.
 ///
 /// An [`Upstream`](crate::Upstream) is one, and so are a [`ServiceBuilder`](tower::ServiceBuilder)'s stack around it, a
-/// balancer, a [`service_fn`](tower::service_fn) and a `Router`. To be used in axum, it has to be `Send + Sync + 'static` and
-/// its future `Send`, too.
+/// balancer, a [`service_fn`](tower::service_fn) and a `Router`. To be used in axum, it has to be
+/// `Send + Sync + 'static` and its future `Send`, too.
 ///
 /// The proxy clones it for each request, waits until the clone is ready, and calls it.
 ///
@@ -42,8 +42,8 @@ use tower_service::Service;
 /// ```
 ///
 /// axum's `from_fn` as an upstream layer, because it wraps only services that never fail. A
-/// [`MapRequestLayer`](tower::util::MapRequestLayer) or a layer of one's own does the same on the upstream side; or `from_fn`
-/// stands around the router.
+/// [`MapRequestLayer`](tower::util::MapRequestLayer) or a layer of one's own does the same on the upstream side; or
+/// `from_fn` stands around the router.
 ///
 /// ```compile_fail,E0277
 /// use axum::{body::Body, extract::Request, middleware::{Next, from_fn}, response::Response};
@@ -70,7 +70,8 @@ use tower_service::Service;
 /// # let _ = proxy;
 /// ```
 ///
-/// A rate limit, which isn't `Clone`, because its clones would each have a limit of their own. A buffer around it shares one:
+/// A rate limit, which isn't `Clone`, because its clones would each have a limit of their own. A buffer around it
+/// shares one:
 ///
 /// ```compile_fail,E0277
 /// use std::time::Duration;
@@ -93,9 +94,9 @@ use tower_service::Service;
 /// # });
 /// ```
 ///
-/// A layer that rejects requests, around a service whose error isn't `From<`[`Error`](crate::Error)`>`, such as a `Router`,
-/// whose error is `Infallible`. [`BoxUpstream::new`](crate::BoxUpstream::new) makes a service of it whose error is a
-/// [`BoxError`]:
+/// A layer that rejects requests, around a service whose error isn't `From<`[`Error`](crate::Error)`>`, such as a
+/// `Router`, whose error is `Infallible`. [`BoxUpstream::new`](crate::BoxUpstream::new) makes a service of it whose
+/// error is a [`BoxError`]:
 ///
 /// ```compile_fail,E0277
 /// use axum::Router;

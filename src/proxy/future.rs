@@ -37,12 +37,13 @@ impl<U: HttpService> Future for ProxyFuture<U> {
 }
 
 pin_project! {
-    /// The future of a [`ReverseProxyService`](crate::ReverseProxyService)'s response: the wrapped service's own, or the
-    /// proxy's.
+    /// The future of a [`ReverseProxyService`](crate::ReverseProxyService)'s response: the wrapped service's own, or
+    /// the proxy's.
     ///
     /// # Cancel safety
     ///
-    /// As that of the future it is; the proxy's cancels the request to the backend at once.
+    /// If the request goes to the proxy, dropping the future cancels the request to the backend at once. Otherwise it's
+    /// the cancel safety of the wrapped service.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, U: Service<Request<Body>>> {
         #[pin]
@@ -83,7 +84,8 @@ mod tests {
         upstream::Upstream,
     };
 
-    /// In bytes, on a 64-bit machine: it's copied into its task's box, and stays there while the backend thinks.
+    /// In bytes, on a 64-bit machine. The future is copied into its task's box, and stays there until the backend
+    /// responds.
     #[test]
     #[cfg(target_pointer_width = "64")]
     fn the_future_of_a_request_is_small() {

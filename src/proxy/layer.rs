@@ -1,4 +1,4 @@
-//! The layer: where a proxy is put together.
+//! The layer, with which a proxy is configured and mounted.
 
 use tower_layer::Layer;
 
@@ -11,8 +11,8 @@ use crate::{
 
 /// A layer that mounts another web server as a directory of an application.
 ///
-/// Requests whose path is the [`prefix`](Self::prefix) or below it go to the backend. Everything else goes to the wrapped
-/// service, unchanged.
+/// Requests whose path is the [`prefix`](Self::prefix) or below it go to the backend. Everything else goes to the
+/// wrapped service, unchanged.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -23,8 +23,8 @@ use crate::{
 ///     .layer(ReverseProxyLayer::new("http://127.0.0.1:8000").prefix("/mydir"));
 /// ```
 ///
-/// Both sides have the same layout: `/mydir/page?x` at the front is `/mydir/page?x` at the backend, byte for byte, so no link
-/// has to be rewritten. Where the layouts differ, see [`strip_prefix`](Self::strip_prefix) and
+/// Both sides have the same layout: `/mydir/page?x` at the front is `/mydir/page?x` at the backend, byte for byte, so
+/// no link has to be rewritten. Where the layouts differ, see [`strip_prefix`](Self::strip_prefix) and
 /// [`replace_prefix`](Self::replace_prefix).
 ///
 /// Without a prefix, every request goes to the backend, those for the application's own routes included.
@@ -33,15 +33,15 @@ use crate::{
 /// # The upstream side
 ///
 /// [`upstream_layer`](Self::upstream_layer) puts tower layers between the proxy and the backend: identity, credentials,
-/// limits. There, the proxy has removed the header fields that a client must not set, and nothing that a client sends can
-/// undo what a layer adds. The layer that is added last sees the request first, as with axum's `Router::layer`; a
+/// limits. There, the proxy has removed the header fields that a client must not set, and nothing that a client sends
+/// can undo what a layer adds. The layer that is added last sees the request first, as with axum's `Router::layer`; a
 /// [`ServiceBuilder`](tower::ServiceBuilder) adds several that read from top to bottom.
 ///
 /// # Authentication layers
 ///
 /// A layer that is added to the router *after* this one guards the backend too; one that is added before doesn't.
-/// `Router::route_layer` guards the routes that exist, and a prefix of this layer isn't a route: use `Router::layer`, or mount
-/// a [`ReverseProxy`] with `nest_service`, which is a route.
+/// `Router::route_layer` guards the routes that exist, and a prefix of this layer isn't a route: use `Router::layer`,
+/// or mount a [`ReverseProxy`] with `nest_service`, which is a route.
 ///
 #[doc = include_str!("../docs/options.md")]
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ impl ReverseProxyLayer {
     ///
     /// # Panics
     ///
-    /// If it isn't an origin, or the client can't be built, with a message that says what to write instead.
+    /// If it isn't an origin, or the client can't be built, with a message that names what to write instead.
     /// [`try_new`](Self::try_new) returns it.
     #[track_caller]
     pub fn new(client: impl TryInto<Client, Error: Into<InvalidClient>>) -> Self {
@@ -92,8 +92,8 @@ impl ReverseProxyLayer {
 }
 
 impl<U: HttpService> ReverseProxyLayer<U> {
-    /// Forwards to any service from `Request<Body>` to a response: an [`Upstream`] with its options, a balancer, a stack of
-    /// [`ServiceBuilder`](tower::ServiceBuilder)'s, a mock.
+    /// Forwards to any service from `Request<Body>` to a response: an [`Upstream`] with its options, a balancer, a
+    /// stack of [`ServiceBuilder`](tower::ServiceBuilder)'s, a mock.
     ///
     /// The service gets requests in origin-form, with the client's `Host`. [`Upstream`] addresses them to a backend.
     ///
@@ -111,7 +111,7 @@ impl<U: HttpService> ReverseProxyLayer<U> {
         Self { proxy: ReverseProxy::with_upstream(upstream) }
     }
 
-    /// Puts the upstream behind a type that can be named, whatever layers it has: [`BoxUpstream`].
+    /// Boxes the upstream, so that the type can be named independently of its layers: [`BoxUpstream`].
     ///
     /// ```
     /// use tower_reverse_proxy::{BoxUpstream, RemoteUserLayer, ReverseProxyLayer};
@@ -133,12 +133,12 @@ impl<U: HttpService> ReverseProxyLayer<U> {
 impl<C> ReverseProxyLayer<Upstream<C>> {
     /// Adds a layer on the upstream side, around the client.
     ///
-    /// It sees each request as the backend will get it, and the backend's response as it came. The layer that is added last
-    /// sees the request first, as with axum's `Router::layer`. Several at once go into a
+    /// It sees each request as it's sent to the backend, and the response before it's mapped. The layer that is added
+    /// last sees the request first, as with axum's `Router::layer`. Several at once go into a
     /// [`ServiceBuilder`](tower::ServiceBuilder), whose first layer sees the request first.
     ///
-    /// The layer is applied once, here, however many routes the proxy is wrapped around, so that they share a limit. It's
-    /// always inside of the [`Upstream`]. [`map_upstream`](Self::map_upstream) puts one around it.
+    /// The layer is applied once, when it's added. All routes that the proxy is wrapped around therefore share a limit.
+    /// It's always inside the [`Upstream`]; [`map_upstream`](Self::map_upstream) puts one around it.
     ///
     /// ```
     /// use tower::{ServiceBuilder, limit::ConcurrencyLimitLayer};
@@ -169,7 +169,7 @@ impl<C> ReverseProxyLayer<Upstream<C>> {
 }
 
 impl<U> ReverseProxyLayer<U> {
-    /// Replaces the upstream by what `map` makes of it: to set its options, or to put a layer around it.
+    /// Replaces the upstream by the result of `map`, which sets its options or puts a layer around it.
     ///
     /// ```
     /// use std::time::Duration;
@@ -186,10 +186,10 @@ impl<U> ReverseProxyLayer<U> {
         ReverseProxyLayer { proxy: ReverseProxy { upstream: map(upstream), config } }
     }
 
-    /// Makes a service of its own, which sends every request below the prefix to the upstream, and refuses others with 400.
+    /// Returns the proxy as a service, which forwards every request below the prefix and refuses others with 400.
     ///
-    /// It's for `nest_service`, `fallback_service`, `route_service`, or a handler. Under a nest, the prefix is the nest's:
-    /// leave it out here.
+    /// It's for `nest_service`, `fallback_service`, `route_service`, or a handler. Under a nest, the prefix is the
+    /// nest's: leave it out here.
     ///
     /// ```
     /// use axum::Router;

@@ -1,7 +1,7 @@
 //! The proxy as a service of its own, and as a layer around an application.
 //!
-//! [`ReverseProxy`] sends every request to its upstream. [`ReverseProxyLayer`] makes a [`ReverseProxyService`], which sends
-//! requests below its prefix there, and everything else to the service that it wraps.
+//! [`ReverseProxy`] sends every request to its upstream. [`ReverseProxyLayer`] makes a [`ReverseProxyService`], which
+//! sends requests below its prefix there, and everything else to the service that it wraps.
 
 mod future;
 mod layer;

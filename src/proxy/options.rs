@@ -18,23 +18,25 @@ use crate::{
 impl<U> ReverseProxyLayer<U> {
     /// Sets the directory that is forwarded, as `&str`, `String` or [`Prefix`]. Default: `/`, everything.
     ///
-    /// `/mydir` includes `/mydir`, `/mydir/` and everything below it, and doesn't include `/mydirx`. In a nested router it's
-    /// relative to the nest, as routes are.
+    /// `/mydir` includes `/mydir`, `/mydir/` and everything below it, and doesn't include `/mydirx`. In a nested router
+    /// it's relative to the nest, as routes are.
     ///
-    /// axum's `nest` takes over a router's routes and the fallback that was set for it, layers included, but not the default
-    /// fallback. A router that is to be nested needs a `fallback` before this layer; or mount a
+    /// axum's `nest` takes over a router's routes and the fallback that was set for it, layers included, but not the
+    /// default fallback. A router that is to be nested needs a `fallback` before this layer; or mount a
     /// [`ReverseProxy`](crate::ReverseProxy) in it with `nest_service`.
     ///
-    /// The `Destination` of a `COPY` or `MOVE` has to be below the prefix, too: one that isn't, or that names another server than
-    /// the client's `Host`, is answered with 502 (RFC 4918, section 9.8.5), one with dot segments that leave the prefix with 400.
-    /// The backend gets it as an absolute path, which is its own whatever its scheme and `Host` are.
+    /// The `Destination` of a `COPY` or `MOVE` must be below the prefix too. If it isn't, or if it names another server
+    /// than the client's `Host`, the request is answered with 502 (RFC 4918, section 9.8.5); if its dot segments leave
+    /// the prefix, with 400. The backend gets it as an absolute path, which is independent of the backend's scheme and
+    /// `Host`.
     ///
     /// # How many
     ///
     /// A request passes every layer that isn't its own. In axum that costs about 0.5 µs and 1.5 KiB of stack for each
     /// (8 KiB and more in a debug build). Up to a hundred layers are fine. Beyond that, mount a
     /// [`ReverseProxy`](crate::ReverseProxy) for each directory with `nest_service`: axum's router is a tree, in which
-    /// thousands cost little more than one. The example `gateway`, whose mounts come from a file, holds them in a table.
+    /// thousands cost little more than one. The example `gateway`, whose mounts come from a file, holds them in a
+    /// table.
     ///
     /// ```
     /// use tower_reverse_proxy::ReverseProxyLayer;
@@ -45,7 +47,7 @@ impl<U> ReverseProxyLayer<U> {
     ///
     /// # Panics
     ///
-    /// If it isn't a plain path, with a message that says what to write instead. Parse a [`Prefix`] to get the error.
+    /// If it isn't a plain path, with a message that names what to write instead. Parse a [`Prefix`] to get the error.
     #[track_caller]
     #[doc(alias = "location")]
     pub fn prefix(self, prefix: impl TryInto<Prefix, Error: Into<InvalidPrefix>>) -> Self {
@@ -56,10 +58,10 @@ impl<U> ReverseProxyLayer<U> {
     /// Removes the public prefix on the way to the backend: `/mydir/x` becomes `/x`. Default: the path is kept.
     ///
     /// The public prefix is the directory as the client sees it, nests included. The backend gets it as
-    /// `X-Forwarded-Prefix`. `Location`, `Content-Location`, `Refresh` and the `Path` of cookies are mapped back, also if the
-    /// backend builds the reference from the scheme and the host that were [forwarded](Forwarded::proto) to it:
-    /// `https://front.example/login` becomes `/mydir/login`. Links inside of pages aren't: a backend that doesn't know its
-    /// prefix sends visitors out of it.
+    /// `X-Forwarded-Prefix`. `Location`, `Content-Location`, `Refresh` and the `Path` of cookies are mapped back, also
+    /// if the backend builds the reference from the scheme and the host that were [forwarded](Forwarded::proto) to it:
+    /// `https://front.example/login` becomes `/mydir/login`. Links inside of pages aren't: a backend that doesn't know
+    /// its prefix sends visitors out of it.
     ///
     /// The `Destination` of WebDAV's `COPY` and `MOVE` (RFC 4918, section 10.3) is mapped as the target is; see
     /// [`prefix`](Self::prefix).
@@ -81,8 +83,8 @@ impl<U> ReverseProxyLayer<U> {
         self.configure(|config| config.path = PathPolicy::Replace(Prefix::root()))
     }
 
-    /// Replaces the public prefix by another directory: with `/other`, `/mydir/x` becomes `/other/x`. Default: the path is
-    /// kept.
+    /// Replaces the public prefix by another directory: with `/other`, `/mydir/x` becomes `/other/x`. Default: the path
+    /// is kept.
     ///
     /// Everything else is as with [`strip_prefix`](Self::strip_prefix).
     ///
@@ -95,7 +97,7 @@ impl<U> ReverseProxyLayer<U> {
     ///
     /// # Panics
     ///
-    /// If it isn't a plain path, with a message that says what to write instead.
+    /// If it isn't a plain path, with a message that names what to write instead.
     #[track_caller]
     #[doc(alias = "rewrite")]
     pub fn replace_prefix(self, with: impl TryInto<Prefix, Error: Into<InvalidPrefix>>) -> Self {
@@ -106,8 +108,8 @@ impl<U> ReverseProxyLayer<U> {
 
 /// # Header fields
 impl<U> ReverseProxyLayer<U> {
-    /// Sets which forwarding fields are sent (`X-Forwarded-*`, `Forwarded`, `X-Real-IP`), and which peers' own are trusted.
-    /// Default: [`Forwarded::new`], which sends `X-Forwarded-For`, `-Host` and `-Prefix`, and trusts no peer.
+    /// Sets which forwarding fields are sent (`X-Forwarded-*`, `Forwarded`, `X-Real-IP`), and which peers' own are
+    /// trusted. Default: [`Forwarded::new`], which sends `X-Forwarded-For`, `-Host` and `-Prefix`, and trusts no peer.
     ///
     /// ```
     /// use tower_reverse_proxy::{Forwarded, ReverseProxyLayer};
@@ -124,8 +126,8 @@ impl<U> ReverseProxyLayer<U> {
         self.configure(|config| config.forwarded = forwarded.into_policy())
     }
 
-    /// Sets the name of the proxy in `Via` (RFC 9110, section 7.6.3). Default: `tower-reverse-proxy-` and a random number,
-    /// which differs for each proxy. With `None`, no `Via` is sent, and loops aren't detected.
+    /// Sets the name of the proxy in `Via` (RFC 9110, section 7.6.3). Default: `tower-reverse-proxy-` and a random
+    /// number, which differs for each proxy. With `None`, no `Via` is sent, and loops aren't detected.
     ///
     /// A request whose `Via` contains the name has come through this proxy before, and is answered with 508.
     ///
@@ -162,25 +164,26 @@ impl<U> ReverseProxyLayer<U> {
     ///
     /// # Security
     ///
-    /// WSGI and CGI servers read `Remote_User` as `Remote-User`, and `SCRIPT_NAME` as a variable of their own, so a client can
-    /// set both at a backend that doesn't distinguish them.
+    /// WSGI and CGI servers read `Remote_User` as `Remote-User`, and `SCRIPT_NAME` as a variable of their own, so a
+    /// client can set both at a backend that doesn't distinguish them.
     #[doc(alias = "underscores_in_headers")]
     pub fn keep_underscores(self, keep: bool) -> Self {
         self.configure(|config| config.keep_underscores = keep)
     }
 
-    /// Sets whether header fields that claim an identity without a signature are forwarded from any peer. Default: `false`, they
-    /// are removed unless the peer is [trusted](Forwarded::trust).
+    /// Sets whether header fields that claim an identity without a signature are forwarded from any peer. Default:
+    /// `false`, they are removed unless the peer is [trusted](Forwarded::trust).
     ///
-    /// Backends trust such fields, because only proxies that sign users in set them: `Remote-*`, `X-Remote-User`, `-Group` and
-    /// `-Extra-*`, `X-WEBAUTH-*`, `X-Auth-Request-*`, `X-Authenticated-*`, `X-Authentik-*`, `X-Goog-Authenticated-User-*`,
-    /// `X-MS-CLIENT-PRINCIPAL*`, `Tailscale-User-*`, `OIDC-Claim-*`, `es-security-runas-user`, and certificates in `Client-Cert*`,
-    /// `X-Client-Cert*`, `SSL-Client-*`, `X-SSL-*` and `X-ARR-ClientCert`; in every spelling that a server may fold into one of
-    /// them. Each removal emits an event at debug level with the name of the field. As request trailers they are always removed.
+    /// Backends trust such fields, because only proxies that sign users in set them: `Remote-*`, `X-Remote-User`,
+    /// `-Group` and `-Extra-*`, `X-WEBAUTH-*`, `X-Auth-Request-*`, `X-Authenticated-*`, `X-Authentik-*`,
+    /// `X-Goog-Authenticated-User-*`, `X-MS-CLIENT-PRINCIPAL*`, `Tailscale-User-*`, `OIDC-Claim-*`,
+    /// `es-security-runas-user`, and certificates in `Client-Cert*`, `X-Client-Cert*`, `SSL-Client-*`, `X-SSL-*` and
+    /// `X-ARR-ClientCert`; in every spelling that a server may fold into one of them. Each removal emits an event at
+    /// debug level with the name of the field. As request trailers they are always removed.
     ///
-    /// `Remote-User` is always removed, and set by a [`RemoteUserLayer`](crate::RemoteUserLayer) alone; `X-Forwarded-User`,
-    /// `-Groups` and `-Email` are removed as every `X-Forwarded-*` is. A layer of the application's own that sets such a field
-    /// belongs on the [upstream side](Self::upstream_layer), where no field is removed.
+    /// `Remote-User` is always removed, and set by a [`RemoteUserLayer`](crate::RemoteUserLayer) alone;
+    /// `X-Forwarded-User`, `-Groups` and `-Email` are removed as every `X-Forwarded-*` is. A layer of the application's
+    /// own that sets such a field belongs on the [upstream side](Self::upstream_layer), where no field is removed.
     ///
     /// ```
     /// use tower_reverse_proxy::ReverseProxyLayer;
@@ -199,9 +202,10 @@ impl<U> ReverseProxyLayer<U> {
 
     /// Sets the names of cookies that the backend neither gets nor sets: the application's own. Default: none.
     ///
-    /// These cookies are removed from the request's `Cookie`, and `Set-Cookie` fields for them from the response, because a
-    /// backend at the same host could otherwise read or replace the application's session. Other cookies pass byte for byte; a
-    /// `Cookie` field without a cookie left is removed. Names are case-sensitive (RFC 6265, section 5.3).
+    /// These cookies are removed from the request's `Cookie`, and `Set-Cookie` fields for them from the response,
+    /// because a backend at the same host could otherwise read or replace the application's session. Other cookies pass
+    /// byte for byte; a `Cookie` field without a cookie left is removed. Names are case-sensitive (RFC 6265, section
+    /// 5.3).
     ///
     /// ```
     /// use tower_reverse_proxy::ReverseProxyLayer;
@@ -230,12 +234,14 @@ impl<U> ReverseProxyLayer<U> {
 
 /// # Upgrades
 impl<U> ReverseProxyLayer<U> {
-    /// Adds a protocol that clients may switch to, by its token in `Upgrade` (RFC 9110, section 7.8). Default: `websocket` alone.
+    /// Adds a protocol that clients may switch to, by its token in `Upgrade` (RFC 9110, section 7.8). Default:
+    /// `websocket` alone.
     ///
     /// An offer of any other protocol is removed, and the request is forwarded without it.
     ///
-    /// An offer may have a body, as the `POST` of `docker exec` does: the body is sent to the backend first, and the tunnel begins
-    /// after it. An offer of `websocket` has no body (RFC 6455, section 4.1); one with a body is answered with 400.
+    /// An offer may have a body, as the `POST` of `docker exec` does: the body is sent to the backend first, and the
+    /// tunnel begins after it. An offer of `websocket` has no body (RFC 6455, section 4.1); one with a body is answered
+    /// with 400.
     ///
     /// ```
     /// use tower_reverse_proxy::ReverseProxyLayer;
@@ -257,8 +263,8 @@ impl<U> ReverseProxyLayer<U> {
         self.configure(|config| config.upgrades = upgrades)
     }
 
-    /// Sets the [`Tunnels`] that the proxy's WebSockets and other upgraded connections belong to: their timeouts, and the set
-    /// that an application waits for at shutdown. Default: a set of the proxy's own, without an idle timeout.
+    /// Sets the [`Tunnels`] that the proxy's WebSockets and other upgraded connections belong to: their timeouts, and
+    /// the set that an application waits for at shutdown. Default: a set of the proxy's own, without an idle timeout.
     ///
     /// ```
     /// use std::time::Duration;
@@ -276,8 +282,8 @@ impl<U> ReverseProxyLayer<U> {
 
 /// # Timeouts and failures
 impl<U> ReverseProxyLayer<U> {
-    /// Sets how long the backend may take for its response head, from the end of the request's body. Default: 60 seconds.
-    /// `None` disables it.
+    /// Sets how long the backend may take for its response head, from the end of the request's body. Default: 60
+    /// seconds. `None` disables it.
     ///
     /// On expiry, the client gets 504 ([`ErrorKind::HeaderTimeout`](crate::ErrorKind::HeaderTimeout)).
     ///
@@ -296,8 +302,8 @@ impl<U> ReverseProxyLayer<U> {
         self.configure(|config| config.header_timeout = timeout)
     }
 
-    /// Sets how long a request with `Expect: 100-continue` waits for the backend's `100 Continue` before the client is asked for
-    /// the body anyway, because some backends never send one. Default: 1 second.
+    /// Sets how long a request with `Expect: 100-continue` waits for the backend's `100 Continue` before the client is
+    /// asked for the body anyway, because some backends never send one. Default: 1 second.
     ///
     /// A request over HTTP/2 doesn't wait, because an HTTP/2 backend can refuse it during the body.
     ///
@@ -315,11 +321,12 @@ impl<U> ReverseProxyLayer<U> {
 
     /// Sets how long the bodies of an exchange may be silent. Default: 5 minutes. `None` disables it.
     ///
-    /// Each frame restarts it, so a slow body isn't cut. Before the response head, it applies to the request's body: a client that
-    /// sends nothing more gets 408 ([`RequestBodyTimeout`](crate::ErrorKind::RequestBodyTimeout)), and a backend that reads nothing
-    /// more becomes 504 ([`SendTimeout`](crate::ErrorKind::SendTimeout)). After the head, a frame in either direction restarts it for
-    /// both, because a client may only listen for hours, or only send; an exchange that is silent in both directions is
-    /// aborted ([`ResponseBodyTimeout`](crate::ErrorKind::ResponseBodyTimeout)). Clients that don't read the response are the
+    /// Each frame restarts it, so a slow body isn't cut. Before the response head, it applies to the request's body: a
+    /// client that sends nothing more gets 408 ([`RequestBodyTimeout`](crate::ErrorKind::RequestBodyTimeout)), and a
+    /// backend that reads nothing more becomes 504 ([`SendTimeout`](crate::ErrorKind::SendTimeout)). After the head, a
+    /// frame in either direction restarts it for both, because a client may only listen for hours, or only send; an
+    /// exchange that is silent in both directions is aborted
+    /// ([`ResponseBodyTimeout`](crate::ErrorKind::ResponseBodyTimeout)). Clients that don't read the response are the
     /// server's to time out.
     ///
     /// ```
@@ -362,13 +369,13 @@ impl<U> ReverseProxyLayer<U> {
     /// # let _ = legacy;
     /// ```
     ///
-    /// gRPC requests get a gRPC status instead. With a hook, the method, target and fields of every request are cloned, because
-    /// the request is gone when it fails.
+    /// gRPC requests get a gRPC status instead. With a hook, the method, target and fields of every request are cloned,
+    /// because the request is gone when it fails.
     ///
     /// # Security
     ///
-    /// The error's text and source are for the log, because they may contain addresses of the backend. The request's fields may
-    /// contain credentials.
+    /// The error's text and source are for the log, because they may contain addresses of the backend. The request's
+    /// fields may contain credentials.
     #[doc(alias = "error page")]
     #[doc(alias = "error_page")]
     #[doc(alias = "fallback")]

@@ -1,4 +1,4 @@
-//! The two services: one that is the proxy, one that stands in front of another service.
+//! The two services: the proxy itself, and the middleware in front of another service.
 
 use std::{
     convert::Infallible,
@@ -24,9 +24,9 @@ use crate::{
 
 /// A service that sends every request to its upstream.
 ///
-/// For axum's `nest_service`, `fallback_service` and `route_service`, or to be called from a handler. Under a nest, the
-/// backend sees the full path, as the client sent it. It never fails: a failure is a response, with the
-/// [`Error`](crate::Error) in its extensions.
+/// It's for axum's `nest_service`, `fallback_service` and `route_service`, or to be called from a handler. Under a
+/// nest, the backend sees the full path, as the client sent it. It can't fail, because a failure becomes a response,
+/// with the [`Error`](crate::Error) in its extensions.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -60,7 +60,7 @@ impl ReverseProxy {
     ///
     /// # Panics
     ///
-    /// If it isn't an origin, or the client can't be built, with a message that says what to write instead.
+    /// If it isn't an origin, or the client can't be built, with a message that names what to write instead.
     /// [`try_new`](Self::try_new) returns it.
     #[track_caller]
     pub fn new(client: impl TryInto<Client, Error: Into<InvalidClient>>) -> Self {
@@ -98,7 +98,7 @@ impl<U: HttpService> ReverseProxy<U> {
         Self { upstream, config: Arc::new(ForwardConfig::default()) }
     }
 
-    /// Puts the upstream behind a type that can be named, whatever layers it has: [`BoxUpstream`].
+    /// Boxes the upstream, so that the type can be named independently of its layers: [`BoxUpstream`].
     ///
     /// ```
     /// use std::collections::HashMap;
@@ -129,7 +129,7 @@ where
     type Future = ProxyFuture<U>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // The upstream gets ready inside of the future, on a clone.
+        // The readiness of the upstream is awaited in the future, on a clone.
         Poll::Ready(Ok(()))
     }
 
@@ -138,14 +138,14 @@ where
     }
 }
 
-/// The middleware that [`ReverseProxyLayer`] makes: requests below the prefix go to the proxy, everything else goes to the
-/// wrapped service, untouched.
+/// The middleware that [`ReverseProxyLayer`] makes: requests below the prefix go to the proxy, everything else goes to
+/// the wrapped service, untouched.
 ///
 /// Readiness is the wrapped service's alone, so an unavailable backend doesn't block other routes.
 ///
-/// A clone shares the wrapped service and makes its own copy when it's first polled for readiness. Cloning therefore costs the
-/// same in front of one proxy as in front of a hundred, and a clone for each request, as axum makes one, copies each
-/// service of the chain once. It's `Send` if the wrapped service is `Send` and `Sync`.
+/// A clone shares the wrapped service and makes its own copy when it's first polled for readiness. Cloning therefore
+/// costs the same in front of one proxy as in front of a hundred, and a clone for each request, as axum makes one,
+/// copies each service of the chain once. It's `Send` if the wrapped service is `Send` and `Sync`.
 ///
 /// ```
 /// use axum::Router;
@@ -157,7 +157,7 @@ where
 /// # let _ = router;
 /// ```
 pub struct ReverseProxyService<S, U = Upstream<Client>> {
-    /// What clones are made of. It is never called, so that all clones begin in the same state.
+    /// The template of all clones. It's never called, so that all clones begin in the same state.
     template: Arc<S>,
     /// This clone's own copy.
     inner: Option<S>,
@@ -178,7 +178,7 @@ impl<S, U> ReverseProxyService<S, U> {
 impl<S: Clone, U> ReverseProxyService<S, U> {
     /// Returns a mutable reference to the wrapped service.
     ///
-    /// Clones that are made afterwards begin with what was changed.
+    /// Later clones include the changes.
     pub fn get_mut(&mut self) -> &mut S {
         if let Some(inner) = self.inner.take() {
             self.template = Arc::new(inner);

@@ -74,7 +74,7 @@ impl Upstream {
     ///
     /// # Panics
     ///
-    /// If it isn't an origin, or the client can't be built, with a message that says what to write instead.
+    /// If it isn't an origin, or the client can't be built, with a message that names what to write instead.
     /// [`try_new`](Self::try_new) returns it.
     #[track_caller]
     pub fn new(client: impl TryInto<Client, Error: Into<InvalidClient>>) -> Self {
