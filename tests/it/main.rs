@@ -11,6 +11,7 @@ mod failures;
 mod fields;
 mod forwarded;
 mod framing;
+mod front_pages;
 #[cfg(feature = "http2")]
 mod grpc;
 mod guide;
