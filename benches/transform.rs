@@ -1,11 +1,11 @@
-//! What the proxy does to a message, without I/O: both halves of the forwarder, and [`Upstream`] around a client that
-//! answers at once.
+//! The transformation of messages, without I/O: both halves of the forwarder, and [`Upstream`] around a client that
+//! responds at once.
 //!
 //! ```sh
-//! cargo bench --bench rooms
+//! cargo bench --bench transform
 //! ```
 //!
-//! A room's cost is a difference: of two options, or of two messages.
+//! The cost of a module is the difference of two rows, which differ in one option or one message.
 
 use std::{
     cell::RefCell,
@@ -28,7 +28,7 @@ use tower_reverse_proxy::{Backend, ClientAddr, Forwarded, ReverseProxyLayer, Ups
 
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 60));
 
-/// The first line, then a field a line. What a server hands over has values that are shared, as these are.
+/// The first line, then one field per line. The parsed values share their memory, as those of a server do.
 const CURL: &str = "GET /mydir/page?q=1
 host: front.example
 user-agent: curl/8.5.0
@@ -98,12 +98,12 @@ fn main() {
         .measurement_time(Duration::from_secs(2))
         .configure_from_args();
     let forty = [CURL.to_owned(), (0..37).map(|number| format!("\nx-field-{number}: value")).collect()].concat();
-    // Each member names a field, and each has to be looked for.
+    // Each member nominates a field, and each needs a look-up.
     let hostile: String = (0..100).map(|line| format!("\nconnection: close, x-hop-{line}, keep-alive,,, y")).collect();
     let hostile = [CURL, &hostile].concat();
 
     let all = |to| ReverseProxyLayer::with_upstream(to).prefix("/mydir");
-    bench(&mut criterion, "request/passes by", |to| all(to).prefix("/other"), CURL, PLAIN);
+    bench(&mut criterion, "request/not below the prefix", |to| all(to).prefix("/other"), CURL, PLAIN);
     bench(&mut criterion, "request/curl", all, CURL, PLAIN);
     bench(&mut criterion, "request/browser", all, BROWSER, PLAIN);
     bench(&mut criterion, "request/api post", all, API, PLAIN);
@@ -129,7 +129,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// Measures one exchange through the middleware, up to the response. The messages are there already.
+/// Measures one exchange through the middleware, up to the response. The messages are created before.
 fn bench(
     criterion: &mut Criterion,
     name: &str,
@@ -145,8 +145,8 @@ fn bench(
     let prepare = || {
         let response = Response::from_parts(response.clone(), Body::from("0123456789abcdef"));
         let mut messages = client.0.borrow_mut();
-        messages.answers.push_back(response);
-        messages.asked.clear();
+        messages.responses.push_back(response);
+        messages.requests.clear();
         let body = if is_post { Body::from("0123456789abcdef") } else { Body::empty() };
         let mut request = Request::from_parts(request.clone(), body);
         request.extensions_mut().insert(ClientAddr::from(PEER));
@@ -156,7 +156,7 @@ fn bench(
         let exchange = |request| {
             let future = pin!(service.call(black_box(request)));
             let Poll::Ready(response) = future.poll(&mut Context::from_waker(Waker::noop())) else {
-                panic!("everything is ready")
+                panic!("the future is ready")
             };
             response
         };
@@ -164,14 +164,14 @@ fn bench(
     });
 }
 
-/// A client that has its answers ready, and keeps what it's asked: that is dropped off the clock.
+/// A client with prepared responses. It keeps the requests, so that dropping them isn't measured.
 #[derive(Clone, Default)]
 struct Prepared(Rc<RefCell<Messages>>);
 
 #[derive(Default)]
 struct Messages {
-    answers: VecDeque<Response<Body>>,
-    asked: Vec<Request<Body>>,
+    responses: VecDeque<Response<Body>>,
+    requests: Vec<Request<Body>>,
 }
 
 impl Service<Request<Body>> for Prepared {
@@ -185,8 +185,8 @@ impl Service<Request<Body>> for Prepared {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let mut messages = self.0.borrow_mut();
-        messages.asked.push(request);
-        ready(Ok(messages.answers.pop_front().expect("one for each request")))
+        messages.requests.push(request);
+        ready(Ok(messages.responses.pop_front().expect("one for each request")))
     }
 }
 
