@@ -1,9 +1,11 @@
-//! A way to the backend of one's own: a connector that finds addresses itself. It could as well open a tunnel, go through a
-//! SOCKS proxy, or send a PROXY protocol header.
+//! A way to the backend of one's own: a connector that finds addresses itself. It could as well open a tunnel, go
+//! through a SOCKS proxy, or send a PROXY protocol header.
 //!
 //! ```sh
 //! cargo run --example connector
 //! ```
+//!
+//! In an app of your own: `cargo add tower --features util` and `cargo add hyper-util --features tokio`.
 #![allow(clippy::print_stdout)]
 
 mod shared;

@@ -4,6 +4,8 @@
 //! cargo run --example failover                                                # one of the two is down
 //! cargo run --example failover -- http://127.0.0.1:8000 http://127.0.0.1:8001 # with yours
 //! ```
+//!
+//! In an app of your own: `cargo add tower --features util`.
 #![allow(clippy::print_stdout)]
 
 mod shared;
@@ -41,7 +43,8 @@ impl Service<Request<Body>> for InTurn {
     type Error = Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Error>> + Send>>;
 
-    /// Always ready, because the readiness of one member says nothing of the other: `call` waits for the one that it chooses.
+    /// Always ready, because the readiness of one member says nothing of the other: `call` waits for the one that it
+    /// chooses.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))
     }
@@ -53,8 +56,8 @@ impl Service<Request<Body>> for InTurn {
         }
         Box::pin(async move {
             match first.oneshot(request).await {
-                // An unsent request comes back whole, with its body. One that was sent in part doesn't: the backend may have
-                // acted on it.
+                // An unsent request comes back whole, with its body. One that was sent in part doesn't: the backend
+                // may have acted on it.
                 Err(mut error) => match error.take_request() {
                     Some(request) => second.oneshot(request).await,
                     None => Err(error),

@@ -20,8 +20,8 @@ use tower_reverse_proxy::{ReverseProxyLayer, Tunnels};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    // A server doesn't wait for WebSockets of HTTP/1.1 clients, and waits for those of HTTP/2 clients without a limit. This
-    // handle does both: it waits, and ends them.
+    // A server doesn't wait for WebSockets of HTTP/1.1 clients, and waits for those of HTTP/2 clients without a
+    // limit. This handle does both: it waits, and ends them.
     let tunnels = Tunnels::new();
     let app = Router::new()
         .route("/", get(|| async { "home\n" }))

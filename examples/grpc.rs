@@ -14,13 +14,14 @@
 //!
 //! In an app of your own, `cargo add axum --features http2` is what makes `axum::serve` speak HTTP/2.
 //!
-//! - **Streams and trailers** pass as they come, both ways. A client that cancels resets the call at the backend, and a reset
-//!   by the backend never looks like an end.
-//! - **Deadlines**: `grpc-timeout` passes to the server, which keeps it; so does the client, which cancels. The proxy's own
-//!   timeouts aren't deadlines: a long call needs them to be off, as below.
+//! - **Streams and trailers** pass as they come, both ways. A client that cancels resets the call at the backend, and
+//!   a reset by the backend never looks like an end.
+//! - **Deadlines**: `grpc-timeout` passes to the server, which keeps it; so does the client, which cancels. The
+//!   proxy's own timeouts aren't deadlines: a long call needs them to be off, as below.
 //! - **Failures** of the proxy are responses of trailers only: `grpc-status` 14 (UNAVAILABLE) when the backend is down,
 //!   4 (DEADLINE_EXCEEDED) when it is too late. `.on_error(..)` isn't called for them.
-//! - **Metadata** whose names have an underscore are removed, as from every request: `.keep_underscores(true)` passes them.
+//! - **Metadata** whose names have an underscore are removed, as from every request: `.keep_underscores(true)` passes
+//!   them.
 //! - **gRPC-Web** is another protocol, and passes like any request; it isn't translated.
 #![allow(clippy::print_stdout)]
 

@@ -3,6 +3,8 @@
 //! ```sh
 //! cargo run --example headers -- http://127.0.0.1:8000
 //! ```
+//!
+//! In an app of your own: `cargo add tower --features util` and `cargo add tower-http --features set-header`.
 #![allow(clippy::print_stdout)]
 
 mod shared;
@@ -23,8 +25,9 @@ use tower_reverse_proxy::ReverseProxyLayer;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    // On the upstream side: what the client sends can't remove these again, and an identity that is set here isn't taken
-    // for a client's claim. A `ServiceBuilder` reads from top to bottom: its first layer sees the request first.
+    // On the upstream side: what the client sends can't remove these again, and an identity that is set here isn't
+    // taken for a client's claim. A `ServiceBuilder` reads from top to bottom: its first layer sees the request
+    // first.
     let fields = ServiceBuilder::new()
         .layer(SetRequestHeaderLayer::overriding(
             HeaderName::from_static("x-api-key"),

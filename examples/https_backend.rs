@@ -30,8 +30,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_ansi(std::io::stdout().is_terminal()).init();
     let (backend, ca) = start_backend().await?;
 
-    // `ca` is the text of a PEM file: in an app of your own, `std::fs::read("ca.pem")?`. Only this CA is trusted for this
-    // backend. Without `.tls(..)`, it would be those that the platform trusts.
+    // `ca` is the text of a PEM file: in an app of your own, `std::fs::read("ca.pem")?`. Only this CA is trusted for
+    // this backend. Without `.tls(..)`, it would be those that the platform trusts.
     let tls = Tls::with_ca(ca)?
         // The URL has an address in it, the certificate a name: the name is what is verified.
         .server_name("legacy.example")?;

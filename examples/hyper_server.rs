@@ -3,6 +3,9 @@
 //! ```sh
 //! cargo run --example hyper_server -- http://127.0.0.1:8000
 //! ```
+//!
+//! In an app of your own: `cargo add tower --features util`, `cargo add hyper --features server` and
+//! `cargo add hyper-util --features server-auto,tokio`.
 #![allow(clippy::print_stdout)]
 
 mod shared;

@@ -3,6 +3,8 @@
 //! ```sh
 //! cargo run --example limits -- http://127.0.0.1:8000
 //! ```
+//!
+//! In an app of your own: `cargo add tower --features buffer,limit,load-shed`.
 #![allow(clippy::print_stdout)]
 
 mod shared;
@@ -17,9 +19,9 @@ use tower_reverse_proxy::{Client, ReverseProxyLayer};
 async fn main() -> Result<(), Box<dyn Error>> {
     let backend = shared::backend_url().await?;
 
-    // At most 2 requests a second. tower's `RateLimit` isn't `Clone`, because its count must not be split: the buffer has the
-    // only one, and is itself `Clone`. 4 requests wait in the buffer. `load_shed` answers further ones with 503; without it,
-    // they wait too.
+    // At most 2 requests a second. tower's `RateLimit` isn't `Clone`, because its count must not be split: the buffer
+    // has the only one, and is itself `Clone`. 4 requests wait in the buffer. `load_shed` answers further ones with
+    // 503; without it, they wait too.
     let rate = ServiceBuilder::new().load_shed().buffer(4).rate_limit(2, Duration::from_secs(1));
     let limited = ReverseProxyLayer::try_new(&backend)?.prefix("/rate").upstream_layer(rate);
 

@@ -4,6 +4,8 @@
 //! cargo test --example mock_upstream
 //! cargo run --example mock_upstream -- http://127.0.0.1:8000
 //! ```
+//!
+//! In an app of your own: `cargo add tower --features util --dev`.
 #![allow(clippy::print_stdout)]
 
 mod shared;

@@ -26,7 +26,8 @@ fn app(client: &Client) -> Router {
     // In a nested router. The prefix is relative to the nest, as routes are; the backend still sees /team/wiki/a.
     let team = Router::new()
         .route("/", get(|| async { "the team's own page\n" }))
-        // axum calls a nested router's layers for its routes and its own fallback only: without this line, /wiki is a 404.
+        // axum calls a nested router's layers for its routes and its own fallback only: without this line, /wiki is a
+        // 404.
         .fallback(|| async { StatusCode::NOT_FOUND })
         .layer(ReverseProxyLayer::new(client.clone()).prefix("/wiki"));
 

@@ -3,6 +3,8 @@
 //! ```sh
 //! cargo run --example per_request_target
 //! ```
+//!
+//! In an app of your own: `cargo add tower --features util`.
 #![allow(clippy::print_stdout)]
 
 mod shared;

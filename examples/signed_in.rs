@@ -39,8 +39,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .route("/", get(home))
         .route("/sign-out", post(sign_out))
         .layer(legacy)
-        // A layer that is added later sees the request first, so this one guards the proxy too. `route_layer` would not: it
-        // guards routes, and a directory that a layer serves isn't one. Then /legacy would be open to everyone.
+        // A layer that is added later sees the request first, so this one guards the proxy too. `route_layer` would
+        // not: it guards routes, and a directory that a layer serves isn't one. Then /legacy would be open to
+        // everyone.
         .layer(from_fn(signed_in))
         // A route that is added later isn't guarded.
         .route("/sign-in", get(sign_in_page).post(sign_in))
@@ -53,7 +54,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Passes requests of signed-in users on, with the name for the proxy. Reading a session may be a database query: hence async.
+/// Passes requests of signed-in users on, with the name for the proxy. Reading a session may be a database query:
+/// hence async.
 async fn signed_in(session: Session, mut request: Request, next: Next) -> Result<Response, Broken> {
     let Some(name) = session.get::<String>("user").await? else {
         return Ok(Redirect::to("/sign-in").into_response());

@@ -3,6 +3,9 @@
 //! ```sh
 //! cargo run --example trace -- http://127.0.0.1:8000
 //! ```
+//!
+//! In an app of your own: `cargo add tower-http --features trace`, and versions of opentelemetry, opentelemetry_sdk and
+//! tracing-opentelemetry that go together.
 #![allow(clippy::print_stdout)]
 
 mod shared;

@@ -5,7 +5,8 @@
 //! cargo run --example unix_socket -- unix:/run/app.sock # with yours
 //! ```
 //!
-//! A Unix socket that only the front can open is a good way to keep others away from a backend that believes `Remote-User`.
+//! A Unix socket that only the front can open is a good way to keep others away from a backend that believes
+//! `Remote-User`.
 #![allow(clippy::print_stdout)]
 
 mod shared;

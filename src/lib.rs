@@ -36,13 +36,14 @@
 //! | to know what a client can't do, and what you have to ensure | [security](guide::security), [limits](guide::limits) |
 //! | an error page, or metrics of failures | [`Error`], [failures](guide::failures) |
 //! | events, spans, request ids | [telemetry](guide::telemetry) |
-//! | several backends, failover, a target per request | [several backends](guide::several_backends), [`HttpService`] |
+//! | several backends, a target per request | [several backends](guide::several_backends), [`HttpService`] |
 //! | WebSockets, event streams, gRPC, a graceful shutdown | [upgrades](guide::upgrades) |
 //! | tests of your app, with a mock upstream | [testing](guide::testing) |
 //! | nginx, Caddy or TLS in front of your app | [behind a proxy](guide::behind_a_proxy) |
 //! | to go to production | the [checklist](guide::production) |
-//! | to come from nginx, axum-reverse-proxy, IIS | [nginx](guide::from_nginx), [axum-reverse-proxy](guide::from_axum_reverse_proxy), [IIS](guide::from_iis) |
-//! | a cache, retries, metrics, Kerberos, link rewriting | [not included](guide::not_included), and what to use instead |
+//! | to come from nginx or IIS | [from nginx](guide::from_nginx), [from IIS](guide::from_iis) |
+//! | to come from axum-reverse-proxy | [item by item](guide::from_axum_reverse_proxy) |
+//! | a cache, retries, metrics, Kerberos | [not included](guide::not_included), and what to use instead |
 //! | code to copy | the [examples](https://docs.rs/crate/tower-reverse-proxy/latest/source/examples/README.md) |
 //!
 //! # The parts
