@@ -6,7 +6,9 @@ mod support;
 
 mod cancel;
 mod client;
+mod composing;
 mod early_answers;
+mod failover;
 mod failures;
 mod fields;
 mod forwarded;

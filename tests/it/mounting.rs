@@ -372,15 +372,53 @@ async fn content_length_of_a_response_to_head_is_forwarded() {
 }
 
 #[test]
-fn a_backend_can_be_given_as_any_type_of_origin() {
-    let text = String::from("http://127.0.0.1:8000");
-    let _: Router = Router::new()
-        .layer(ReverseProxyLayer::new("http://127.0.0.1:8000"))
-        .layer(ReverseProxyLayer::new(&text))
-        .layer(ReverseProxyLayer::new(Uri::from_static("http://127.0.0.1:8000")))
-        .layer(ReverseProxyLayer::new(text.parse::<Backend>().unwrap()))
-        .layer(ReverseProxyLayer::new(text.clone()).prefix(String::from("/mydir")))
-        .fallback_service(ReverseProxy::new(text));
+fn a_client_can_be_given_as_any_type_of_origin_or_as_a_builder() {
+    const ORIGIN: &str = "http://127.0.0.1:8000";
+    let text = String::from(ORIGIN);
+    let backend: Backend = text.parse().unwrap();
+    let client = Client::builder(backend.clone()).build().unwrap();
+    let uri = Uri::from_static(ORIGIN);
+    let built = || Client::builder(&text).pool_max_idle(1);
+    let _: [ReverseProxyLayer; 7] = [
+        ReverseProxyLayer::new(ORIGIN),
+        ReverseProxyLayer::new(&text),
+        ReverseProxyLayer::new(text.clone()).prefix(String::from("/mydir")),
+        ReverseProxyLayer::new(uri.clone()),
+        ReverseProxyLayer::new(backend.clone()),
+        ReverseProxyLayer::new(built()),
+        ReverseProxyLayer::new(client.clone()),
+    ];
+    let _: [ReverseProxy; 7] = [
+        ReverseProxy::new(ORIGIN),
+        ReverseProxy::new(&text),
+        ReverseProxy::new(text.clone()),
+        ReverseProxy::new(uri.clone()),
+        ReverseProxy::new(backend.clone()),
+        ReverseProxy::new(built()),
+        ReverseProxy::new(client.clone()),
+    ];
+    for upstream in [
+        Upstream::new(ORIGIN),
+        Upstream::new(&text),
+        Upstream::new(text.clone()),
+        Upstream::new(uri),
+        Upstream::new(backend),
+        Upstream::new(built()),
+        Upstream::new(client),
+    ] {
+        assert_eq!(upstream.backend().to_string(), ORIGIN);
+    }
+}
+
+#[test]
+fn try_new_returns_errors_with_what_to_write() {
+    for (error, hint) in [
+        (ReverseProxyLayer::try_new("127.0.0.1:8000").unwrap_err(), "write for example \"http://127.0.0.1:8000\""),
+        (ReverseProxy::try_new("http://b/mydir").unwrap_err(), "write \"http://b\""),
+        (Upstream::try_new(Client::builder("http://b").max_connections(0)).unwrap_err(), "write `None` for no limit"),
+    ] {
+        assert!(error.to_string().contains(hint), "{error}");
+    }
 }
 
 #[test]
@@ -409,29 +447,6 @@ fn invalid_configuration_panics_with_what_to_write() {
         assert!(message.contains(named) && message.contains(hint), "{named}: {message}");
         assert!(!message.contains("s3cret"), "{message}");
     }
-}
-
-#[test]
-fn upstream_layers_are_applied_once_however_many_routes_there_are() {
-    #[derive(Clone, Default)]
-    struct Counting(Arc<AtomicUsize>);
-    impl<S> Layer<S> for Counting {
-        type Service = S;
-
-        fn layer(&self, inner: S) -> S {
-            self.0.fetch_add(1, Ordering::Relaxed);
-            inner
-        }
-    }
-
-    let count = Counting::default();
-    let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").prefix("/mydir").upstream_layer(count.clone());
-    let service =
-        ReverseProxyLayer::with_upstream(Upstream::new("http://127.0.0.1:8000")).upstream_layer(count.clone());
-    assert_eq!(count.0.load(Ordering::Relaxed), 2);
-    let routes = Router::new().route("/a", get(async || "")).route("/b", get(async || "").post(async || ""));
-    let _: Router = routes.fallback(async || "").layer(proxy).layer(service.prefix("/other"));
-    assert_eq!(count.0.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]

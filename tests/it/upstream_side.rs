@@ -3,10 +3,7 @@
 use std::{
     convert::Infallible,
     fmt,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -15,11 +12,10 @@ use axum::{
     body::Body,
     extract::Request,
     http::{HeaderValue, Response, StatusCode},
-    routing::get as get_route,
 };
 use http_body_util::BodyExt;
 use hyper_util::{client::legacy, rt::TokioExecutor};
-use tower::{Layer, Service, ServiceBuilder, ServiceExt, layer::layer_fn, service_fn, util::MapRequestLayer};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn, util::MapRequestLayer};
 use tower_http::timeout::TimeoutLayer as StatusTimeoutLayer;
 use tower_reverse_proxy::{
     Backend, BasicAuthLayer, Error, ErrorKind, RemoteUser, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer,
@@ -71,30 +67,6 @@ async fn an_upstream_layer_sees_the_request_as_sent_to_the_backend() {
     let mut names: Vec<_> = headers.keys().map(|name| name.as_str()).collect();
     names.sort_unstable();
     assert_eq!(names, ["host", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-prefix"]);
-}
-
-#[tokio::test]
-async fn an_upstream_layer_is_applied_once_however_many_routes_there_are() {
-    let applied = Arc::new(AtomicUsize::new(0));
-    let count = {
-        let applied = applied.clone();
-        layer_fn(move |client| {
-            applied.fetch_add(1, Ordering::SeqCst);
-            client
-        })
-    };
-    let proxy = ReverseProxyLayer::new(mirror().await).prefix("/mydir").upstream_layer(count);
-    let so_far = applied.load(Ordering::SeqCst);
-    let app = Router::new()
-        .route("/a", get_route(|| async {}))
-        .route("/b", get_route(|| async {}))
-        .fallback(|| async {})
-        .layer(proxy);
-    let addr = front(app).await;
-    for target in ["/a", "/mydir/x", "/mydir/y"] {
-        assert_eq!(get(addr, target, "").await.status(), 200);
-    }
-    assert_eq!(applied.load(Ordering::SeqCst), so_far);
 }
 
 #[tokio::test]
