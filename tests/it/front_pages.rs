@@ -62,3 +62,15 @@ fn links_to_the_guide_lead_to_its_pages() {
     }
     assert_ne!(found, 0);
 }
+
+#[test]
+fn the_figures_of_the_readme_are_those_of_the_benches() {
+    let benches = read("benches/README.md");
+    let readme = read("README.md");
+    let rows = readme.lines().filter_map(|line| line.strip_suffix(" |")?.rsplit_once("| ")).map(|(_, last)| last);
+    let figures: Vec<_> = rows.filter(|last| last.split(',').all(|part| part.parse::<u32>().is_ok())).collect();
+    assert_eq!(figures.len(), 5, "{figures:?}");
+    for figure in figures {
+        assert!(benches.contains(&format!("| {figure} |")), "{figure}");
+    }
+}
