@@ -7,6 +7,8 @@
 //!
 //! The cost of a module is the difference of two rows, which differ in one option or one message.
 
+#![allow(clippy::expect_used)] // the messages are written below
+
 use std::{
     cell::RefCell,
     collections::VecDeque,

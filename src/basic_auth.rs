@@ -81,6 +81,7 @@ impl BasicAuthLayer {
     /// If the name contains a colon or is empty, or if either contains control characters: Basic can't represent them
     /// (RFC 7617, section 2).
     #[track_caller]
+    #[must_use]
     pub fn new(user: &str, password: &str) -> Self {
         check_password(password);
         match credentials(user, password) {

@@ -288,11 +288,8 @@ fn refresh_url(value: &[u8]) -> Option<&[u8]> {
         return None;
     }
     let rest = rest.trim_ascii_start();
-    let url = match rest {
-        [b';' | b',', rest @ ..] => rest,
-        rest => rest,
-    }
-    .trim_ascii_start();
+    let ([b';' | b',', url @ ..] | url) = rest;
+    let url = url.trim_ascii_start();
     let named = url.split_at_checked(3).filter(|(name, _)| name.eq_ignore_ascii_case(b"url"));
     let named = named.and_then(|(_, rest)| rest.trim_ascii_start().strip_prefix(b"=")).map(<[u8]>::trim_ascii_start);
     let url = match named.unwrap_or(url) {

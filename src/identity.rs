@@ -46,6 +46,7 @@ impl RemoteUser {
     }
 
     /// Returns the name.
+    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -131,11 +132,13 @@ impl ClientAddr {
     /// let addr = ClientAddr::new("::ffff:192.0.2.1".parse().unwrap());
     /// assert_eq!(addr.ip().to_string(), "192.0.2.1");
     /// ```
+    #[must_use]
     pub fn new(addr: IpAddr) -> Self {
         Self(addr.to_canonical())
     }
 
     /// Returns the address.
+    #[must_use]
     pub fn ip(&self) -> IpAddr {
         self.0
     }

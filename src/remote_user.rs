@@ -88,6 +88,7 @@ impl RemoteUserLayer {
     ///     .layer(Extension(RemoteUser::new("alice")));
     /// # let _ = app;
     /// ```
+    #[must_use]
     pub fn new() -> Self {
         let header = HeaderName::from_static("remote-user");
         Self { config: Arc::new(Config { header, required: false, challenge: None, user: None }) }

@@ -38,6 +38,7 @@ pub struct TraceRedirectLayer {
 
 impl TraceRedirectLayer {
     /// Traces redirects, with queries and userinfo redacted.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }

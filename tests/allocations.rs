@@ -1,5 +1,5 @@
 //! The allocations of a request. A binary of its own, because the counter replaces the global allocator.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::{
     convert::Infallible,

@@ -2,7 +2,7 @@
 //!
 //! A binary of its own, because its subscriber is global. A thread's subscriber misses events whose callsite another
 //! thread registered first.
-#![allow(clippy::unwrap_used)] // a missing value fails the test
+#![allow(clippy::expect_used, clippy::unwrap_used)] // a missing value fails the test
 
 #[allow(dead_code, unused_imports)] // the other binary uses all of it
 #[path = "it/support/mod.rs"]

@@ -2,7 +2,7 @@
 //!
 //! Sleeps are in real time, because the gateway is another process.
 #![cfg(unix)]
-#![allow(clippy::unwrap_used)] // a missing value fails the test
+#![allow(clippy::expect_used, clippy::unwrap_used)] // a missing value fails the test
 
 use std::{
     env,
@@ -35,6 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Not a test: the gateway itself, when a test starts this binary again. So it's always built from the same sources.
 #[test]
+#[allow(clippy::exit)] // as the example's `main` ends
 fn process() {
     if let Ok(path) = env::var("GATEWAY_CONFIG") {
         exit(gateway::start(&[path]).into());

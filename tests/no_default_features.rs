@@ -1,6 +1,6 @@
 //! The proxy as a plain hyper service. Runs with every set of features; with `--no-default-features` it shows what remains
 //! without axum, HTTP/2 and TLS. The other tests over sockets need the default features.
-#![allow(clippy::unwrap_used)] // a missing value fails the test
+#![allow(clippy::expect_used, clippy::unwrap_used)] // a missing value fails the test
 
 #[allow(dead_code, unused_imports)] // the other binaries use all of it
 #[path = "it/support/mod.rs"]

@@ -2,7 +2,7 @@
 //! from either side, and leave no tasks, descriptors or memory.
 //!
 //! A binary of its own, because it counts the tasks and descriptors of the whole process.
-#![allow(clippy::unwrap_used)] // a missing value fails the test
+#![allow(clippy::expect_used, clippy::unwrap_used)] // a missing value fails the test
 
 #[path = "it/support/websocket.rs"]
 mod websocket;

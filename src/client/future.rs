@@ -78,9 +78,8 @@ impl Future for ResponseFuture {
                 }
                 State::Exchanging { connection, .. } => {
                     let sent = ready!(connection.poll_response(cx));
-                    match this.sent(sent, cx) {
-                        Some(outcome) => return Poll::Ready(outcome),
-                        None => continue,
+                    if let Some(outcome) = this.sent(sent, cx) {
+                        return Poll::Ready(outcome);
                     }
                 }
                 State::Switching(connection, _) => {

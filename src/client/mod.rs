@@ -163,6 +163,7 @@ impl Client {
     /// let client = Client::try_from("http://127.0.0.1:8000").unwrap();
     /// assert_eq!(client.backend().to_string(), "http://127.0.0.1:8000");
     /// ```
+    #[must_use]
     pub fn backend(&self) -> &Backend {
         &self.pool.backend
     }

@@ -178,6 +178,7 @@ impl ErrorKind {
     ///
     /// assert_eq!(ErrorKind::Connect.phase(), Phase::Connect);
     /// ```
+    #[must_use]
     pub fn phase(self) -> Phase {
         match self {
             Self::InvalidTarget
@@ -399,6 +400,7 @@ impl Error {
     ///
     /// assert_eq!(Error::rejected(StatusCode::FORBIDDEN, "not today").kind(), ErrorKind::Rejected);
     /// ```
+    #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.inner.kind
     }
@@ -411,6 +413,7 @@ impl Error {
     ///
     /// assert_eq!(Error::rejected(StatusCode::FORBIDDEN, "not today").phase(), Phase::Request);
     /// ```
+    #[must_use]
     pub fn phase(&self) -> Phase {
         self.kind().phase()
     }
@@ -423,6 +426,7 @@ impl Error {
     ///
     /// assert_eq!(Error::rejected(StatusCode::TOO_MANY_REQUESTS, "quota").status(), StatusCode::TOO_MANY_REQUESTS);
     /// ```
+    #[must_use]
     pub fn status(&self) -> StatusCode {
         match self.inner.response {
             Some(Rejection::Challenge(_)) => StatusCode::UNAUTHORIZED,
@@ -442,6 +446,7 @@ impl Error {
     ///     error.is_connect()
     /// }
     /// ```
+    #[must_use]
     pub fn is_connect(&self) -> bool {
         matches!(self.kind(), ErrorKind::Connect | ErrorKind::ConnectTimeout)
     }
@@ -464,6 +469,7 @@ impl Error {
     ///     error.is_unsent()
     /// }
     /// ```
+    #[must_use]
     pub fn is_unsent(&self) -> bool {
         self.is_connect() || self.kind() == ErrorKind::Overloaded || self.unsent.is_some()
     }
@@ -477,6 +483,7 @@ impl Error {
     ///     if error.is_timeout() { "timeout" } else { "failure" }
     /// }
     /// ```
+    #[must_use]
     pub fn is_timeout(&self) -> bool {
         matches!(
             self.kind(),
@@ -499,6 +506,7 @@ impl Error {
     /// assert!(Error::rejected(StatusCode::NOT_FOUND, "no such tenant").is_client());
     /// assert!(!Error::rejected(StatusCode::SERVICE_UNAVAILABLE, "maintenance").is_client());
     /// ```
+    #[must_use]
     pub fn is_client(&self) -> bool {
         match (self.phase(), self.kind()) {
             (_, ErrorKind::Rejected) => self.status().is_client_error(),

@@ -88,6 +88,7 @@ struct Timeouts {
 
 impl Tunnels {
     /// Creates an empty set of tunnels, with the default timeouts.
+    #[must_use]
     pub fn new() -> Self {
         Self {
             tracker: TaskTracker::new(),
@@ -155,6 +156,7 @@ impl Tunnels {
     ///
     /// assert_eq!(Tunnels::new().count(), 0);
     /// ```
+    #[must_use]
     pub fn count(&self) -> usize {
         self.tracker.len()
     }

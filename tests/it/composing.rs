@@ -166,7 +166,7 @@ async fn a_layer_of_the_application_rejects_like_the_proxy() {
                 }
             })
         });
-        let plain = front(Router::new().layer(ReverseProxyLayer::new(&origin).upstream_layer(gate.clone()))).await;
+        let plain = front(Router::new().layer(ReverseProxyLayer::new(&origin).upstream_layer(gate))).await;
         let answer = get(plain, "/x", "").await;
         assert_eq!((answer.status(), &*answer.text()), (status.as_u16(), status.canonical_reason().unwrap()));
         let grpc = get(plain, "/x", "Content-Type: application/grpc\r\n").await;

@@ -1,5 +1,5 @@
 //! Integration tests with raw bytes on both sides, client and backend, wherever bytes matter.
-#![allow(clippy::unwrap_used)] // a missing value fails the test
+#![allow(clippy::expect_used, clippy::unwrap_used)] // a missing value fails the test
 
 mod aliases;
 mod support;

@@ -329,7 +329,7 @@ async fn the_last_waiting_task_is_woken() {
                     go.notify_one();
                     Poll::Pending
                 }
-                ready => ready,
+                ready @ Poll::Ready(_) => ready,
             });
             (frame.await.unwrap().unwrap().into_data().unwrap(), body, go)
         });

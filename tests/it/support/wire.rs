@@ -46,11 +46,11 @@ impl Message {
     }
 
     /// The request that a [`mirror`] received, as its head and body.
-    pub(crate) fn mirrored(&self) -> Message {
+    pub(crate) fn mirrored(&self) -> Self {
         assert_eq!(self.status(), 200, "{self:?}");
         let text = self.text();
         let end = text.find("\r\n\r\n").unwrap_or_else(|| panic!("no mirror: {self:?}")) + 4;
-        Message { head: text[..end].into(), body: self.body[end..].into(), trailers: String::new(), complete: true }
+        Self { head: text[..end].into(), body: self.body[end..].into(), trailers: String::new(), complete: true }
     }
 }
 
