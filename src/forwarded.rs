@@ -62,7 +62,7 @@ impl Forwarded {
     /// ```
     /// use tower_reverse_proxy::Forwarded;
     ///
-    /// // A backend that reads RFC 7239 alone.
+    /// // A backend that reads `Forwarded` only.
     /// let forwarded = Forwarded::new().x_forwarded(false).rfc7239(true);
     /// # let _ = forwarded;
     /// ```

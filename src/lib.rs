@@ -54,43 +54,46 @@
 //!   behind it.
 //! - [`RemoteUserLayer`], [`BasicAuthLayer`] and [`TraceRedirectLayer`] are layers for the *upstream side*: between the
 //!   proxy's own rules and the client, where no client of the app can undo what they add.
-//! - [`Error`] is what became a 502: in the response's extensions, and in [`on_error`](ReverseProxyLayer::on_error).
+//! - [`Error`] describes a failure, such as the cause of a 502: in the response's extensions, and in
+//!   [`on_error`](ReverseProxyLayer::on_error).
 //!
 //! # Tenets
 //!
-//! In this order. *Safe*: what a client sends can't impersonate a user, smuggle a request, escape the prefix, or take
-//! down local routes. *Faithful*: what passes, passes unchanged, and a truncated response never looks complete.
-//! *Fast*: at the cost of a hand-tuned proxy. *Composable*: what an operator may choose is a tower layer; what an RFC
-//! obliges an intermediary to isn't up for choosing. *Plain*: one way to do each thing.
+//! They are listed by their priority. *Safe*: a client can't impersonate a user, smuggle a request, escape the prefix,
+//! or take down local routes. *Faithful*: messages are forwarded unchanged, except for the fields that an intermediary
+//! has to change, and a truncated response never looks complete. *Fast*: a request costs as much as in a hand-tuned
+//! proxy. *Composable*: choices of an operator are tower layers; duties of an intermediary aren't optional. *Plain*:
+//! there is one way to do each thing.
 //!
 //! # The life of a request
 //!
 //! ```text
 //! the application's router → ReverseProxyService
 //!  0  below the prefix, on a segment boundary of the raw path?
-//!     if not: the wrapped service gets the request as it is
+//!     if not: the wrapped service gets the unchanged request
 //! request half
 //!  1  refuse what must not be forwarded: TRACE; CONNECT, unless it opens a WebSocket; a target that
 //!     isn't a path, leaves the prefix by dot segments, or has a % without two hex digits; a Host that
 //!     is missing, repeated or malformed; a Transfer-Encoding that isn't one `chunked`; a loop
 //!     answer OPTIONS with Max-Forwards: 0
-//!  2  take the upgrade offer; drop one that isn't allowed
-//!  3  remove hop-by-hop fields, and all that any Connection line names; keep TE: trailers, Trailer
-//!  4  remove what a client may not set: names with `_`, Remote-User and other identity claims,
-//!     X-Forwarded-*, Forwarded, X-Real-IP, Proxy; trailers that would matter as fields
-//!  5  target: path and query as they came, also under nest; or with the prefix stripped or replaced
+//!  2  take the upgrade offer; remove one that isn't allowed
+//!  3  remove hop-by-hop fields, and all that any Connection line nominates; keep TE: trailers
+//!     and Trailer
+//!  4  remove fields that a client must not set: names with `_`, Remote-User and other identity claims,
+//!     X-Forwarded-*, Forwarded, X-Real-IP, Proxy; trailers that have a meaning as fields
+//!  5  target: the unchanged path and query, also under nest; or with the prefix stripped or replaced
 //!  6  Host, forwarding fields, Via; join cookie crumbs, remove hidden cookies
-//!  7  framing: Content-Length as the body is; chunked for a GET with a body
+//!  7  framing: the Content-Length of the body; chunked for a GET with a body of unknown length
 //!  8  version: HTTP/1.1; the upgrade offer
 //! upstream side
 //!  9  Upstream: origin, Host policy
 //! 10  upstream layers: Remote-User, Basic credentials, redirect traces, yours
 //! 11  Client: pool, connect, TLS → backend
 //! response half
-//! 12  101: only to what was offered, then a tunnel
+//! 12  101: only to an offered protocol, then a tunnel
 //! 13  one framing; remove hop-by-hop fields and Alt-Svc; Via; HTTP/1.1
 //! 14  Location, Content-Location, Refresh, Set-Cookie: the origin in Upstream, the path here
-//! 15  body: frame by frame; an error stays an error, so that the client sees an abort
+//! 15  body: frame by frame; an error is passed to the server, so that the client sees an abort
 //!
 //! a failure anywhere: one response, the Error in its extensions, one tracing event
 //! ```

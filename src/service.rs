@@ -1,4 +1,4 @@
-//! What can be an upstream: the bounds of a proxy, under one name.
+//! The bounds of an upstream service, under one name.
 
 use axum_core::{BoxError, body::Body};
 use bytes::Bytes;
@@ -42,7 +42,7 @@ use tower_service::Service;
 /// ```
 ///
 /// axum's `from_fn` as an upstream layer, because it wraps only services that never fail. A
-/// [`MapRequestLayer`](tower::util::MapRequestLayer) or a layer of one's own does the same on the upstream side; or
+/// [`MapRequestLayer`](tower::util::MapRequestLayer) or your own layer does the same on the upstream side; or
 /// `from_fn` stands around the router.
 ///
 /// ```compile_fail,E0277

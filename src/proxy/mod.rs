@@ -1,4 +1,4 @@
-//! The proxy as a service of its own, and as a layer around an application.
+//! The proxy as a service, and as a layer around an application.
 //!
 //! [`ReverseProxy`] sends every request to its upstream. [`ReverseProxyLayer`] makes a [`ReverseProxyService`], which
 //! sends requests below its prefix there, and everything else to the service that it wraps.

@@ -30,13 +30,13 @@ impl<U> ReverseProxyLayer<U> {
     /// the prefix, with 400. The backend gets it as an absolute path, which is independent of the backend's scheme and
     /// `Host`.
     ///
-    /// # How many
+    /// # Many prefixes
     ///
-    /// A request passes every layer that isn't its own. In axum that costs about 0.5 µs and 1.5 KiB of stack for each
-    /// (8 KiB and more in a debug build). Up to a hundred layers are fine. Beyond that, mount a
-    /// [`ReverseProxy`](crate::ReverseProxy) for each directory with `nest_service`: axum's router is a tree, in which
-    /// thousands cost little more than one. The example `gateway`, whose mounts come from a file, holds them in a
-    /// table.
+    /// A request passes through every layer, also through those of other prefixes. In axum, each costs about 0.5 µs and
+    /// 1.5 KiB of stack (8 KiB and more in a debug build). Up to a hundred layers are fine. For more, mount a
+    /// [`ReverseProxy`](crate::ReverseProxy) for each directory with `nest_service`, because axum's router is a tree,
+    /// in which thousands of routes cost little more than one. The example `gateway`, whose mounts come from a file,
+    /// has them in a table.
     ///
     /// ```
     /// use tower_reverse_proxy::ReverseProxyLayer;
@@ -181,7 +181,7 @@ impl<U> ReverseProxyLayer<U> {
     /// `X-ARR-ClientCert`; in every spelling that a server may fold into one of them. Each removal emits an event at
     /// debug level with the name of the field. As request trailers they are always removed.
     ///
-    /// `Remote-User` is always removed, and set by a [`RemoteUserLayer`](crate::RemoteUserLayer) alone;
+    /// `Remote-User` is always removed, and set by a [`RemoteUserLayer`](crate::RemoteUserLayer) only;
     /// `X-Forwarded-User`, `-Groups` and `-Email` are removed as every `X-Forwarded-*` is. A layer of the application's
     /// own that sets such a field belongs on the [upstream side](Self::upstream_layer), where no field is removed.
     ///
@@ -225,7 +225,8 @@ impl<U> ReverseProxyLayer<U> {
         for name in &names {
             assert!(
                 is_cookie_name(name),
-                "invalid cookie name {name:?}: write the name alone, without value, blanks and attributes, such as \"id\""
+                "invalid cookie name {name:?}: write the name only, without value, whitespace and \
+                 attributes, such as \"id\""
             );
         }
         self.configure(|config| config.hidden_cookies = names)
@@ -235,7 +236,7 @@ impl<U> ReverseProxyLayer<U> {
 /// # Upgrades
 impl<U> ReverseProxyLayer<U> {
     /// Adds a protocol that clients may switch to, by its token in `Upgrade` (RFC 9110, section 7.8). Default:
-    /// `websocket` alone.
+    /// `websocket` only.
     ///
     /// An offer of any other protocol is removed, and the request is forwarded without it.
     ///
@@ -326,8 +327,8 @@ impl<U> ReverseProxyLayer<U> {
     /// backend that reads nothing more becomes 504 ([`SendTimeout`](crate::ErrorKind::SendTimeout)). After the head, a
     /// frame in either direction restarts it for both, because a client may only listen for hours, or only send; an
     /// exchange that is silent in both directions is aborted
-    /// ([`ResponseBodyTimeout`](crate::ErrorKind::ResponseBodyTimeout)). Clients that don't read the response are the
-    /// server's to time out.
+    /// ([`ResponseBodyTimeout`](crate::ErrorKind::ResponseBodyTimeout)). It doesn't apply to clients that don't read
+    /// the response, which the server has to limit.
     ///
     /// ```
     /// use std::time::Duration;
@@ -343,8 +344,8 @@ impl<U> ReverseProxyLayer<U> {
         self.configure(|config| config.body_idle_timeout = timeout)
     }
 
-    /// Sets what makes the response of a failure. Default: the status and its reason as plain text. The
-    /// [`Error`](crate::Error) is put into the response's extensions in any case.
+    /// Sets the function that creates the response to a failure. Default: the status and its reason as plain text. In
+    /// either case, the [`Error`](crate::Error) is inserted into the response's extensions.
     ///
     /// The [`Failure`] has the error, and the method, target and header fields of the request:
     ///
@@ -370,12 +371,12 @@ impl<U> ReverseProxyLayer<U> {
     /// ```
     ///
     /// gRPC requests get a gRPC status instead. With a hook, the method, target and fields of every request are cloned,
-    /// because the request is gone when it fails.
+    /// because the request has been sent when a failure occurs.
     ///
     /// # Security
     ///
-    /// The error's text and source are for the log, because they may contain addresses of the backend. The request's
-    /// fields may contain credentials.
+    /// Don't send the text or the source of the error to clients, because they may contain addresses of the backend.
+    /// The request's fields may contain credentials.
     #[doc(alias = "error page")]
     #[doc(alias = "error_page")]
     #[doc(alias = "fallback")]

@@ -141,7 +141,7 @@ where
 /// The middleware that [`ReverseProxyLayer`] makes: requests below the prefix go to the proxy, everything else goes to
 /// the wrapped service, untouched.
 ///
-/// Readiness is the wrapped service's alone, so an unavailable backend doesn't block other routes.
+/// Its readiness is that of the wrapped service, so an unavailable backend doesn't block other routes.
 ///
 /// A clone shares the wrapped service and makes its own copy when it's first polled for readiness. Cloning therefore
 /// costs the same in front of one proxy as in front of a hundred, and a clone for each request, as axum makes one,

@@ -72,7 +72,7 @@ async fn a_backend_cannot_set_a_hidden_cookie() {
 }
 
 #[tokio::test]
-#[should_panic(expected = "invalid cookie name \"id=1\": write the name alone")]
+#[should_panic(expected = "invalid cookie name \"id=1\": write the name only")]
 async fn hide_cookies_takes_names_only() {
     let _ = layer("http://127.0.0.1:9").hide_cookies(["id=1"]);
 }
