@@ -19,6 +19,7 @@ use crate::{
     error::{Error, ErrorKind},
     headers::reserved::remove_folded,
     identity::{CredentialsUser, RemoteUser, is_representable},
+    observe,
 };
 
 /// A layer that sends Basic credentials to the backend, in place of the client's own `Authorization`.
@@ -173,11 +174,7 @@ impl Credentials {
                 request.extensions_mut().insert(CredentialsUser(user.clone()));
                 let Some(user) = user else { return Ok(()) };
                 credentials(user.as_str(), password).ok_or_else(|| {
-                    tracing::error!(
-                        target: "tower_reverse_proxy",
-                        user = ?user.as_str(),
-                        "the user name can't be represented in Basic credentials; the request is refused"
-                    );
+                    observe::unrepresentable_in_basic(user.as_str());
                     ErrorKind::UnrepresentableUser
                 })?
             }

@@ -141,6 +141,8 @@ mod backend;
 mod error;
 mod expect;
 mod identity;
+mod method;
+mod observe;
 mod path;
 
 #[cfg(feature = "axum")]

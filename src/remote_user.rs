@@ -18,6 +18,7 @@ use crate::{
     error::{Error, ErrorKind},
     headers::{is_token_byte, reserved::remove_folded, trailers::ForbiddenTrailers},
     identity::{CredentialsUser, RemoteUser},
+    observe,
 };
 
 /// A layer that sends the signed-in user's name to the backend in `Remote-User`.
@@ -281,12 +282,7 @@ impl Config {
                 Ok(())
             }
             None => {
-                tracing::error!(
-                    target: "tower_reverse_proxy",
-                    user = ?user.as_str(),
-                    header = %self.header,
-                    "the user name can't be represented in a header field; the request is refused"
-                );
+                observe::unrepresentable_user(user.as_str(), &self.header);
                 Err(ErrorKind::UnrepresentableUser.into())
             }
         }

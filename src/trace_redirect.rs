@@ -12,6 +12,8 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use crate::observe;
+
 /// A layer that emits one [`tracing`] event for each redirect that the backend answers with.
 ///
 /// The event's target is `tower_reverse_proxy::redirect`, its level `INFO`. It has the fields `method`, `target` (of
@@ -118,13 +120,12 @@ where
             && let Some(location) = response.headers().get(LOCATION)
         {
             let location = String::from_utf8_lossy(location.as_bytes());
-            tracing::info!(
-                target: "tower_reverse_proxy::redirect",
-                method = %this.method,
-                target = %this.layer.redacted(this.uri.path_and_query().map_or("/", |target| target.as_str())),
-                status = response.status().as_u16(),
-                location = ?this.layer.redacted(&location),
-                "the backend redirects"
+            let target = this.uri.path_and_query().map_or("/", |target| target.as_str());
+            observe::redirect(
+                this.method,
+                &this.layer.redacted(target),
+                response.status(),
+                &this.layer.redacted(&location),
             );
         }
         Poll::Ready(Ok(response))

@@ -4,6 +4,8 @@ use axum_core::body::Body;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use http_body::Body as _;
 
+use crate::method::is_idempotent;
+
 /// A request that is under way, if sending it twice is as good as once.
 #[derive(Default)]
 pub(super) struct Repeat {
@@ -67,11 +69,6 @@ fn part<'a>(fields: &mut &'a [u8]) -> Option<&'a [u8]> {
 /// Whether a request may be sent again: it does no harm, and there's no body, of which nothing would be left.
 pub(super) fn is_harmless(request: &Request<Body>) -> bool {
     is_idempotent(request.method()) && request.body().is_end_stream()
-}
-
-/// Whether sending the request twice is as good as once (RFC 9110, section 9.2.2).
-pub(super) fn is_idempotent(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
 }
 
 #[cfg(test)]

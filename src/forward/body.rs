@@ -22,6 +22,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind, classify_request_body, classify_response_body},
     headers::trailers::{self, ForbiddenTrailers},
+    observe,
 };
 
 pin_project! {
@@ -204,7 +205,7 @@ where
             }
         };
         if !error.is_reported() {
-            super::failure::trace(&error);
+            observe::failure(&error);
             error.report();
         }
         // On an error, hyper's server closes the connection without flushing its buffer; on `Pending`, it flushes.

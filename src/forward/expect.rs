@@ -22,7 +22,7 @@ use http::{Request, StatusCode, header::EXPECT};
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 
-use crate::expect::ContinueSignal;
+use crate::{expect::ContinueSignal, observe};
 
 pin_project! {
     /// Ready when the backend has sent a 100, or the continue timeout has elapsed.
@@ -42,18 +42,14 @@ impl Expectation {
             .get_all(EXPECT)
             .iter()
             .any(|value| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"100-continue"));
-        if !expects && !tracing::enabled!(target: "tower_reverse_proxy", tracing::Level::DEBUG) {
+        if !expects && !observe::shows_informational_responses() {
             return None;
         }
         let signal = ContinueSignal::default();
         let continued = signal.clone();
         hyper::ext::on_informational(request, move |response| match response.status() {
             StatusCode::CONTINUE => continued.release(),
-            status => tracing::debug!(
-                target: "tower_reverse_proxy",
-                status = status.as_u16(),
-                "an informational response isn't forwarded"
-            ),
+            status => observe::informational_response(status),
         });
         if !expects {
             return None;

@@ -1,6 +1,6 @@
 //! Turns a failure into one response, with the error in its extensions, and one event.
 
-use std::{error::Error as _, fmt, ops::Deref};
+use std::{fmt, ops::Deref};
 
 use axum_core::body::Body;
 use http::{
@@ -9,7 +9,7 @@ use http::{
 };
 
 use super::{config::ForwardConfig, request::Refusal, response::no_body};
-use crate::{error::Error, headers::grpc};
+use crate::{error::Error, headers::grpc, observe};
 
 /// The argument of an [`on_error`](crate::ReverseProxyLayer::on_error) hook: the [`Error`], to which it dereferences,
 /// and the head of the failed request, as the client sent it.
@@ -109,7 +109,7 @@ pub(super) fn respond(
     };
     // An unsent request is dropped before the response is sent, because its body reads from the client's connection.
     drop(error.take_request());
-    trace(&error);
+    observe::failure(&error);
     let mut response = match (&config.on_error, request) {
         _ if is_grpc => grpc_response(&error),
         (Some(on_error), Some(request)) => on_error(&Failure { error: error.clone(), request: *request }),
@@ -123,27 +123,6 @@ pub(super) fn respond(
     }
     response.extensions_mut().insert(error);
     response
-}
-
-/// Emits the event of a failure: at debug level for the client's, at warn level for the backend's.
-pub(super) fn trace(error: &Error) {
-    let cause = causes(error);
-    if error.is_client() {
-        tracing::debug!(target: "tower_reverse_proxy", kind = ?error.kind(), phase = ?error.phase(), cause, "{error}");
-    } else {
-        tracing::warn!(target: "tower_reverse_proxy", kind = ?error.kind(), phase = ?error.phase(), cause, "{error}");
-    }
-}
-
-/// Returns the whole chain of causes, because the first one rarely contains the reason.
-fn causes(error: &Error) -> String {
-    let mut causes = Vec::new();
-    let mut cause = error.source();
-    while let Some(this) = cause {
-        causes.push(this.to_string());
-        cause = this.source();
-    }
-    causes.join(": ")
 }
 
 /// Returns a constant text for each status, which discloses nothing about the backend.

@@ -23,6 +23,7 @@ use crate::{
         via,
     },
     identity::ClientAddr,
+    observe,
     path::{Nest, PathPolicy, Target},
     upgrade::UpgradeOffer,
 };
@@ -136,11 +137,7 @@ pub(super) fn prepare(config: &ForwardConfig, request: &mut Request<Body>) -> Re
 #[cold]
 fn trace_removed(name: &str, keep: KeptFields) {
     if !keep.identity_claims && reserved::is_identity_claim(name) {
-        tracing::debug!(
-            target: "tower_reverse_proxy",
-            header = name,
-            "an identity claim of an untrusted peer is removed"
-        );
+        observe::removed_identity_claim(name);
     }
 }
 

@@ -7,6 +7,7 @@ use http::{
 };
 
 use super::{location::rebase, map_values};
+use crate::observe;
 
 /// Joins the `Cookie` lines of an HTTP/2 client that splits them (RFC 9113, section 8.2.3).
 pub(crate) fn join_crumbs(headers: &mut HeaderMap) {
@@ -71,7 +72,7 @@ pub(crate) fn drop_set(headers: &mut HeaderMap, names: &[String]) {
     }
     let (name, all) = lines.remove_entry_mult();
     let kept: Vec<_> = all.filter(|line| !sets_one(line)).collect();
-    tracing::debug!(target: "tower_reverse_proxy", "a Set-Cookie for a hidden cookie is removed");
+    observe::removed_set_cookie();
     for line in kept {
         headers.append(&name, line);
     }

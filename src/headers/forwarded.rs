@@ -19,6 +19,7 @@ use http::{
 use ipnet::IpNet;
 
 use super::{eq_folded, is_token_byte, members};
+use crate::observe;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -114,11 +115,7 @@ impl ForwardedPolicy {
     fn warn_no_address(&self) {
         // The load comes first, so that later requests don't write to the shared cache line.
         if !self.warned_no_address.load(Ordering::Relaxed) && !self.warned_no_address.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                target: "tower_reverse_proxy",
-                "requests have no peer address, so the backend gets no X-Forwarded-For; serve the application with \
-                 `into_make_service_with_connect_info::<SocketAddr>()`, or insert a `ClientAddr` into their extensions"
-            );
+            observe::no_peer_address();
         }
     }
 

@@ -23,7 +23,11 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{timeout::bounded, tunnel_guard::TunnelGuard};
+use crate::{
+    observe::{self, EndedTunnel},
+    timeout::bounded,
+    tunnel_guard::TunnelGuard,
+};
 
 /// Tracks the open tunnels of one or more proxies, such as WebSockets, and limits how long they last.
 ///
@@ -229,7 +233,7 @@ async fn tunnel(client: OnUpgrade, backend: OnUpgrade, stop: CancellationToken, 
     let (client, backend) = match stop.run_until_cancelled(both).await {
         Some(Ok(both)) => both,
         Some(Err(error)) => {
-            tracing::debug!(target: "tower_reverse_proxy::tunnel", %error, "an upgrade isn't completed");
+            observe::incomplete_upgrade(&error);
             return;
         }
         None => return,
@@ -266,15 +270,13 @@ async fn tunnel(client: OnUpgrade, backend: OnUpgrade, stop: CancellationToken, 
         Poll::Pending
     })
     .await;
-    tracing::info!(
-        target: "tower_reverse_proxy::tunnel",
-        up = stats.up.load(Ordering::Relaxed),
-        down = stats.down.load(Ordering::Relaxed),
-        age_ms = u64::try_from(stats.start.elapsed().as_millis()).unwrap_or(u64::MAX),
-        ended_by = if expired { "half-closed timeout" } else { stats.end.get().copied().unwrap_or_default() },
-        error,
-        "a tunnel has ended"
-    );
+    observe::ended_tunnel(&EndedTunnel {
+        up: stats.up.load(Ordering::Relaxed),
+        down: stats.down.load(Ordering::Relaxed),
+        age: stats.start.elapsed(),
+        ended_by: if expired { "half-closed timeout" } else { stats.end.get().copied().unwrap_or_default() },
+        error: error.as_deref(),
+    });
 }
 
 /// The size of the buffer of each direction, in bytes.

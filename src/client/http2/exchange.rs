@@ -16,7 +16,6 @@ use super::{
         authenticates_connection,
         body::ResponseBody,
         pool::{Found, Need, Pool},
-        repeat::is_idempotent,
     },
     Stream, Taken,
     head::{HeadSize, Share},
@@ -26,6 +25,7 @@ use crate::{
     error::{Error, ErrorKind, classify},
     expect::ContinueSignal,
     headers::framing,
+    method::is_idempotent,
 };
 
 /// What becomes of a request that HTTP/2 is meant for.

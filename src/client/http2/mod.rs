@@ -38,6 +38,7 @@ pub(super) use self::{
     unread::Reader,
 };
 use super::{ClientOptions, pool::Found, stream::Stream as Io};
+use crate::observe;
 
 /// The HTTP/2 connections to one backend.
 #[derive(Debug, Default)]
@@ -203,7 +204,7 @@ impl Connections {
             // It's closed by now: nobody waits for what it would have said.
             told.allow(usize::MAX);
             if let Err(error) = over {
-                tracing::debug!(target: "tower_reverse_proxy", %error, "an HTTP/2 connection broke off");
+                observe::broken_connection(&error);
             }
         });
         load.settled().await?;

@@ -1,0 +1,135 @@
+//! Every event that the crate emits, one function for each. The guide `telemetry` lists them, and a test holds the list.
+
+use std::{error::Error as _, fmt, time::Duration};
+
+use http::{HeaderName, Method, StatusCode};
+
+use crate::error::Error;
+
+/// Logs a failure, once: at debug level if it's the client's, at warn level if it's the backend's.
+pub(crate) fn failure(error: &Error) {
+    let cause = causes(error);
+    if error.is_client() {
+        tracing::debug!(target: "tower_reverse_proxy", kind = ?error.kind(), phase = ?error.phase(), cause, "{error}");
+    } else {
+        tracing::warn!(target: "tower_reverse_proxy", kind = ?error.kind(), phase = ?error.phase(), cause, "{error}");
+    }
+}
+
+/// Returns the whole chain of causes, because the first one rarely contains the reason.
+fn causes(error: &Error) -> String {
+    let mut causes = Vec::new();
+    let mut cause = error.source();
+    while let Some(this) = cause {
+        causes.push(this.to_string());
+        cause = this.source();
+    }
+    causes.join(": ")
+}
+
+/// Logs that no `X-Forwarded-For` can be sent, because nothing else shows it.
+#[cold]
+pub(crate) fn no_peer_address() {
+    tracing::warn!(
+        target: "tower_reverse_proxy",
+        "requests have no peer address, so the backend gets no X-Forwarded-For; serve the application with \
+         `into_make_service_with_connect_info::<SocketAddr>()`, or insert a `ClientAddr` into their extensions"
+    );
+}
+
+/// Logs a user name that isn't a field value.
+#[cold]
+pub(crate) fn unrepresentable_user(user: &str, header: &HeaderName) {
+    tracing::error!(
+        target: "tower_reverse_proxy",
+        user = ?user,
+        header = %header,
+        "the user name can't be represented in a header field; the request is refused"
+    );
+}
+
+/// Logs a user name that Basic credentials can't contain.
+#[cold]
+pub(crate) fn unrepresentable_in_basic(user: &str) {
+    tracing::error!(
+        target: "tower_reverse_proxy",
+        user = ?user,
+        "the user name can't be represented in Basic credentials; the request is refused"
+    );
+}
+
+/// Logs the removal of an identity claim, which an operator may look for.
+pub(crate) fn removed_identity_claim(header: &str) {
+    tracing::debug!(
+        target: "tower_reverse_proxy",
+        header,
+        "an identity claim of an untrusted peer is removed"
+    );
+}
+
+/// Logs the removal of a `Set-Cookie`. The cookie's name isn't shown, because the field is the backend's.
+pub(crate) fn removed_set_cookie() {
+    tracing::debug!(target: "tower_reverse_proxy", "a Set-Cookie for a hidden cookie is removed");
+}
+
+/// Whether [`informational_response`] would be seen.
+pub(crate) fn shows_informational_responses() -> bool {
+    tracing::enabled!(target: "tower_reverse_proxy", tracing::Level::DEBUG)
+}
+
+/// Logs a 1xx response of the backend.
+pub(crate) fn informational_response(status: StatusCode) {
+    tracing::debug!(
+        target: "tower_reverse_proxy",
+        status = status.as_u16(),
+        "an informational response isn't forwarded"
+    );
+}
+
+/// Logs the end of an HTTP/2 connection to the backend.
+#[cfg(feature = "http2")]
+pub(crate) fn broken_connection(error: &dyn fmt::Display) {
+    tracing::debug!(target: "tower_reverse_proxy", %error, "an HTTP/2 connection broke off");
+}
+
+/// Logs an upgrade of which one side left.
+pub(crate) fn incomplete_upgrade(error: &dyn fmt::Display) {
+    tracing::debug!(target: "tower_reverse_proxy::tunnel", %error, "an upgrade isn't completed");
+}
+
+/// What a tunnel was, at its end.
+pub(crate) struct EndedTunnel<'a> {
+    /// Bytes from the client.
+    pub(crate) up: u64,
+    /// Bytes from the backend.
+    pub(crate) down: u64,
+    pub(crate) age: Duration,
+    pub(crate) ended_by: &'static str,
+    pub(crate) error: Option<&'a str>,
+}
+
+/// Logs the end of a tunnel.
+pub(crate) fn ended_tunnel(tunnel: &EndedTunnel<'_>) {
+    let &EndedTunnel { up, down, age, ended_by, error } = tunnel;
+    tracing::info!(
+        target: "tower_reverse_proxy::tunnel",
+        up,
+        down,
+        age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+        ended_by,
+        error,
+        "a tunnel has ended"
+    );
+}
+
+/// Logs a redirect of the backend. `target` and `location` have been redacted.
+pub(crate) fn redirect(method: &Method, target: &str, status: StatusCode, location: &str) {
+    tracing::info!(
+        target: "tower_reverse_proxy::redirect",
+        method = %method,
+        target = %target,
+        status = status.as_u16(),
+        location = ?location,
+        "the backend redirects"
+    );
+}
