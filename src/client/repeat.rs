@@ -4,7 +4,7 @@ use axum_core::body::Body;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use http_body::Body as _;
 
-use crate::method::is_idempotent;
+use crate::{error::MayBeProcessed, method::is_idempotent};
 
 /// A request that is under way, if sending it twice is as good as once.
 #[derive(Default)]
@@ -56,6 +56,7 @@ impl Repeat {
             request.headers_mut().append(name, value);
         }
         self.forget();
+        request.extensions_mut().insert(MayBeProcessed);
         Some(request)
     }
 }

@@ -42,6 +42,8 @@ pub struct Error {
     /// Whether its event has been emitted. Not shared with clones, because requests that waited for one connection
     /// share its error.
     reported: bool,
+    /// Whether an earlier attempt of the client may have been processed, whatever became of the last one.
+    may_be_processed: bool,
     /// The request, if nothing of it was sent. `Some` without a request after it has been taken.
     unsent: Option<Arc<Mutex<Option<Request<Body>>>>>,
 }
@@ -331,22 +333,49 @@ impl Error {
     }
 
     fn from_parts(kind: ErrorKind, source: Option<BoxError>, response: Option<Rejection>) -> Self {
-        Self { inner: Arc::new(Inner { kind, source, response }), reported: false, unsent: None }
+        Self {
+            inner: Arc::new(Inner { kind, source, response }),
+            reported: false,
+            may_be_processed: false,
+            unsent: None,
+        }
     }
 
-    /// Attaches the request, of which nothing was sent.
+    /// Attaches the request, of which the last attempt has sent nothing.
+    ///
+    /// It isn't attached if it's refused, because it would be refused again, or if an earlier attempt may have been
+    /// processed.
     pub(crate) fn with_unsent(mut self, request: Request<Body>) -> Self {
-        self.unsent = Some(Arc::new(Mutex::new(Some(request))));
+        if request.extensions().get::<MayBeProcessed>().is_some() {
+            self.may_be_processed = true;
+        } else if self.phase() != Phase::Request {
+            self.unsent = Some(Arc::new(Mutex::new(Some(request))));
+        }
         self
     }
 
-    /// Takes the request from the error if nothing of it was sent, so that it can be sent to another upstream.
+    /// Drops the unsent request of this error and of its causes.
+    pub(crate) fn drop_request(&self) {
+        let mut cause = Some(self as &(dyn error::Error + 'static));
+        while let Some(this) = cause {
+            if let Some(unsent) = this.downcast_ref::<Self>().and_then(|error| error.unsent.as_ref()) {
+                let request = unsent.lock().unwrap_or_else(PoisonError::into_inner).take();
+                drop(request);
+            }
+            cause = this.source();
+        }
+    }
+
+    /// Takes the request from the error if [nothing of it was sent](Self::is_unsent), so that it can be sent to another
+    /// upstream.
     ///
-    /// It's complete, with its body, as the [`Client`](crate::Client) got it. An [`Upstream`](crate::Upstream) in
-    /// between has set its `Host` and its URI's authority, which the next one sets again.
+    /// It's complete, with its body and extensions, as the [`Client`](crate::Client) got it, except that its URI may be
+    /// in origin-form. An [`Upstream`](crate::Upstream) in between has set its URI and, depending on the
+    /// [`HostPolicy`](crate::HostPolicy), its `Host`. The next one sets the URI again, but `Preserve` keeps the `Host`
+    /// of the first.
     ///
-    /// Returns `None` if a part of it was sent; if it has been taken before, from this error or a clone of it; or if
-    /// the failure isn't the [`Client`](crate::Client)'s, as with [`rejected`](Self::rejected).
+    /// Returns `None` if it may have been processed; if it has been taken before, from this error or a clone of it; or
+    /// if the failure isn't the [`Client`](crate::Client)'s, as with [`rejected`](Self::rejected).
     ///
     /// ```
     /// use axum::{body::Body, http::Request, response::Response};
@@ -367,6 +396,12 @@ impl Error {
     ///     }
     /// }
     /// ```
+    ///
+    /// # Security
+    ///
+    /// It has the fields that the layers of the first upstream have set, such as the `Authorization` of a
+    /// [`BasicAuthLayer`](crate::BasicAuthLayer). Upstreams that get each other's requests need the same layers around
+    /// each of them, or the layers around the balancer. Otherwise, the second backend gets the first one's credentials.
     #[doc(alias = "failover")]
     #[doc(alias = "retry")]
     #[doc(alias = "proxy_next_upstream")]
@@ -453,13 +488,14 @@ impl Error {
 
     /// Returns `true` if nothing of the request was sent to a backend, because there was no connection: the backend
     /// couldn't be [reached](Self::is_connect), the connection closed before anything was written, or there was no
-    /// capacity ([`Overloaded`](ErrorKind::Overloaded)).
+    /// capacity ([`Overloaded`](ErrorKind::Overloaded)). An HTTP/2 stream that the backend has refused unprocessed
+    /// (RFC 9113, section 8.7) counts as unsent.
     ///
     /// A retry layer may send such a request again with any method, to this backend or to another one. If the failure
     /// is the [`Client`](crate::Client)'s, [`take_request`](Self::take_request) returns the request.
     ///
     /// It's `false` for a refused request ([`Phase::Request`]), although nothing of it was sent, because it would be
-    /// refused again.
+    /// refused again; and if the client has resent an idempotent request whose first attempt may have been processed.
     ///
     /// ```
     /// use tower_reverse_proxy::Error;
@@ -471,7 +507,7 @@ impl Error {
     /// ```
     #[must_use]
     pub fn is_unsent(&self) -> bool {
-        self.is_connect() || self.kind() == ErrorKind::Overloaded || self.unsent.is_some()
+        !self.may_be_processed && (self.is_connect() || self.kind() == ErrorKind::Overloaded || self.unsent.is_some())
     }
 
     /// Returns `true` if one of the proxy's timeouts elapsed.
@@ -516,6 +552,10 @@ impl Error {
         }
     }
 }
+
+/// Marks a request that the client sends a second time, as an extension: the first attempt may have been processed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MayBeProcessed;
 
 impl From<ErrorKind> for Error {
     fn from(kind: ErrorKind) -> Self {

@@ -103,12 +103,12 @@ pub(super) fn respond(
     is_grpc: bool,
     request: Option<Box<RequestHead>>,
 ) -> Response<Body> {
-    let mut error = match refusal {
+    let error = match refusal {
         Refusal::Failed(error) => error,
         Refusal::Final => return final_recipient(),
     };
     // An unsent request is dropped before the response is sent, because its body reads from the client's connection.
-    drop(error.take_request());
+    error.drop_request();
     observe::failure(&error);
     let mut response = match (&config.on_error, request) {
         _ if is_grpc => grpc_response(&error),

@@ -17,7 +17,8 @@ use crate::service::HttpService;
 /// An upstream of any type, boxed, for the field of a struct or for a list of different upstreams.
 ///
 /// [`ReverseProxyLayer::boxed`](crate::ReverseProxyLayer::boxed) and
-/// [`ReverseProxy::boxed`](crate::ReverseProxy::boxed) make one. It costs two allocations per request.
+/// [`ReverseProxy::boxed`](crate::ReverseProxy::boxed) make one. It costs up to three allocations per request: a clone, a
+/// future and, unless it is a [`Body`] already, the response's body.
 ///
 /// ```
 /// use tower_reverse_proxy::{BoxUpstream, RemoteUserLayer, ReverseProxy, ReverseProxyLayer};

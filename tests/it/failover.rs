@@ -15,16 +15,23 @@ use axum::{
     Router,
     body::{Body, Bytes},
     extract::Request,
-    http::{HeaderMap, HeaderValue, Response},
+    http::{HeaderMap, HeaderValue, Response, StatusCode},
 };
 use http_body_util::{BodyExt, Channel};
-use tower::{Service, ServiceExt, service_fn};
+use tokio::{net::TcpListener, time::timeout};
+use tower::{Service, ServiceExt, service_fn, util::MapErrLayer};
 use tower_reverse_proxy::{
     Client, ClientBuilder, Error, ErrorKind, InvalidClient, ReverseProxyLayer, Upstream, client::ResponseBody,
 };
 
 use crate::support::{
-    PATIENCE, Pipe, answering, ask, closing, front, get, mirror, others_run, recording, refusing, within,
+    PATIENCE, Pipe, Wire, answering, ask, closing, front, get, mirror, others_run, recording, refusing,
+    seen_to_be_kept, within,
+};
+#[cfg(feature = "http2")]
+use crate::support::{
+    frames::{GOAWAY, RST_STREAM, frame},
+    http2_backends::framing,
 };
 
 /// A `POST` with a body of two frames, the second of which is sent later.
@@ -118,6 +125,89 @@ async fn a_request_that_was_sent_does_not_come_back() {
     let mut error = outcome.unwrap_err();
     assert_eq!((error.kind(), error.is_unsent()), (ErrorKind::ConnectionClosed, false));
     assert!(error.take_request().is_none());
+}
+
+/// An extension of the application's, such as a session.
+#[derive(Clone, Debug, PartialEq)]
+struct Session(&'static str);
+
+fn get_request() -> Request {
+    let request = Request::get("http://front.example/x?y").header("host", "front.example");
+    request.extension(Session("alice")).body(Body::empty()).unwrap()
+}
+
+/// The first attempt may have been processed, and the copy for the second one has no extensions.
+#[tokio::test]
+async fn a_request_that_was_written_once_does_not_come_back_from_the_second_attempt() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = Client::builder(format!("http://{}", listener.local_addr().unwrap())).build().unwrap();
+    let backend = tokio::spawn(async move {
+        let mut wire = Wire::new(listener.accept().await.unwrap().0);
+        wire.head().await.unwrap();
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+        wire.head().await.unwrap();
+        // The connection closes with the listener, so that the second attempt is refused.
+        drop(listener);
+    });
+    let response = client.clone().oneshot(get_request()).await.unwrap();
+    response.into_body().collect().await.unwrap();
+    seen_to_be_kept().await;
+    let mut error = client.clone().oneshot(get_request()).await.unwrap_err();
+    backend.await.unwrap();
+    assert_eq!((error.kind(), error.is_unsent()), (ErrorKind::Connect, false));
+    assert!(error.take_request().is_none());
+}
+
+#[tokio::test]
+#[cfg(feature = "http2")]
+async fn a_refused_stream_comes_back_and_one_that_may_have_been_processed_does_not() {
+    for (answer, is_unsent) in [(RST_STREAM, true), (GOAWAY, false)] {
+        let url = framing(move |_, stream| match answer {
+            RST_STREAM => frame(RST_STREAM, 0, stream, &[0, 0, 0, 7]),
+            _ => frame(GOAWAY, 0, 0, &[0; 8]),
+        })
+        .await;
+        let client = Client::builder(&url).http2(true).build().unwrap();
+        let mut error = client.clone().oneshot(get_request()).await.unwrap_err();
+        assert_eq!((error.kind(), error.is_unsent()), (ErrorKind::ConnectionClosed, is_unsent));
+        let unsent = error.take_request();
+        assert_eq!(unsent.is_some(), is_unsent);
+        if let Some(unsent) = unsent {
+            assert_eq!(unsent.headers()["host"], "front.example");
+            assert_eq!(unsent.version(), axum::http::Version::HTTP_11);
+            assert_eq!(unsent.extensions().get(), Some(&Session("alice")));
+        }
+    }
+}
+
+#[tokio::test]
+#[cfg(feature = "http2")]
+async fn a_head_that_is_too_large_is_refused_and_does_not_come_back() {
+    let url = framing(|_, _| Vec::new()).await;
+    let client = Client::builder(&url).http2(true).http2_max_request_head(1).build().unwrap();
+    let mut error = client.clone().oneshot(get_request()).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_unsent()), (ErrorKind::RequestHeadTooLarge, false));
+    assert!(error.take_request().is_none());
+}
+
+/// The error is in the response's extensions, and the request's body reads from the client's connection.
+#[tokio::test]
+async fn the_request_is_dropped_before_the_response_is_sent() {
+    let unreachable = || ReverseProxyLayer::new("http://127.0.0.1:9");
+    let busy = |error: Error| Error::rejected(StatusCode::SERVICE_UNAVAILABLE, error);
+    let plain = unreachable().boxed().into_service();
+    let wrapped = unreachable().upstream_layer(MapErrLayer::new(busy)).boxed().into_service();
+    for (proxy, status) in [(plain, 502), (wrapped, 503)] {
+        let (mut sender, body) = Channel::<Bytes>::new(1);
+        let response = proxy
+            .oneshot(Request::post("/x").header("host", "front.example").body(Body::new(body)).unwrap())
+            .await
+            .unwrap();
+        assert_eq!(response.status(), status);
+        let sent = timeout(PATIENCE, async { while sender.send_data(Bytes::from_static(b"more")).await.is_ok() {} });
+        assert!(sent.await.is_ok(), "the body is kept: {status}");
+        drop(response);
+    }
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Error>> + Send>>;

@@ -22,7 +22,7 @@ use super::{
     websocket,
 };
 use crate::{
-    error::{Error, ErrorKind, classify},
+    error::{Error, ErrorKind, MayBeProcessed, classify},
     expect::ContinueSignal,
     headers::framing,
     method::is_idempotent,
@@ -158,7 +158,7 @@ async fn send(
             } else if is_refused_by_us(error.error()) && stream.load.has_had_large_head() {
                 ErrorKind::ResponseHeadTooLarge
             } else {
-                let unread = message.or_else(|| again.filter(|again| is_unprocessed(error.error(), again.method())));
+                let unread = message.or_else(|| unprocessed(error.error(), again?));
                 let unread = unread.map(|mut unread| {
                     unread.extensions_mut().extend(extensions);
                     unread
@@ -190,21 +190,22 @@ fn copy(request: &Request<Body>) -> Option<Request<Body>> {
     Some(copy)
 }
 
-/// Whether the backend says that it has done nothing for a stream (RFC 9113, section 8.7).
+/// Returns the copy of a request whose stream the backend hasn't processed (RFC 9113, section 8.7), to be sent again.
 ///
-/// hyper doesn't tell a stream that is beyond the last one of a GOAWAY from one that was under way as the connection went
-/// after it: of these, only what may be sent twice is sent again.
-fn is_unprocessed(error: &hyper::Error, method: &Method) -> bool {
-    let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
-    cause.is_some_and(|cause| {
-        cause.is_remote()
-            && (cause.is_reset() && cause.reason() == Some(Reason::REFUSED_STREAM)
-                || cause.is_go_away() && is_idempotent(method))
-    })
+/// hyper doesn't distinguish a stream beyond the last one of a GOAWAY from one that was in progress when the connection
+/// ended after it. Of these, only idempotent requests are sent again, and they may have been processed.
+fn unprocessed(error: &hyper::Error, mut copy: Request<Body>) -> Option<Request<Body>> {
+    let cause = error.source()?.downcast_ref::<h2::Error>().filter(|cause| cause.is_remote())?;
+    if cause.is_reset() && cause.reason() == Some(Reason::REFUSED_STREAM) {
+        return Some(copy);
+    }
+    copy.extensions_mut().insert(MayBeProcessed);
+    (cause.is_go_away() && is_idempotent(copy.method())).then_some(copy)
 }
 
-/// Takes back what [`as_http2`] did. The target becomes HTTP/1.1's where it's sent.
+/// Reverts [`as_http2`]. The target becomes HTTP/1.1's where it's sent.
 fn as_http1(mut request: Request<Body>) -> Request<Body> {
+    *request.version_mut() = Version::HTTP_11;
     let host = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
     if let Some(host) = host {
         request.headers_mut().insert(HOST, host);
