@@ -20,8 +20,12 @@ use crate::error::{Error, ErrorKind};
 
 /// The body of a [`Client`](super::Client)'s response.
 ///
-/// Its frames come as they are read; small ones that have come together are one. Dropped before its end, it closes its
-/// HTTP/1.1 connection, or resets its HTTP/2 stream.
+/// It passes frames on as they are read; small frames that arrive together become one. At its end, its HTTP/1.1 connection returns
+/// to the pool.
+///
+/// # Cancel safety
+///
+/// Dropping it before its end closes its HTTP/1.1 connection, or resets its HTTP/2 stream.
 pub struct ResponseBody {
     /// Data that came with the head.
     early: Bytes,

@@ -216,7 +216,7 @@ fn tcp(timeout: Option<Duration>) -> Tcp {
     tcp.enforce_http(false);
     // Shared by the addresses: one that is dead leaves time for the others.
     tcp.set_connect_timeout(timeout);
-    // Small requests and answers wait for nobody's acknowledgement.
+    // Small requests and responses don't wait for an acknowledgement.
     tcp.set_nodelay(true);
     // A tunnel may be silent for long, and its peer gone.
     tcp.set_keepalive(Some(Duration::from_secs(60)));

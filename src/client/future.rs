@@ -29,8 +29,8 @@ use crate::error::{Error, ErrorKind, classify};
 ///
 /// # Cancel safety
 ///
-/// Dropping it closes the connection that the request was on, or resets its stream. Before that, it leaves the queue for a
-/// connection: one that is being made goes to another request, or is kept.
+/// Dropping it closes the connection that the request was sent on, or resets its stream. A request that waits for a connection
+/// leaves the queue; a connection that is being made for it goes to another request, or to the pool.
 #[must_use = "futures do nothing unless polled"]
 pub struct ResponseFuture {
     pool: Arc<Pool>,

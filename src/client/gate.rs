@@ -170,7 +170,7 @@ mod tests {
             rounds += 1;
             let within = inner.poll(&inner_waker, &mut Context::from_waker(&inner_task), |_| {
                 if rounds == 1 {
-                    // Of the other one: whoever holds it may be another task.
+                    // Of the other half, whose holder may be another task.
                     waker.wake_by_ref();
                 }
                 Poll::<()>::Pending

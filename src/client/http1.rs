@@ -1,4 +1,4 @@
-//! An HTTP/1.1 connection that whoever holds it drives: no task of its own, no wake-up of another thread.
+//! An HTTP/1.1 connection that its holder drives: no task of its own, no wake-up of another thread.
 
 use std::{
     fmt,
@@ -39,7 +39,7 @@ pub(super) struct Connection {
     progress: Arc<Progress>,
     /// The request under way, if it may be sent again.
     pub(super) repeat: Repeat,
-    /// Whether hyper's buffer has grown with the last body. It can't be told to shrink it.
+    /// Whether hyper's buffer has grown with the last body. hyper has no way to shrink it.
     pub(super) has_grown: bool,
 }
 
@@ -119,8 +119,8 @@ impl Connection {
 
     /// Whether the connection is idle and the backend has neither closed it nor said anything since.
     ///
-    /// It costs no system call while nothing has come. What was woken by this connection before isn't any more. Nobody has to
-    /// ask before a [`send`](Self::send): the driver looks for itself before it writes.
+    /// It costs no system call while nothing has come. As a side effect, the connection's waker is replaced.
+    /// Calling it before a [`send`](Self::send) is unnecessary, because the driver reads before it writes.
     pub(super) fn is_reusable(&mut self) -> bool {
         let Self { driver, gate, waker, .. } = self;
         let _ = gate.poll(waker, &mut Context::from_waker(Waker::noop()), |cx| {

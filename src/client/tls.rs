@@ -71,7 +71,7 @@ impl Tls {
     ///
     /// # Errors
     ///
-    /// If there are none, or no provider.
+    /// If there are no root certificates, or there is no provider.
     pub fn new() -> Result<Self, InvalidTls> {
         let found = rustls_native_certs::load_native_certs();
         let mut roots = RootCertStore::empty();
@@ -87,7 +87,7 @@ impl Tls {
         Self::with_roots(roots)
     }
 
-    /// Trusts a CA of one's own, and no other: one or more certificates in PEM.
+    /// Trusts the CA certificates in `pem`, and no others: one or more X.509 certificates in PEM.
     ///
     /// ```
     /// use tower_reverse_proxy::Tls;
@@ -101,7 +101,7 @@ impl Tls {
     ///
     /// # Errors
     ///
-    /// If there's no certificate in it, or one that can't be read, or no provider.
+    /// If it contains no certificate, or an invalid one, or if there is no provider.
     pub fn with_ca(pem: impl AsRef<[u8]>) -> Result<Self, InvalidTls> {
         let mut roots = RootCertStore::empty();
         for certificate in certificates(pem.as_ref(), "the CA")? {
@@ -112,9 +112,9 @@ impl Tls {
         Self::with_roots(roots)
     }
 
-    /// Takes everything from a configuration of rustls: another provider, other versions, a verifier of one's own.
+    /// Uses a configuration of rustls: another provider, other versions, a verifier of one's own.
     ///
-    /// Its ALPN protocols are set by the proxy.
+    /// The client sets its ALPN protocols.
     ///
     /// ```
     /// use tower_reverse_proxy::{Tls, rustls::{ClientConfig, RootCertStore, crypto::CryptoProvider, version::TLS13}};
@@ -143,8 +143,8 @@ impl Tls {
         Ok(Self::with_config(config))
     }
 
-    /// Shows a certificate to a backend that asks for one: the chain, the client's own certificate first, and its private
-    /// key, both in PEM (PKCS #8, PKCS #1 or SEC1, not encrypted). Default: none.
+    /// Sets the certificate for a backend that requests one (mutual TLS): the chain, the client's own certificate first, and its
+    /// private key, both in PEM (PKCS #8, PKCS #1 or SEC1, not encrypted). Default: none.
     ///
     /// ```
     /// use tower_reverse_proxy::Tls;
@@ -158,7 +158,7 @@ impl Tls {
     ///
     /// # Errors
     ///
-    /// If either can't be read, or the key isn't the certificate's. The error doesn't repeat the key.
+    /// If either is invalid, or the key isn't the certificate's. The error doesn't contain the key.
     pub fn client_certificate(mut self, chain: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Result<Self, InvalidTls> {
         let chain = certificates(chain.as_ref(), "the client's chain")?;
         // What can't be read of a key isn't said: it may be the key.
@@ -174,8 +174,8 @@ impl Tls {
         Ok(self)
     }
 
-    /// Sets the name that the backend is asked for (SNI, RFC 6066, section 3) and that its certificate has to be for: a DNS
-    /// name, or an address, which SNI doesn't say. Default: the backend's host.
+    /// Sets the server name that is sent to the backend (SNI, RFC 6066, section 3) and that its certificate must be valid for: a
+    /// DNS name, or an address, which isn't sent as SNI. Default: the backend's host.
     ///
     /// ```
     /// use tower_reverse_proxy::{Client, Tls};

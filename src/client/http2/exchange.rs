@@ -49,7 +49,7 @@ impl Pool {
     }
 }
 
-/// Sends a request, a second time if nobody can have read the first.
+/// Sends a request, and resends it if the backend can't have processed it.
 pub(in super::super) async fn exchange(
     pool: Arc<Pool>,
     mut request: Request<Body>,

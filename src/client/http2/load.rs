@@ -191,7 +191,7 @@ impl Load {
     pub(super) fn end(&self) {
         let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.unused.store(elapsed, Ordering::Relaxed);
-        // Whoever sees that it was the last one sees when it was.
+        // Ordered, so that a reader that sees the last stream end sees its time, too.
         self.streams.fetch_sub(1, Ordering::SeqCst);
     }
 

@@ -161,7 +161,7 @@ impl Connections {
         self.lacks_connect.load(Ordering::Relaxed)
     }
 
-    /// Makes a connection of a stream, and takes a place on it; nobody finds it who may not share it. It's made when the
+    /// Makes a connection of a stream, and takes a place on it; requests that may not share it don't find it. It's made when the
     /// backend's SETTINGS have come.
     async fn open(&self, io: Io, share: Share) -> Result<Stream, BoxError> {
         let load = Arc::new(Load::new(self.freed.clone(), self.windows, self.answers));
@@ -182,27 +182,27 @@ impl Connections {
             .keep_alive_while_idle(self.keep_alive.while_idle)
             .handshake(io)
             .await?;
-        let told = load.clone();
+        let observed = load.clone();
         let forget = forget_unused(Arc::downgrade(&self.open), load.clone(), self.idle_timeout);
         tokio::spawn(async move {
             let over = {
-                let (mut driver, mut applied) = (pin!(driver), pin!(told.applied.notified()));
+                let (mut driver, mut applied) = (pin!(driver), pin!(observed.applied.notified()));
                 let mut forget = pin!(forget);
                 let over = poll_fn(|cx| {
                     let _ = forget.as_mut().poll(cx);
                     while applied.as_mut().poll(cx).is_ready() {
-                        applied.set(told.applied.notified());
+                        applied.set(observed.applied.notified());
                     }
                     let over = driver.as_mut().poll(cx);
                     // Before the number, which says that this is final.
-                    told.connect.store(driver.is_extended_connect_protocol_enabled(), Ordering::Relaxed);
-                    told.allow(driver.current_max_send_streams());
+                    observed.connect.store(driver.is_extended_connect_protocol_enabled(), Ordering::Relaxed);
+                    observed.allow(driver.current_max_send_streams());
                     over
                 });
                 over.await
             };
-            // It's closed by now: nobody waits for what it would have said.
-            told.allow(usize::MAX);
+            // It's closed, so no request has to wait for its SETTINGS.
+            observed.allow(usize::MAX);
             if let Err(error) = over {
                 observe::broken_connection(&error);
             }
@@ -248,7 +248,7 @@ async fn forget_unused(open: Weak<Mutex<Vec<Shared>>>, load: Arc<Load>, timeout:
             }
         };
         let Some(open) = open.upgrade() else { break };
-        // Nobody opens a stream meanwhile.
+        // No stream is opened meanwhile.
         let mut open = lock(&open);
         let (now, unused) = (Instant::now(), load.unused_since());
         due = timeout.map(|timeout| unused.unwrap_or(now) + timeout);

@@ -74,7 +74,7 @@ impl Pool {
             {
                 return Place::Taken(Taken::Http1(found));
             }
-            // Nobody waits for a connection that it can't share.
+            // A request doesn't wait for a connection that it can't share.
             let is_awaited = share == Share::Shared && !self.http2.are_http1();
             let connecting = if is_awaited { self.http2.connecting.try_lock().ok() } else { None };
             if is_awaited && connecting.is_none() {
@@ -95,7 +95,7 @@ impl Pool {
                 // An unused one is in the way of one that is needed.
                 Share::Alone => self.http2.forget_one_unused(),
             }
-            self.http2.freed.told.notified().await;
+            self.http2.freed.notify.notified().await;
         }
     }
 }
@@ -103,7 +103,7 @@ impl Pool {
 impl Connections {
     /// Waits until something has come back, or the connection that is being made is there, or has failed.
     async fn freed_or_connected(&self) {
-        let (mut freed, mut connected) = (pin!(self.freed.told.notified()), pin!(self.connecting.lock()));
+        let (mut freed, mut connected) = (pin!(self.freed.notify.notified()), pin!(self.connecting.lock()));
         poll_fn(|cx| match freed.as_mut().poll(cx).is_ready() || connected.as_mut().poll(cx).is_ready() {
             true => Poll::Ready(()),
             false => Poll::Pending,
@@ -115,7 +115,7 @@ impl Connections {
 /// That a stream or a connection has ended, where there are as many as there may be.
 #[derive(Debug, Default)]
 pub(super) struct Freed {
-    told: Notify,
+    notify: Notify,
     /// How many wait for it: it isn't for requests that come after. Who is woken doesn't depend on it.
     waiting: AtomicUsize,
     /// Whether HTTP/1.1 requests wait for what unused connections have.
@@ -125,7 +125,7 @@ pub(super) struct Freed {
 impl Freed {
     /// Has the waiter look again. If there's none now, the next one does, once more than it needs.
     pub(super) fn tell(&self) {
-        self.told.notify_one();
+        self.notify.notify_one();
     }
 
     fn is_awaited(&self) -> bool {

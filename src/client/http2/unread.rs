@@ -73,7 +73,7 @@ struct Answer {
     is_drained: bool,
     /// What small frames beyond the bound have cost, since all was read.
     overhead: usize,
-    /// What had been charged for frames that have been read, and nobody knows yet.
+    /// The charge of frames that have been read, not yet reported.
     released: usize,
 }
 

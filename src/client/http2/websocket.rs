@@ -12,7 +12,7 @@ use hyper::{body::Incoming, ext::Protocol};
 use super::{super::body::ResponseBody, Stream};
 use crate::{headers::websocket, tunnel_guard::TunnelGuard};
 
-/// Whether the request opens a WebSocket. Of other upgrades nobody has said what they are in HTTP/2.
+/// Whether the request opens a WebSocket. No specification defines other upgrades over HTTP/2.
 pub(super) fn is_asked_for<B>(request: &Request<B>) -> bool {
     request.headers().get(UPGRADE).is_some_and(|token| token.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }

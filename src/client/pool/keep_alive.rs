@@ -1,6 +1,6 @@
 //! How long the backend lets a connection be idle, as far as it has been seen.
 //!
-//! A request that comes as the backend closes is lost, and nobody can tell whether it was read. One that may be sent twice is
+//! A request that races with the backend closing an idle connection fails, and it's unknown whether it was read. One that may be sent twice is
 //! sent again; one that may not goes over no connection that has been idle for nearly as long as any was seen to be kept.
 
 use std::time::Duration;

@@ -173,9 +173,9 @@ impl Pool {
         }
     }
 
-    /// Keeps a connection that nobody waits for; returns one that isn't kept, to be closed not under the lock.
+    /// Keeps a connection that no request waits for. Returns one that isn't kept, to be closed without the lock.
     fn keep(self: &Arc<Self>, state: &mut State, Found { connection, idle }: Found) -> Option<Box<Connection>> {
-        // Without a runtime there's nobody to sweep.
+        // Without a runtime, no task can sweep.
         let (1.., Ok(runtime)) = (self.max_idle, Handle::try_current()) else { return Some(connection) };
         let is_spare = connection.has_grown || idle.is_none();
         state.idle.push(Idle { connection, since: Instant::now(), is_spare });

@@ -57,7 +57,7 @@ enum Step {
 impl Pool {
     /// Waits for a connection.
     pub(in super::super) fn wait(self: &Arc<Self>, need: Need) -> Waiting {
-        let (tell, told) = oneshot::channel();
+        let (tell, outcome) = oneshot::channel();
         let mut state = self.lock();
         let number = state.queue.next;
         state.queue.next += 1;
@@ -72,7 +72,7 @@ impl Pool {
             self.queue_timeout.filter(|_| self.is_overfull(&state)).map(|timeout| Box::pin(tokio::time::sleep(timeout)))
         };
         self.serve(state);
-        Waiting { pool: self.clone(), number, told, patience }
+        Waiting { pool: self.clone(), number, outcome, patience }
     }
 
     /// Whether the last waiter gets no connection of its own: not all that the waiters need have been reserved yet where another
@@ -238,11 +238,11 @@ impl Drop for Attempt {
 ///
 /// # Cancel safety
 ///
-/// Dropping it leaves the queue. A connection that is being made goes to somebody else.
+/// Dropping it leaves the queue. A connection that is being made goes to another request.
 pub(in super::super) struct Waiting {
     pool: Arc<Pool>,
     number: u64,
-    told: oneshot::Receiver<Result<Found, Error>>,
+    outcome: oneshot::Receiver<Result<Found, Error>>,
     /// How long it may take to get out of the queue.
     patience: Option<Pin<Box<Sleep>>>,
 }
@@ -251,9 +251,9 @@ impl Future for Waiting {
     type Output = Result<Found, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Poll::Ready(told) = Pin::new(&mut self.told).poll(cx) {
+        if let Poll::Ready(outcome) = Pin::new(&mut self.outcome).poll(cx) {
             // Who leaves the queue in other ways than these has left by itself.
-            return Poll::Ready(told.unwrap_or_else(|_| Err(ErrorKind::Connect.into())));
+            return Poll::Ready(outcome.unwrap_or_else(|_| Err(ErrorKind::Connect.into())));
         }
         match self.patience.as_mut().map(|patience| patience.as_mut().poll(cx)) {
             Some(Poll::Ready(())) => Poll::Ready(Err(overloaded())),
@@ -264,8 +264,8 @@ impl Future for Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.told.close();
-        match self.told.try_recv() {
+        self.outcome.close();
+        match self.outcome.try_recv() {
             // It came as we left.
             Ok(Ok(found)) => self.pool.give(self.pool.lock(), found),
             Ok(Err(_)) => {}
