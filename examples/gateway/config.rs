@@ -1,4 +1,4 @@
-//! The configuration file: what it may say, and one line about what is wrong with it.
+//! The configuration file, whose errors are one line each.
 
 use std::{fs, net::SocketAddr, time::Duration};
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::{Wrong, serve::Limits};
 
-/// The file, checked as far as it concerns the whole gateway. The mounts are checked when they're made.
+/// The parsed file. The options of the whole gateway have been checked; those of a mount are checked when it's created.
 pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     pub(crate) threads: Option<usize>,
@@ -109,7 +109,8 @@ pub(crate) struct Mount {
 }
 
 impl Mount {
-    /// Refuses keys that need what the crate hasn't got yet: without them the mount would do something else than was asked.
+    /// Refuses keys that the crate doesn't support yet, because the mount would differ from its configuration without
+    /// them.
     pub(crate) fn check_supported(&self) -> Result<(), Wrong> {
         let unsupported = [
             ("backends", &self.backends),

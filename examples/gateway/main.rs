@@ -33,8 +33,8 @@
 //!
 //! `test_sign_in = true` takes the user's name from the request without a check, for test beds.
 //!
-//! `config` reads the file, `mounts` is the table of the mounts, `serve` accepts connections and ends them. SIGTERM and Ctrl-C
-//! end tunnels and idle connections at once, and let requests finish for 10 seconds.
+//! `config` reads the file, `mounts` is the table of the mounts, and `serve` accepts connections and ends them. On
+//! SIGTERM and Ctrl-C, tunnels and idle connections are closed at once, and requests may finish for 10 seconds.
 
 #![allow(clippy::print_stdout)]
 
@@ -61,7 +61,7 @@ use tower_reverse_proxy::{RemoteUser, Tunnels};
 
 use self::{config::Config, mounts::Table};
 
-/// What is wrong, in one line.
+/// The text of an error, in one line.
 type Wrong = String;
 
 fn main() -> ExitCode {
@@ -134,7 +134,7 @@ struct Front {
 
 impl Front {
     async fn answer(&self, mut request: Request<Incoming>) -> Response {
-        // Before the mounts, because they pass on who is signed in.
+        // Before the mounts, because they send the user to their backends.
         if self.test_sign_in
             && let Err(refusal) = sign_in::sign_in(&mut request)
         {

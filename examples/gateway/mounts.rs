@@ -1,4 +1,4 @@
-//! The mounts: a table that finds a path's mount, and how a mount is made of its configuration.
+//! The mounts: the table that finds the mount of a path, and the creation of a mount from its configuration.
 
 use std::{collections::HashMap, convert::Infallible, future::Future, pin::Pin, time::Duration};
 
@@ -19,8 +19,8 @@ use super::{
     tls::BackendTls,
 };
 
-/// What is mounted where. It's found by the longest prefix, segment by segment, so that thousands of mounts cost what one
-/// does, and a path is never looked at beyond the deepest prefix.
+/// The mounts by their prefixes. A look-up finds the longest prefix, segment by segment. Its cost doesn't depend on the
+/// number of mounts, and it doesn't read a path beyond the deepest prefix.
 pub(crate) struct Table<T> {
     /// The directories; the first one is `/`.
     directories: Vec<Directory<T>>,
@@ -28,7 +28,7 @@ pub(crate) struct Table<T> {
 
 struct Directory<T> {
     mounted: Option<T>,
-    /// The directories in this one, by name.
+    /// The subdirectories, by name.
     below: HashMap<Box<str>, usize>,
 }
 
@@ -43,7 +43,7 @@ impl<T> Table<T> {
         Self { directories: vec![Directory::new()] }
     }
 
-    /// Mounts something; returns what was mounted there before.
+    /// Inserts a mount. Returns the previous mount at the same prefix.
     pub(crate) fn insert(&mut self, prefix: &str, mount: T) -> Option<T> {
         let mut at = 0;
         for segment in prefix.split('/').filter(|segment| !segment.is_empty()) {
@@ -56,7 +56,7 @@ impl<T> Table<T> {
         self.directories[at].mounted.replace(mount)
     }
 
-    /// Finds what is mounted at the longest prefix of the path. Segments are compared byte for byte, as [`Prefix`] does it.
+    /// Finds the mount at the longest prefix of the path. Segments are compared byte for byte, as by [`Prefix`].
     pub(crate) fn find(&self, path: &str) -> Option<&T> {
         let mut segments = path.strip_prefix('/')?.split('/');
         let mut directory = &self.directories[0];
@@ -71,7 +71,7 @@ impl<T> Table<T> {
     }
 }
 
-/// A proxy whose type is forgotten: which layers it has depends on the configuration.
+/// A boxed proxy, because its layers depend on the configuration.
 pub(crate) type Proxy = Box<dyn Fn(Request<Incoming>) -> Answer + Send + Sync>;
 type Answer = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
 
@@ -83,7 +83,7 @@ where
     Box::new(move |request| Box::pin(proxy.clone().call(request)))
 }
 
-/// Makes every mount of the file.
+/// Creates every mount of the file.
 pub(crate) fn table(config: &Config, tunnels: &Tunnels) -> Result<Table<Proxy>, Wrong> {
     let common = Common::new(config, tunnels)?;
     let mut table = Table::new();
@@ -96,7 +96,7 @@ pub(crate) fn table(config: &Config, tunnels: &Tunnels) -> Result<Table<Proxy>, 
     Ok(table)
 }
 
-/// What all mounts share.
+/// The options that all mounts share.
 struct Common<'a> {
     tunnels: &'a Tunnels,
     proto: Scheme,
@@ -176,7 +176,7 @@ impl<'a> Common<'a> {
             }
             password => password.as_deref().map(BasicAuthLayer::remote_user),
         };
-        // From top to bottom, as a request passes them.
+        // In the order in which they see a request.
         let layers = ServiceBuilder::new()
             .option_layer(mount.remote_user.then(RemoteUserLayer::new))
             .option_layer(basic)

@@ -1,11 +1,11 @@
-//! The server: what a front on the internet needs and `axum::serve` doesn't have.
+//! The server, with the limits that a front on the internet needs and `axum::serve` doesn't have.
 //!
 //! | a client that | is ended |
 //! |---|---|
 //! | sends nothing, or half a request head, over HTTP/1.1 or HTTP/2 | after the header-read timeout |
-//! | keeps a connection without a request | the same: the next head is due |
-//! | takes nothing of an answer that is there for it | after twice the header-read timeout, but at least 5 seconds |
-//! | is gone, without an end of the connection | by HTTP/2 pings, and TCP keep-alive for the rest, tunnels included |
+//! | keeps a connection without a request | after the same timeout, because the next head is due |
+//! | doesn't read a response that is available | after twice the header-read timeout, but at least 5 seconds |
+//! | has vanished without closing the connection | by HTTP/2 pings, otherwise by TCP keep-alive, also in tunnels |
 //! | sends too large a head | with 431 |
 
 use std::{
@@ -44,25 +44,25 @@ use super::Front;
 
 mod stream;
 
-/// What a client may take.
+/// The limits of a client.
 #[derive(Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) header_read_timeout: Duration,
     pub(crate) max_header_bytes: u32,
 }
 
-/// How many fields a head of HTTP/1.1 may have. hyper's default is 100, which a chain of proxies exceeds. Each field that may be
-/// there costs some 20 instructions per request, because hyper then makes room for all of them anew.
+/// The maximum number of fields in an HTTP/1.1 head. A chain of proxies may exceed hyper's default of 100. Each allowed
+/// field costs about 20 instructions per request, because hyper allocates room for all of them each time.
 const MAX_FIELDS: usize = 256;
-/// hyper's default: at least so much is read and written at once.
+/// hyper's default size of the read and write buffers. A larger head limit raises it.
 const BUFFER: usize = 8192 + 4096 * 100;
-/// How often an HTTP/2 client is asked for a sign of life, and how long it may take to give one.
+/// The interval of HTTP/2 pings, and the timeout of each.
 const PING: Duration = Duration::from_secs(20);
-/// How long a client of HTTP/2 without a request has to answer the announcement that its connection ends.
+/// How long an idle HTTP/2 client may take after GOAWAY, in case that it has just sent a request.
 const GOODBYE: Duration = Duration::from_millis(500);
-/// The least time that a client gets to take something of an answer, however short the header-read timeout is.
+/// The minimum time in which a client has to read a part of a response, for a short header-read timeout.
 const MIN_SEND_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long requests may take to finish at the end of the process.
+/// How long requests may take to finish at shutdown.
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// Accepts connections until `stop`, and then ends them: tunnels and idle connections at once, the others when their
@@ -82,11 +82,12 @@ pub(crate) async fn serve(
         let (stream, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
-                // The client's fault, and of this connection only.
+                // The client has aborted this connection. Others aren't affected.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                 Err(error) => {
-                    // No descriptors are left, mostly. The next connection that ends frees one, at the latest when the
-                    // timeouts end the silent ones. Until then `accept` fails at once each time: hence the pause.
+                    // Usually, there are no file descriptors left. The next connection that ends frees one, at the
+                    // latest when the timeouts end the silent ones. Until then, `accept` fails immediately, so the loop
+                    // pauses.
                     if !is_short {
                         tracing::warn!("connections wait, because none can be accepted: {error}");
                     }
@@ -106,7 +107,7 @@ pub(crate) async fn serve(
 
     drop(listener);
     server.stop.cancel();
-    // A WebSocket has no end of its own.
+    // WebSockets don't end without it.
     tunnels.shut_down();
     connections.close();
     let ended = async {
@@ -114,7 +115,7 @@ pub(crate) async fn serve(
         tunnels.wait().await;
     };
     if timeout(DRAIN, ended).await.is_err() {
-        tracing::warn!("{} connections are cut, because they have taken too long to end", connections.len());
+        tracing::warn!("{} connections are closed, because they haven't ended in time", connections.len());
     }
 }
 
@@ -131,13 +132,13 @@ pub(crate) async fn stop_signal() {
     let _ = interrupt.await;
 }
 
-/// What all connections share.
+/// The configuration and state that all connections share.
 struct Server {
     front: Arc<Front>,
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
     header_read_timeout: Duration,
-    /// How long a client may take nothing of an answer: 60 seconds by default, which is nginx's `send_timeout` too.
+    /// How long a client may read nothing of a response. By default 60 seconds, as nginx's `send_timeout`.
     send_timeout: Duration,
     tunnels: Tunnels,
     stop: CancellationToken,
@@ -151,7 +152,7 @@ impl Server {
             .max_headers(MAX_FIELDS)
             .max_header_size(max_header_bytes)
             .max_buf_size(BUFFER.max(max_header_bytes + 1))
-            // `supervise` has one timeout for both versions. hyper's own would be a new timer with each request.
+            // `supervise` has one timeout for both versions. hyper's would set a new timer for each request.
             .header_read_timeout(None);
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
@@ -159,7 +160,7 @@ impl Server {
             .max_header_list_size(limits.max_header_bytes)
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING)
-            // WebSockets of HTTP/2 clients come as extended CONNECT.
+            // HTTP/2 clients open WebSockets by extended CONNECT.
             .enable_connect_protocol();
         let header_read_timeout = limits.header_read_timeout;
         let send_timeout = header_read_timeout.saturating_mul(2).max(MIN_SEND_TIMEOUT);
@@ -167,12 +168,12 @@ impl Server {
         Arc::new(Self { front, http1, http2, header_read_timeout, send_timeout, tunnels, stop })
     }
 
-    /// Serves one connection until it ends, or the client has taken too long for a request head.
+    /// Serves one connection until it ends, or one of the client's timeouts elapses.
     async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         let life = Arc::new(Life::new());
         let stop = self.stop.child_token();
         let _ = stream.set_nodelay(true);
-        // A tunnel may be silent for hours: this finds out that its client is gone.
+        // A tunnel may be silent for hours. TCP keep-alive detects that its client has vanished.
         let keep_alive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
         let _ = SockRef::from(&stream).set_tcp_keepalive(&keep_alive);
 
@@ -211,8 +212,8 @@ impl Server {
         }
     }
 
-    /// Drives a connection, and ends it when it's idle for too long, or at all once the process ends; also when its client
-    /// takes nothing of an answer for too long.
+    /// Drives a connection. It ends the connection if it's idle for too long, if its client reads nothing of a response
+    /// for too long, and at shutdown.
     ///
     /// An HTTP/2 connection gets GOAWAY first, because its client may be about to send a request.
     async fn supervise<C: Future<Output = hyper::Result<()>>>(
@@ -224,8 +225,8 @@ impl Server {
         is_http2: bool,
     ) {
         let mut connection = pin!(connection);
-        let (mut patience, mut leaving) = (self.header_read_timeout, None);
-        let mut timer = pin!(sleep_until(life.start + patience));
+        let (mut wait, mut leaving) = (self.header_read_timeout, None);
+        let mut timer = pin!(sleep_until(life.start + wait));
         loop {
             tokio::select! {
                 biased;
@@ -238,18 +239,18 @@ impl Server {
                 () = stop.cancelled(), if leaving != Some(Reason::Stop) => {
                     graceful_shutdown(connection.as_mut());
                     leaving = Some(Reason::Stop);
-                    patience = if is_http2 { GOODBYE } else { Duration::ZERO };
+                    wait = if is_http2 { GOODBYE } else { Duration::ZERO };
                     life.touch();
-                    timer.as_mut().reset(Instant::now() + patience);
+                    timer.as_mut().reset(Instant::now() + wait);
                 }
                 () = &mut timer => {
-                    let again = Instant::now() + patience.max(GOODBYE);
+                    let again = Instant::now() + wait.max(GOODBYE);
                     let (end, is_idle) = match life.turn(&self.tunnels) {
-                        // Its end begins a new time.
+                        // The timeout restarts at the end of the exchange.
                         Turn::Ours => (again, false),
-                        // At the end of the process `DRAIN` is less.
+                        // At shutdown, `DRAIN` is shorter.
                         Turn::ClientTakes(since) => (since + self.send_timeout, false),
-                        Turn::ClientAsks(since) => (since + patience, true),
+                        Turn::ClientAsks(since) => (since + wait, true),
                     };
                     if end > Instant::now() {
                         timer.as_mut().reset(end.min(again));
@@ -257,7 +258,7 @@ impl Server {
                         graceful_shutdown(connection.as_mut());
                         leaving = Some(Reason::Idle);
                         life.touch();
-                        timer.as_mut().reset(Instant::now() + patience);
+                        timer.as_mut().reset(Instant::now() + wait);
                     } else {
                         return;
                     }
@@ -274,30 +275,30 @@ enum Reason {
     Stop,
 }
 
-/// Who has to do something next, and since when if it's the client.
+/// The side that has to act next, and since when if it's the client.
 enum Turn {
     Ours,
-    /// Of an answer, or of the end of one, there is more than the client has taken.
+    /// The client has to read the rest of a response.
     ClientTakes(Instant),
-    /// Nothing is under way.
+    /// The client has to send a request, because no exchange is in progress.
     ClientAsks(Instant),
 }
 
-/// What is under way on a connection.
+/// The exchanges in progress on a connection.
 pub(crate) struct Life {
     start: Instant,
-    /// Requests whose answers haven't been handed over as a whole.
+    /// Exchanges whose responses haven't been passed to hyper completely.
     exchanges: AtomicUsize,
-    /// Those of them that wait for the front or a backend, and not for the client to take what is there.
+    /// The exchanges among them that wait for the front or a backend, and not for the client to read.
     working: AtomicUsize,
-    /// Milliseconds from the start to the last moment that something was under way.
+    /// Milliseconds from the start to the last progress of an exchange.
     last: AtomicU64,
     has_begun: AtomicBool,
-    /// A CONNECT of HTTP/2 has been granted.
+    /// Whether an HTTP/2 CONNECT has been accepted.
     has_tunnels: AtomicBool,
-    /// Answers over HTTP/2 have begun, and their ends haven't been written.
+    /// Whether an HTTP/2 response has begun whose end hasn't been written.
     is_answering: AtomicBool,
-    /// The client doesn't take what has been written: the end of an answer may be among it.
+    /// Whether the last write is blocked because the client doesn't read. It may contain the end of a response.
     is_blocked: AtomicBool,
 }
 
@@ -317,7 +318,7 @@ impl Life {
 
     fn turn(&self, tunnels: &Tunnels) -> Turn {
         let is_answering = self.is_answering.load(Ordering::Relaxed);
-        // The tunnels of an HTTP/2 connection are streams that hyper doesn't show. One may be among those that are open.
+        // Tunnels over HTTP/2 are streams that hyper doesn't expose, so an open stream may be a tunnel.
         let may_have_tunnels = is_answering && self.has_tunnels.load(Ordering::Relaxed) && tunnels.count() > 0;
         if may_have_tunnels || self.working.load(Ordering::Acquire) > 0 {
             return Turn::Ours;
@@ -337,14 +338,15 @@ impl Life {
         self.last.store(elapsed, Ordering::Relaxed);
     }
 
-    /// Notes that octets have been read over HTTP/1.1: a client may read an answer that has come early only after its upload.
+    /// Records a read over HTTP/1.1. It counts as progress, because a client may read an early response after its
+    /// upload only.
     pub(crate) fn read(&self) {
         if self.exchanges.load(Ordering::Relaxed) > 0 {
             self.touch();
         }
     }
 
-    /// Notes whether the client took what was written.
+    /// Records whether a write is blocked.
     pub(crate) fn written(&self, is_blocked: bool) {
         if is_blocked {
             self.is_blocked.store(true, Ordering::Relaxed);
@@ -354,13 +356,13 @@ impl Life {
         }
     }
 
-    /// Notes that octets of answers over HTTP/2 have been written, and whether their ends are still to come.
+    /// Records a write of HTTP/2 responses, and whether one of them hasn't ended.
     pub(crate) fn answered(&self, is_answering: bool) {
         self.is_answering.store(is_answering, Ordering::Relaxed);
         self.touch();
     }
 
-    /// Begins an exchange; it lasts as long as what is returned.
+    /// Begins an exchange, which ends when the returned guard is dropped.
     fn exchange(self: &Arc<Self>) -> Exchange {
         self.exchanges.fetch_add(1, Ordering::Relaxed);
         self.working.fetch_add(1, Ordering::Relaxed);
@@ -375,7 +377,7 @@ struct Exchange {
 }
 
 impl Exchange {
-    /// Notes whether the exchange waits for the front or a backend.
+    /// Records whether the exchange waits for the front or a backend.
     fn set_working(&mut self, is_working: bool) {
         if self.is_working == is_working {
             return;
@@ -398,9 +400,9 @@ impl Drop for Exchange {
     }
 }
 
-/// The body of an answer: its end is that of the exchange.
+/// The body of a response, whose end is the end of the exchange.
 ///
-/// hyper asks for a frame when there is room for it, so that between two frames it's the client's turn.
+/// hyper polls for a frame when its buffer has room. Between two frames, the exchange therefore waits for the client.
 struct LiveBody {
     body: Body,
     exchange: Exchange,

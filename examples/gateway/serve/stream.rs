@@ -1,4 +1,4 @@
-//! A client's TCP stream, watched from its first octet.
+//! A client's TCP stream, which detects the version of HTTP and records the progress of responses.
 
 use std::{
     io::{self, IoSlice},
@@ -14,14 +14,14 @@ use tokio::{
 
 use super::Life;
 
-/// What an HTTP/2 client with prior knowledge sends first (RFC 9113, section 3.4). No request of HTTP/1.1 begins so.
+/// The preface of an HTTP/2 client with prior knowledge (RFC 9113, section 3.4). No HTTP/1.1 request begins with it.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 pub(crate) struct ClientStream {
     stream: TcpStream,
-    /// What was read to tell the version, and hasn't been handed on yet.
+    /// The bytes that were read to detect the version, and that hyper hasn't read yet.
     begun: Vec<u8>,
-    /// What is written over HTTP/2.
+    /// The parser of the written frames, for HTTP/2.
     frames: Option<Frames>,
     life: Arc<Life>,
 }
@@ -31,7 +31,7 @@ impl ClientStream {
         Self { stream, begun: Vec::new(), frames: None, life }
     }
 
-    /// Reads the first octets, until they tell the version.
+    /// Reads until the version is known.
     pub(crate) async fn is_http2(&mut self) -> io::Result<bool> {
         let mut octets = [0; PREFACE.len()];
         while self.begun.len() < PREFACE.len() && PREFACE.starts_with(&self.begun) {
@@ -47,7 +47,7 @@ impl ClientStream {
         Ok(is_http2)
     }
 
-    /// Tells `life` what has become of a write of these octets.
+    /// Records the result of a write of these bytes.
     fn note<'a>(&mut self, polled: &Poll<io::Result<usize>>, slices: impl Iterator<Item = &'a [u8]>) {
         self.life.written(polled.is_pending());
         if let (Some(frames), Poll::Ready(Ok(count))) = (&mut self.frames, polled) {
@@ -111,7 +111,7 @@ impl AsyncWrite for ClientStream {
     }
 }
 
-/// How many answers are followed at once: more than hyper lets a client have.
+/// The maximum number of responses that are followed, above hyper's limit of concurrent streams.
 const MAX_ANSWERS: usize = 256;
 const FRAME_HEAD: usize = 9;
 const DATA: u8 = 0;
@@ -119,21 +119,21 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const END_STREAM: u8 = 1;
 
-/// Follows the frames that are written (RFC 9113, section 4.1), because hyper hands a body's last octets to h2 beyond the
-/// client's window, and doesn't show what h2 still has.
+/// Parses the written frames (RFC 9113, section 4.1). hyper passes the end of a body to h2 even if it exceeds the
+/// client's window, and doesn't expose how much h2 has still to write.
 #[derive(Default)]
 struct Frames {
     head: [u8; FRAME_HEAD],
-    /// Octets of the head that have been written.
+    /// The number of bytes of the frame header that have been written.
     in_head: usize,
-    /// Octets of the payload that haven't.
+    /// The number of bytes of the payload that haven't been written.
     in_payload: usize,
-    /// The streams of the answers that have begun and not ended. One that the client has reset may stay among them.
+    /// The streams of the responses that have begun and not ended. Those that the client has reset may be included.
     answers: Vec<u32>,
 }
 
 impl Frames {
-    /// Whether any of it belongs to an answer.
+    /// Parses written bytes. Returns whether any of them belongs to a response.
     fn written(&mut self, mut octets: &[u8]) -> bool {
         let mut is_answer = false;
         while !octets.is_empty() {
@@ -158,7 +158,7 @@ impl Frames {
         is_answer
     }
 
-    /// Takes a frame's head, and tells whether the frame belongs to an answer.
+    /// Parses a frame header. Returns whether the frame belongs to a response.
     fn begin(&mut self) -> bool {
         let [a, b, c, kind, flags, stream @ ..] = self.head;
         self.in_payload = u32::from_be_bytes([0, a, b, c]) as usize;
