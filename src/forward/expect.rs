@@ -29,8 +29,10 @@ pin_project! {
     #[derive(Debug)]
     pub(super) struct Expectation {
         signal: ContinueSignal,
+        timeout: Duration,
+        // Starts when the body is first polled, because until then the request waits for a connection.
         #[pin]
-        timeout: Sleep,
+        sleep: Option<Sleep>,
     }
 }
 
@@ -55,7 +57,7 @@ impl Expectation {
             return None;
         }
         request.extensions_mut().insert(signal.clone());
-        Some(Self { signal, timeout: tokio::time::sleep(timeout) })
+        Some(Self { signal, timeout, sleep: None })
     }
 }
 
@@ -63,10 +65,32 @@ impl Future for Expectation {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.project();
-        match this.signal.poll_released(cx) {
-            Poll::Ready(()) => Poll::Ready(()),
-            Poll::Pending => this.timeout.poll(cx),
+        let mut this = self.project();
+        if this.signal.poll_released(cx).is_ready() {
+            return Poll::Ready(());
         }
+        if this.sleep.is_none() {
+            this.sleep.set(Some(tokio::time::sleep(*this.timeout)));
+        }
+        this.sleep.as_pin_mut().map_or(Poll::Ready(()), |sleep| sleep.poll(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_timeout_starts_when_the_body_is_first_polled() {
+        let timeout = Duration::from_secs(1);
+        let mut request = Request::post("/").header(EXPECT, "100-continue").body(()).unwrap();
+        let expectation = Expectation::from_request(&mut request, timeout).unwrap();
+        // The request waits longer for a connection.
+        sleep(timeout * 5).await;
+        let polled = Instant::now();
+        expectation.await;
+        assert!(polled.elapsed() >= timeout);
     }
 }
