@@ -7,7 +7,6 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
-    time::Duration,
 };
 
 use axum::{Router, body::Body, extract::Request, routing::get};
@@ -17,10 +16,10 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
-use tower::ServiceExt;
+use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::{Client, ReverseProxy, ReverseProxyLayer};
 
-use crate::support::{PATIENCE, Wire, backend, client, front, get as ask_get};
+use crate::support::{PATIENCE, Pipe, Wire, backend, client, front, get as ask_get, within};
 
 const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n";
 const UPLOAD: &[u8] = b"POST /x HTTP/1.1\r\nHost: front.example\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n";
@@ -65,7 +64,7 @@ async fn a_disconnecting_client_closes_the_backend_connection() {
         let addr = front(Router::new().layer(ReverseProxyLayer::new(url))).await;
         let mut wire = client(addr).await;
         wire.send(request).await;
-        assert_eq!(events.recv().await, Some(Event::Head));
+        assert_eq!(within(events.recv()).await, Some(Event::Head));
         if answer.ends_with(b"abc\r\n") {
             // The response has begun.
             assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 200"));
@@ -81,13 +80,13 @@ async fn dropping_the_future_or_the_body_closes_the_backend_connection() {
     let request = || Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
     let (url, mut events) = watched(b"").await;
     let call = tokio::spawn(ReverseProxy::new(url).oneshot(request()));
-    assert_eq!(events.recv().await, Some(Event::Head));
+    assert_eq!(within(events.recv()).await, Some(Event::Head));
     call.abort();
     assert_eq!(timeout(PATIENCE, events.recv()).await, Ok(Some(Event::End)));
 
     let (url, mut events) = watched(DOWNLOAD).await;
     let Ok(response) = ReverseProxy::new(url).oneshot(request()).await;
-    assert_eq!(events.recv().await, Some(Event::Head));
+    assert_eq!(within(events.recv()).await, Some(Event::Head));
     drop(response);
     assert_eq!(timeout(PATIENCE, events.recv()).await, Ok(Some(Event::End)));
 }
@@ -128,7 +127,7 @@ async fn aborted_exchanges_leave_no_connections_open() {
     assert_eq!(ask_get(addr, "/whole", "").await.text(), "whole");
     drop(clients);
     for _ in 0..EXCHANGES {
-        timeout(PATIENCE, ended.recv()).await.unwrap().unwrap();
+        within(ended.recv()).await.unwrap();
     }
     assert!(open.load(Ordering::SeqCst) <= MAX_IDLE, "{open:?} connections are open");
     assert_eq!(ask_get(addr, "/whole", "").await.text(), "whole");
@@ -191,25 +190,28 @@ impl Drop for Endless {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_upload_stalled_by_the_backend_can_be_cancelled() {
     let (report, mut stalls) = mpsc::unbounded_channel();
-    let url = backend(move |mut wire| {
+    let connector = service_fn(move |_| {
+        let (ours, theirs) = Pipe::pair();
         let report = report.clone();
-        async move {
+        tokio::spawn(async move {
+            let mut wire = Wire::new(theirs);
             wire.head().await;
             report.send(()).unwrap();
             std::future::pending::<()>().await;
-        }
-    })
-    .await;
+        });
+        async { Ok::<_, std::io::Error>(ours) }
+    });
     let (dropped, mut is_dropped) = oneshot::channel();
     let body = Body::new(Endless(Some(dropped)));
     let request = Request::post("/x").header("host", "front.example").body(body).unwrap();
-    let call = tokio::spawn(ReverseProxy::new(url).oneshot(request));
-    stalls.recv().await.unwrap();
-    // The upload stalls when the kernel's buffers are full.
-    assert!(timeout(Duration::from_millis(300), &mut is_dropped).await.is_err());
+    let proxy = ReverseProxy::new(Client::builder("http://backend.example").connector(connector));
+    let call = tokio::spawn(proxy.oneshot(request));
+    within(stalls.recv()).await.unwrap();
+    // The upload stalls when the pipe is full.
+    assert!(timeout(PATIENCE, &mut is_dropped).await.is_err());
     call.abort();
-    timeout(Duration::from_secs(5), is_dropped).await.expect("the body is dropped").unwrap();
+    within(is_dropped).await.unwrap();
 }

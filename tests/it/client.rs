@@ -31,7 +31,7 @@ use tokio::{
 use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
-use crate::support::{PATIENCE, Pipe, Wire, backend, client, front, get, seen_to_be_kept, settled};
+use crate::support::{PATIENCE, Pipe, Wire, backend, client, front, get, seen_to_be_kept, settled, within};
 
 fn request(method: &str, target: &str, body: impl Into<Body>) -> Request {
     Request::builder().method(method).uri(target).header("host", "front.example").body(body.into()).unwrap()
@@ -117,7 +117,7 @@ async fn an_exchange_can_be_dropped_at_every_poll() {
     let (mut polls, mut closed) = (0, 0);
     loop {
         let exchange = async { text(call(&proxy, request("POST", "/x", upload())).await).await };
-        let outcome = timeout(PATIENCE, polled(polls, exchange)).await.unwrap();
+        let outcome = within(polled(polls, exchange)).await;
         // The next exchange is unaffected, and no connection but one idle one stays open.
         assert_eq!(text(call(&proxy, request("GET", "/probe", "")).await).await, "probe", "dropped at {polls}");
         while opened.load(Ordering::SeqCst) - closed > 1 {
@@ -282,10 +282,10 @@ async fn idempotent_requests_without_a_body_are_retried_once() {
         let proxy = ReverseProxy::new(url);
         warm(&proxy).await;
         let status = call(&proxy, request(method, "/x?y", body)).await.status();
-        assert_eq!(reports.recv().await.unwrap(), (0, start_line.clone()), "{case}");
+        assert_eq!(within(reports.recv()).await.unwrap(), (0, start_line.clone()), "{case}");
         if repeated {
             assert_eq!(status, 204, "{case}");
-            assert_eq!(reports.recv().await.unwrap(), (1, start_line.clone()), "{case}");
+            assert_eq!(within(reports.recv()).await.unwrap(), (1, start_line.clone()), "{case}");
         } else {
             assert_eq!(status, 502, "{case}");
         }
@@ -297,7 +297,7 @@ async fn idempotent_requests_without_a_body_are_retried_once() {
         warm(&proxy).await;
         assert_eq!(call(&proxy, request(method, "/x?y", body)).await.status(), 502, "{case}");
         for connection in 0..if repeated { 2 } else { 1 } {
-            assert_eq!(reports.recv().await.unwrap(), (connection, start_line.clone()), "{case}");
+            assert_eq!(within(reports.recv()).await.unwrap(), (connection, start_line.clone()), "{case}");
         }
         assert!(reports.try_recv().is_err(), "{case}");
 
@@ -305,7 +305,7 @@ async fn idempotent_requests_without_a_body_are_retried_once() {
         let (url, mut reports) = dying(death, true).await;
         let response = call(&ReverseProxy::new(url), request(method, "/x?y", body)).await;
         assert_eq!(response.extensions().get::<Error>().unwrap().kind(), ErrorKind::ConnectionClosed, "{case}");
-        assert_eq!(reports.recv().await.unwrap(), (0, start_line), "{case}");
+        assert_eq!(within(reports.recv()).await.unwrap(), (0, start_line), "{case}");
         assert!(reports.try_recv().is_err(), "{case}");
     }
 
@@ -342,7 +342,7 @@ async fn requests_with_connection_based_credentials_are_not_retried() {
             let mut request = request("GET", "/x", "");
             request.headers_mut().insert("authorization", credentials.parse().unwrap());
             assert_eq!(call(&proxy, request).await.status(), if repeated { 204 } else { 502 }, "{case}");
-            assert_eq!(reports.recv().await.unwrap().0, 0, "{case}");
+            assert_eq!(within(reports.recv()).await.unwrap().0, 0, "{case}");
             assert_eq!(reports.try_recv().is_ok(), repeated, "{case}");
         }
     }
@@ -388,7 +388,7 @@ async fn a_connection_with_an_early_response_is_not_reused() {
             wire.send(head.as_bytes()).await;
             let early = wire.message().await.unwrap();
             assert_eq!((&*early.text(), early.complete), ("early", true), "{answer} {framing}");
-            assert_eq!(reports.recv().await.unwrap(), "0 POST /x HTTP/1.1");
+            assert_eq!(within(reports.recv()).await.unwrap(), "0 POST /x HTTP/1.1");
             // The client sends the rest of its upload, and another request.
             wire.send(rest.as_bytes()).await;
             wire.send(b"GET /same HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
@@ -399,7 +399,7 @@ async fn a_connection_with_an_early_response_is_not_reused() {
             }
             let mut seen = Vec::new();
             while !(seen.contains(&"0 end".to_owned()) && seen.iter().any(|seen| seen.contains("/other"))) {
-                seen.push(timeout(PATIENCE, reports.recv()).await.unwrap().unwrap());
+                seen.push(within(reports.recv()).await.unwrap());
             }
             let foreign =
                 |seen: &&String| !seen.ends_with("GET /other HTTP/1.1") && !seen.ends_with("GET /same HTTP/1.1");
@@ -434,7 +434,7 @@ async fn a_client_that_does_not_read_slows_the_backend_down() {
     // It continues when the client reads.
     let mut read = vec![0; 1 << 20];
     for _ in 0..2 * (stopped >> 20) + 8 {
-        timeout(PATIENCE, stream.read_exact(&mut read)).await.unwrap().unwrap();
+        within(stream.read_exact(&mut read)).await.unwrap();
     }
     assert!(sent.load(Ordering::SeqCst) > stopped);
 }

@@ -13,7 +13,7 @@ use axum::{
 use http_body_util::{BodyExt, channel::Channel};
 use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
-use crate::support::{Message, answering, ask, backend, front, get, http2, mirror, recording};
+use crate::support::{Message, answering, ask, backend, front, get, http2, mirror, recording, within};
 
 fn layer(origin: &str) -> ReverseProxyLayer {
     ReverseProxyLayer::new(origin).prefix("/mydir")
@@ -26,9 +26,9 @@ async fn mirrored_over_http2(layer: ReverseProxyLayer, fields: &[(&'static str, 
         request = request.header(name, HeaderValue::from_static(value));
     }
     let mut sender = http2(front(Router::new().layer(layer)).await).await;
-    let response = sender.send_request(request.body(Body::empty()).unwrap()).await.unwrap();
+    let response = within(sender.send_request(request.body(Body::empty()).unwrap())).await.unwrap();
     assert_eq!(response.status(), 200);
-    let body = response.into_body().collect().await.unwrap().to_bytes().to_vec();
+    let body = within(response.into_body().collect()).await.unwrap().to_bytes().to_vec();
     let head = "HTTP/1.1 200 OK\r\n\r\n".to_owned();
     Message { head, body, trailers: String::new(), complete: true }.mirrored()
 }
@@ -105,8 +105,8 @@ async fn whitespace_around_an_http2_value_does_not_hide_connection_based_credent
         let request =
             Request::get("http://front.example/mydir/x").header(AUTHORIZATION, HeaderValue::from_static(sent));
         sender.ready().await.unwrap();
-        let response = sender.send_request(request.body(Body::empty()).unwrap()).await.unwrap();
-        let seen = response.into_body().collect().await.unwrap().to_bytes();
+        let response = within(sender.send_request(request.body(Body::empty()).unwrap())).await.unwrap();
+        let seen = within(response.into_body().collect()).await.unwrap().to_bytes();
         assert_eq!(seen, format!("{number} authorization: {arrived}"));
     }
 }
@@ -129,7 +129,7 @@ async fn equal_content_lengths_of_an_http2_client_are_merged() {
             drop(body);
         };
         assert_eq!(tokio::join!(response, send).0.unwrap().status(), 200, "{lengths:?}");
-        let got = requests.recv().await.unwrap();
+        let got = within(requests.recv()).await.unwrap();
         assert_eq!((got.field("content-length"), &*got.text()), (Some("5"), "hello"));
     }
 }
@@ -212,7 +212,7 @@ async fn whitespace_around_values_of_an_http2_backend_is_removed() {
     let client = Client::builder(format!("http://{authority}")).http2(true);
     let addr = front(Router::new().layer(ReverseProxyLayer::new(client).prefix("/mydir"))).await;
     let request = Request::get("http://front.example/mydir/x").header("x-authority", authority.to_string());
-    let response = http2(addr).await.send_request(request.body(Body::empty()).unwrap()).await.unwrap();
+    let response = within(http2(addr).await.send_request(request.body(Body::empty()).unwrap())).await.unwrap();
     assert_eq!(response.headers()["location"], "/mydir/y");
     assert_eq!(response.headers()["x-blank"], "a  b");
 }

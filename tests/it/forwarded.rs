@@ -33,15 +33,15 @@ async fn seen(layer: ReverseProxyLayer, fields: &str) -> Message {
 }
 
 /// The forwarding fields of a head, in lower case and sorted.
-fn told(request: &Message) -> Vec<String> {
-    let mut told: Vec<_> = request
+fn forwarding_fields(request: &Message) -> Vec<String> {
+    let mut fields: Vec<_> = request
         .head
         .lines()
         .map(str::to_ascii_lowercase)
         .filter(|line| line.starts_with('x') || line.starts_with("forwarded"))
         .collect();
-    told.sort();
-    told
+    fields.sort();
+    fields
 }
 
 #[tokio::test]
@@ -49,7 +49,7 @@ async fn forwarding_fields_hold_the_facts_and_no_claim_of_the_client() {
     let origin = mirror().await;
     for fields in ["", CLAIMS] {
         let expected = ["x-forwarded-for: 127.0.0.1", "x-forwarded-host: front.example"];
-        assert_eq!(told(&seen(layer(&origin), fields).await), expected);
+        assert_eq!(forwarding_fields(&seen(layer(&origin), fields).await), expected);
 
         let stripped = layer(&origin).strip_prefix().forwarded(Forwarded::new().proto(Scheme::HTTPS));
         let expected = [
@@ -58,7 +58,7 @@ async fn forwarding_fields_hold_the_facts_and_no_claim_of_the_client() {
             "x-forwarded-prefix: /mydir",
             "x-forwarded-proto: https",
         ];
-        assert_eq!(told(&seen(stripped, fields).await), expected);
+        assert_eq!(forwarding_fields(&seen(stripped, fields).await), expected);
     }
 }
 
@@ -66,18 +66,21 @@ async fn forwarding_fields_hold_the_facts_and_no_claim_of_the_client() {
 async fn keep_underscores_keeps_no_forwarding_claim() {
     let origin = mirror().await;
     let expected = ["x-forwarded-for: 127.0.0.1", "x-forwarded-host: front.example"];
-    assert_eq!(told(&seen(layer(&origin).keep_underscores(true), CLAIMS).await), expected);
+    assert_eq!(forwarding_fields(&seen(layer(&origin).keep_underscores(true), CLAIMS).await), expected);
 }
 
 #[tokio::test]
 async fn fields_that_are_turned_off_are_neither_sent_nor_passed_on() {
     let origin = mirror().await;
     for fields in ["", CLAIMS] {
-        assert!(told(&seen(layer(&origin).forwarded(Forwarded::new().x_forwarded(false)), fields).await).is_empty());
+        assert!(
+            forwarding_fields(&seen(layer(&origin).forwarded(Forwarded::new().x_forwarded(false)), fields).await)
+                .is_empty()
+        );
         let other = layer(&origin)
             .forwarded(Forwarded::new().x_forwarded(false).rfc7239(true).x_real_ip(true).proto(Scheme::HTTP));
         let expected = ["forwarded: for=127.0.0.1;host=front.example;proto=http", "x-real-ip: 127.0.0.1"];
-        assert_eq!(told(&seen(other, fields).await), expected);
+        assert_eq!(forwarding_fields(&seen(other, fields).await), expected);
     }
 }
 
@@ -96,7 +99,7 @@ async fn the_lists_of_a_trusted_proxy_are_extended_and_its_values_kept() {
         "x-forwarded-proto: https",
         "x-real-ip: 203.0.113.9",
     ];
-    assert_eq!(told(&seen(layer.clone(), fields).await), expected);
+    assert_eq!(forwarding_fields(&seen(layer.clone(), fields).await), expected);
     // A trusted peer without forwarding fields is the client itself.
     let expected = [
         "forwarded: for=127.0.0.1;host=front.example;proto=http",
@@ -106,7 +109,7 @@ async fn the_lists_of_a_trusted_proxy_are_extended_and_its_values_kept() {
         "x-forwarded-proto: http",
         "x-real-ip: 127.0.0.1",
     ];
-    assert_eq!(told(&seen(layer, "").await), expected);
+    assert_eq!(forwarding_fields(&seen(layer, "").await), expected);
 }
 
 #[tokio::test]
@@ -120,7 +123,7 @@ async fn a_trusted_proxy_cannot_claim_an_identity() {
 async fn a_peer_outside_the_trusted_blocks_is_not_trusted() {
     let layer = layer(&mirror().await).forwarded(Forwarded::new().trust(["10.0.0.0/8", "::1/128"]));
     let expected = ["x-forwarded-for: 127.0.0.1", "x-forwarded-host: front.example"];
-    assert_eq!(told(&seen(layer, CLAIMS).await), expected);
+    assert_eq!(forwarding_fields(&seen(layer, CLAIMS).await), expected);
 }
 
 #[tokio::test]
@@ -135,7 +138,7 @@ async fn a_client_addr_extension_replaces_the_peer_address() {
         "x-forwarded-host: front.example",
         "x-real-ip: 2001:db8::7",
     ];
-    assert_eq!(told(&mirrored), expected);
+    assert_eq!(forwarding_fields(&mirrored), expected);
 }
 
 #[tokio::test]
@@ -143,7 +146,7 @@ async fn trust_is_decided_by_the_client_addr_extension() {
     let known = ClientAddr::new("192.0.2.1".parse().unwrap());
     let addr = front(Router::new().layer(layer(&mirror().await).forwarded(trusting())).layer(Extension(known))).await;
     let mirrored = get(addr, "/mydir/x", CLAIMS).await.mirrored();
-    assert_eq!(told(&mirrored), ["x-forwarded-for: 192.0.2.1", "x-forwarded-host: front.example"]);
+    assert_eq!(forwarding_fields(&mirrored), ["x-forwarded-for: 192.0.2.1", "x-forwarded-host: front.example"]);
 }
 
 #[tokio::test]
@@ -160,7 +163,7 @@ async fn an_ipv6_peer_is_forwarded_in_brackets() {
         format!("x-forwarded-host: {addr}"),
         "x-real-ip: ::1".to_owned(),
     ];
-    assert_eq!(told(&mirrored), expected);
+    assert_eq!(forwarding_fields(&mirrored), expected);
 }
 
 #[tokio::test]
@@ -176,7 +179,7 @@ async fn an_ipv4_peer_of_an_ipv6_listener_is_forwarded_as_ipv4() {
         "x-forwarded-for: 192.0.2.9, 127.0.0.1",
         "x-forwarded-host: front.example",
     ];
-    assert_eq!(told(&mirrored), expected);
+    assert_eq!(forwarding_fields(&mirrored), expected);
 }
 
 #[tokio::test]
@@ -226,7 +229,7 @@ async fn the_scheme_pseudo_field_is_not_forwarded() {
 async fn http_1_0_without_host_has_no_forwarded_host() {
     let addr = front(Router::new().layer(layer(&mirror().await).forwarded(Forwarded::new().rfc7239(true)))).await;
     let mirrored = ask(addr, "GET /mydir/x HTTP/1.0\r\nX-Forwarded-Host: evil.example\r\n\r\n").await.mirrored();
-    assert_eq!(told(&mirrored), ["forwarded: for=127.0.0.1", "x-forwarded-for: 127.0.0.1"]);
+    assert_eq!(forwarding_fields(&mirrored), ["forwarded: for=127.0.0.1", "x-forwarded-for: 127.0.0.1"]);
 }
 
 #[test]

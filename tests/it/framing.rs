@@ -17,11 +17,10 @@ use axum::{
 };
 use http_body_util::{StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
-use tokio::time::timeout;
 use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::ReverseProxyLayer;
 
-use crate::support::{PATIENCE, answering, client, closing, front, http2, mounts};
+use crate::support::{answering, client, closing, front, http2, mounts, within};
 
 async fn proxied(origin: String) -> std::net::SocketAddr {
     front(Router::new().layer(ReverseProxyLayer::new(origin))).await
@@ -96,7 +95,7 @@ async fn a_204_has_no_content_length() {
                 let name = format!("{mount}, {method}, {hops}");
                 let request = Request::builder().method(method).uri("http://front.example/mydir/x");
                 let request = request.header("max-forwards", hops).body(Body::empty()).unwrap();
-                let answer = timeout(PATIENCE, http2(addr).await.send_request(request)).await.unwrap().unwrap();
+                let answer = within(http2(addr).await.send_request(request)).await.unwrap();
                 let length = answer.headers().get(CONTENT_LENGTH);
                 assert_eq!((answer.status(), length), (StatusCode::NO_CONTENT, None), "{name}");
                 let mut wire = client(addr).await;

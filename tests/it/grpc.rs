@@ -19,7 +19,7 @@ use tokio::{sync::mpsc, time::timeout};
 use tower::BoxError;
 use tower_reverse_proxy::{Client, ReverseProxyLayer};
 
-use crate::support::{PATIENCE, front, http2, http2_backends::Http2, refusing};
+use crate::support::{PATIENCE, front, http2, http2_backends::Http2, refusing, within};
 
 /// A message with its prefix: not compressed, and its length.
 fn message(payload: &str) -> Bytes {
@@ -35,8 +35,8 @@ async fn next(body: &mut Incoming) -> Option<Bytes> {
 
 /// Reads the trailers, which end the call.
 async fn status(body: &mut Incoming) -> HeaderMap {
-    let frame = timeout(PATIENCE, body.frame()).await.unwrap().expect("trailers").unwrap();
-    assert!(timeout(PATIENCE, body.frame()).await.unwrap().is_none());
+    let frame = within(body.frame()).await.expect("trailers").unwrap();
+    assert!(within(body.frame()).await.is_none());
     frame.into_trailers().expect("trailers")
 }
 
@@ -135,7 +135,7 @@ async fn unidirectional_streams_are_forwarded_one_by_one() {
     let response = tokio::spawn(response);
     for sent in ["one", "two", "three"] {
         sender.send_data(message(sent)).await.unwrap();
-        assert_eq!(timeout(PATIENCE, reports.recv()).await.unwrap().unwrap(), message(sent));
+        assert_eq!(within(reports.recv()).await.unwrap(), message(sent));
     }
     drop(sender);
     let mut body = response.await.unwrap().unwrap().into_body();
@@ -244,7 +244,7 @@ async fn a_call_reset_by_the_backend_is_reset_for_the_client() {
     let mut body = response.await.unwrap().into_body();
     assert_eq!(next(&mut body).await.unwrap(), message("one"));
     sender.send_data(message("two")).await.unwrap();
-    let end = timeout(PATIENCE, body.frame()).await.unwrap();
+    let end = within(body.frame()).await;
     assert!(matches!(&end, Some(Err(_))), "a reset: {end:?}");
     // Only the call is reset. The connection is kept.
     let (mut sender, response) = call(&mut client, &[]).await;
@@ -261,7 +261,7 @@ async fn failures_of_the_proxy_are_trailers_only_responses() {
         let (mut sender, response) = call(&mut client, &[]).await;
         let _ = sender.send_data(message("one")).await;
         drop(sender);
-        let response = timeout(PATIENCE, response).await.unwrap().unwrap();
+        let response = within(response).await.unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["grpc-status"], code);
         assert_eq!(response.headers()["grpc-message"], text);

@@ -17,6 +17,7 @@ use crate::support::{
     PATIENCE, backend,
     frames::{DATA, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, STATUS_200, frame},
     http2_backends::read_frame,
+    within,
 };
 
 /// A backend that reacts to the frames of its clients with bytes, and writes the bytes that the test gives it.
@@ -87,7 +88,7 @@ async fn call(proxy: &ReverseProxy) -> Response {
 }
 
 async fn text(response: Response) -> String {
-    let body = timeout(PATIENCE, response.into_body().collect()).await.unwrap().expect("it's whole");
+    let body = within(response.into_body().collect()).await.expect("it's whole");
     String::from_utf8(body.to_bytes().into()).unwrap()
 }
 

@@ -22,14 +22,15 @@ use hyper_util::{
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::{Notify, mpsc},
-    time::{Instant, timeout},
+    time::Instant,
 };
 use tower::service_fn;
 use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxyLayer};
 
 use crate::support::{
-    PATIENCE, answering, ask, backend, front, get,
+    answering, ask, backend, front, get,
     pipes::{Pipe, client_of, serve},
+    within,
 };
 
 const NEGOTIATE: &str = "Authorization: Negotiate YII=\r\n";
@@ -105,7 +106,7 @@ async fn an_idle_http2_connection_makes_room_for_an_http1_connection() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_http2_connection_makes_room_when_its_last_stream_ends() {
     let (held, let_go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (holds, goes) = (held.clone(), let_go.clone());
@@ -125,14 +126,16 @@ async fn an_http2_connection_makes_room_when_its_last_stream_ends() {
     for idle in [Some(Duration::from_secs(30)), None] {
         let client = Client::builder("http://backend.example").connector(connector.clone()).http2(true);
         let layer = ReverseProxyLayer::new(client.max_connections(1).pool_idle_timeout(idle));
-        let addr = front(Router::new().layer(layer)).await;
-        let first = tokio::spawn(get(addr, "/x", ""));
-        timeout(PATIENCE, held.notified()).await.unwrap();
-        let second = tokio::spawn(get(addr, "/x", NEGOTIATE));
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        let app = Router::new().layer(layer);
+        let (mut first, mut second) = (client_of(app.clone()), client_of(app));
+        first.send(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+        within(held.notified()).await;
+        second.send(format!("GET /x HTTP/1.1\r\nHost: front.example\r\n{NEGOTIATE}\r\n").as_bytes()).await;
+        // The second request is queued.
+        tokio::time::sleep(Duration::from_secs(1)).await;
         let_go.notify_one();
-        assert_eq!(first.await.unwrap().text(), "HTTP/2.0", "{idle:?}");
-        assert_eq!(second.await.unwrap().text(), "HTTP/1.1", "{idle:?}");
+        assert_eq!(first.message().await.unwrap().text(), "HTTP/2.0", "{idle:?}");
+        assert_eq!(second.message().await.unwrap().text(), "HTTP/1.1", "{idle:?}");
     }
 }
 
@@ -185,7 +188,7 @@ async fn a_backend_without_http2_is_named_in_the_error() {
         let addr = front(Router::new().layer(layer)).await;
         for request in ["GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n", WEBSOCKET] {
             assert_eq!(ask(addr, request).await.status(), 502);
-            let error = failures.recv().await.unwrap();
+            let error = within(failures.recv()).await.unwrap();
             // No byte of the request has been sent.
             assert_eq!(error.kind(), ErrorKind::Connect);
             let why = cause(&error);

@@ -19,15 +19,15 @@ use hyper::body::Incoming;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::Notify,
-    time::timeout,
 };
 use tower::ServiceExt;
 use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{
-    PATIENCE, backend,
+    backend,
     frames::{CONTINUATION, DATA, END_HEADERS, GOAWAY, HEADERS, STATUS_200, frame},
     http2_backends::{Http2, greet, read_frame},
+    within,
 };
 
 const ENHANCE_YOUR_CALM: u8 = 11;
@@ -89,8 +89,7 @@ fn cookie(length: usize) -> Request {
 }
 
 async fn call(proxy: &ReverseProxy, request: Request) -> Response {
-    let Ok(response): Result<_, Infallible> =
-        timeout(PATIENCE, proxy.clone().oneshot(request)).await.expect("an answer");
+    let Ok(response): Result<_, Infallible> = within(proxy.clone().oneshot(request)).await;
     response
 }
 
@@ -98,7 +97,7 @@ async fn call(proxy: &ReverseProxy, request: Request) -> Response {
 async fn outcome(proxy: &ReverseProxy, request: Request) -> (u16, Option<ErrorKind>, String) {
     let response = call(proxy, request).await;
     let (status, kind) = (response.status().as_u16(), response.extensions().get::<Error>().map(Error::kind));
-    let text = timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
+    let text = within(response.into_body().collect()).await.unwrap().to_bytes();
     (status, kind, String::from_utf8(text.into()).unwrap())
 }
 
@@ -123,7 +122,7 @@ async fn a_head_that_makes_the_backend_close_fails_no_other_exchange() {
     assert_eq!(outcome(&proxy, fields).await.0, 431);
     assert_eq!(outcome(&proxy, request()).await, (200, None, "connection 0".into()));
     assert_eq!(connections.load(Ordering::SeqCst), 3);
-    let whole = timeout(PATIENCE, held.into_body().collect()).await.unwrap().unwrap();
+    let whole = within(held.into_body().collect()).await.unwrap();
     assert_eq!(whole.to_bytes(), "whole");
 }
 
@@ -245,7 +244,7 @@ async fn response_heads_are_limited_in_size() {
         assert_eq!(&outcome(&proxy, get(path)).await, expected, "{path}");
     }
     let_go.notify_one();
-    assert_eq!(timeout(PATIENCE, held.into_body().collect()).await.unwrap().unwrap().to_bytes(), "ok");
+    assert_eq!(within(held.into_body().collect()).await.unwrap().to_bytes(), "ok");
     assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
     // A head of this size ends the connection. The failure has the same kind.
     assert_eq!(outcome(&proxy, get("/100/10000")).await, too_large);

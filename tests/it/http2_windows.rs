@@ -33,7 +33,7 @@ use crate::support::{
     frames::{DATA, HEADERS, STATUS_200, frame},
     front, get,
     http2_backends::{Http2, all_at_once, framing, together},
-    settled,
+    settled, within,
 };
 
 #[tokio::test]
@@ -123,7 +123,7 @@ async fn narrow(addr: SocketAddr, window: u32) -> SendRequest<Body> {
 
 async fn begin(sender: &mut SendRequest<Body>, path: &str) -> Response<Incoming> {
     let request = Request::get(format!("http://front.example{path}")).body(Body::empty()).unwrap();
-    timeout(PATIENCE, sender.send_request(request)).await.unwrap().unwrap()
+    within(sender.send_request(request)).await.unwrap()
 }
 
 /// A backend that responds by path. `/bytes` sends frames of one byte, without end or as many as the query has;
@@ -192,7 +192,7 @@ async fn unread_small_frames_end_only_their_own_response() {
     let addr = front(small(&url)).await;
     let mut victim = narrow(addr, 65_535).await;
     let mut slow = begin(&mut victim, "/slow").await.into_body();
-    assert_eq!(timeout(PATIENCE, slow.frame()).await.unwrap().unwrap().unwrap().into_data().unwrap(), "first");
+    assert_eq!(within(slow.frame()).await.unwrap().unwrap().into_data().unwrap(), "first");
     for _ in 0..2 {
         let stalled = begin(&mut narrow(addr, 10).await, "/bytes").await.into_body();
         timeout(PATIENCE, resets.recv()).await.expect("the stream is reset").unwrap();
@@ -200,10 +200,10 @@ async fn unread_small_frames_end_only_their_own_response() {
         let answer = get(addr, "/bytes?8000", "").await;
         assert!(answer.complete && answer.body.len() == 8000, "{}", answer.body.len());
         // The stalled client sees a truncated response.
-        assert!(timeout(PATIENCE, stalled.collect()).await.unwrap().is_err());
+        assert!(within(stalled.collect()).await.is_err());
     }
     second.notify_one();
-    assert_eq!(timeout(PATIENCE, slow.collect()).await.unwrap().unwrap().to_bytes(), " second");
+    assert_eq!(within(slow.collect()).await.unwrap().to_bytes(), " second");
     // A connection gets no more requests when too many small frames have arrived after a reset.
     assert!(backend.connections.load(Ordering::SeqCst) <= 3);
 }
@@ -214,7 +214,7 @@ async fn unread_small_frames_behind_large_frames_end_only_their_own_response() {
     let (url, _sent, _backend, mut resets) = frames_of(second.clone()).await;
     let addr = front(small(&url)).await;
     let mut slow = begin(&mut narrow(addr, 65_535).await, "/slow").await.into_body();
-    assert_eq!(timeout(PATIENCE, slow.frame()).await.unwrap().unwrap().unwrap().into_data().unwrap(), "first");
+    assert_eq!(within(slow.frame()).await.unwrap().unwrap().into_data().unwrap(), "first");
     let stalled = begin(&mut narrow(addr, 10).await, "/snapshot").await.into_body();
     let ended = async {
         // The small frames of others make the connection read ahead.
@@ -224,9 +224,9 @@ async fn unread_small_frames_behind_large_frames_end_only_their_own_response() {
         }
     };
     timeout(PATIENCE, ended).await.expect("the stream is reset");
-    assert!(timeout(PATIENCE, stalled.collect()).await.unwrap().is_err());
+    assert!(within(stalled.collect()).await.is_err());
     second.notify_one();
-    assert_eq!(timeout(PATIENCE, slow.collect()).await.unwrap().unwrap().to_bytes(), " second");
+    assert_eq!(within(slow.collect()).await.unwrap().to_bytes(), " second");
 }
 
 #[tokio::test]
@@ -241,7 +241,7 @@ async fn a_slowly_read_download_completes_beside_small_frames() {
     }
     let stopped = settled(&sent).await;
     assert!(stopped < 4 << 20, "the backend has stopped: {stopped}");
-    assert_eq!(timeout(PATIENCE, slow.collect()).await.unwrap().unwrap().to_bytes().len(), 8 << 20);
+    assert_eq!(within(slow.collect()).await.unwrap().to_bytes().len(), 8 << 20);
     assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
 }
 
@@ -260,7 +260,7 @@ async fn small_frames_that_are_read_late_are_delivered_complete() {
     }
     assert_eq!(get(addr, "/x", "").await.body.len(), EVENTS * 16);
     for response in late {
-        let body = timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap();
+        let body = within(response.into_body().collect()).await.unwrap();
         assert_eq!(body.to_bytes().len(), EVENTS * 16);
     }
 }
@@ -292,7 +292,7 @@ const EXPECTING: &[u8] =
 async fn expect_100_continue_over_http2_waits_for_no_timeout() {
     let (url, _backend, _ended) = Http2::serve(100, async |request: hyper::Request<Incoming>| {
         let expect = format!("{:?} ", request.headers().get("expect"));
-        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let body = within(request.into_body().collect()).await.unwrap().to_bytes();
         Response::new(Body::from([expect.as_bytes(), &body].concat()))
     })
     .await;

@@ -28,7 +28,7 @@ use tower_reverse_proxy::{
 };
 use tower_sessions::{MemoryStore, SessionManagerLayer};
 
-use crate::support::{Message, ask, client, front, get, http2, mirror, recording};
+use crate::support::{Message, ask, client, front, get, http2, mirror, recording, within};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -107,7 +107,7 @@ async fn no_user_name_is_forwarded_as_a_trailer() {
             trailers.join(", ")
         );
         assert_eq!(ask(addr, request).await.status(), 200);
-        let got = requests.recv().await.unwrap();
+        let got = within(requests.recv()).await.unwrap();
         assert_eq!(got.text(), "hi");
         assert!(!got.trailers.to_lowercase().contains(own), "{}", got.trailers);
         assert!(!got.trailers.to_lowercase().contains("remote"), "{}", got.trailers);
@@ -150,7 +150,7 @@ async fn without_a_required_user_nothing_is_forwarded() {
     }
     assert!(requests.try_recv().is_err(), "nothing is forwarded");
     assert_eq!(get(front(alice).await, "/mydir/x", "").await.status(), 200);
-    assert_eq!(names(&requests.recv().await.unwrap()), ["alice"]);
+    assert_eq!(names(&within(requests.recv()).await.unwrap()), ["alice"]);
 }
 
 #[tokio::test]
@@ -435,7 +435,7 @@ proptest! {
 async fn trailers_over_http2(layer: RemoteUserLayer, names: &[&str]) -> Vec<String> {
     let (seen, mut trailers) = unbounded_channel();
     let backend = Router::new().fallback(async move |request: Request| {
-        let collected = request.into_body().collect().await.unwrap();
+        let collected = within(request.into_body().collect()).await.unwrap();
         seen.send(collected.trailers().cloned().unwrap_or_default()).unwrap();
     });
     let origin = format!("http://{}", front(backend).await);
@@ -448,7 +448,7 @@ async fn trailers_over_http2(layer: RemoteUserLayer, names: &[&str]) -> Vec<Stri
     sender.send_trailers(fields.collect()).await.unwrap();
     drop(sender);
     assert_eq!(answer.await.unwrap().status(), 200);
-    trailers.recv().await.unwrap().keys().map(HeaderName::to_string).collect()
+    within(trailers.recv()).await.unwrap().keys().map(HeaderName::to_string).collect()
 }
 
 #[cfg(feature = "http2")]
@@ -511,7 +511,7 @@ async fn a_challenge_makes_the_refusal_401_with_www_authenticate() {
         let answer = get(front(proxy).await, "/x", "").await;
         assert_eq!((answer.status(), answer.field("www-authenticate")), (status, challenge));
     }
-    seen.recv().await.unwrap();
+    within(seen.recv()).await.unwrap();
     assert!(seen.try_recv().is_err(), "only the request without a required user is forwarded");
 
     // Around another client, the layer fails with the error.
@@ -574,7 +574,7 @@ async fn no_identity_claim_is_forwarded_as_a_trailer() {
         names.join(", ")
     );
     assert_eq!(ask(addr, request).await.status(), 200);
-    let got = requests.recv().await.unwrap();
+    let got = within(requests.recv()).await.unwrap();
     assert!(!got.trailers.contains("admins"), "{}", got.trailers);
     assert_eq!(got.field("trailer"), Some("X-Ok"));
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use axum::{Router, body::Body, extract::Request, routing::get as route};
 use http_body_util::BodyExt;
-use tokio::{sync::Notify, time::timeout};
+use tokio::sync::Notify;
 use tower_reverse_proxy::ReverseProxyLayer;
 
-use crate::support::{PATIENCE, answering, backend, client, front, get, http2, mirror};
+use crate::support::{answering, backend, client, front, get, http2, mirror, within};
 
 fn app(origin: &str) -> Router {
     Router::new().route("/", route(async || "home")).layer(ReverseProxyLayer::new(origin).prefix("/mydir"))
@@ -69,7 +69,7 @@ async fn the_server_in_front_limits_the_fields_of_an_http2_request() {
     let cookie = format!("a={}", "x".repeat(20_000));
     assert_eq!(get(addr, "/mydir/x", &format!("Cookie: {cookie}\r\n")).await.status(), 200);
     let request = Request::get("http://front.example/mydir/x").header("cookie", cookie).body(Body::empty()).unwrap();
-    let answer = timeout(PATIENCE, http2(addr).await.send_request(request)).await.unwrap().unwrap();
+    let answer = within(http2(addr).await.send_request(request)).await.unwrap();
     assert_eq!(answer.status(), 431);
 }
 
@@ -81,7 +81,7 @@ async fn unannounced_trailers_reach_http2_clients_only() {
     let answer = get(addr, "/mydir/x", "Connection: TE\r\nTE: trailers\r\n").await;
     assert_eq!((&*answer.text(), &*answer.trailers, answer.complete), ("hello", "", true));
     let request = Request::get("http://front.example/mydir/x").body(Body::empty()).unwrap();
-    let answer = timeout(PATIENCE, http2(addr).await.send_request(request)).await.unwrap().unwrap();
-    let body = timeout(PATIENCE, answer.into_body().collect()).await.unwrap().unwrap();
+    let answer = within(http2(addr).await.send_request(request)).await.unwrap();
+    let body = within(answer.into_body().collect()).await.unwrap();
     assert_eq!(body.trailers().unwrap()["x-sum"], "5");
 }

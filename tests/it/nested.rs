@@ -10,7 +10,7 @@ use axum::{
 use tower::{Layer, ServiceExt};
 use tower_reverse_proxy::{Error, ErrorKind, Failure, RemoteUserLayer, ReverseProxy, ReverseProxyLayer};
 
-use crate::support::{front, get, mirror, refusing};
+use crate::support::{front, get, mirror, refusing, within};
 
 #[tokio::test]
 async fn a_failure_of_a_nested_proxy_keeps_its_page_and_status() {
@@ -22,7 +22,7 @@ async fn a_failure_of_a_nested_proxy_keeps_its_page_and_status() {
     assert_eq!((answer.status(), answer.field("x-inner"), &*answer.text()), (418, Some("1"), "inner"));
     // The layers around both proxies find the error.
     let request = Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
-    let Ok(response): Result<Response, std::convert::Infallible> = outer.into_service().oneshot(request).await;
+    let Ok(response): Result<Response, std::convert::Infallible> = within(outer.into_service().oneshot(request)).await;
     assert_eq!(response.extensions().get::<Error>().unwrap().kind(), ErrorKind::Connect);
 }
 

@@ -23,7 +23,8 @@ use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::{Backend, Client, HostPolicy, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{
-    Message, PATIENCE, Pipe, Wire, ask, backend, client, elsewhere, front, get, http2, seen_to_be_kept, tasks_left,
+    Message, PATIENCE, Pipe, Wire, ask, backend, client, elsewhere, front, get, http2, others_run, seen_to_be_kept,
+    tasks_left, within,
 };
 
 /// What a backend with numbered connections reports.
@@ -106,8 +107,8 @@ async fn without_an_idle_pool_no_connection_is_kept() {
     let addr = front(Router::new().layer(ReverseProxyLayer::new(Client::builder(url).pool_max_idle(0)))).await;
     for connection in 0..3 {
         assert_eq!(get(addr, "/x", "").await.text(), connection.to_string());
-        assert!(matches!(events.recv().await, Some(Event::Request { .. })));
-        assert_eq!(events.recv().await, Some(Event::End { connection }));
+        assert!(matches!(within(events.recv()).await, Some(Event::Request { .. })));
+        assert_eq!(within(events.recv()).await, Some(Event::End { connection }));
     }
 }
 
@@ -117,8 +118,8 @@ async fn an_idle_connection_is_closed_after_the_idle_timeout() {
     let proxy = ReverseProxyLayer::new(Client::builder(url).pool_idle_timeout(Duration::from_millis(100)));
     let addr = front(Router::new().layer(proxy)).await;
     assert_eq!(get(addr, "/x", "").await.text(), "0");
-    assert!(matches!(events.recv().await, Some(Event::Request { .. })));
-    assert_eq!(events.recv().await, Some(Event::End { connection: 0 }));
+    assert!(matches!(within(events.recv()).await, Some(Event::Request { .. })));
+    assert_eq!(within(events.recv()).await, Some(Event::End { connection: 0 }));
     assert_eq!(get(addr, "/x", "").await.text(), "1");
 }
 
@@ -129,14 +130,14 @@ async fn a_connection_closed_while_idle_fails_no_request() {
     let addr = proxied(url).await;
     // Even requests that can't be replayed use a connection that was in use a moment ago.
     assert_eq!(get(addr, "/kept", "").await.text(), "0");
-    assert!(matches!(events.recv().await, Some(Event::Request { .. })));
+    assert!(matches!(within(events.recv()).await, Some(Event::Request { .. })));
     seen_to_be_kept().await;
     for connection in 0..10 {
         let answer = if connection % 2 == 0 { get(addr, "/x", "").await } else { post(addr, "/x").await };
         assert_eq!((answer.status(), answer.text()), (200, connection.to_string()));
         // The connection is closed before the next request arrives.
-        assert!(matches!(events.recv().await, Some(Event::Request { .. })));
-        assert_eq!(events.recv().await, Some(Event::End { connection }));
+        assert!(matches!(within(events.recv()).await, Some(Event::Request { .. })));
+        assert_eq!(within(events.recv()).await, Some(Event::End { connection }));
     }
 }
 
@@ -155,13 +156,13 @@ async fn a_post_that_was_written_is_not_retried() {
             seen_to_be_kept().await;
             assert_eq!(get(addr, "/warm", "").await.status(), 200);
             for _ in 0..2 {
-                assert!(matches!(events.recv().await, Some(Event::Request { .. })));
+                assert!(matches!(within(events.recv()).await, Some(Event::Request { .. })));
             }
         }
         assert_eq!(post(addr, "/x").await.status(), 502);
-        let Some(Event::Request { connection, start_line }) = events.recv().await else { panic!("no request") };
+        let Some(Event::Request { connection, start_line }) = within(events.recv()).await else { panic!("no request") };
         assert_eq!(start_line, "POST /x HTTP/1.1");
-        assert_eq!(events.recv().await, Some(Event::End { connection }));
+        assert_eq!(within(events.recv()).await, Some(Event::End { connection }));
         assert!(events.try_recv().is_err());
     }
 }
@@ -174,8 +175,8 @@ async fn a_connection_idle_for_long_is_not_used_for_a_post() {
     seen_to_be_kept().await;
     assert_eq!(post(addr, "/x").await.text(), "1");
     // The new connection replaces the old one.
-    assert!(matches!(events.recv().await, Some(Event::Request { connection: 0, .. })));
-    let mut next = [events.recv().await.unwrap(), events.recv().await.unwrap()];
+    assert!(matches!(within(events.recv()).await, Some(Event::Request { connection: 0, .. })));
+    let mut next = [within(events.recv()).await.unwrap(), within(events.recv()).await.unwrap()];
     next.sort_by_key(|events| matches!(events, Event::End { .. }));
     assert!(matches!(next, [Event::Request { connection: 1, .. }, Event::End { connection: 0 }]));
     // Requests that can be replayed use any connection.
@@ -218,7 +219,7 @@ async fn a_connection_authenticated_by_ntlm_or_negotiate_is_not_shared() {
         assert_eq!(get(addr, "/x", "Authorization: Basic YTpi\r\n").await.text(), "3", "{scheme}");
         let mut ended = Vec::new();
         while ended.len() < 3 {
-            if let Some(Event::End { connection }) = events.recv().await {
+            if let Some(Event::End { connection }) = within(events.recv()).await {
                 ended.push(connection);
             }
         }
@@ -240,9 +241,9 @@ async fn leading_whitespace_does_not_hide_an_authentication_scheme() {
         let addr = proxied(url).await;
         let request =
             Request::get("http://front.example/x").header("authorization", scheme).body(Body::empty()).unwrap();
-        let signed = timeout(PATIENCE, http2(addr).await.send_request(request)).await.unwrap().unwrap();
+        let signed = within(http2(addr).await.send_request(request)).await.unwrap();
         assert_eq!(signed.status(), 200, "{scheme:?}");
-        let body = timeout(PATIENCE, signed.into_body().collect()).await.unwrap().unwrap();
+        let body = within(signed.into_body().collect()).await.unwrap();
         assert_eq!(body.to_bytes(), "0", "{scheme:?}");
         assert_eq!(get(addr, "/x", "").await.text(), "1", "{scheme:?}");
     }
@@ -334,7 +335,7 @@ async fn surplus_idle_connections_close_oldest_first() {
     }
     // Surplus connections aren't closed at once, because under load they are all reused.
     assert!(ended.try_recv().is_err());
-    assert_eq!([ended.recv().await, ended.recv().await], [Some(1), Some(3)]);
+    assert_eq!([within(ended.recv()).await, within(ended.recv()).await], [Some(1), Some(3)]);
     let mut wires = [begun(addr).await, begun(addr).await];
     for (wire, connection) in wires.iter_mut().zip([2, 0]) {
         go[connection].notify_one();
@@ -347,13 +348,14 @@ async fn a_connection_closed_by_the_backend_is_not_kept() {
     // The backend closes its half of the connection, with or without a response, and waits for the proxy's half.
     for last in ["", "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"] {
         let (report, mut ended) = mpsc::unbounded_channel();
+        let go = Arc::new(Notify::new());
+        let going = go.clone();
         let url = backend(move |mut wire| {
-            let report = report.clone();
+            let (report, going) = (report.clone(), going.clone());
             async move {
                 wire.message().await;
                 wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
-                // Some time after its response: the proxy has put the connection into the pool.
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                going.notified().await;
                 wire.send(last.as_bytes()).await;
                 wire.stream.shutdown().await.unwrap();
                 report.send(wire.closed().await).unwrap();
@@ -362,7 +364,9 @@ async fn a_connection_closed_by_the_backend_is_not_kept() {
         .await;
         let addr = proxied(url).await;
         assert_eq!(get(addr, "/x", "").await.status(), 200);
-        // The connection is closed without another request.
+        // The connection is in the pool. It's closed without another request.
+        others_run().await;
+        go.notify_one();
         assert!(timeout(PATIENCE, ended.recv()).await.expect("it's closed").unwrap());
         assert_eq!(post(addr, "/x").await.status(), 200);
     }
@@ -385,8 +389,8 @@ async fn an_empty_or_dropped_pool_leaves_no_task() {
     for connection in 0..2 {
         tasks_left(0).await;
         assert_eq!(ask(&proxy).await, connection.to_string());
-        assert!(matches!(events.recv().await, Some(Event::Request { .. })));
-        assert_eq!(events.recv().await, Some(Event::End { connection }));
+        assert!(matches!(within(events.recv()).await, Some(Event::Request { .. })));
+        assert_eq!(within(events.recv()).await, Some(Event::End { connection }));
     }
     tasks_left(0).await;
 
@@ -395,13 +399,13 @@ async fn an_empty_or_dropped_pool_leaves_no_task() {
     let clone = proxy.clone();
     for _ in 0..3 {
         assert_eq!(ask(&proxy).await, "2");
-        assert!(matches!(events.recv().await, Some(Event::Request { connection: 2, .. })));
+        assert!(matches!(within(events.recv()).await, Some(Event::Request { connection: 2, .. })));
     }
     drop(proxy);
     assert_eq!(ask(&clone).await, "2");
-    assert!(matches!(events.recv().await, Some(Event::Request { connection: 2, .. })));
+    assert!(matches!(within(events.recv()).await, Some(Event::Request { connection: 2, .. })));
     drop(clone);
-    assert_eq!(events.recv().await, Some(Event::End { connection: 2 }));
+    assert_eq!(within(events.recv()).await, Some(Event::End { connection: 2 }));
     tasks_left(0).await;
 }
 

@@ -21,7 +21,7 @@ use tokio::{
 use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::{Client, ClientBuilder, Error, ErrorKind, ReverseProxy, ReverseProxyLayer, Tunnels};
 
-use crate::support::{PATIENCE, Pipe, Wire, others_run};
+use crate::support::{PATIENCE, Pipe, Wire, others_run, within};
 
 /// A backend in memory. Semaphores let connects succeed and responses to `/held` be sent.
 #[derive(Clone)]
@@ -109,7 +109,7 @@ fn ok(text: &str) -> Outcome {
     (200, text.to_owned(), None)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_custom_connector_is_used() {
     let memory = Memory::new(9);
     let proxy = ReverseProxy::new(memory.client());
@@ -124,7 +124,7 @@ async fn a_custom_connector_is_used() {
     assert_eq!(held.await.unwrap(), ok("1"));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_queued_request_takes_the_first_connection_returned_or_opened() {
     let memory = Memory::new(1);
     let proxy = ReverseProxy::new(memory.client());
@@ -139,7 +139,7 @@ async fn a_queued_request_takes_the_first_connection_returned_or_opened() {
     assert_eq!(memory.open.load(Ordering::SeqCst), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_burst_opens_no_more_connections_than_it_needs() {
     let memory = Memory::new(1);
     let proxy = ReverseProxy::new(memory.client());
@@ -149,7 +149,7 @@ async fn a_burst_opens_no_more_connections_than_it_needs() {
         // next request.
         let next = begin(&proxy, "/held").await;
         memory.answers.add_permits(1);
-        assert_eq!(timeout(PATIENCE, held).await.unwrap().unwrap(), ok("1"), "{round}");
+        assert_eq!(within(held).await.unwrap(), ok("1"), "{round}");
         others_run().await;
         held = next;
     }
@@ -161,14 +161,14 @@ async fn a_burst_opens_no_more_connections_than_it_needs() {
     assert_eq!((memory.asked(), memory.open.load(Ordering::SeqCst)), (2, 2));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_connection_opened_too_late_is_not_kept_for_long() {
     let memory = Memory::new(1);
     let proxy = ReverseProxy::new(memory.client().pool_idle_timeout(None));
     let (held, late) = (begin(&proxy, "/held").await, begin(&proxy, "/x").await);
     memory.answers.add_permits(1);
     for exchange in [held, late] {
-        assert_eq!(timeout(PATIENCE, exchange).await.unwrap().unwrap(), ok("1"));
+        assert_eq!(within(exchange).await.unwrap(), ok("1"));
     }
     memory.connects.add_permits(1);
     others_run().await;
@@ -182,7 +182,7 @@ async fn a_connection_opened_too_late_is_not_kept_for_long() {
     assert_eq!((get(proxy, "/x").await, memory.asked()), (ok("1"), 2));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn max_connections_is_never_exceeded() {
     let memory = Memory::new(99);
     let proxy = ReverseProxy::new(memory.client().max_connections(2));
@@ -200,7 +200,7 @@ async fn max_connections_is_never_exceeded() {
     assert_eq!((memory.asked(), memory.most.load(Ordering::SeqCst)), (2, 2));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn posts_reuse_connections_at_the_limit() {
     async fn posts(proxy: ReverseProxy) {
         for _ in 0..50 {
@@ -224,7 +224,7 @@ async fn posts_reuse_connections_at_the_limit() {
     assert_eq!(memory.asked(), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_request_queued_beyond_the_queue_timeout_is_503() {
     let memory = Memory::new(99);
     let proxy = ReverseProxy::new(memory.client().max_connections(1).queue_timeout(Duration::from_millis(50)));
@@ -238,7 +238,7 @@ async fn a_request_queued_beyond_the_queue_timeout_is_503() {
     assert_eq!(memory.asked(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn cancelling_a_queued_request_frees_its_place() {
     let memory = Memory::new(0);
     let proxy = ReverseProxy::new(memory.client().max_connections(1));
@@ -262,7 +262,7 @@ async fn cancelling_a_queued_request_frees_its_place() {
     assert_eq!(memory.asked(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_closed_connection_makes_room_for_a_new_one() {
     let memory = Memory::new(99);
     let proxy = ReverseProxy::new(memory.client().max_connections(1));
@@ -277,7 +277,7 @@ async fn a_closed_connection_makes_room_for_a_new_one() {
     assert_eq!(memory.most.load(Ordering::SeqCst), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_failed_connect_fails_only_its_own_request() {
     let memory = Memory::new(1);
     let proxy = ReverseProxy::new(memory.client().max_connections(2));
@@ -310,11 +310,11 @@ async fn a_tunnel_counts_towards_the_connection_limit() {
     assert_eq!(client.message().await.unwrap().status(), 101);
     assert_eq!(get(proxy.clone(), "/x").await.2, Some(ErrorKind::Overloaded));
     drop(client);
-    timeout(PATIENCE, tunnels.wait()).await.unwrap();
+    within(tunnels.wait()).await;
     assert_eq!(get(proxy, "/x").await, ok("2"));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_dropped_pool_opens_no_connections() {
     let memory = Memory::new(0);
     let proxy = ReverseProxy::new(memory.client().connect_timeout(None));

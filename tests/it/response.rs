@@ -10,7 +10,7 @@ use tokio::{net::TcpListener, sync::Notify};
 use tower_reverse_proxy::{Client, ReverseProxyLayer};
 
 use crate::support::{
-    Message, answering, ask, backend, client, closing, front, get, http2, http2_get, mounts, recording,
+    Message, answering, ask, backend, client, closing, front, get, http2, http2_get, mounts, recording, within,
 };
 
 /// `/mydir` belongs to the backend.
@@ -185,9 +185,9 @@ async fn a_bodiless_response_keeps_the_content_length_of_the_backend() {
 async fn head_over_http2_keeps_its_content_length() {
     let origin = answering("HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n").await;
     let request = Request::head("http://front.example/mydir/x").body(Body::empty()).unwrap();
-    let answer = http2(front(app(&origin)).await).await.send_request(request).await.unwrap();
+    let answer = within(http2(front(app(&origin)).await).await.send_request(request)).await.unwrap();
     assert_eq!(answer.headers()["content-length"], "1234");
-    assert!(answer.into_body().collect().await.unwrap().to_bytes().is_empty());
+    assert!(within(answer.into_body().collect()).await.unwrap().to_bytes().is_empty());
 }
 
 #[tokio::test]
@@ -197,7 +197,7 @@ async fn partial_content_is_forwarded_unchanged() {
     let answer = get(front(app(&origin)).await, "/mydir/x", "Range: bytes=1-2\r\nIf-Range: \"x\"\r\n").await;
     assert_eq!((answer.status(), answer.field("content-range")), (206, Some("bytes 1-2/10")));
     assert_eq!(answer.text(), "12");
-    let request = requests.recv().await.unwrap();
+    let request = within(requests.recv()).await.unwrap();
     assert_eq!((request.field("range"), request.field("if-range")), (Some("bytes=1-2"), Some("\"x\"")));
 }
 
@@ -358,7 +358,7 @@ async fn the_case_of_field_names_is_kept_if_the_server_keeps_it() {
         assert_eq!(answer.head.contains("\r\nX-oDD: 1\r\n"), preserve, "{}", answer.head);
         assert_eq!(answer.head.contains("\r\nWWW-Authenticate: Basic\r\n"), preserve, "{}", answer.head);
         assert_eq!(answer.text(), "ok");
-        let got = requests.recv().await.unwrap();
+        let got = within(requests.recv()).await.unwrap();
         // The case of request fields depends on the server's extension only.
         assert!(got.head.contains("\r\nX-ASKED: 1\r\n"), "{}", got.head);
     }

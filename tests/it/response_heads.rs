@@ -5,7 +5,7 @@ use http::{Response, StatusCode};
 use tower::ServiceExt;
 use tower_reverse_proxy::{Client, ClientBuilder, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
-use crate::support::{answering, front, get, ok};
+use crate::support::{answering, front, get, ok, within};
 
 /// A response with `Content-Length` and `count` more fields.
 fn fields(count: usize) -> String {
@@ -33,7 +33,7 @@ async fn answer(change: impl FnOnce(ClientBuilder) -> ClientBuilder, response: S
     let proxy = ReverseProxyLayer::new(change(Client::builder(answering(response).await)));
     let request = http::Request::get("/x").header("host", "front.example").body(axum::body::Body::empty()).unwrap();
     let service = tower::ServiceBuilder::new().layer(proxy).service(ok());
-    let response: Response<_> = service.oneshot(request).await.unwrap();
+    let response: Response<_> = within(service.oneshot(request)).await.unwrap();
     match response.extensions().get::<Error>() {
         Some(error) => Err(error.clone()),
         None => {

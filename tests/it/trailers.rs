@@ -11,11 +11,11 @@ use axum::{
     response::Response,
 };
 use http_body_util::{BodyExt, channel::Channel};
-use tokio::{sync::mpsc::unbounded_channel, time::timeout};
+use tokio::sync::mpsc::unbounded_channel;
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_reverse_proxy::{Client, RemoteUserLayer, ReverseProxyLayer};
 
-use crate::support::{PATIENCE, answering, ask, front, get, http2, http2_get, recording};
+use crate::support::{answering, ask, front, get, http2, http2_get, recording, within};
 
 fn trailers(names: &[&str]) -> HeaderMap {
     names.iter().map(|name| (name.parse::<HeaderName>().unwrap(), HeaderValue::from_static("root"))).collect()
@@ -39,7 +39,7 @@ async fn upload(app: Router, names: &[&str]) {
     let answer = client.send_request(request);
     sender.send_trailers(trailers(names)).await.unwrap();
     drop(sender);
-    assert_eq!(timeout(PATIENCE, answer).await.unwrap().unwrap().status(), 200);
+    assert_eq!(within(answer).await.unwrap().status(), 200);
 }
 
 /// A service that reports the trailers of its requests.
@@ -51,7 +51,7 @@ fn reporting() -> (
     let service = service_fn(move |request: Request| {
         let report = report.clone();
         async move {
-            let body = request.into_body().collect().await.unwrap();
+            let body = within(request.into_body().collect()).await.unwrap();
             report.send(body.trailers().cloned().unwrap_or_default()).unwrap();
             Ok(Response::default())
         }
@@ -72,7 +72,7 @@ async fn several_layers_forbid_their_names_as_trailers_of_an_http2_backend() {
         SENT,
     )
     .await;
-    assert_eq!(names(&reports.recv().await.unwrap()), ["x-ok"]);
+    assert_eq!(names(&within(reports.recv()).await.unwrap()), ["x-ok"]);
 }
 
 #[tokio::test]
@@ -84,7 +84,7 @@ async fn layers_forbid_their_names_as_trailers_whatever_the_upstream_service_is(
         SENT,
     )
     .await;
-    assert_eq!(names(&reports.recv().await.unwrap()), ["x-ok"]);
+    assert_eq!(names(&within(reports.recv()).await.unwrap()), ["x-ok"]);
 }
 
 #[tokio::test]
@@ -94,11 +94,11 @@ async fn an_upload_ends_properly_when_all_its_trailers_are_removed() {
         ServiceBuilder::new().layer(named("x-user")).map_err(BoxError::from).service(service),
     );
     upload(Router::new().layer(layer), &["x-user"]).await;
-    assert!(reports.recv().await.unwrap().is_empty());
+    assert!(within(reports.recv()).await.unwrap().is_empty());
     // Over HTTP/1.1, the body ends with the last chunk.
     let (origin, mut requests) = recording("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
     upload(Router::new().layer(ReverseProxyLayer::new(origin)), &["cookie"]).await;
-    let got = requests.recv().await.unwrap();
+    let got = within(requests.recv()).await.unwrap();
     assert!(got.complete && got.trailers.is_empty(), "{got:?}");
 }
 
@@ -119,7 +119,7 @@ async fn misleading_trailers_of_an_http1_backend_are_removed() {
     let head = format!("HTTP/1.1 200 OK\r\nTrailer: {announced}\r\nTransfer-Encoding: chunked\r\n\r\n");
     let origin = answering(format!("{head}5\r\nhello\r\n0\r\n{ANSWERED}\r\n")).await;
     let addr = front(Router::new().layer(ReverseProxyLayer::new(origin))).await;
-    let answer = timeout(PATIENCE, http2_get(addr, "/x")).await.unwrap();
+    let answer = within(http2_get(addr, "/x")).await;
     assert_eq!(answer.headers()["trailer"], "Grpc-Status, Grpc-Message, Server-Timing, Content-Digest, ETag, X-Own");
     assert_eq!(names(answer.body().trailers().unwrap()), PASSING);
     assert_eq!(answer.into_body().to_bytes(), "hello");
@@ -136,7 +136,7 @@ async fn a_response_ends_properly_when_all_its_trailers_are_removed() {
     let head = "HTTP/1.1 200 OK\r\nTrailer: Set-Cookie\r\nTransfer-Encoding: chunked\r\n\r\n";
     let origin = answering(format!("{head}5\r\nhello\r\n0\r\nSet-Cookie: a=b\r\n\r\n")).await;
     let addr = front(Router::new().layer(ReverseProxyLayer::new(origin))).await;
-    let answer = timeout(PATIENCE, http2_get(addr, "/x")).await.unwrap();
+    let answer = within(http2_get(addr, "/x")).await;
     assert_eq!((answer.headers().get("trailer"), answer.body().trailers()), (None, None));
     assert_eq!(answer.into_body().to_bytes(), "hello");
     let answer = ask(addr, "GET /x HTTP/1.1\r\nHost: a\r\nConnection: TE\r\nTE: trailers\r\n\r\n").await;
@@ -154,6 +154,6 @@ async fn misleading_trailers_of_an_http2_backend_are_removed() {
     });
     let origin = format!("http://{}", front(backend).await);
     let addr = front(Router::new().layer(ReverseProxyLayer::new(Client::builder(origin).http2(true)))).await;
-    let answer = timeout(PATIENCE, http2_get(addr, "/x")).await.unwrap();
+    let answer = within(http2_get(addr, "/x")).await;
     assert_eq!(names(answer.body().trailers().unwrap()), ["grpc-status", "x-own"]);
 }

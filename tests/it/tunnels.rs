@@ -10,10 +10,7 @@ use tokio::{
 };
 use tower_reverse_proxy::{ReverseProxyLayer, Tunnels};
 
-use crate::{
-    support::{PATIENCE, Wire, answering, ask, backend, client, front},
-    uploads::InMemory,
-};
+use crate::support::{PATIENCE, Wire, answering, ask, backend, client, front, pipes::InMemory, within};
 
 const OFFER: &[u8] = b"GET /chat HTTP/1.1\r\nHost: front.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
@@ -161,54 +158,47 @@ async fn a_tunnel_begins_after_the_body_of_its_upgrade_request() {
         assert_eq!(answer.field("content-type"), Some("application/vnd.docker.raw-stream"));
         assert_eq!(wire.bytes(10).await, b"helloearly");
         assert!(wire.closed().await);
-        let request = reports.recv().await.unwrap();
+        let request = within(reports.recv()).await.unwrap();
         assert_eq!((request.field("upgrade"), request.field("connection")), (Some("tcp"), Some("upgrade")));
         assert_eq!(request.field("content-length"), (!is_chunked).then_some(&*size.to_string()));
         assert!(request.complete && request.text() == body);
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_backend_that_accepts_early_still_gets_the_body_first() {
-    let origin = backend(move |mut wire| async move {
-        if wire.head().await.is_none() {
-            return;
-        }
-        wire.bytes(3).await;
-        wire.send(UPGRADED).await;
-        let rest = wire.bytes(3 + 5).await;
-        wire.send(&rest).await;
-    })
-    .await;
-    let mut wire = client(exec_front(origin).await).await;
-    wire.send((exec("Content-Length: 6\r\n") + "abc").as_bytes()).await;
-    sleep(Duration::from_millis(50)).await;
-    wire.send(b"defearly").await;
-    assert_eq!(wire.message().await.unwrap().status(), 101);
-    assert_eq!(wire.bytes(8).await, b"defearly");
+    let mut memory = InMemory::new(|layer| layer.allow_upgrade("tcp"));
+    let mut client = memory.client();
+    client.send((exec("Content-Length: 6\r\n") + "abc").as_bytes()).await;
+    let mut backend = memory.backend().await;
+    backend.head().await.unwrap();
+    assert_eq!(backend.bytes(3).await, b"abc");
+    backend.send(UPGRADED).await;
+    // The proxy reads the 101 before the rest of the body arrives.
+    sleep(Duration::from_secs(1)).await;
+    client.send(b"defearly").await;
+    assert_eq!(client.message().await.unwrap().status(), 101);
+    assert_eq!(backend.bytes(8).await, b"defearly");
+    backend.send(b"late").await;
+    assert_eq!(client.bytes(4).await, b"late");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn no_tunnel_opens_for_a_truncated_body() {
-    let (report, mut reports) = unbounded_channel();
-    let origin = backend(move |mut wire| {
-        let report = report.clone();
-        async move {
-            wire.head().await;
-            wire.bytes(3).await;
-            wire.send(UPGRADED).await;
-            report.send(wire.closed().await).unwrap();
-        }
-    })
-    .await;
     let tunnels = Tunnels::new();
-    let layer = ReverseProxyLayer::new(origin).allow_upgrade("tcp").tunnels(tunnels.clone());
-    let mut wire = client(front(Router::new().layer(layer)).await).await;
-    wire.send((exec("Content-Length: 6\r\n") + "abc").as_bytes()).await;
-    sleep(Duration::from_millis(50)).await;
-    drop(wire);
-    assert!(timeout(PATIENCE, reports.recv()).await.unwrap().unwrap());
-    timeout(PATIENCE, tunnels.wait()).await.unwrap();
+    let counted = tunnels.clone();
+    let mut memory = InMemory::new(|layer| layer.allow_upgrade("tcp").tunnels(counted));
+    let mut client = memory.client();
+    client.send((exec("Content-Length: 6\r\n") + "abc").as_bytes()).await;
+    let mut backend = memory.backend().await;
+    backend.head().await.unwrap();
+    assert_eq!(backend.bytes(3).await, b"abc");
+    backend.send(UPGRADED).await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(tunnels.count(), 0);
+    drop(client);
+    assert!(backend.closed().await);
+    assert_eq!(tunnels.count(), 0);
 }
 
 #[tokio::test]

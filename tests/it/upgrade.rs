@@ -1,8 +1,21 @@
 //! Upgrade requests and their tunnels.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use axum::{Router, body::Body, http::Request};
+use axum::{
+    Router,
+    body::Body,
+    http::{Request, StatusCode},
+    middleware::map_response,
+    response::Response,
+};
 use hyper::ext::Protocol;
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -12,7 +25,9 @@ use tokio::{
 };
 use tower_reverse_proxy::{Client, ReverseProxyLayer, Tunnels};
 
-use crate::support::{Wire, answering, ask, backend, client, front, http2, mirror, websocket::accept_of};
+use crate::support::{
+    Wire, answering, ask, backend, client, front, http2, mirror, time_passes, websocket::accept_of, within,
+};
 
 const OFFER: &str = "GET /chat?a=%2F HTTP/1.1\r\nHost: front.example\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
@@ -72,7 +87,7 @@ async fn a_websocket_handshake_is_forwarded_both_ways() {
     assert_eq!(answer.field("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
     assert_eq!(wire.bytes(10).await, b"hellothere");
     assert!(wire.closed().await);
-    let head = heads.recv().await.unwrap().to_ascii_lowercase();
+    let head = within(heads.recv()).await.unwrap().to_ascii_lowercase();
     for line in ["get /chat?a=%2f http/1.1", "connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13"] {
         assert!(head.contains(&format!("{line}\r\n")), "{line} in {head}");
     }
@@ -183,7 +198,7 @@ async fn a_reset_of_one_side_closes_the_other() {
     let wire = opened(proxied(origin).await).await;
     wire.stream.set_zero_linger().unwrap();
     drop(wire);
-    assert_eq!(ends.recv().await, Some(true));
+    assert_eq!(within(ends.recv()).await, Some(true));
 }
 
 #[tokio::test]
@@ -197,18 +212,21 @@ async fn tunnels_are_counted_and_shut_down() {
         assert_eq!(tunnels.count(), count);
     }
     drop(open.pop());
-    while tunnels.count() > 2 {
-        tokio::task::yield_now().await;
-    }
+    within(async {
+        while tunnels.count() > 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     tunnels.shut_down();
     for wire in &mut open {
         assert!(wire.closed().await);
     }
-    tunnels.wait().await;
+    within(tunnels.wait()).await;
     assert_eq!(tunnels.count(), 0);
     // A tunnel that opens after the shutdown is closed at once.
     assert!(opened(addr).await.closed().await);
-    tunnels.wait().await;
+    within(tunnels.wait()).await;
 }
 
 #[tokio::test]
@@ -223,16 +241,22 @@ async fn a_tunnel_ends_at_its_idle_timeout_or_maximum_age() {
 }
 
 #[tokio::test]
-async fn an_upgrade_the_client_abandons_leaves_no_tunnel() {
+async fn an_upgrade_that_never_completes_leaves_no_tunnel() {
     let tunnels = Tunnels::new();
     let layer = ReverseProxyLayer::new(echo().await).tunnels(tunnels.clone());
-    let addr = front(Router::new().layer(layer)).await;
-    for _ in 0..20 {
-        let mut wire = client(addr).await;
-        wire.send(OFFER.as_bytes()).await;
-        wire.stream.set_zero_linger().unwrap();
+    // A layer of the application discards the 101.
+    let (counted, most) = (tunnels.clone(), Arc::new(AtomicUsize::new(0)));
+    let counts = most.clone();
+    let discard = map_response(move |_: Response| {
+        counts.fetch_max(counted.count(), Ordering::SeqCst);
+        async { StatusCode::SERVICE_UNAVAILABLE }
+    });
+    let addr = front(Router::new().layer(layer).layer(discard)).await;
+    for _ in 0..3 {
+        assert_eq!(ask(addr, OFFER).await.status(), 503);
+        within(tunnels.wait()).await;
+        assert_eq!((most.load(Ordering::SeqCst), tunnels.count()), (1, 0));
     }
-    tunnels.wait().await;
 }
 
 /// An HTTP/1.1 backend that accepts a WebSocket with the right `Sec-WebSocket-Accept` or a wrong one, and echoes.
@@ -264,7 +288,7 @@ fn connect(target: &str) -> Request<Body> {
 #[tokio::test]
 async fn an_http2_client_opens_a_websocket_by_extended_connect() {
     let mut client = http2(proxied(accepting(true).await).await).await;
-    let response = client.send_request(connect("/chat")).await.unwrap();
+    let response = within(client.send_request(connect("/chat"))).await.unwrap();
     assert_eq!(response.status(), 200);
     for field in ["upgrade", "connection", "sec-websocket-accept", "content-length"] {
         assert!(!response.headers().contains_key(field), "{field}");
@@ -285,12 +309,12 @@ async fn over_http2_no_tunnel_opens_without_a_valid_handshake() {
         (answering("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno").await, 403),
     ] {
         let mut client = http2(proxied(origin).await).await;
-        assert_eq!(client.send_request(connect("/chat")).await.unwrap().status(), status);
+        assert_eq!(within(client.send_request(connect("/chat"))).await.unwrap().status(), status);
     }
     let mut client = http2(proxied(mirror().await).await).await;
     let mut request = connect("/chat");
     request.extensions_mut().insert(Protocol::from_static("connect-udp"));
-    assert_eq!(client.send_request(request).await.unwrap().status(), 501);
+    assert_eq!(within(client.send_request(request)).await.unwrap().status(), 501);
 }
 
 /// An HTTP/2 backend, with or without extended CONNECT, that accepts a WebSocket and echoes. A connection has two
@@ -344,7 +368,7 @@ async fn a_tunnel_outlives_the_idle_timeout_of_its_http2_connection() {
     wire.send(OFFER.replace("/chat?a=%2F", "/chat").as_bytes()).await;
     assert_eq!(wire.message().await.unwrap().status(), 101);
     for _ in 0..3 {
-        tokio::time::sleep(short * 3).await;
+        time_passes(short * 3).await;
         wire.send(b"hello").await;
         assert_eq!(wire.bytes(5).await, b"hello");
     }
@@ -365,7 +389,7 @@ async fn an_http2_backend_gets_a_websocket_by_extended_connect() {
     assert!(wire.closed().await);
     // From an HTTP/2 client, which gets a 200.
     let mut client = http2(addr).await;
-    let response = client.send_request(connect("/chat")).await.unwrap();
+    let response = within(client.send_request(connect("/chat"))).await.unwrap();
     assert_eq!(response.status(), 200);
     let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
     stream.write_all(b"hello").await.unwrap();

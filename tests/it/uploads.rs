@@ -9,10 +9,7 @@ use axum::{
     response::Response,
 };
 use http_body_util::{BodyExt, Channel};
-use hyper::server::conn::http1;
-use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
-    io::{DuplexStream, duplex},
     net::TcpStream,
     sync::mpsc::{UnboundedReceiver, unbounded_channel},
     time::{Instant, sleep, timeout},
@@ -22,9 +19,11 @@ use tower_http::{limit::RequestBodyLimitLayer, timeout::RequestBodyTimeoutLayer}
 use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{
-    PATIENCE, Pipe, Wire, backend, client,
+    PATIENCE, Wire, backend, client,
     frames::{DATA, HEADERS, PREFACE, RST_STREAM, SETTINGS, frame},
     front, http2,
+    pipes::InMemory,
+    within,
 };
 
 /// Begins a `POST /` without a length and with 5 octets of body, as an HTTP/2 client that writes raw frames.
@@ -190,8 +189,8 @@ async fn a_finished_upload_is_complete_behind_any_wrapper() {
                 sees(&mut reports, "begun", name).await;
                 drop(sender);
                 sees(&mut reports, "whole", name).await;
-                let answer = timeout(PATIENCE, answer).await.unwrap().unwrap().unwrap();
-                let body = timeout(PATIENCE, answer.into_body().collect()).await.unwrap().unwrap().to_bytes();
+                let answer = within(answer).await.unwrap().unwrap();
+                let body = within(answer.into_body().collect()).await.unwrap().to_bytes();
                 assert_eq!(body, if early { "ok" } else { "" }, "{name}");
             }
         }
@@ -270,7 +269,9 @@ async fn a_flowing_upload_is_not_cut_while_the_response_is_silent() {
 
 #[tokio::test(start_paused = true)]
 async fn an_exchange_silent_in_both_directions_is_cut() {
-    for last_is_the_clients in [true, false] {
+    for (last_is_the_clients, expected) in
+        [(true, ErrorKind::ResponseBodyTimeout), (false, ErrorKind::ResponseBodyTimeout)]
+    {
         let (proxy, mut streams) = streaming();
         let (mut upload, request) = request();
         let Ok(response) = proxy.oneshot(request).await;
@@ -282,44 +283,12 @@ async fn an_exchange_silent_in_both_directions_is_cut() {
         sender.send_data(Bytes::from_static(b"x")).await.unwrap();
         let error = body.await.unwrap().unwrap_err();
         let kind = std::error::Error::source(&error).unwrap().downcast_ref::<Error>().unwrap().kind();
-        assert!(matches!(kind, ErrorKind::ResponseBodyTimeout | ErrorKind::RequestBodyTimeout), "{kind:?}");
+        assert_eq!(kind, expected, "{last_is_the_clients}");
         // The clock is paused, so it advances by timers only.
         let late = begun.elapsed().saturating_sub(PAUSE + Duration::from_secs(300));
         assert!(begun.elapsed() >= Duration::from_secs(499) && late < Duration::from_secs(1), "{:?}", begun.elapsed());
         assert!(read.await.unwrap().is_err());
         drop((upload, answers));
-    }
-}
-
-/// A front and a backend in memory, for tests with a paused clock.
-pub(crate) struct InMemory {
-    proxy: ReverseProxy,
-    backends: UnboundedReceiver<Wire<DuplexStream>>,
-}
-
-impl InMemory {
-    pub(crate) fn new(options: impl FnOnce(ReverseProxyLayer) -> ReverseProxyLayer) -> Self {
-        let (report, backends) = unbounded_channel();
-        let layer =
-            ReverseProxyLayer::new(Client::builder("http://backend.example").connector(service_fn(move |_| {
-                let (ours, theirs) = duplex(64 * 1024);
-                report.send(Wire::new(theirs)).unwrap();
-                async move { Ok::<_, std::io::Error>(Pipe::new(ours)) }
-            })));
-        Self { proxy: options(layer).into_service(), backends }
-    }
-
-    /// Connects to the front.
-    pub(crate) fn client(&self) -> Wire<DuplexStream> {
-        let (ours, theirs) = duplex(64 * 1024);
-        let service = TowerToHyperService::new(self.proxy.clone());
-        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(theirs), service).with_upgrades());
-        Wire::new(ours)
-    }
-
-    /// Returns the next connection to the backend.
-    pub(crate) async fn backend(&mut self) -> Wire<DuplexStream> {
-        timeout(PATIENCE, self.backends.recv()).await.expect("a connection").unwrap()
     }
 }
 

@@ -22,7 +22,7 @@ use tower_reverse_proxy::{
     Upstream,
 };
 
-use crate::support::{front, get, mirror};
+use crate::support::{front, get, mirror, within};
 
 /// A layer that adds its name to `X-Seen`.
 fn seen_by(name: &'static str) -> MapRequestLayer<impl Fn(Request) -> Request + Clone> {
@@ -85,7 +85,7 @@ async fn the_crates_layers_work_around_another_client() {
         .body(Body::empty())
         .unwrap();
     let body = service.ready().await.unwrap().call(request).await.unwrap().into_body();
-    let seen = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    let seen = String::from_utf8(within(body.collect()).await.unwrap().to_bytes().to_vec()).unwrap();
     assert!(seen.contains("\r\nremote-user: alice\r\n"), "{seen}");
     assert!(seen.contains("\r\nauthorization: Basic YWxpY2U6czNjcmV0\r\n"), "{seen}");
     assert!(!seen.contains("admin") && !seen.contains("Bearer"), "{seen}");
@@ -107,7 +107,7 @@ async fn the_crates_layers_work_around_any_service_and_any_body() {
             Ok::<_, Infallible>(response.body(request.into_parts().0).unwrap())
         });
     let request = axum::http::Request::get("/x").extension("alice").body(()).unwrap();
-    let seen = service.oneshot(request).await.unwrap().into_body();
+    let seen = within(service.oneshot(request)).await.unwrap().into_body();
     assert_eq!(seen.headers["remote-user"], "alice");
     assert_eq!(seen.headers["authorization"], "Basic YWxpY2U6czNjcmV0");
     assert!(seen.headers["authorization"].is_sensitive());

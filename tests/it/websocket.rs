@@ -30,7 +30,7 @@ use tokio_tungstenite::{
 };
 use tower_reverse_proxy::{Client, ClientBuilder, RemoteUser, RemoteUserLayer, ReverseProxyLayer};
 
-use crate::support::{front, http2};
+use crate::support::{front, http2, within};
 
 /// A chat server: it sends the user's name first, echoes messages, and closes after `leave`.
 fn chat() -> Router {
@@ -38,7 +38,7 @@ fn chat() -> Router {
         let user = headers.get("remote-user").map(|user| user.to_str().unwrap().to_owned()).unwrap_or_default();
         upgrade.protocols(["chat.v2"]).on_upgrade(|mut socket| async move {
             socket.send(user.into()).await.unwrap();
-            while let Some(Ok(message)) = socket.recv().await {
+            while let Some(Ok(message)) = within(socket.recv()).await {
                 match message {
                     ws::Message::Text(text) if text == "leave" => {
                         let frame = ws::CloseFrame { code: 4001, reason: "bye".into() };
@@ -100,7 +100,7 @@ async fn of_http2(addr: SocketAddr) {
     request.extensions_mut().insert(Protocol::from_static("websocket"));
     request.headers_mut().insert("sec-websocket-version", "13".parse().unwrap());
     request.headers_mut().insert("sec-websocket-protocol", "chat.v1, chat.v2".parse().unwrap());
-    let response = http2(addr).await.send_request(request).await.unwrap();
+    let response = within(http2(addr).await.send_request(request)).await.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["sec-websocket-protocol"], "chat.v2");
     let stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());

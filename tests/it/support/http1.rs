@@ -4,7 +4,10 @@ use std::{future::Future, sync::Arc};
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::mpsc::{UnboundedReceiver, unbounded_channel},
+    sync::{
+        Notify,
+        mpsc::{UnboundedReceiver, unbounded_channel},
+    },
 };
 
 use super::{Message, Wire};
@@ -78,6 +81,23 @@ pub(crate) async fn closing(response: impl AsRef<[u8]> + Send + Sync + 'static) 
         }
     })
     .await
+}
+
+/// A backend that reads a request, sends `first`, waits for a notification, sends `rest`, and closes.
+pub(crate) async fn in_two_parts(first: &'static [u8], rest: &'static [u8]) -> (String, Arc<Notify>) {
+    let go = Arc::new(Notify::new());
+    let going = go.clone();
+    let origin = backend(move |mut wire| {
+        let going = going.clone();
+        async move {
+            wire.message().await;
+            wire.send(first).await;
+            going.notified().await;
+            wire.send(rest).await;
+        }
+    })
+    .await;
+    (origin, go)
 }
 
 /// A backend that reads a request and doesn't respond.

@@ -15,10 +15,10 @@ mod wire;
 
 pub(crate) use self::{
     fronts::{ask, client, front, front_on, get, mounts, ok},
-    http1::{answering, backend, closing, mirror, recording, refusing, silent},
+    http1::{answering, backend, closing, in_two_parts, mirror, recording, refusing, silent},
     http2::{http2, http2_get},
     patience::{PATIENCE, Progress, watch, within},
     pipes::Pipe,
-    runtime::{elsewhere, others_run, seen_to_be_kept, settled, tasks_left},
+    runtime::{elsewhere, others_run, seen_to_be_kept, settled, tasks_left, time_passes},
     wire::{Message, Wire},
 };

@@ -7,19 +7,29 @@ use std::{
     task::{Context, Poll},
 };
 
-use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::{
+    rt::{Read, ReadBufCursor, Write},
+    server::conn::http1,
+};
 use hyper_util::{
     client::legacy::connect::{Connected, Connection},
     rt::TokioIo,
+    service::TowerToHyperService,
 };
-use tokio::io::{DuplexStream, duplex};
+use tokio::{
+    io::{DuplexStream, duplex},
+    sync::mpsc::{UnboundedReceiver, unbounded_channel},
+};
+use tower::service_fn;
+use tower_reverse_proxy::{Client, ReverseProxy, ReverseProxyLayer};
 #[cfg(feature = "http2")]
 use {
-    super::Wire,
     axum::Router,
-    hyper_util::{rt::TokioExecutor, server::conn::auto, service::TowerToHyperService},
+    hyper_util::{rt::TokioExecutor, server::conn::auto},
     tokio::io::{AsyncRead, AsyncWrite},
 };
+
+use super::{Wire, within};
 
 /// A function that is called once, at the proxy's next read from a connection.
 pub(crate) type Hook = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
@@ -82,6 +92,38 @@ impl Write for Pipe {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// A front and a backend in memory, for tests with a paused clock.
+pub(crate) struct InMemory {
+    proxy: ReverseProxy,
+    backends: UnboundedReceiver<Wire<DuplexStream>>,
+}
+
+impl InMemory {
+    pub(crate) fn new(options: impl FnOnce(ReverseProxyLayer) -> ReverseProxyLayer) -> Self {
+        let (report, backends) = unbounded_channel();
+        let layer =
+            ReverseProxyLayer::new(Client::builder("http://backend.example").connector(service_fn(move |_| {
+                let (ours, theirs) = Pipe::pair();
+                report.send(Wire::new(theirs)).unwrap();
+                async { Ok::<_, io::Error>(ours) }
+            })));
+        Self { proxy: options(layer).into_service(), backends }
+    }
+
+    /// Connects to the front.
+    pub(crate) fn client(&self) -> Wire<DuplexStream> {
+        let (ours, theirs) = duplex(64 * 1024);
+        let service = TowerToHyperService::new(self.proxy.clone());
+        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(theirs), service).with_upgrades());
+        Wire::new(ours)
+    }
+
+    /// Returns the next connection to the backend.
+    pub(crate) async fn backend(&mut self) -> Wire<DuplexStream> {
+        within(self.backends.recv()).await.unwrap()
     }
 }
 
