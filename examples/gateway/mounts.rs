@@ -118,7 +118,7 @@ impl<'a> Common<'a> {
             proto: config.forwarded_proto.into(),
             trusted: blocks.collect::<Result<_, _>>()?,
             trust_unix: config.trusted_proxies.iter().any(|block| is_unix(&block)),
-            tls: BackendTls::default(),
+            tls: BackendTls::new(),
         })
     }
 

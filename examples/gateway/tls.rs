@@ -8,10 +8,13 @@ use tower_reverse_proxy::{Backend, ClientBuilder, Tls};
 use super::{Wrong, config::Mount};
 
 /// The platform's roots, read once, and only if a mount needs them.
-#[derive(Default)]
 pub(crate) struct BackendTls(OnceCell<Tls>);
 
 impl BackendTls {
+    pub(crate) fn new() -> Self {
+        Self(OnceCell::new())
+    }
+
     /// Sets the roots that the certificate of an `https` backend has to come from.
     pub(crate) fn apply(
         &self,
