@@ -318,12 +318,17 @@ fn a_client_that_reads_late_gets_the_complete_response() {
     let gateway = Gateway::start(&format!("header_read_timeout_ms = 200\n{}", mount("/mydir", &sized(), "")));
     let sizes: Vec<usize> = (1..32).map(|number| number * 200_000).collect();
     let request = |size| format!("GET /mydir/{size} HTTP/1.1\r\nHost: front.example\r\nConnection: close\r\n\r\n");
-    let mut clients: Vec<TcpStream> = sizes.iter().map(|size| gateway.send(request(size))).collect();
+    let clients: Vec<TcpStream> = sizes.iter().map(|size| gateway.send(request(size))).collect();
     thread::sleep(Duration::from_secs(1));
-    for (client, size) in clients.iter_mut().zip(sizes) {
-        let answer = rest(client);
-        assert_eq!(answer.split_once("\r\n\r\n").unwrap().1.len(), size);
-    }
+    // At the same time, because a client that reads nothing for the send timeout is closed.
+    thread::scope(|scope| {
+        for (mut client, size) in clients.into_iter().zip(sizes) {
+            scope.spawn(move || {
+                let answer = rest(&mut client);
+                assert_eq!(answer.split_once("\r\n\r\n").unwrap().1.len(), size);
+            });
+        }
+    });
 }
 
 /// A backend whose responses have as many octets as the number in the path.
