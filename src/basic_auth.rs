@@ -87,8 +87,9 @@ impl BasicAuthLayer {
         check_password(password);
         match credentials(user, password) {
             Some(value) => Self { credentials: Credentials::Fixed(value) },
+            // Without the name, because `name:password` in its place is a likely mistake.
             None => panic!(
-                "invalid user name {user:?} for Basic credentials: write one without a colon, control characters and \
+                "invalid user name for Basic credentials: write one without a colon, control characters and \
                  surrounding whitespace"
             ),
         }

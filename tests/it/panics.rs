@@ -64,3 +64,11 @@ fn panics_point_at_the_line_of_the_wrong_option() {
         assert_eq!(place, format!("{}:{line}", file!()));
     }
 }
+
+#[test]
+fn the_panic_of_a_wrong_user_name_shows_no_password() {
+    let payload = panic::catch_unwind(|| BasicAuthLayer::new("alice:s3cret", "")).unwrap_err();
+    let message = payload.downcast_ref::<&str>().copied();
+    let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap();
+    assert!(message.contains("without a colon") && !message.contains("s3cret"), "{message}");
+}
