@@ -131,6 +131,7 @@ async fn settle(tunnels: &Tunnels, base: Option<(usize, usize)>) {
             let now = (tasks(), descriptors());
             let calm = base.is_none_or(|base| now.0 <= base.0 && now.1 <= base.1);
             quiet = if calm { quiet + 1 } else { 0 };
+            // In real time, because the kernel closes sockets in it.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };

@@ -59,7 +59,7 @@ async fn polled<F: Future>(mut times: usize, future: F) -> Option<F::Output> {
     .await
 }
 
-/// A body of three parts, each after a moment.
+/// A body of three parts. In real time, because each has to be a read of its own from a socket.
 fn upload() -> Body {
     let (mut sender, body) = Channel::<Bytes>::new(1);
     tokio::spawn(async move {
@@ -101,6 +101,7 @@ async fn an_exchange_can_be_dropped_at_every_poll() {
                     wire.send(part).await;
                 }
                 for part in &ANSWER[4..] {
+                    // In real time: each part is a read of its own.
                     sleep(Duration::from_millis(1)).await;
                     wire.send(part).await;
                 }

@@ -315,6 +315,7 @@ async fn the_last_waiting_task_is_woken() {
     // then in another.
     for _ in 0..20 {
         assert!(response.as_mut().poll(&mut Context::from_waker(&finished)).is_pending());
+        // In real time, because the connect is real.
         sleep(Duration::from_millis(2)).await;
     }
     go.notify_one();

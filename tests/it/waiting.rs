@@ -119,6 +119,7 @@ async fn requests_beside_the_idle_check_find_their_connections() {
                     let method = if (client + round) % 3 == 0 { "POST" } else { "GET" };
                     assert_eq!(done(exchange(&proxy, method)).await, (204, None));
                     if round % 8 == client {
+                        // In real time: the race is with the pool's timer on another thread.
                         sleep(Duration::from_millis(11)).await;
                     }
                 }
@@ -221,6 +222,7 @@ fn begun_on(runtime: &Runtime, proxy: &ReverseProxy) -> Exchange {
 async fn asked(count: usize, asked: &AtomicUsize) {
     let all = async {
         while asked.load(Ordering::SeqCst) < count {
+            // In real time, because the connects begin on another runtime.
             sleep(Duration::from_millis(1)).await;
         }
     };
