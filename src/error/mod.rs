@@ -290,6 +290,9 @@ impl Error {
     /// failures: with the [`on_error`](crate::ReverseProxyLayer::on_error) page, one event, and a gRPC status for gRPC
     /// requests. Its kind is [`Rejected`](ErrorKind::Rejected). `source` is logged; the client gets the status only.
     ///
+    /// A 1xx status becomes 500, because it isn't a final response: a client would read what follows a 101 as another
+    /// protocol.
+    ///
     /// ```
     /// use axum::{body::Body, http::{Request, StatusCode}};
     /// use tower::ServiceExt;
@@ -316,6 +319,7 @@ impl Error {
     /// # });
     /// ```
     pub fn rejected(status: StatusCode, source: impl Into<BoxError>) -> Self {
+        let status = if status.is_informational() { StatusCode::INTERNAL_SERVER_ERROR } else { status };
         Self::from_parts(ErrorKind::Rejected, Some(source.into()), Some(Rejection::Status(status)))
     }
 
@@ -599,6 +603,14 @@ mod tests {
         ] {
             let error = Error::new(kind);
             assert_eq!((error.is_unsent(), error.is_connect()), (unsent, connect), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_rejection_is_a_final_response() {
+        for (status, expected) in [(100, 500), (101, 500), (103, 500), (302, 302), (429, 429)] {
+            let error = Error::rejected(StatusCode::from_u16(status).unwrap(), "no");
+            assert_eq!(error.status().as_u16(), expected, "{status}");
         }
     }
 }
