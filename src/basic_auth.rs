@@ -16,10 +16,11 @@ use tower_service::Service;
 
 pub use crate::reject::ResponseFuture;
 use crate::{
-    error::{Error, ErrorKind},
+    error::ErrorKind,
     headers::reserved::remove_folded,
     identity::{CredentialsUser, RemoteUser, is_representable},
     observe,
+    service::FromRejection,
 };
 
 /// A layer that sends Basic credentials to the backend, in place of the client's own `Authorization`.
@@ -30,7 +31,7 @@ use crate::{
 /// It belongs on the upstream side ([`upstream_layer`](crate::ReverseProxyLayer::upstream_layer)). With
 /// [`remote_user`](Self::remote_user), a [`RemoteUserLayer`](crate::RemoteUserLayer) has to see the request first: it's
 /// added last, or stands first in a [`ServiceBuilder`](tower::ServiceBuilder). It's an ordinary tower layer and works
-/// around any HTTP client whose error is `From<`[`Error`]`>`.
+/// around any HTTP client whose error is `From<`[`Error`](crate::Error)`>`.
 ///
 /// ```
 /// use tower::ServiceBuilder;
@@ -147,7 +148,7 @@ pub struct BasicAuth<S> {
 
 impl<S, B> Service<Request<B>> for BasicAuth<S>
 where
-    S: Service<Request<B>, Error: From<Error>>,
+    S: Service<Request<B>, Error: FromRejection>,
 {
     type Response = S::Response;
     type Error = S::Error;

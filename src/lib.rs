@@ -185,7 +185,7 @@ pub use self::{
     path::{InvalidPrefix, Prefix},
     proxy::{ReverseProxy, ReverseProxyLayer, ReverseProxyService},
     remote_user::RemoteUserLayer,
-    service::HttpService,
+    service::{FromRejection, HttpService},
     trace_redirect::TraceRedirectLayer,
     upgrade::Tunnels,
     upstream::{BoxUpstream, HostPolicy, InvalidHost, Upstream},

@@ -19,6 +19,7 @@ use crate::{
     headers::{is_token_byte, reserved::remove_folded, trailers::ForbiddenTrailers},
     identity::{CredentialsUser, RemoteUser},
     observe,
+    service::FromRejection,
 };
 
 /// A layer that sends the signed-in user's name to the backend in `Remote-User`.
@@ -234,7 +235,7 @@ pub struct SetRemoteUser<S> {
 
 impl<S, B> Service<Request<B>> for SetRemoteUser<S>
 where
-    S: Service<Request<B>, Error: From<Error>>,
+    S: Service<Request<B>, Error: FromRejection>,
 {
     type Response = S::Response;
     type Error = S::Error;

@@ -5,6 +5,8 @@ use bytes::Bytes;
 use http::{Request, Response};
 use tower_service::Service;
 
+use crate::error::Error;
+
 /// A service that a proxy can forward requests to.
 ///
 /// It's an alias: every `Service<Request<Body>, Response = Response<B>>` implements it that is [`Clone`], whose error
@@ -122,7 +124,8 @@ use tower_service::Service;
     note = "the address of a backend goes into `ReverseProxyLayer::new`, or into `Upstream::new`",
     note = "`axum::middleware::from_fn` can't be an upstream layer, because it wraps only services that never fail: use a `tower::util::MapRequestLayer`, or put it around the router",
     note = "a rate limit isn't `Clone`: put a buffer around it, as in `ServiceBuilder::new().buffer(1024).rate_limit(100, Duration::from_secs(1))`",
-    note = "a layer that rejects requests, as `RemoteUserLayer`, wraps services whose error is `From<tower_reverse_proxy::Error>`: `BoxUpstream::new` makes one of a `Router`"
+    note = "a layer that rejects requests, as `RemoteUserLayer`, wraps services whose error is `From<tower_reverse_proxy::Error>`: `BoxUpstream::new` makes one of a `Router`",
+    note = "`option_layer` needs a layer that keeps the error and the response type: `Upstream::boxed` gives all clients one type"
 )]
 pub trait HttpService:
     Service<Request<Body>, Response = Response<Self::ResponseBody>, Error: Into<BoxError>> + Clone
@@ -139,3 +142,64 @@ where
 {
     type ResponseBody = B;
 }
+
+/// An error that a layer which rejects requests can return: any error that is `From<`[`Error`]`>`.
+///
+/// It's an alias: [`Error`] itself, `BoxError` and every other type with that conversion implement it. The layers for the
+/// upstream side that reject requests wrap services with such an error. `Infallible`, the error of a `Router`, isn't
+/// one.
+///
+/// ```compile_fail,E0277
+/// use axum::Router;
+/// use tower_reverse_proxy::RemoteUserLayer;
+///
+/// // It belongs on the upstream side.
+/// let app: Router = Router::new().layer(RemoteUserLayer::new());
+/// ```
+///
+/// A layer of one's own, which rejects requests around any client:
+///
+/// ```
+/// use std::task::{Context, Poll};
+///
+/// use axum::http::{Request, StatusCode};
+/// use tower::{Service, layer::layer_fn};
+/// use tower_reverse_proxy::{Error, FromRejection, ReverseProxyLayer};
+///
+/// #[derive(Clone)]
+/// struct ReadOnly<S>(S);
+///
+/// impl<S, B> Service<Request<B>> for ReadOnly<S>
+/// where
+///     S: Service<Request<B>, Error: FromRejection>,
+/// {
+///     type Response = S::Response;
+///     type Error = S::Error;
+///     type Future = futures_util::future::Either<S::Future, std::future::Ready<Result<S::Response, S::Error>>>;
+///
+///     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+///         self.0.poll_ready(cx)
+///     }
+///
+///     fn call(&mut self, request: Request<B>) -> Self::Future {
+///         if request.method().is_safe() {
+///             return futures_util::future::Either::Left(self.0.call(request));
+///         }
+///         let error = Error::rejected(StatusCode::SERVICE_UNAVAILABLE, "the site is read-only");
+///         futures_util::future::Either::Right(std::future::ready(Err(error.into())))
+///     }
+/// }
+///
+/// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").upstream_layer(layer_fn(ReadOnly));
+/// # let _ = proxy;
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "a layer that rejects requests can't wrap a service whose error is `{Self}`",
+    label = "this error can't be made of a `tower_reverse_proxy::Error`",
+    note = "`RemoteUserLayer` and `BasicAuthLayer` belong on the upstream side: `ReverseProxyLayer::upstream_layer(..)`",
+    note = "`BoxUpstream::new` makes an upstream of a `Router`, whose error is a `BoxError`"
+)]
+pub trait FromRejection: From<Error> {}
+
+#[diagnostic::do_not_recommend]
+impl<E: From<Error>> FromRejection for E {}

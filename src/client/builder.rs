@@ -458,7 +458,8 @@ impl ClientBuilder {
         #[cfg(feature = "tls")]
         if *backend.scheme() != Scheme::HTTPS {
             if options.tls.is_some() {
-                let error = format!("TLS for the backend \"{backend}\": write an `https://` origin");
+                let error =
+                    format!("invalid TLS for the backend \"{backend}\": write an `https://` origin, or remove `tls`");
                 return Err(InvalidClient(Reason::Option(error)));
             }
         } else if options.connector.is_none() {
@@ -466,7 +467,8 @@ impl ClientBuilder {
                 options.tls = Some(Tls::new()?);
             }
         } else if options.tls.is_some() {
-            let error = "TLS for a connector, which makes the whole connection: leave out `tls`, or the connector";
+            let error =
+                "invalid TLS for a connector, which makes the whole connection: leave out `tls`, or the connector";
             return Err(InvalidClient(Reason::Option(error.to_owned())));
         }
         Client::new(backend, &options)

@@ -33,6 +33,8 @@ use crate::{
 pub(super) struct Connector {
     /// The backend's origin.
     uri: Uri,
+    /// The same as it's written, for errors.
+    origin: Arc<str>,
     dial: Dial,
     /// Where the backend may choose HTTP/2 or HTTP/1.1, the one that insists on HTTP/1.1.
     #[cfg(feature = "tls")]
@@ -86,6 +88,7 @@ impl Connector {
         Ok(Self {
             // Of parts that were valid, with all three there, it can't fail.
             uri: uri.unwrap_or_default(),
+            origin: backend.to_string().into(),
             #[cfg(feature = "http2")]
             dial: dial(options.http2)?,
             #[cfg(not(feature = "http2"))]
@@ -124,11 +127,13 @@ impl Connector {
         handshake: impl AsyncFnOnce(Stream) -> Result<T, E>,
     ) -> Result<T, Error> {
         let connecting = async { handshake(self.dial(offer, slot).await?).await.map_err(Into::into) };
-        let connected: Result<T, BoxError> = self.in_time(connecting).await?;
-        connected.map_err(|error| {
-            let kind = if timed_out(&*error) { ErrorKind::ConnectTimeout } else { ErrorKind::Connect };
-            Error::with_source(kind, error)
-        })
+        let failed = |kind, cause| Error::with_source(kind, ConnectError { origin: self.origin.clone(), cause });
+        match self.in_time(connecting).await {
+            Ok(Ok(connected)) => Ok(connected),
+            Ok(Err(error)) if timed_out(&*error) => Err(failed(ErrorKind::ConnectTimeout, Some(error))),
+            Ok(Err(error)) => Err(failed(ErrorKind::Connect, Some(error))),
+            Err(timeout) => Err(failed(timeout.kind(), None)),
+        }
     }
 
     /// Makes an HTTP/1.1 connection.
@@ -160,6 +165,26 @@ impl Connector {
             return Err(HTTP1_IS_NEEDED.into());
         }
         Ok(Stream::new(io, is_http2, has_own_end, slot))
+    }
+}
+
+/// A connect that failed, with the backend, because an application may have several.
+#[derive(Debug)]
+struct ConnectError {
+    origin: Arc<str>,
+    /// `None` after the connect timeout.
+    cause: Option<BoxError>,
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connecting to {}", self.origin)
+    }
+}
+
+impl error::Error for ConnectError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
     }
 }
 

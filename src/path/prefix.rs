@@ -126,6 +126,8 @@ impl fmt::Display for InvalidPrefix {
 /// encoded.
 fn suggestion(given: &str) -> String {
     let path = given.split(['?', '#']).next().unwrap_or_default();
+    // Of a URL, the path is meant.
+    let path = path.split_once("://").map_or(path, |(_, rest)| rest.split_once('/').map_or("", |(_, path)| path));
     let mut segments = Vec::new();
     for segment in path.split('/') {
         if has_dot_segment(segment) {
@@ -218,6 +220,8 @@ mod tests {
             ("/a#x", "\"/a\""),
             ("/a/{id}", "\"/a\""),
             ("/a/*rest", "\"/a\""),
+            ("http://backend:8000/a/b/", "write \"/a/b\""),
+            ("http://backend", "write \"/mydir\""),
             ("/my dir", "write \"/my%20dir\""),
             ("/mü/x\"", "write \"/m%C3%BC/x%22\""),
             ("/100%/%20%zz%00", "write \"/100%25/%20%25zz%2500\""),

@@ -28,6 +28,7 @@ use crate::{
         location::{self, Origin},
         trim_values,
     },
+    service::HttpService,
 };
 
 /// A service around a client `C` that addresses requests to one backend.
@@ -47,6 +48,12 @@ use crate::{
 /// let proxy = ReverseProxyLayer::with_upstream(upstream).prefix("/intranet");
 /// # let _ = proxy;
 /// ```
+///
+/// # Security
+///
+/// It does the backend-facing half alone. Called directly, from a handler, it sends what the client has sent, identity claims and
+/// forwarding fields included: put it behind a proxy with
+/// [`ReverseProxy::with_upstream`](crate::ReverseProxy::with_upstream).
 #[derive(Clone, Debug)]
 pub struct Upstream<C = Client> {
     client: C,
@@ -190,6 +197,34 @@ impl<C> Upstream<C> {
     #[must_use]
     pub fn layer<L: Layer<C>>(self, layer: L) -> Upstream<L::Service> {
         Upstream { client: layer.layer(self.client), destination: self.destination }
+    }
+
+    /// Puts the client behind a type that can be named, whatever layers it has: [`BoxUpstream`].
+    ///
+    /// Other than a proxy that is [boxed](crate::ReverseProxyLayer::boxed), it can get further layers around the client.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower::timeout::TimeoutLayer;
+    /// use tower_reverse_proxy::{BoxUpstream, ReverseProxyLayer, Upstream};
+    ///
+    /// /// A layer that depends on the configuration, of any kind: both arms have one type.
+    /// fn legacy(timeout: Option<Duration>) -> ReverseProxyLayer<Upstream<BoxUpstream>> {
+    ///     let legacy = ReverseProxyLayer::new("http://127.0.0.1:8000");
+    ///     match timeout {
+    ///         Some(timeout) => legacy.upstream_layer(TimeoutLayer::new(timeout)).map_upstream(Upstream::boxed),
+    ///         None => legacy.map_upstream(Upstream::boxed),
+    ///     }
+    /// }
+    /// # let _ = legacy(None);
+    /// ```
+    #[must_use]
+    pub fn boxed(self) -> Upstream<BoxUpstream>
+    where
+        C: HttpService + Send + Sync + 'static,
+        C::Future: Send,
+    {
+        Upstream { client: BoxUpstream::new(self.client), destination: self.destination }
     }
 
     /// Returns the backend.

@@ -167,8 +167,10 @@ async fn a_connector_that_negotiates_http2_receives_no_connection_based_credenti
     }
 }
 
+/// The chain of causes.
 fn cause(error: &Error) -> String {
-    std::error::Error::source(error).expect("a cause").to_string()
+    let first = std::error::Error::source(error).expect("a cause");
+    std::iter::successors(Some(first), |error| error.source()).map(|error| format!("{error}: ")).collect()
 }
 
 #[tokio::test]
@@ -181,7 +183,7 @@ async fn a_backend_without_http2_is_named_in_the_error() {
         reads_and_closes,
     ] {
         let (failed, mut failures) = mpsc::unbounded_channel();
-        let layer = ReverseProxyLayer::new(Client::builder(origin).http2(true)).on_error(move |error| {
+        let layer = ReverseProxyLayer::new(Client::builder(&origin).http2(true)).on_error(move |error| {
             failed.send(error.clone()).unwrap();
             error.status()
         });
@@ -192,6 +194,7 @@ async fn a_backend_without_http2_is_named_in_the_error() {
             // No byte of the request has been sent.
             assert_eq!(error.kind(), ErrorKind::Connect);
             let why = cause(&error);
+            assert!(why.starts_with(&format!("connecting to {origin}: ")), "{why}");
             assert!(why.contains("doesn't seem to speak HTTP/2") && why.contains("http2(true)"), "{why}");
         }
     }
