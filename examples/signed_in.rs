@@ -4,6 +4,9 @@
 //! cargo run --example signed_in -- http://127.0.0.1:8000 # its pages have to be below /legacy
 //! ```
 //!
+//! In an app of your own: `cargo add tower-sessions`. With axum-login, its version of it: `cargo add tower-sessions@0.14`
+//! for axum-login 0.18, and `use axum_login::tower_sessions`.
+//!
 //! The backend has to be reachable through the front only, because any other peer could send any name.
 #![allow(clippy::print_stdout)]
 
