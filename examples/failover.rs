@@ -5,7 +5,7 @@
 //! cargo run --example failover -- http://127.0.0.1:8000 http://127.0.0.1:8001 # with yours
 //! ```
 //!
-//! In an app of your own: `cargo add tower --features util`.
+//! In an app of your own: `cargo add tower --features util && cargo add tracing`.
 #![allow(clippy::print_stdout)]
 
 mod shared;
@@ -14,6 +14,7 @@ use std::{
     env,
     error::Error as StdError,
     future::Future,
+    io::IsTerminal,
     net::SocketAddr,
     pin::Pin,
     sync::{
@@ -59,7 +60,11 @@ impl Service<Request<Body>> for InTurn {
                 // An unsent request comes back whole, with its body. One that was sent in part doesn't: the backend
                 // may have acted on it.
                 Err(mut error) => match error.take_request() {
-                    Some(request) => second.oneshot(request).await,
+                    Some(request) => {
+                        // The crate emits no event for a request that is rescued.
+                        tracing::warn!(%error, "the other backend gets the request");
+                        second.oneshot(request).await
+                    }
                     None => Err(error),
                 },
                 response => response,
@@ -70,6 +75,7 @@ impl Service<Request<Body>> for InTurn {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn StdError>> {
+    tracing_subscriber::fmt().with_ansi(std::io::stdout().is_terminal()).init();
     let mut urls = env::args().skip(1);
     let members = match (urls.next(), urls.next()) {
         (Some(one), Some(other)) => [Upstream::try_new(one)?, Upstream::try_new(other)?],

@@ -86,6 +86,14 @@ use crate::{backend::Backend, error::Error};
 /// # }
 /// ```
 ///
+/// # Security
+///
+/// A client belongs behind a [`ReverseProxy`](crate::ReverseProxy) or a
+/// [`ReverseProxyLayer`](crate::ReverseProxyLayer). It applies none of their rules: called directly with a request of the
+/// app's client, as in a handler, it removes none of the header fields that a client must not set, such as `Remote-User` and
+/// `X-Forwarded-For`, and none of those that are hop-by-hop, and adds no forwarding fields. A handler calls a
+/// [`ReverseProxy`](crate::ReverseProxy).
+///
 /// # Cancel safety
 ///
 /// Dropping the future, or the response's body before its end, closes its HTTP/1.1 connection, or resets its HTTP/2 stream.

@@ -177,6 +177,8 @@ impl Tls {
     /// Sets the server name that is sent to the backend (SNI, RFC 6066, section 3) and that its certificate must be valid for: a
     /// DNS name, or an address, which isn't sent as SNI. Default: the backend's host.
     ///
+    /// The `Host` field of requests doesn't change: [`Upstream::host`](crate::Upstream::host) sets it.
+    ///
     /// ```
     /// use tower_reverse_proxy::{Client, Tls};
     ///

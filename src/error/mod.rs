@@ -381,29 +381,42 @@ impl Error {
     /// Returns `None` if it may have been processed; if it has been taken before, from this error or a clone of it; or
     /// if the failure isn't the [`Client`](crate::Client)'s, as with [`rejected`](Self::rejected).
     ///
-    /// ```
-    /// use axum::{body::Body, http::Request, response::Response};
-    /// use tower::ServiceExt;
-    /// use tower_reverse_proxy::{Error, Upstream, client::ResponseBody};
+    /// It always returns `None` for an error in the extensions of a response, and in
+    /// [`on_error`](crate::ReverseProxyLayer::on_error), because the proxy drops the request when it makes the response.
+    /// A failover therefore is a service on the upstream side, not a handler that calls one proxy after another:
     ///
-    /// /// Sends a request to the second backend if the first can't be reached. Not even a `POST` is sent twice.
-    /// async fn with_failover(
-    ///     [first, second]: [Upstream; 2],
-    ///     request: Request<Body>,
-    /// ) -> Result<Response<ResponseBody>, Error> {
-    ///     match first.oneshot(request).await {
-    ///         Err(mut error) => match error.take_request() {
-    ///             Some(request) => second.oneshot(request).await,
-    ///             None => Err(error),
-    ///         },
-    ///         answered => answered,
+    /// ```
+    /// use axum::{body::Body, http::Request};
+    /// use tower::{ServiceExt, service_fn};
+    /// use tower_reverse_proxy::{ReverseProxy, Upstream};
+    ///
+    /// let members = [Upstream::new("http://10.0.0.7:8000"), Upstream::new("http://10.0.0.8:8000")];
+    /// // Sends a request to the second backend if the first can't be reached. Not even a `POST` is sent twice.
+    /// let proxy = ReverseProxy::with_upstream(service_fn(move |request: Request<Body>| {
+    ///     let [first, second] = members.clone();
+    ///     async move {
+    ///         match first.oneshot(request).await {
+    ///             Err(mut error) => match error.take_request() {
+    ///                 Some(request) => {
+    ///                     // The proxy emits no event for a request that is rescued.
+    ///                     tracing::warn!(%error, "the second backend gets the request");
+    ///                     second.oneshot(request).await
+    ///                 }
+    ///                 None => Err(error),
+    ///             },
+    ///             response => response,
+    ///         }
     ///     }
-    /// }
+    /// }));
+    /// # let _ = proxy;
     /// ```
     ///
     /// # Security
     ///
-    /// It has the fields that the layers of the first upstream have set, such as the `Authorization` of a
+    /// An [`Upstream`](crate::Upstream) or a [`Client`](crate::Client) is called behind a proxy only, as above: see the
+    /// [security of `Client`](crate::Client#security).
+    ///
+    /// The request has the fields that the layers of the first upstream have set, such as the `Authorization` of a
     /// [`BasicAuthLayer`](crate::BasicAuthLayer). Upstreams that get each other's requests need the same layers around
     /// each of them, or the layers around the balancer. Otherwise, the second backend gets the first one's credentials.
     #[doc(alias = "failover")]
@@ -496,7 +509,8 @@ impl Error {
     /// (RFC 9113, section 8.7) counts as unsent.
     ///
     /// A retry layer may send such a request again with any method, to this backend or to another one. If the failure
-    /// is the [`Client`](crate::Client)'s, [`take_request`](Self::take_request) returns the request.
+    /// is the [`Client`](crate::Client)'s, [`take_request`](Self::take_request) returns the request. It does so on the
+    /// upstream side only: an error in a response's extensions may be unsent, but has no request.
     ///
     /// It's `false` for a refused request ([`Phase::Request`]), although nothing of it was sent, because it would be
     /// refused again; and if the client has resent an idempotent request whose first attempt may have been processed.
