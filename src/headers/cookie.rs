@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn the_backends_domain_goes() {
+    fn the_domain_of_the_backend_is_removed() {
         for (cookie, result) in [
             ("a=1; Domain=backend; Path=/", "a=1; Path=/"),
             ("a=1;domain=.BACKEND ;HttpOnly", "a=1;HttpOnly"),

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_is_said() {
+    fn the_known_forwarding_fields_are_set() {
         let policy = ForwardedPolicy {
             forwarded: true,
             x_real_ip: true,
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_grows_at_its_end() {
+    fn lists_are_appended_to() {
         let lines = [
             ("x-forwarded-for", "203.0.113.9, 198.51.100.1"),
             ("x-forwarded-for", "198.51.100.2"),
@@ -281,7 +281,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_address_is_written_as_ever(ip: IpAddr) {
+        fn an_address_is_written_as_its_display(ip: IpAddr) {
             prop_assert_eq!(ip_value(ip), ip.to_string());
         }
 

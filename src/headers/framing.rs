@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn one_chunked_and_nothing_else() {
+    fn only_a_single_chunked_is_accepted() {
         for (lines, result) in [
             (&[][..], Ok(())),
             (&["chunked"], Ok(())),
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_says_what_its_body_is() {
+    fn the_framing_fields_of_a_request_match_its_body() {
         for (field, body, length, chunked) in [
             (Some("5"), SizeHint::with_exact(5), Some("5"), false),
             (Some("5"), SizeHint::with_exact(0), Some("0"), false),

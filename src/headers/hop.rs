@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn no_other_way_to_the_backend_is_told() {
+    fn alt_svc_is_removed_from_responses() {
         let mut headers =
             map(&[("alt-svc", b"h3=\":443\""), ("alt-svc", b"clear"), ("strict-transport-security", b"max-age=1")]);
         remove_from_response(&mut headers);
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn of_te_only_trailers_stay() {
+    fn te_keeps_trailers_only() {
         for (te, stays) in
             [(&b"trailers"[..], true), (b"gzip, Trailers;q=0.5", true), (b"gzip", false), (b"xtrailers", false)]
         {
@@ -171,7 +171,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_nominated_survives(
+        fn no_nominated_field_survives(
             names in prop::collection::vec("[a-z][a-z0-9-]{0,8}", 1..6),
             pad in "[ \t]{0,3}",
             junk in prop::collection::vec(128_u8.., 0..4),

@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn one_host_and_the_targets_own_wins() {
+    fn the_authority_of_the_target_wins_over_host() {
         use Version as V;
         for (uri, version, hosts, result) in [
             ("/x", V::HTTP_11, &["a.example:80"][..], Ok(None)),

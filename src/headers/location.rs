@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_backends_origin_goes() {
+    fn the_origin_of_the_backend_is_stripped() {
         for (url, reference) in [
             ("http://backend:9000/mydir/x?y#z", "/mydir/x?y#z"),
             ("HTTP://BACKEND:9000/x", "/x"),
@@ -254,7 +254,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_mapped_stays_at_the_front(url in "(http:)?//(backend:9000)?[/\\\\@:.#?\ta-z]{0,20}") {
+        fn a_mapped_reference_stays_at_the_front(url in "(http:)?//(backend:9000)?[/\\\\@:.#?\ta-z]{0,20}") {
             if let Some(reference) = mapped(&url) {
                 prop_assert!(reference.starts_with('/') && !is_network_path(reference.as_bytes()), "{reference}");
             }

@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spelling_goes_from_fields_and_trailers() {
+    fn folded_names_are_removed_from_fields_and_trailers() {
         let mut headers = HeaderMap::new();
         for name in ["x-user", "x_user", "x.user", "x-users"] {
             headers.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_static("admin"));

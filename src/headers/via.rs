@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_proxy_knows_itself_only() {
+    fn a_pseudonym_matches_its_own_entries_only() {
         let (a, b) = (Pseudonym::random(), Pseudonym::random());
         let mut headers = HeaderMap::new();
         a.append_to(&mut headers, Version::HTTP_2);
