@@ -28,19 +28,29 @@ use crate::{
 /// They are fixed ones, or the signed-in user's name with one password for all users, for a backend that leaves the
 /// checking to the front.
 ///
-/// It belongs on the upstream side ([`upstream_layer`](crate::ReverseProxyLayer::upstream_layer)). With
-/// [`remote_user`](Self::remote_user), a [`RemoteUserLayer`](crate::RemoteUserLayer) has to see the request first: it's
-/// added last, or stands first in a [`ServiceBuilder`](tower::ServiceBuilder). It's an ordinary tower layer and works
-/// around any HTTP client whose error is `From<`[`Error`](crate::Error)`>`.
+/// It belongs on the upstream side ([`upstream_layer`](crate::ReverseProxyLayer::upstream_layer)). It's an ordinary
+/// tower layer and works around any HTTP client whose error is `From<`[`Error`](crate::Error)`>`.
+///
+/// [`remote_user`](Self::remote_user) reads the [`RemoteUser`] in the request's extensions. Where the application
+/// inserts it, no [`RemoteUserLayer`](crate::RemoteUserLayer) is needed, and next to one the order doesn't matter. The
+/// order matters with [`RemoteUserLayer::from_extension`](crate::RemoteUserLayer::from_extension), which makes the
+/// `RemoteUser`: it has to see the request first, so it's added last, or stands first in a
+/// [`ServiceBuilder`](tower::ServiceBuilder).
 ///
 /// ```
 /// use tower::ServiceBuilder;
 /// use tower_reverse_proxy::{BasicAuthLayer, RemoteUserLayer, ReverseProxyLayer};
 ///
-/// // From top to bottom: the application inserts a `RemoteUser` into the request's extensions, `Remote-User` is set, and
-/// // then the credentials.
+/// #[derive(Clone)]
+/// struct Session {
+///     user: Option<String>,
+/// }
+///
+/// // From top to bottom: the user is read from the application's session, and then the credentials are set.
 /// let legacy = ReverseProxyLayer::new("http://127.0.0.1:8000").prefix("/legacy").upstream_layer(
-///     ServiceBuilder::new().layer(RemoteUserLayer::new()).layer(BasicAuthLayer::remote_user("s3cret")),
+///     ServiceBuilder::new()
+///         .layer(RemoteUserLayer::from_extension(|session: &Session| session.user.clone()))
+///         .layer(BasicAuthLayer::remote_user("s3cret")),
 /// );
 /// # let _ = legacy;
 /// ```

@@ -126,6 +126,9 @@ impl Forwarded {
     /// Adds peers whose forwarding fields are trusted: the proxies in front of the application, as CIDR blocks or
     /// addresses. Default: none.
     ///
+    /// It takes an array or any other iterator, even for one peer: `trust(["10.0.0.0/8"])`. The host bits of a block
+    /// are ignored: `10.1.2.3/8` is `10.0.0.0/8`.
+    ///
     /// From such a peer, `X-Forwarded-For` and `Forwarded` are appended to, the other forwarding fields are kept, and
     /// so are [identity claims](crate::ReverseProxyLayer::keep_identity_claims) except `Remote-User`.
     ///

@@ -29,8 +29,8 @@ use crate::{
 /// works around any HTTP client whose error is `From<`[`Error`]`>`: the crate's own, and every one with a
 /// [`BoxError`](axum_core::BoxError).
 ///
-/// The client's own field is removed, whether a user is signed in or not, in every spelling that a server folds into
-/// the same variable: `remote-user`, `Remote_User`, `remote.user`. Below a proxy of this crate, that holds for the
+/// The layer removes the client's own field, whether a user is signed in or not, in every spelling that a server folds
+/// into the same variable: `remote-user`, `Remote_User`, `remote.user`. Below a proxy of this crate, that holds for the
 /// request's trailers, too, for every such layer and any upstream service. Without such a proxy around it, the layer
 /// removes the field, and its name from `Trailer`, but doesn't see the body: an HTTP/2 client would send the caller's
 /// trailers as they are.
@@ -49,8 +49,25 @@ use crate::{
 /// # let _ = legacy;
 /// ```
 ///
-/// Whether it's there can depend on the configuration: `option_layer(want.then(RemoteUserLayer::new))`, with
-/// [`tower::util::option_layer`].
+/// # Switched by the configuration
+///
+/// Keep the layer, and let the configuration switch what [`from_extension`](Self::from_extension) returns. The layer
+/// also removes what the client sent, so without it the client's own value of a [`header`](Self::header) other than
+/// `Remote-User` can reach the backend:
+///
+/// ```
+/// use tower_reverse_proxy::{RemoteUserLayer, ReverseProxyLayer};
+///
+/// # #[derive(Clone)]
+/// # struct Session { user: Option<String> }
+/// # let send_user = true;
+/// let user = RemoteUserLayer::from_extension(move |session: &Session| session.user.clone().filter(|_| send_user));
+/// let legacy = ReverseProxyLayer::new("http://127.0.0.1:8000").upstream_layer(user.header("X-App-User"));
+/// # let _ = legacy;
+/// ```
+///
+/// With the default `Remote-User`, [`tower::util::option_layer`]`(want.then(RemoteUserLayer::new))` is as safe, because
+/// the proxy removes that field from every request.
 ///
 /// # Security
 ///
@@ -133,6 +150,12 @@ impl RemoteUserLayer {
     /// let layer = RemoteUserLayer::new().header("X-WEBAUTH-USER");
     /// # let _ = layer;
     /// ```
+    ///
+    /// # Security
+    ///
+    /// Only this layer removes a client's field of another name than `Remote-User`. A mount of the same backend without
+    /// the layer forwards it, unless it's one of the
+    /// [identity claims](crate::guide::identity#what-is-removed-from-the-clients-request) that the proxy removes.
     ///
     /// # Panics
     ///

@@ -87,7 +87,8 @@ impl Tls {
         Self::with_roots(roots)
     }
 
-    /// Trusts the CA certificates in `pem`, and no others: one or more X.509 certificates in PEM.
+    /// Trusts the CA certificates in `pem`, and no others: one or more X.509 certificates in PEM. `pem` is the contents of
+    /// a file, not its path.
     ///
     /// ```
     /// use tower_reverse_proxy::Tls;

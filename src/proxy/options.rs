@@ -174,12 +174,11 @@ impl<U> ReverseProxyLayer<U> {
     /// Sets whether header fields that claim an identity without a signature are forwarded from any peer. Default:
     /// `false`, they are removed unless the peer is [trusted](Forwarded::trust).
     ///
-    /// Backends trust such fields, because only proxies that sign users in set them: `Remote-*`, `X-Remote-User`,
-    /// `-Group` and `-Extra-*`, `X-WEBAUTH-*`, `X-Auth-Request-*`, `X-Authenticated-*`, `X-Authentik-*`,
-    /// `X-Goog-Authenticated-User-*`, `X-MS-CLIENT-PRINCIPAL*`, `Tailscale-User-*`, `OIDC-Claim-*`,
-    /// `es-security-runas-user`, and certificates in `Client-Cert*`, `X-Client-Cert*`, `SSL-Client-*`, `X-SSL-*` and
-    /// `X-ARR-ClientCert`; in every spelling that a server may fold into one of them. Each removal emits an event at
-    /// debug level with the name of the field. As request trailers they are always removed.
+    /// Backends trust such fields, because only proxies that sign users in set them. The guide
+    /// [lists them all](crate::guide::identity#what-is-removed-from-the-clients-request): `Remote-*`, `X-WEBAUTH-*`,
+    /// `X-Auth-Request-*`, client certificates and others, in every spelling that a server may fold into one of them.
+    /// Each removal emits an event at debug level with the name of the field. As request trailers they are always
+    /// removed.
     ///
     /// `Remote-User` is always removed, and set by a [`RemoteUserLayer`](crate::RemoteUserLayer) only;
     /// `X-Forwarded-User`, `-Groups` and `-Email` are removed as every `X-Forwarded-*` is. A layer of the application's
