@@ -4,8 +4,8 @@
 //! cargo run --example trace -- http://127.0.0.1:8000
 //! ```
 //!
-//! In an app of your own: `cargo add tower-http --features trace`, and versions of opentelemetry, opentelemetry_sdk and
-//! tracing-opentelemetry that go together.
+//! In an app of your own: `cargo add tower --features util`, `cargo add tower-http --features trace`, and versions of
+//! opentelemetry, opentelemetry_sdk and tracing-opentelemetry that go together, such as 0.33, 0.33 and 0.34.
 #![allow(clippy::print_stdout)]
 
 mod shared;
@@ -32,7 +32,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let provider = SdkTracerProvider::builder().build();
     global::set_text_map_propagator(TraceContextPropagator::new());
     tracing_subscriber::registry()
-        .with(EnvFilter::new("info,tower_http=debug"))
+        .with(EnvFilter::new("info"))
         .with(tracing_subscriber::fmt::layer().with_ansi(std::io::stdout().is_terminal()))
         .with(tracing_opentelemetry::layer().with_tracer(provider.tracer("front")))
         .init();
@@ -43,7 +43,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .upstream_layer(MapRequestLayer::new(continue_trace));
 
     // Added last, it sees each request first: its span covers the app's own routes and the proxy.
-    let app = Router::new().route("/", get(|| async { "home\n" })).layer(proxy).layer(TraceLayer::new_for_http());
+    // The span has the level INFO. The one that `TraceLayer` makes by default has the level DEBUG: the filter `info` would
+    // disable it, and the backend would get no traceparent.
+    let spans = TraceLayer::new_for_http().make_span_with(
+        |request: &Request<_>| tracing::info_span!("request", method = %request.method(), path = request.uri().path()),
+    );
+    let app = Router::new().route("/", get(|| async { "home\n" })).layer(proxy).layer(spans);
 
     let listener = shared::listen().await?;
     println!("Try http://{}/mydir/ and look for the traceparent", listener.local_addr()?);
