@@ -36,8 +36,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
             proxy.clone().oneshot(request)
         });
         tokio::spawn(async move {
+            let mut server = auto::Builder::new(TokioExecutor::new());
+            // For the WebSockets of HTTP/2 clients (RFC 8441).
+            server.http2().enable_connect_protocol();
             // `serve_connection` alone would answer WebSockets with 101 and then drop them.
-            let server = auto::Builder::new(TokioExecutor::new());
             let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
         });
     }
