@@ -22,7 +22,8 @@ pub(crate) use cause::{classify, classify_request_body, classify_response_body};
 ///
 /// `Display` describes the failure without its cause; the cause is the [`source`](error::Error::source). Neither
 /// contains credentials or field values. Both may contain addresses of the backend, so they are fit for logs and not
-/// for clients. The type of the source isn't part of the API.
+/// for clients. The type of the source isn't part of the API, except for the source of a [`rejected`](Self::rejected)
+/// request.
 ///
 /// ```
 /// use axum::response::Response;
@@ -288,7 +289,8 @@ impl Error {
     ///
     /// The layer returns it as the error of its service. The proxy turns it into a response as it does with its own
     /// failures: with the [`on_error`](crate::ReverseProxyLayer::on_error) page, one event, and a gRPC status for gRPC
-    /// requests. Its kind is [`Rejected`](ErrorKind::Rejected). `source` is logged; the client gets the status only.
+    /// requests. Its kind is [`Rejected`](ErrorKind::Rejected). `source` is logged, at debug level if the status is 4xx
+    /// and at warn level otherwise; the client gets the status only.
     ///
     /// A 1xx status becomes 500, because it isn't a final response: a client would read what follows a 101 as another
     /// protocol.
@@ -316,6 +318,59 @@ impl Error {
     /// let request = Request::post("/page").header("host", "front.example").body(Body::from("new text")).unwrap();
     /// let response = proxy.oneshot(request).await.unwrap();
     /// assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    /// # });
+    /// ```
+    ///
+    /// A layer for any client implements `Service<Request<B>>` for its own service where
+    /// `S: Service<Request<B>, Error: From<Error>>`, as the layers of this crate do.
+    ///
+    /// # What the response gets besides the status
+    ///
+    /// A `source` of the application's own type can be downcast in [`on_error`](crate::ReverseProxyLayer::on_error),
+    /// because its type is part of the contract, in contrast to that of any other
+    /// [`source`](error::Error::source). The hook sets a `Retry-After`, for example:
+    ///
+    /// ```
+    /// use std::{error::Error as _, fmt};
+    ///
+    /// use axum::http::{StatusCode, header::RETRY_AFTER};
+    /// use tower_reverse_proxy::{Error, Failure, ReverseProxyLayer};
+    /// # use axum::{body::Body, http::Request};
+    /// # use tower::ServiceExt;
+    ///
+    /// #[derive(Debug)]
+    /// struct OverQuota {
+    ///     seconds: u32,
+    /// }
+    ///
+    /// impl fmt::Display for OverQuota {
+    ///     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    ///         write!(f, "over the quota for {} seconds", self.seconds)
+    ///     }
+    /// }
+    ///
+    /// impl std::error::Error for OverQuota {}
+    ///
+    /// // In an upstream layer:
+    /// let reject = || Error::rejected(StatusCode::TOO_MANY_REQUESTS, OverQuota { seconds: 7 });
+    ///
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").on_error(|failure: &Failure| {
+    ///     let quota = failure.error().source().and_then(|source| source.downcast_ref::<OverQuota>());
+    ///     let retry_after = quota.map(|quota| [(RETRY_AFTER, quota.seconds.to_string())]);
+    ///     (failure.status(), retry_after, "Please try again later.")
+    /// });
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let layer = tower::layer::layer_fn(move |_| {
+    /// #     let reject = reject.clone();
+    /// #     tower::service_fn(move |_: Request<Body>| {
+    /// #         let error = reject();
+    /// #         async move { Err::<axum::response::Response, _>(error) }
+    /// #     })
+    /// # });
+    /// # let request = Request::get("/").header("host", "front.example").body(Body::empty()).unwrap();
+    /// # let response = proxy.upstream_layer(layer).into_service().oneshot(request).await.unwrap();
+    /// # assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+    /// # assert_eq!(response.headers()[RETRY_AFTER], "7");
     /// # });
     /// ```
     pub fn rejected(status: StatusCode, source: impl Into<BoxError>) -> Self {
