@@ -40,7 +40,9 @@ fn visit(dir: &Path, f: &mut impl FnMut(&str)) {
         if path.is_dir() {
             visit(&path, f);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
-            f(&fs::read_to_string(&path).unwrap());
+            // Without comments, whose examples emit events of the application.
+            let code = fs::read_to_string(&path).unwrap();
+            f(&code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n"));
         }
     }
 }
@@ -68,6 +70,31 @@ fn every_event_is_in_the_guide_to_telemetry() {
         }
     });
     assert!(seen > 10, "only {seen} events found: does the test still read them?");
+}
+
+#[test]
+fn every_identity_claim_is_in_the_guides() {
+    let code = include_str!("../../src/headers/reserved.rs");
+    let identity = include_str!("../../src/docs/identity.md").to_lowercase();
+    let behind = include_str!("../../src/docs/behind_a_proxy.md").to_lowercase();
+    let list = code.split("let claims: &[&str]").nth(1).unwrap().split("_ => return false").next().unwrap();
+    let claims: Vec<_> = list.split('"').skip(1).step_by(2).collect();
+    assert!(claims.len() > 20, "only {claims:?}: does the test still read them?");
+
+    let names = |before: &'static str, after: &'static str| {
+        let lines = behind.lines().map(str::trim_start);
+        lines.filter_map(move |line| line.strip_prefix(before)?.split(after).next()).collect::<Vec<_>>()
+    };
+    let (nginx, caddy) = (names("proxy_set_header ", " "), names("header_up -", "*"));
+    for claim in claims {
+        assert!(identity.contains(&format!("`{claim}*`")), "{claim} isn't in the guide to identity");
+        assert!(caddy.iter().any(|name| claim.starts_with(name)), "Caddy forwards {claim}");
+        // Its names are the application's own.
+        assert!(
+            claim == "x-remote-extra-" || nginx.iter().any(|name| name.starts_with(claim)),
+            "nginx forwards all of {claim}"
+        );
+    }
 }
 
 /// The names of the setters in a file: public methods that take and return `self`.
