@@ -52,7 +52,9 @@ fn every_event_is_in_the_guide_to_telemetry() {
     let page = include_str!("../../src/docs/telemetry.md");
     let (rows, mut seen) = (rows(page), 0);
     visit(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut |code| {
-        for (level, call) in events(code) {
+        // An event in an example isn't one of the crate's.
+        let code: Vec<_> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        for (level, call) in events(&code.join("\n")) {
             seen += 1;
             let message = match message(call) {
                 "{error}" => "the [`Error`]'s text",

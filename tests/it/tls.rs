@@ -164,6 +164,26 @@ async fn a_backend_with_a_certificate_of_a_private_ca_is_accepted() {
 }
 
 #[tokio::test]
+async fn a_self_signed_certificate_is_accepted_as_its_own_ca_unless_it_is_marked_as_one() {
+    let key = KeyPair::generate().unwrap();
+    for (is_ca, accepted) in [(IsCa::NoCa, true), (IsCa::Ca(BasicConstraints::Unconstrained), false)] {
+        let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        params.is_ca = is_ca;
+        let key = KeyPair::from_pem(&key.serialize_pem()).unwrap();
+        let signed = Signed { certificate: params.self_signed(&key).unwrap(), key };
+        let url = describing(server(&signed, &[]), nothing).await;
+        let tls = Tls::with_ca(signed.certificate.pem()).unwrap();
+        let answer = get(proxied(ReverseProxyLayer::new(Client::builder(url).tls(tls))).await, "/x", "").await;
+        match accepted {
+            true => assert_eq!(answer.text(), "over TLS 0"),
+            false => {
+                assert!(answer.status() == 502 && answer.text().contains("CaUsedAsEndEntity"), "{}", answer.text())
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_backend_with_a_certificate_of_another_ca_is_refused() {
     let ca = Ca::new();
     let url = describing(server(&ca.sign("127.0.0.1"), &[]), nothing).await;
