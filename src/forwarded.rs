@@ -151,6 +151,7 @@ impl Forwarded {
     /// such as `Remote-Groups` and `X-WEBAUTH-USER`, unless its configuration names them
     /// (`proxy_set_header Remote-Groups "";`).
     #[track_caller]
+    #[doc(alias("trusted proxy", "trusted proxies", "set_real_ip_from"))]
     pub fn trust<T>(mut self, peers: impl IntoIterator<Item = T>) -> Self
     where
         T: TryInto<TrustedPeers, Error: Into<InvalidPeers>>,

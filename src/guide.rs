@@ -6,7 +6,17 @@
 // included anywhere.
 
 #[doc = include_str!("docs/mounting.md")]
-#[doc(alias("nest", "mount", "strip prefix", "rewrite"))]
+#[doc(alias(
+    "nest",
+    "nest_service",
+    "fallback_service",
+    "handler",
+    "mount",
+    "strangler",
+    "strip prefix",
+    "rewrite",
+    "trailing slash"
+))]
 pub mod mounting {}
 
 #[doc = include_str!("docs/layer_order.md")]
@@ -18,11 +28,43 @@ pub mod layer_order {}
 pub mod security {}
 
 #[doc = include_str!("docs/identity.md")]
-#[doc(alias("sign in", "single sign-on", "SSO", "kerberos", "Negotiate", "bearer", "Remote-User"))]
+#[doc(alias(
+    "sign in",
+    "single sign-on",
+    "SSO",
+    "login",
+    "authentication",
+    "axum-login",
+    "jwt",
+    "kerberos",
+    "Negotiate",
+    "bearer",
+    "cors",
+    "Remote-User"
+))]
 pub mod identity {}
 
+#[doc = include_str!("docs/backends.md")]
+#[doc(alias(
+    "https",
+    "tls",
+    "ssl",
+    "custom CA",
+    "self-signed",
+    "root certificate",
+    "certificate",
+    "client certificate",
+    "mTLS",
+    "sni",
+    "unix socket",
+    "host header",
+    "h2c",
+    "grpc"
+))]
+pub mod backends {}
+
 #[doc = include_str!("docs/timeouts.md")]
-#[doc(alias("proxy_read_timeout", "deadline"))]
+#[doc(alias("proxy_read_timeout", "deadline", "long polling", "upload"))]
 pub mod timeouts {}
 
 #[doc = include_str!("docs/pooling_and_retries.md")]
@@ -34,15 +76,38 @@ pub mod pooling_and_retries {}
 pub mod failures {}
 
 #[doc = include_str!("docs/telemetry.md")]
-#[doc(alias("metrics", "opentelemetry", "logging", "tracing"))]
+#[doc(alias("metrics", "prometheus", "opentelemetry", "logging", "tracing", "request id"))]
 pub mod telemetry {}
 
 #[doc = include_str!("docs/upgrades.md")]
-#[doc(alias("websocket", "sse", "server-sent events", "graceful shutdown"))]
+#[doc(alias(
+    "websocket",
+    "ws",
+    "sse",
+    "server-sent events",
+    "streaming",
+    "trailers",
+    "grpc",
+    "long polling",
+    "graceful shutdown"
+))]
 pub mod upgrades {}
 
 #[doc = include_str!("docs/several_backends.md")]
-#[doc(alias("load balance", "load balancer", "failover", "canary", "health check"))]
+#[doc(alias(
+    "load balance",
+    "load balancer",
+    "load balancing",
+    "balancer",
+    "circuit breaker",
+    "failover",
+    "canary",
+    "health check",
+    "handler",
+    "state",
+    "tenant",
+    "database"
+))]
 pub mod several_backends {}
 
 #[doc = include_str!("docs/testing.md")]
@@ -54,7 +119,7 @@ pub mod testing {}
 pub mod behind_a_proxy {}
 
 #[doc = include_str!("docs/production.md")]
-#[doc(alias("checklist", "deployment"))]
+#[doc(alias("checklist", "deployment", "body limit", "rate limit"))]
 pub mod production {}
 
 #[doc = include_str!("docs/from_iis.md")]
@@ -72,6 +137,12 @@ pub mod from_axum_reverse_proxy {}
 #[doc = include_str!("docs/not_included.md")]
 #[doc(alias(
     "load balance",
+    "load balancing",
+    "circuit breaker",
+    "rate limit",
+    "set header",
+    "remove header",
+    "cors",
     "cache",
     "caching",
     "compression",

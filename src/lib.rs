@@ -18,6 +18,10 @@
 //! }
 //! ```
 //!
+//! A request that fails becomes a 502 or another status without details. Its cause is an event of `tracing`: with
+//! `tracing_subscriber::fmt::init()` (`cargo add tracing-subscriber`) as the first line of `main`, it's on the terminal;
+//! see [telemetry](guide::telemetry).
+//!
 //! Both sides have the same layout: `/mydir/page` of the front is `/mydir/page` of the backend. Therefore no link in
 //! any page has to be rewritten. Where the layouts differ, there are
 //! [`strip_prefix`](ReverseProxyLayer::strip_prefix) and [`replace_prefix`](ReverseProxyLayer::replace_prefix).
@@ -29,13 +33,17 @@
 //! | you want | see |
 //! |---|---|
 //! | to mount a backend: prefix, nested router, fallback, handler | [mounting](guide::mounting) |
+//! | `https` to the backend, your own CA, a Unix socket, HTTP/2 | [backends](guide::backends) |
+//! | to choose the `Host` that the backend gets | [backends](guide::backends#which-host-the-backend-gets), [`Upstream::host`] |
+//! | to set or remove header fields | [header fields](guide::not_included#header-fields-set-remove-rewrite) |
 //! | an option and its default | the table of [all options](ReverseProxyLayer#all-options) |
 //! | a timeout, the pool, what is sent again | [timeouts](guide::timeouts), [pooling and retries](guide::pooling_and_retries) |
 //! | your app's user to be the backend's | [`RemoteUserLayer`], [`BasicAuthLayer`], [identity](guide::identity) |
 //! | to know which layer runs first | [layer order](guide::layer_order) |
 //! | to know what a client can't do, and what you have to ensure | [security](guide::security), [limits](guide::limits) |
 //! | an error page, or metrics of failures | [`Error`], [failures](guide::failures) |
-//! | events, spans, request ids | [telemetry](guide::telemetry) |
+//! | to see why a request failed: events, spans, request ids | [telemetry](guide::telemetry) |
+//! | rate limits, layers of your own before the backend | [`upstream_layer`](ReverseProxyLayer::upstream_layer), [limits in production](guide::production#limits) |
 //! | several backends, a target per request | [several backends](guide::several_backends), [`HttpService`] |
 //! | WebSockets, event streams, gRPC, a graceful shutdown | [upgrades](guide::upgrades) |
 //! | tests of your app, with a mock upstream | [testing](guide::testing) |

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-const WORDS: [&str; 14] = [
+const WORDS: [&str; 52] = [
     "websocket",
     "X-Forwarded-For",
     "host header",
@@ -17,6 +17,44 @@ const WORDS: [&str; 14] = [
     "sse",
     "unix socket",
     "proxy_pass",
+    "load balancing",
+    "balancer",
+    "login",
+    "authentication",
+    "axum-login",
+    "jwt",
+    "custom CA",
+    "self-signed",
+    "root certificate",
+    "certificate",
+    "ssl",
+    "tls",
+    "sni",
+    "rate limit",
+    "circuit breaker",
+    "strangler",
+    "fallback_service",
+    "nest_service",
+    "handler",
+    "state",
+    "tenant",
+    "database",
+    "cors",
+    "body limit",
+    "upload",
+    "set header",
+    "remove header",
+    "request id",
+    "prometheus",
+    "trailing slash",
+    "long polling",
+    "streaming",
+    "trailers",
+    "ws",
+    "trusted proxy",
+    "mTLS",
+    "https",
+    "h2c",
 ];
 
 #[test]
