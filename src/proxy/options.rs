@@ -35,8 +35,10 @@ impl<U> ReverseProxyLayer<U> {
     /// A request passes through every layer, also through those of other prefixes. In axum, each costs about 0.5 µs and
     /// 1.5 KiB of stack (8 KiB and more in a debug build). Up to a hundred layers are fine. For more, mount a
     /// [`ReverseProxy`](crate::ReverseProxy) for each directory with `nest_service`, because axum's router is a tree,
-    /// in which thousands of routes cost little more than one. The example `gateway`, whose mounts come from a file,
-    /// has them in a table.
+    /// in which thousands of routes cost little more than one. The example [`gateway`], whose mounts come from a
+    /// file, has them in a table.
+    ///
+    /// [`gateway`]: https://docs.rs/crate/tower-reverse-proxy/latest/source/examples/gateway/main.rs
     ///
     /// ```
     /// use tower_reverse_proxy::ReverseProxyLayer;

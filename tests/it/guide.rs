@@ -127,3 +127,21 @@ fn every_option_is_in_the_table_of_options() {
         }
     }
 }
+
+#[test]
+fn every_example_that_a_page_names_is_a_link_to_a_file() {
+    const EXAMPLES: &str = "https://docs.rs/crate/tower-reverse-proxy/latest/source/";
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut links = 0;
+    for entry in fs::read_dir(root.join("src/docs")).unwrap() {
+        let page = entry.unwrap().path();
+        let text = fs::read_to_string(&page).unwrap();
+        assert!(!text.replace('\n', " ").contains("example `"), "{} names an example without a link", page.display());
+        for link in text.split(EXAMPLES).skip(1) {
+            let file = link.split(|c: char| c.is_whitespace() || c == ')').next().unwrap();
+            assert!(root.join(file).is_file(), "{} links to {file}, which doesn't exist", page.display());
+            links += 1;
+        }
+    }
+    assert!(links > 10, "only {links} links found: does the test still read them?");
+}
