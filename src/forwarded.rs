@@ -148,8 +148,9 @@ impl Forwarded {
     /// # Security
     ///
     /// A trusted proxy must set or remove these fields itself. nginx, for example, forwards the fields of its clients,
-    /// such as `Remote-Groups` and `X-WEBAUTH-USER`, unless its configuration names them
-    /// (`proxy_set_header Remote-Groups "";`).
+    /// such as `Remote-Groups` and `X-WEBAUTH-USER`, unless its configuration names each of them
+    /// (`proxy_set_header Remote-Groups "";`). The guide [behind a proxy](crate::guide::behind_a_proxy) has the list,
+    /// and a layer that removes the claims in the application.
     #[track_caller]
     #[doc(alias("trusted proxy", "trusted proxies", "set_real_ip_from"))]
     pub fn trust<T>(mut self, peers: impl IntoIterator<Item = T>) -> Self
