@@ -58,19 +58,37 @@ impl BoxUpstream {
 impl Service<Request<Body>> for BoxUpstream {
     type Response = Response<Body>;
     type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>;
+    type Future = BoxResponseFuture;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.0.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        self.0.call(request)
+        BoxResponseFuture(self.0.call(request))
     }
 }
 
 impl fmt::Debug for BoxUpstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BoxUpstream").finish_non_exhaustive()
+    }
+}
+
+/// The future of a [`BoxUpstream`]'s response.
+#[must_use = "futures do nothing unless polled"]
+pub struct BoxResponseFuture(Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>);
+
+impl Future for BoxResponseFuture {
+    type Output = Result<Response<Body>, BoxError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for BoxResponseFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BoxResponseFuture").finish_non_exhaustive()
     }
 }

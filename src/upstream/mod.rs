@@ -16,7 +16,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 pub use self::{
-    boxed::BoxUpstream,
+    boxed::{BoxResponseFuture, BoxUpstream},
     host::{HostName, HostPolicy, InvalidHost},
 };
 use crate::{
