@@ -62,7 +62,7 @@ impl Service<Request<Body>> for InTurn {
                 Err(mut error) => match error.take_request() {
                     Some(request) => {
                         // The crate emits no event for a request that is rescued.
-                        tracing::warn!(%error, "the other backend gets the request");
+                        tracing::warn!(error = &error as &dyn StdError, "the other backend gets the request");
                         second.oneshot(request).await
                     }
                     None => Err(error),

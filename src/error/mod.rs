@@ -437,10 +437,12 @@ impl Error {
     /// if the failure isn't the [`Client`](crate::Client)'s, as with [`rejected`](Self::rejected).
     ///
     /// It always returns `None` for an error in the extensions of a response, and in
-    /// [`on_error`](crate::ReverseProxyLayer::on_error), because the proxy drops the request when it makes the response.
-    /// A failover therefore is a service on the upstream side, not a handler that calls one proxy after another:
+    /// [`on_error`](crate::ReverseProxyLayer::on_error), because the proxy drops the request when it makes the
+    /// response. A failover therefore is a service on the upstream side, not a handler that calls one proxy after another:
     ///
     /// ```
+    /// use std::error::Error;
+    ///
     /// use axum::{body::Body, http::Request};
     /// use tower::{ServiceExt, service_fn};
     /// use tower_reverse_proxy::{ReverseProxy, Upstream};
@@ -454,7 +456,7 @@ impl Error {
     ///             Err(mut error) => match error.take_request() {
     ///                 Some(request) => {
     ///                     // The proxy emits no event for a request that is rescued.
-    ///                     tracing::warn!(%error, "the second backend gets the request");
+    ///                     tracing::warn!(error = &error as &dyn Error, "the second backend gets the request");
     ///                     second.oneshot(request).await
     ///                 }
     ///                 None => Err(error),
