@@ -438,7 +438,8 @@ impl Error {
     ///
     /// It always returns `None` for an error in the extensions of a response, and in
     /// [`on_error`](crate::ReverseProxyLayer::on_error), because the proxy drops the request when it makes the
-    /// response. A failover therefore is a service on the upstream side, not a handler that calls one proxy after another:
+    /// response. A failover therefore is a service on the upstream side, not a handler that calls one proxy after the
+    /// other:
     ///
     /// ```
     /// use std::error::Error;
