@@ -19,7 +19,7 @@
 //! ```
 //!
 //! A request that fails becomes a 502 or another status without details. Its cause is an event of `tracing`, which
-//! `tracing_subscriber::fmt::init()` in the first line of `main` shows on the terminal (`cargo add tracing-subscriber`):
+//! `tracing_subscriber::fmt::init()` at the start of `main` shows on the terminal (`cargo add tracing-subscriber`):
 //! see [telemetry](guide::telemetry).
 //!
 //! Both sides have the same layout: `/mydir/page` of the front is `/mydir/page` of the backend. Therefore no link in
