@@ -135,9 +135,9 @@
 //! Versions follow [Semantic Versioning](https://semver.org); before 1.0, a breaking change raises the minor version.
 //! Part of the contract are the public API, the defaults of options, the status that each [`ErrorKind`] becomes, and
 //! the targets, levels and field names of tracing events. Not part of it are the texts of errors and events, the
-//! types behind [`source()`](std::error::Error::source), and the number and the reuse of connections. New kinds, phases
-//! and options may be added at any time. The minimum supported Rust version, 1.88 now, is raised in minor versions
-//! only.
+//! types behind [`source()`](std::error::Error::source), except that of [`Error::rejected`], and the number and the
+//! reuse of connections. New kinds, phases and options may be added at any time. The minimum supported Rust version,
+//! 1.88 now, is raised in minor versions only.
 //!
 //! # Limits
 //!

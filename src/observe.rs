@@ -1,4 +1,4 @@
-//! Every event that the crate emits, one function for each. The guide `telemetry` lists them, and a test holds the list.
+//! Every event that the crate emits, one function for each. The guide `telemetry` lists them, which a test holds.
 
 use std::{error::Error as _, fmt, time::Duration};
 
