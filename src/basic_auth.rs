@@ -150,6 +150,17 @@ impl<S> Layer<S> for BasicAuthLayer {
 }
 
 /// The service of a [`BasicAuthLayer`].
+///
+/// ```
+/// use tower::Layer;
+/// use tower_reverse_proxy::{BasicAuthLayer, Client, basic_auth::BasicAuth};
+///
+/// # fn main() -> Result<(), tower_reverse_proxy::InvalidClient> {
+/// let client: BasicAuth<Client> = BasicAuthLayer::new("front", "s3cret").layer("http://127.0.0.1:8000".try_into()?);
+/// # let _ = client;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct BasicAuth<S> {
     inner: S,

@@ -46,6 +46,12 @@ impl RemoteUser {
     }
 
     /// Returns the name.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::RemoteUser;
+    ///
+    /// assert_eq!(RemoteUser::from("CORP\\alice").as_str(), "CORP\\alice");
+    /// ```
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -138,6 +144,13 @@ impl ClientAddr {
     }
 
     /// Returns the address.
+    ///
+    /// ```
+    /// use std::net::{IpAddr, Ipv4Addr};
+    /// use tower_reverse_proxy::ClientAddr;
+    ///
+    /// assert_eq!(ClientAddr::from(IpAddr::from([192, 0, 2, 1])).ip(), Ipv4Addr::new(192, 0, 2, 1));
+    /// ```
     #[must_use]
     pub fn ip(&self) -> IpAddr {
         self.0

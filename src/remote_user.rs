@@ -250,6 +250,17 @@ impl<S> Layer<S> for RemoteUserLayer {
 }
 
 /// The service of a [`RemoteUserLayer`].
+///
+/// ```
+/// use tower::Layer;
+/// use tower_reverse_proxy::{Client, RemoteUserLayer, remote_user::SetRemoteUser};
+///
+/// # fn main() -> Result<(), tower_reverse_proxy::InvalidClient> {
+/// let client: SetRemoteUser<Client> = RemoteUserLayer::new().layer("http://127.0.0.1:8000".try_into()?);
+/// # let _ = client;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct SetRemoteUser<S> {
     inner: S,

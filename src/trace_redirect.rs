@@ -40,6 +40,13 @@ pub struct TraceRedirectLayer {
 
 impl TraceRedirectLayer {
     /// Traces redirects, with queries and userinfo redacted.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::TraceRedirectLayer;
+    ///
+    /// let layer = TraceRedirectLayer::new();
+    /// # let _ = layer;
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -70,6 +77,17 @@ impl<S> Layer<S> for TraceRedirectLayer {
 }
 
 /// The service of a [`TraceRedirectLayer`].
+///
+/// ```
+/// use tower::Layer;
+/// use tower_reverse_proxy::{Client, TraceRedirectLayer, trace_redirect::TraceRedirect};
+///
+/// # fn main() -> Result<(), tower_reverse_proxy::InvalidClient> {
+/// let client: TraceRedirect<Client> = TraceRedirectLayer::new().layer("http://127.0.0.1:8000".try_into()?);
+/// # let _ = client;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct TraceRedirect<S> {
     inner: S,

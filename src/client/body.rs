@@ -23,6 +23,20 @@ use crate::error::{Error, ErrorKind};
 /// It passes frames on as they are read; small frames that arrive together become one. At its end, its HTTP/1.1 connection returns
 /// to the pool.
 ///
+/// ```
+/// use axum::{body::Body, http::Request};
+/// use http_body_util::BodyExt;
+/// use tower::ServiceExt;
+/// use tower_reverse_proxy::{Client, client::ResponseBody};
+///
+/// # async fn run(client: Client, request: Request<Body>) -> Result<(), tower_reverse_proxy::Error> {
+/// let body: ResponseBody = client.oneshot(request).await?.into_body();
+/// let bytes = body.collect().await?.to_bytes();
+/// # let _ = bytes;
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Cancel safety
 ///
 /// Dropping it before its end closes its HTTP/1.1 connection, or resets its HTTP/2 stream.

@@ -486,6 +486,13 @@ impl ClientBuilder {
 /// The error of a client that can't be built. Its text says what is wrong and what to write instead, and repeats no secret.
 ///
 /// `Debug` shows the same text, because that's what an error shows that `main` returns.
+///
+/// ```
+/// use tower_reverse_proxy::Client;
+///
+/// let error = Client::builder("http://127.0.0.1:8000").max_connections(0).build().unwrap_err();
+/// assert_eq!(error.to_string(), "invalid maximum of 0 connections: write `None` for no limit");
+/// ```
 #[derive(Clone)]
 pub struct InvalidClient(Reason);
 

@@ -208,6 +208,13 @@ impl fmt::Debug for Tls {
 
 /// The error returned when a [`Tls`] configuration is invalid. Its text says what is wrong and what to write instead, and
 /// repeats no key.
+///
+/// ```
+/// use tower_reverse_proxy::Tls;
+///
+/// let error = Tls::with_ca("no PEM").unwrap_err();
+/// assert!(error.to_string().contains("-----BEGIN CERTIFICATE-----"));
+/// ```
 #[derive(Clone, Debug)]
 pub struct InvalidTls {
     message: Arc<str>,

@@ -43,21 +43,61 @@ pub(super) struct RequestHead {
 
 impl Failure {
     /// Returns the error.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").on_error(|failure| {
+    ///     let shown = format!("{:?}", failure.error().kind());
+    ///     (failure.status(), shown)
+    /// });
+    /// # let _ = proxy;
+    /// ```
     pub fn error(&self) -> &Error {
         &self.error
     }
 
     /// Returns the request's method.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").on_error(|failure| {
+    ///     let shown = format!("{:?}", failure.method().clone());
+    ///     (failure.status(), shown)
+    /// });
+    /// # let _ = proxy;
+    /// ```
     pub fn method(&self) -> &Method {
         &self.request.method
     }
 
     /// Returns the request's target as the client sent it, including the part that nested routers have stripped.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").on_error(|failure| {
+    ///     let shown = format!("{:?}", failure.uri().path().to_owned());
+    ///     (failure.status(), shown)
+    /// });
+    /// # let _ = proxy;
+    /// ```
     pub fn uri(&self) -> &Uri {
         &self.request.uri
     }
 
     /// Returns the request's fields as the client sent them, hop-by-hop fields and credentials included.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// let proxy = ReverseProxyLayer::new("http://127.0.0.1:8000").on_error(|failure| {
+    ///     let shown = format!("{:?}", failure.headers().contains_key("accept"));
+    ///     (failure.status(), shown)
+    /// });
+    /// # let _ = proxy;
+    /// ```
     pub fn headers(&self) -> &HeaderMap {
         &self.request.headers
     }

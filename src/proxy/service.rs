@@ -170,6 +170,14 @@ impl<S, U> ReverseProxyService<S, U> {
     }
 
     /// Returns a reference to the wrapped service.
+    ///
+    /// ```
+    /// use tower::Layer;
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// let service = ReverseProxyLayer::new("http://127.0.0.1:8000").prefix("/mydir").layer("the wrapped service");
+    /// assert_eq!(*service.get_ref(), "the wrapped service");
+    /// ```
     pub fn get_ref(&self) -> &S {
         self.inner.as_ref().unwrap_or(&self.template)
     }
@@ -179,6 +187,15 @@ impl<S: Clone, U> ReverseProxyService<S, U> {
     /// Returns a mutable reference to the wrapped service.
     ///
     /// Later clones include the changes.
+    ///
+    /// ```
+    /// use tower::Layer;
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// let mut service = ReverseProxyLayer::new("http://127.0.0.1:8000").prefix("/mydir").layer("the wrapped service");
+    /// *service.get_mut() = "another one";
+    /// assert_eq!(*service.clone().get_ref(), "another one");
+    /// ```
     pub fn get_mut(&mut self) -> &mut S {
         if let Some(inner) = self.inner.take() {
             self.template = Arc::new(inner);
@@ -187,6 +204,14 @@ impl<S: Clone, U> ReverseProxyService<S, U> {
     }
 
     /// Returns the wrapped service.
+    ///
+    /// ```
+    /// use tower::Layer;
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// let service = ReverseProxyLayer::new("http://127.0.0.1:8000").prefix("/mydir").layer("the wrapped service");
+    /// assert_eq!(service.into_inner(), "the wrapped service");
+    /// ```
     pub fn into_inner(self) -> S {
         self.inner.unwrap_or_else(|| Arc::unwrap_or_clone(self.template))
     }

@@ -92,6 +92,16 @@ struct Timeouts {
 
 impl Tunnels {
     /// Creates an empty set of tunnels, with the default timeouts.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{ReverseProxyLayer, Tunnels};
+    ///
+    /// // One set for two proxies.
+    /// let tunnels = Tunnels::new();
+    /// let chat = ReverseProxyLayer::new("http://127.0.0.1:8000").tunnels(tunnels.clone());
+    /// let wiki = ReverseProxyLayer::new("http://127.0.0.1:8001").tunnels(tunnels.clone());
+    /// # let _ = (chat, wiki);
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         Self {

@@ -120,6 +120,13 @@ impl fmt::Display for HostName {
 }
 
 /// The error returned when a text isn't a valid `Host`. It doesn't repeat the text, which may contain credentials.
+///
+/// ```
+/// use tower_reverse_proxy::upstream::HostName;
+///
+/// let error = HostName::try_from("user@intranet.example").unwrap_err();
+/// assert!(error.to_string().contains("\"intranet.example:8080\""));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidHost(());
 
