@@ -44,7 +44,7 @@ impl Service<Request<Body>> for InTurn {
     type Error = Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Error>> + Send>>;
 
-    /// Always ready, because the readiness of one member says nothing of the other: `call` waits for the one that it
+    /// Always ready, because the members are ready independently of each other. `call` waits for the member that it
     /// chooses.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))

@@ -36,7 +36,7 @@ use crate::{
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until it's built"]
 pub struct ClientBuilder {
-    /// Or the first thing that was wrong.
+    /// Or the first error, of the backend or of an option.
     backend: Result<Backend, InvalidClient>,
     options: ClientOptions,
 }
@@ -162,7 +162,7 @@ impl ClientBuilder {
     }
 
     /// Sets how connections to the backend are made: through a proxy, from a certain address, over a network of the
-    /// application's own, in memory. Default: TCP, a Unix socket, and TLS, as the backend's origin says.
+    /// application's own, in memory. Default: TCP or a Unix socket, with TLS for an `https` origin.
     ///
     /// It's a connector as hyper-util defines it: a service from the backend's origin to a connection, which knows whether
     /// HTTP/2 was negotiated on it. It makes the whole connection, TLS included for an `https` backend. The client calls it
@@ -445,9 +445,8 @@ impl ClientBuilder {
     ///
     /// # Errors
     ///
-    /// The first thing that was wrong: a backend that isn't an origin, or can't be reached with the features that are on; an
-    /// option out of its range; TLS without usable root certificates, or for a backend that isn't `https`. The text says what
-    /// to write instead.
+    /// The first error: a backend that isn't an origin, or that needs a disabled feature; an option out of its range; TLS
+    /// without usable root certificates, or for a backend that isn't `https`. The text contains what to write instead.
     pub fn build(self) -> Result<Client, InvalidClient> {
         #[cfg_attr(not(feature = "tls"), expect(unused_mut, reason = "TLS completes them"))]
         let Self { backend, mut options } = self;
@@ -483,7 +482,7 @@ impl ClientBuilder {
     }
 }
 
-/// The error of a client that can't be built. Its text says what is wrong and what to write instead, and repeats no secret.
+/// The error returned when a client can't be built. Its text contains the cause and what to write instead, and no secret.
 ///
 /// `Debug` shows the same text, because that's what an error shows that `main` returns.
 ///

@@ -206,8 +206,8 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// The error returned when a [`Tls`] configuration is invalid. Its text says what is wrong and what to write instead, and
-/// repeats no key.
+/// The error returned when a [`Tls`] configuration is invalid. Its text contains the cause and what to write instead, and
+/// no key.
 ///
 /// ```
 /// use tower_reverse_proxy::Tls;
