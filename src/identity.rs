@@ -107,6 +107,48 @@ impl fmt::Display for RemoteUser {
 #[derive(Clone, Debug)]
 pub(crate) struct CredentialsUser(pub(crate) Option<RemoteUser>);
 
+/// Whom a connection to the backend speaks for once the credentials of a request went over it, as a request extension.
+///
+/// A layer that sets `Authorization` inserts it, and [`Client`](crate::Client) reads it. Some credentials sign in the
+/// connection and not the request: NTLM always, Negotiate with many backends (RFC 4559, section 6). The client keeps the
+/// connections of each principal apart, so that no request of another principal and no request without an owner goes
+/// over them. A layer of your own inserts it after it has established for whom the credentials are.
+///
+/// Without the extension, a connection that `Authorization: Negotiate` or `NTLM` went over is closed after its response.
+///
+/// ```
+/// use axum::http::{HeaderValue, Request, header::AUTHORIZATION};
+/// use tower_reverse_proxy::Owner;
+///
+/// /// A layer of the upstream side calls it with a token that was made for the front's own account.
+/// fn sign_in<B>(mut request: Request<B>, mut token: HeaderValue) -> Request<B> {
+///     token.set_sensitive(true);
+///     request.headers_mut().insert(AUTHORIZATION, token);
+///     request.extensions_mut().insert(Owner::Principal("front@REALM.EXAMPLE".into()));
+///     request
+/// }
+/// ```
+///
+/// # Security
+///
+/// Two requests with equal principals share connections. The name therefore is the one that the credentials were
+/// established for, such as the source name of a Kerberos context, and not the user's input: `alice` and `ALICE` are
+/// two owners.
+#[doc(alias("connection pool", "Negotiate", "NTLM", "UnsafeAuthenticatedConnectionSharing", "Persistent-Auth"))]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Owner {
+    /// The credentials sign in their request only, as Basic and Bearer do: the request goes over any connection. It's
+    /// the default, and has the same effect as no extension.
+    #[default]
+    Request,
+    /// The credentials sign in the connection as this principal.
+    ///
+    /// The request goes over a connection of this principal or over a new one, never over HTTP/2. It isn't sent again
+    /// once any of it may have been written, because the second use of a token is a replay.
+    Principal(Arc<str>),
+}
+
 /// The address of the peer that sent the request, as a request extension.
 ///
 /// It's sent to the backend in `X-Forwarded-For`, and determines whether the peer is

@@ -189,7 +189,7 @@ pub use self::{
     error::{Error, ErrorKind, Phase},
     forward::Failure,
     forwarded::{Forwarded, InvalidPeers, TrustedPeers},
-    identity::{ClientAddr, RemoteUser},
+    identity::{ClientAddr, Owner, RemoteUser},
     path::{InvalidPrefix, Prefix},
     proxy::{ReverseProxy, ReverseProxyLayer, ReverseProxyService},
     remote_user::RemoteUserLayer,
