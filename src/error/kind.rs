@@ -6,7 +6,9 @@ use http::StatusCode;
 use super::Error;
 
 /// The kind of a failure. Each belongs to one [`Phase`] and has one [status](Error::status), except
-/// [`SignInRequired`](Self::SignInRequired), which has one of two, and [`Rejected`](Self::Rejected).
+/// [`SignInRequired`](Self::SignInRequired), [`CredentialsMissing`](Self::CredentialsMissing) and
+/// [`CredentialsRefused`](Self::CredentialsRefused), whose status depends on the request, and
+/// [`Rejected`](Self::Rejected).
 ///
 /// ```
 /// use tower_reverse_proxy::{Error, ErrorKind};
@@ -54,6 +56,8 @@ pub enum ErrorKind {
     SignInRequired,
     /// The user name can't be represented in a header field: 403.
     UnrepresentableUser,
+    /// The application couldn't determine the user, because its lookup failed or didn't end within its deadline: 503.
+    IdentityUnknown,
     /// A layer on the upstream side refused the request: the status that it was [rejected](Error::rejected) with.
     Rejected,
     /// The request's body is malformed: 400.
@@ -70,6 +74,14 @@ pub enum ErrorKind {
     ConnectTimeout,
     /// The upstream has no capacity for the request: 503.
     Overloaded,
+    /// There are no credentials for the backend: 502, or 403 if they are those of a user.
+    CredentialsMissing,
+    /// The credentials for the backend weren't there within their deadline: 504.
+    CredentialsTimeout,
+    /// Too many requests wait for credentials: 503.
+    CredentialsBusy,
+    /// The credentials are another principal's than the one that the request is meant for: 502. They aren't sent.
+    WrongSpeaker,
     /// The backend accepted no part of the request's body within the idle timeout: 504.
     SendTimeout,
     /// The backend sent no response head within the header timeout: 504.
@@ -83,6 +95,10 @@ pub enum ErrorKind {
     ResponseHeadTooLarge,
     /// The backend switched to a protocol that wasn't offered: 502.
     UnexpectedUpgrade,
+    /// The backend answered 401 to the credentials that the proxy sent: 502, or 403 if they are those of a user.
+    CredentialsRefused,
+    /// The backend didn't prove its identity, which the credentials require: 502.
+    BackendUnproven,
     /// The response's body is truncated or malformed. The response is aborted, because it has begun; if the failure
     /// arrives together with the head, it's 502.
     ResponseBody,
@@ -108,7 +124,7 @@ pub enum Phase {
     Request,
     /// While the client's request body is read or forwarded.
     RequestBody,
-    /// While a connection to the backend is opened or awaited.
+    /// While a connection to the backend, or credentials for it, are obtained or awaited.
     Connect,
     /// While the backend's response head is awaited.
     ResponseHead,
@@ -141,18 +157,27 @@ impl ErrorKind {
             | Self::LoopDetected
             | Self::SignInRequired
             | Self::UnrepresentableUser
+            | Self::IdentityUnknown
             | Self::Rejected => Phase::Request,
             Self::RequestBody
             | Self::RequestBodyTooLarge
             | Self::RequestBodyTimeout
             | Self::ClientGone
             | Self::SendTimeout => Phase::RequestBody,
-            Self::Connect | Self::ConnectTimeout | Self::Overloaded => Phase::Connect,
+            Self::Connect
+            | Self::ConnectTimeout
+            | Self::Overloaded
+            | Self::CredentialsMissing
+            | Self::CredentialsTimeout
+            | Self::CredentialsBusy
+            | Self::WrongSpeaker => Phase::Connect,
             Self::HeaderTimeout
             | Self::ConnectionClosed
             | Self::InvalidResponse
             | Self::ResponseHeadTooLarge
             | Self::UnexpectedUpgrade
+            | Self::CredentialsRefused
+            | Self::BackendUnproven
             | Self::Upstream => Phase::ResponseHead,
             Self::ResponseBody | Self::ResponseBodyTimeout => Phase::ResponseBody,
         }
@@ -175,16 +200,22 @@ impl ErrorKind {
             Self::SignInRequired | Self::UnrepresentableUser | Self::Rejected => StatusCode::FORBIDDEN,
             Self::RequestBodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RequestBodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
-            Self::ConnectTimeout | Self::SendTimeout | Self::HeaderTimeout | Self::ResponseBodyTimeout => {
-                StatusCode::GATEWAY_TIMEOUT
-            }
+            Self::IdentityUnknown | Self::Overloaded | Self::CredentialsBusy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ConnectTimeout
+            | Self::CredentialsTimeout
+            | Self::SendTimeout
+            | Self::HeaderTimeout
+            | Self::ResponseBodyTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::ForeignDestination
             | Self::Connect
+            | Self::CredentialsMissing
+            | Self::WrongSpeaker
             | Self::ConnectionClosed
             | Self::InvalidResponse
             | Self::ResponseHeadTooLarge
             | Self::UnexpectedUpgrade
+            | Self::CredentialsRefused
+            | Self::BackendUnproven
             | Self::ResponseBody
             | Self::Upstream => StatusCode::BAD_GATEWAY,
         }
@@ -206,6 +237,7 @@ impl ErrorKind {
             Self::LoopDetected => "the request has passed this proxy before",
             Self::SignInRequired => "no user is signed in",
             Self::UnrepresentableUser => "the user name can't be represented in a header field",
+            Self::IdentityUnknown => "the application couldn't determine the user",
             Self::Rejected => "an upstream layer rejected the request",
             Self::RequestBody => "the request's body is malformed",
             Self::RequestBodyTooLarge => "the request's body is too large",
@@ -214,12 +246,18 @@ impl ErrorKind {
             Self::Connect => "the backend can't be reached",
             Self::ConnectTimeout => "the backend wasn't reached within the connect timeout",
             Self::Overloaded => "the upstream is overloaded",
+            Self::CredentialsMissing => "there are no credentials for the backend",
+            Self::CredentialsTimeout => "the credentials for the backend weren't there within their deadline",
+            Self::CredentialsBusy => "too many requests wait for credentials for the backend",
+            Self::WrongSpeaker => "the credentials for the backend are another principal's than the one meant",
             Self::SendTimeout => "the backend accepted no part of the request's body within the idle timeout",
             Self::HeaderTimeout => "the backend sent no response head within the header timeout",
             Self::ConnectionClosed => "the backend closed the connection before its response head was complete",
             Self::InvalidResponse => "the backend's response isn't valid HTTP",
             Self::ResponseHeadTooLarge => "the backend's response head is too large",
             Self::UnexpectedUpgrade => "the backend switched to a protocol that wasn't offered",
+            Self::CredentialsRefused => "the backend refused the credentials",
+            Self::BackendUnproven => "the backend didn't prove its identity",
             Self::ResponseBody => "the response's body is truncated or malformed",
             Self::ResponseBodyTimeout => "the backend sent no part of the response's body within the idle timeout",
             Self::Upstream => "the upstream service failed",

@@ -166,6 +166,12 @@ impl Error {
         Self::from_parts(kind, Some(source.into()), None)
     }
 
+    /// Creates a failure whose status depends on the request.
+    #[allow(dead_code, reason = "the layers that use it come with the next change")]
+    pub(crate) fn with_status(kind: ErrorKind, status: StatusCode, source: impl Into<BoxError>) -> Self {
+        Self::from_parts(kind, Some(source.into()), Some(Rejection::Status(status)))
+    }
+
     /// Creates a failure whose response is 401 with this `WWW-Authenticate`.
     pub(crate) fn with_challenge(kind: ErrorKind, challenge: HeaderValue) -> Self {
         Self::from_parts(kind, None, Some(Rejection::Challenge(challenge)))
@@ -343,7 +349,8 @@ impl Error {
 
     /// Returns `true` if nothing of the request was sent to a backend, because there was no connection: the backend
     /// couldn't be [reached](Self::is_connect), the connection closed before anything was written, or there was no
-    /// capacity ([`Overloaded`](ErrorKind::Overloaded)). An HTTP/2 stream that the backend has refused unprocessed
+    /// capacity ([`Overloaded`](ErrorKind::Overloaded)); or there were no credentials for it
+    /// ([`CredentialsMissing`](ErrorKind::CredentialsMissing) and its siblings). An HTTP/2 stream that the backend has refused unprocessed
     /// (RFC 9113, section 8.7) counts as unsent.
     ///
     /// A retry layer may send such a request again with any method, to this backend or to another one. If the failure
@@ -363,7 +370,7 @@ impl Error {
     /// ```
     #[must_use]
     pub fn is_unsent(&self) -> bool {
-        !self.may_be_processed && (self.is_connect() || self.kind() == ErrorKind::Overloaded || self.unsent.is_some())
+        !self.may_be_processed && (self.phase() == Phase::Connect || self.unsent.is_some())
     }
 
     /// Returns `true` if one of the proxy's timeouts elapsed.
@@ -380,6 +387,7 @@ impl Error {
         matches!(
             self.kind(),
             ErrorKind::ConnectTimeout
+                | ErrorKind::CredentialsTimeout
                 | ErrorKind::SendTimeout
                 | ErrorKind::HeaderTimeout
                 | ErrorKind::RequestBodyTimeout
@@ -402,6 +410,7 @@ impl Error {
     pub fn is_client(&self) -> bool {
         match (self.phase(), self.kind()) {
             (_, ErrorKind::Rejected) => self.status().is_client_error(),
+            (_, ErrorKind::IdentityUnknown) => false,
             (Phase::Request, _) => true,
             (Phase::RequestBody, kind) => kind != ErrorKind::SendTimeout,
             _ => false,
@@ -448,6 +457,13 @@ mod tests {
             (K::Connect, true, true),
             (K::ConnectTimeout, true, true),
             (K::Overloaded, true, false),
+            (K::CredentialsMissing, true, false),
+            (K::CredentialsTimeout, true, false),
+            (K::CredentialsBusy, true, false),
+            (K::WrongSpeaker, true, false),
+            (K::CredentialsRefused, false, false),
+            (K::BackendUnproven, false, false),
+            (K::IdentityUnknown, false, false),
             (K::ConnectionClosed, false, false),
             (K::SendTimeout, false, false),
             (K::HeaderTimeout, false, false),
@@ -455,6 +471,25 @@ mod tests {
         ] {
             let error = Error::new(kind);
             assert_eq!((error.is_unsent(), error.is_connect()), (unsent, connect), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_failure_of_credentials_is_never_the_clients() {
+        use ErrorKind as K;
+        for (kind, status) in [
+            (K::IdentityUnknown, 503),
+            (K::CredentialsMissing, 502),
+            (K::CredentialsTimeout, 504),
+            (K::CredentialsBusy, 503),
+            (K::WrongSpeaker, 502),
+            (K::CredentialsRefused, 502),
+            (K::BackendUnproven, 502),
+        ] {
+            assert_eq!(Error::new(kind).status().as_u16(), status, "{kind:?}");
+            let error = Error::with_status(kind, StatusCode::FORBIDDEN, "no");
+            assert_eq!((error.kind(), error.status().as_u16(), error.is_client()), (kind, 403, false), "{kind:?}");
+            assert_eq!(error.is_timeout(), kind == K::CredentialsTimeout, "{kind:?}");
         }
     }
 

@@ -195,7 +195,7 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
 
-    const KINDS: [ErrorKind; 31] = {
+    const KINDS: [ErrorKind; 38] = {
         use ErrorKind::*;
         [
             InvalidTarget,
@@ -212,6 +212,7 @@ mod tests {
             LoopDetected,
             SignInRequired,
             UnrepresentableUser,
+            IdentityUnknown,
             Rejected,
             RequestBody,
             RequestBodyTooLarge,
@@ -220,12 +221,18 @@ mod tests {
             Connect,
             ConnectTimeout,
             Overloaded,
+            CredentialsMissing,
+            CredentialsTimeout,
+            CredentialsBusy,
+            WrongSpeaker,
             SendTimeout,
             HeaderTimeout,
             ConnectionClosed,
             InvalidResponse,
             ResponseHeadTooLarge,
             UnexpectedUpgrade,
+            CredentialsRefused,
+            BackendUnproven,
             ResponseBody,
             ResponseBodyTimeout,
             Upstream,
@@ -253,7 +260,7 @@ mod tests {
                 [_, status, code, side] if kind != ErrorKind::Rejected => {
                     let response = grpc_response(&error);
                     assert_eq!(status.split([' ', ',']).next(), Some(error.status().as_str()), "{name}");
-                    assert_eq!(code, response.headers()["grpc-status"], "{name}");
+                    assert_eq!(response.headers()["grpc-status"], code.split(',').next().unwrap(), "{name}");
                     assert_eq!(side, if error.is_client() { "client" } else { "backend" }, "{name}");
                 }
                 [_, _, _, _] => {}
