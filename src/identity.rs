@@ -133,7 +133,8 @@ pub(crate) struct CredentialsUser(pub(crate) Option<RemoteUser>);
 ///
 /// Two requests with equal principals share connections. The name therefore is the one that the credentials were
 /// established for, such as the source name of a Kerberos context, and not the user's input: `alice` and `ALICE` are
-/// two owners.
+/// two owners. A layer that inserts the owner also sets `Authorization`, or removes it: the client's own credentials would
+/// sign in a connection of the named principal.
 #[doc(alias("connection pool", "Negotiate", "NTLM", "UnsafeAuthenticatedConnectionSharing", "Persistent-Auth"))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -68,15 +68,12 @@ enum Rest {
 /// A connection that is to go back to its pool.
 pub(super) struct Lease {
     pub(super) connection: Box<Connection>,
-    /// `None`: not after what was sent on it.
-    pub(super) pool: Option<Arc<Pool>>,
+    pub(super) pool: Arc<Pool>,
 }
 
 impl Lease {
     fn end(self) {
-        if let Some(pool) = self.pool {
-            pool.put(self.connection);
-        }
+        self.pool.put(self.connection);
     }
 
     /// Carries the exchange on for a body that is polled elsewhere. Without that, it ends.

@@ -237,7 +237,8 @@ impl ClientBuilder {
     ///
     /// NTLM and Negotiate credentials authenticate a connection (RFC 4559, section 6). They never go over HTTP/2, whose
     /// connections are shared between clients: such a request is sent in HTTP/1.1 over a connection of its own, which is
-    /// closed after the response. Where a [`connector`](Self::connector) has negotiated HTTP/2, the request fails with 502.
+    /// closed after the response. A request with an [`Owner`](crate::Owner) is sent in HTTP/1.1 over a connection of that
+    /// owner. Where a [`connector`](Self::connector) has negotiated HTTP/2, the request fails with 502.
     #[doc(alias = "grpc")]
     #[doc(alias = "h2c")]
     #[doc(alias = "grpc_pass")]

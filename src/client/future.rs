@@ -21,6 +21,7 @@ use super::{
     http1::Connection,
     pool::{Found, Need, Pool, Waiting},
     repeat,
+    reuse::Reuse,
     upload::Upload,
 };
 use crate::error::{Error, ErrorKind, classify};
@@ -43,8 +44,6 @@ enum State {
         connection: Box<Connection>,
         /// How long it had been idle.
         idle: Option<Duration>,
-        /// Whether the connection may serve others afterwards: the request doesn't authenticate it.
-        poolable: bool,
     },
     /// A switch of protocols: the connection is about to hand itself over.
     Switching(Box<Connection>, Response<ResponseBody>),
@@ -73,8 +72,8 @@ impl Future for ResponseFuture {
                         Ok(found) => found,
                         Err(error) => return Poll::Ready(Err(error.with_unsent(request))),
                     };
-                    let poolable = !super::authenticates_connection(request.headers());
-                    this.state = exchange(found, request, poolable);
+                    let reuse = Reuse::of(&request);
+                    this.state = exchange(found, request, reuse);
                 }
                 State::Exchanging { connection, .. } => {
                     let sent = ready!(connection.poll_response(cx));
@@ -91,8 +90,8 @@ impl Future for ResponseFuture {
                 State::Http2(outcome) => match ready!(outcome.as_mut().poll(cx))? {
                     Outcome::Answered(response) => return Poll::Ready(Ok(response)),
                     Outcome::Http1(found, request) => {
-                        let poolable = !super::authenticates_connection(request.headers());
-                        this.state = exchange(found, request, poolable);
+                        let reuse = Reuse::of(&request);
+                        this.state = exchange(found, request, reuse);
                     }
                 },
                 State::Over => panic!("polled after completion"),
@@ -108,7 +107,7 @@ impl ResponseFuture {
         sent: super::http1::Sent,
         cx: &mut Context<'_>,
     ) -> Option<Result<Response<ResponseBody>, Error>> {
-        let State::Exchanging { mut connection, idle, poolable } = mem::replace(&mut self.state, State::Over) else {
+        let State::Exchanging { mut connection, idle } = mem::replace(&mut self.state, State::Over) else {
             return None;
         };
         match sent {
@@ -119,8 +118,7 @@ impl ResponseFuture {
             }
             Ok(response) => {
                 connection.repeat.forget();
-                let pool = poolable.then(|| self.pool.clone());
-                let lease = Lease { connection, pool };
+                let lease = Lease { connection, pool: self.pool.clone() };
                 let (head, body) = response.into_parts();
                 Some(ResponseBody::leased(body, lease, cx).map(|body| Response::from_parts(head, body)))
             }
@@ -138,7 +136,8 @@ impl ResponseFuture {
                 self.pool.saw(idle, false);
                 match unsent.or_else(|| connection.repeat.take()) {
                     Some(request) => {
-                        self.state = State::Waiting(self.pool.wait(Need::New), request);
+                        let owner = Reuse::of(&request).owner().cloned();
+                        self.state = State::Waiting(self.pool.wait(Need::New, owner), request);
                         None
                     }
                     None => Some(Err(classify(error.into_error().into(), ErrorKind::ConnectionClosed))),
@@ -150,35 +149,45 @@ impl ResponseFuture {
 
 /// Takes a connection from the pool, or begins to wait for one.
 fn begin(pool: &Arc<Pool>, request: Request<Body>) -> State {
-    let poolable = !super::authenticates_connection(request.headers());
-    let need = if poolable && repeat::is_harmless(&request) { Need::Any } else { Need::Safe };
+    let reuse = Reuse::of(&request);
+    // Credentials that authenticate a connection are used once, because the backend takes the second use for a replay.
+    let can_be_replayed = reuse == Reuse::Shared && repeat::is_harmless(&request);
+    let need = if can_be_replayed { Need::Any } else { Need::Safe };
     #[cfg(feature = "http2")]
-    if pool.is_for_http2(&request) {
+    if pool.is_for_http2(&request, &reuse) {
         // What the backend chose before is used up first.
         let idle = if pool.http2.are_http1() { pool.take(need) } else { None };
         return match idle {
-            Some(found) => exchange(found, request, poolable),
+            Some(found) => exchange(found, request, reuse),
             None => State::Http2(Box::pin(super::http2::exchange(pool.clone(), request, need))),
         };
     }
-    match pool.take(need) {
-        Some(found) => exchange(found, request, poolable),
-        None => State::Waiting(pool.wait(need), request),
+    let owner = reuse.owner();
+    let found = match owner {
+        None => pool.take(need),
+        Some(owner) => pool.take_owned(need, owner),
+    };
+    match found {
+        Some(found) => exchange(found, request, reuse),
+        None => State::Waiting(pool.wait(need, owner.cloned()), request),
     }
 }
 
 /// Sends the request over a connection.
-fn exchange(Found { mut connection, idle }: Found, mut request: Request<Body>, poolable: bool) -> State {
+fn exchange(Found { mut connection, idle }: Found, mut request: Request<Body>, reuse: Reuse) -> State {
     // Origin-form: the connection leads to the backend.
     let target = mem::take(request.uri_mut()).into_parts().path_and_query;
     *request.uri_mut() = Uri::from(target.unwrap_or(PathAndQuery::from_static("/")));
     *request.version_mut() = Version::HTTP_11;
-    // Credentials that authenticate a connection are used once: a second time, they are a replay to the backend.
-    if idle.is_some() && poolable {
+    // A connection that has carried a request never gets another owner.
+    debug_assert!(idle.is_none() || connection.reuse.owner() == reuse.owner());
+    if reuse != Reuse::Shared {
+        connection.reuse = reuse;
+    } else if idle.is_some() {
         connection.repeat.keep(&request);
     }
     connection.send(request);
-    State::Exchanging { connection, idle, poolable }
+    State::Exchanging { connection, idle }
 }
 
 /// Whether the backend closed the connection before it had said anything whole.

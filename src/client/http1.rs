@@ -22,6 +22,7 @@ use super::{
     ClientOptions,
     gate::Gate,
     repeat::Repeat,
+    reuse::Reuse,
     stream::Stream,
     upload::{Progress, Upload},
 };
@@ -39,6 +40,8 @@ pub(super) struct Connection {
     progress: Arc<Progress>,
     /// The request under way, if it may be sent again.
     pub(super) repeat: Repeat,
+    /// Which requests may use it next. It changes at most once, with the first request of an owner or the last of all.
+    pub(super) reuse: Reuse,
     /// Whether hyper's buffer has grown with the last body. hyper has no way to shrink it.
     pub(super) has_grown: bool,
 }
@@ -68,6 +71,7 @@ impl Connection {
             gate,
             progress,
             repeat: Repeat::default(),
+            reuse: Reuse::default(),
             has_grown: false,
         })
     }

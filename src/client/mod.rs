@@ -16,6 +16,7 @@ mod http2;
 mod pool;
 mod repeat;
 mod resolve;
+mod reuse;
 mod stream;
 #[cfg(feature = "tls")]
 mod tls;
@@ -29,7 +30,7 @@ use std::{
 };
 
 use axum_core::body::Body;
-use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
+use http::{Request, Response};
 use tower_service::Service;
 
 #[cfg(feature = "http2")]
@@ -68,7 +69,8 @@ use crate::{backend::Backend, error::Error};
 ///
 /// Other requests are never resent. Because they can't be, they avoid connections that the backend may be about to close: those
 /// idle for more than a second, or for more than half the longest idle time observed with this backend. Requests with NTLM or
-/// Negotiate credentials are resent in the first case only, because the second use of a token is a replay.
+/// Negotiate credentials, and those with an [`Owner`](crate::Owner), are resent in the first case only, because the second use
+/// of a token is a replay.
 ///
 /// A request of which nothing was sent comes back in the error: see [`Error::take_request`].
 ///
@@ -80,6 +82,34 @@ use crate::{backend::Backend, error::Error};
 /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 /// let client = Client::builder("http://127.0.0.1:8000").build()?;
 /// let request = Request::get("/page").header("host", "backend.example").body(Body::empty())?;
+/// let response = client.oneshot(request).await?;
+/// # let _ = response;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Owners
+///
+/// A request with the extension [`Owner::Principal`](crate::Owner::Principal) goes over a connection of that principal or over
+/// a new one, in HTTP/1.1. The connection is reused by requests of the same principal only:
+///
+/// - Up to four connections of a principal stay idle, for ten seconds, or as many and as long as `pool_max_idle` and
+///   `pool_idle_timeout` allow, if that is less. Further ones are closed after one second.
+/// - Up to 256 principals have idle connections. Those of the principal whose last exchange is the longest ago give way.
+/// - All of them count towards `max_connections`. At that limit, an idle connection is closed for a request that can't use it.
+/// - An upgrade keeps its connection.
+///
+/// Without the extension, a connection that `Authorization: Negotiate` or `NTLM` went over is closed after its response.
+///
+/// ```
+/// use axum::{body::Body, http::Request};
+/// use tower::ServiceExt;
+/// use tower_reverse_proxy::{Client, Owner};
+///
+/// # async fn run(client: Client, token: String) -> Result<(), Box<dyn std::error::Error>> {
+/// let mut request = Request::get("/page").header("host", "backend.example").body(Body::empty())?;
+/// request.headers_mut().insert("authorization", format!("Negotiate {token}").parse()?);
+/// request.extensions_mut().insert(Owner::Principal("alice@REALM.EXAMPLE".into()));
 /// let response = client.oneshot(request).await?;
 /// # let _ = response;
 /// # Ok(())
@@ -194,47 +224,5 @@ impl Service<Request<Body>> for Client {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client").field("backend", self.backend()).finish_non_exhaustive()
-    }
-}
-
-/// Whether the credentials sign in the connection, not the request (NTLM; Negotiate, RFC 4559, section 6).
-///
-/// What comes after them on the same connection would be answered as that user.
-///
-/// Outer whitespace isn't part of a field value (RFC 9110, section 5.5), and not every HTTP stack removes it: h2 passes
-/// `" Negotiate …"` on as it is.
-fn authenticates_connection(headers: &HeaderMap) -> bool {
-    headers.get_all(AUTHORIZATION).iter().any(|value| {
-        let value = value.as_bytes().trim_ascii();
-        let scheme = value.split(|b| b.is_ascii_whitespace()).next().unwrap_or_default();
-        scheme.eq_ignore_ascii_case(b"NTLM") || scheme.eq_ignore_ascii_case(b"Negotiate")
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use http::HeaderValue;
-
-    use super::*;
-
-    #[test]
-    fn connection_based_credentials_are_recognised() {
-        for (value, theirs) in [
-            ("NTLM TlRM", true),
-            ("ntlm", true),
-            ("Negotiate YII=", true),
-            (" Negotiate YII=", true),
-            ("\tNTLM TlRM", true),
-            (" \t negotiate\tYII=", true),
-            ("\tNTLM ", true),
-            ("Basic YTpi", false),
-            ("Bearer ntlm", false),
-            ("", false),
-            (" ", false),
-            (" Basic NTLM", false),
-        ] {
-            let headers = HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static(value))]);
-            assert_eq!(authenticates_connection(&headers), theirs, "{value}");
-        }
     }
 }

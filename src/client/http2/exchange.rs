@@ -13,9 +13,9 @@ use http_body::Body as _;
 
 use super::{
     super::{
-        authenticates_connection,
         body::ResponseBody,
         pool::{Found, Need, Pool},
+        reuse::{Reuse, authenticates_connection},
     },
     Stream, Taken,
     head::{HeadSize, Share},
@@ -41,11 +41,10 @@ impl Pool {
     /// Credentials that authenticate a connection (RFC 4559, section 6) never go over HTTP/2, because other clients' requests
     /// share its connections: they need HTTP/1.1 and a connection of their own. Upgrades are HTTP/1.1's where a connection
     /// without the choice can be made for them, which is over TLS.
-    pub(in super::super) fn is_for_http2(&self, request: &Request<Body>) -> bool {
-        let headers = request.headers();
+    pub(in super::super) fn is_for_http2(&self, request: &Request<Body>, reuse: &Reuse) -> bool {
         self.http2.enabled
-            && !authenticates_connection(headers)
-            && !(headers.contains_key(UPGRADE) && self.connector.can_insist_on_http1())
+            && *reuse == Reuse::Shared
+            && !(request.headers().contains_key(UPGRADE) && self.connector.can_insist_on_http1())
     }
 }
 
@@ -96,7 +95,7 @@ pub(in super::super) async fn exchange(
 
 /// Waits for an HTTP/1.1 connection.
 async fn over_http1(pool: &Arc<Pool>, need: Need, request: Request<Body>) -> Result<Outcome, Error> {
-    match pool.wait(need).await {
+    match pool.wait(need, None).await {
         Ok(found) => Ok(Outcome::Http1(found, request)),
         Err(error) => Err(error.with_unsent(request)),
     }

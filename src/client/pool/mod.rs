@@ -3,30 +3,33 @@
 //! The last one in is the first one out, and none is older than it may be. Who finds none waits in a [`queue`] for whatever
 //! comes first: a connection that another request is through with, or a new one. As many are being made as are waited for,
 //! never more: what comes too late for the one goes to the next, and then to the idle. What can't be sent twice gets none that
-//! the backend may just be closing ([`keep_alive`]).
+//! the backend may just be closing ([`keep_alive`]). Connections that credentials have signed in stand apart, by their owner
+//! ([`owned`]).
 
 mod keep_alive;
+mod owned;
 mod queue;
+mod slot;
+mod sweep;
+mod waiters;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{runtime::Handle, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::queue::Waiting;
-use self::{keep_alive::KeepAlive, queue::Queue};
+use self::{keep_alive::KeepAlive, owned::Partitions, waiters::Queue};
+pub(super) use self::{queue::Waiting, slot::Slot};
 #[cfg(feature = "http2")]
 use super::http2::Connections;
-use super::{ClientOptions, InvalidClient, connect::Connector, http1::Connection};
+use super::{ClientOptions, InvalidClient, connect::Connector, http1::Connection, reuse::Reuse};
 use crate::backend::Backend;
-#[cfg(feature = "http2")]
-use crate::error::Error;
 
-/// The connections to one backend. No key, no hashing: a backend has a pool of its own.
+/// The connections to one backend. No key, no hashing: a backend has a pool of its own. Owned requests alone have a key.
 pub(super) struct Pool {
     pub(super) backend: Backend,
     pub(super) connector: Arc<Connector>,
@@ -43,8 +46,9 @@ pub(super) struct Pool {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The oldest first.
+    /// Those without an owner, the oldest first.
     idle: Vec<Idle>,
+    owned: Partitions,
     keep_alive: KeepAlive,
     queue: Queue,
     /// How many connections are being made for the queue.
@@ -66,9 +70,16 @@ struct Idle {
     is_spare: bool,
 }
 
-/// How long a connection may be idle that is spare, or one too many. Under load it's used sooner: with a limit that is always
-/// kept, more requests at a time than that would mean as many connects.
-const SPARE_IDLE: Duration = Duration::from_secs(1);
+impl Idle {
+    /// Puts it among others, which stay in the order of their age. Nearly always it's the youngest.
+    fn insert_into(self, idle: &mut Vec<Self>) {
+        let place = match idle.last() {
+            Some(youngest) if youngest.since > self.since => idle.partition_point(|other| other.since <= self.since),
+            _ => idle.len(),
+        };
+        idle.insert(place, self);
+    }
+}
 
 /// A connection for a request.
 #[derive(Debug)]
@@ -113,7 +124,7 @@ impl Pool {
         }))
     }
 
-    /// Takes an idle connection. Whether the backend has closed it shows when a request is sent: it comes back unsent.
+    /// Takes an idle connection without an owner. Whether the backend has closed it shows when a request is sent: it comes back unsent.
     pub(super) fn take(self: &Arc<Self>, need: Need) -> Option<Found> {
         loop {
             let mut state = self.lock();
@@ -166,53 +177,33 @@ impl Pool {
         self.lock().keep_alive.saw(idle, is_open);
     }
 
-    /// Takes a connection back, if its exchange has ended cleanly in both directions; closes it otherwise.
+    /// Takes a connection back, if its exchange has ended cleanly in both directions and another request may use it; closes
+    /// it otherwise.
     pub(super) fn put(self: &Arc<Self>, mut connection: Box<Connection>) {
-        if connection.is_idle() {
+        if connection.reuse != Reuse::Never && connection.is_idle() {
             self.give(self.lock(), Found { connection, idle: Some(Duration::ZERO) });
         }
     }
 
-    /// Keeps a connection that no request waits for. Returns one that isn't kept, to be closed without the lock.
-    fn keep(self: &Arc<Self>, state: &mut State, Found { connection, idle }: Found) -> Option<Box<Connection>> {
-        // Without a runtime, no task can sweep.
-        let (1.., Ok(runtime)) = (self.max_idle, Handle::try_current()) else { return Some(connection) };
+    /// Keeps a connection that no request waits for. Returns those that aren't kept, to be closed without the lock.
+    fn keep(self: &Arc<Self>, state: &mut State, Found { connection, idle }: Found) -> Vec<Idle> {
         let is_spare = connection.has_grown || idle.is_none();
-        state.idle.push(Idle { connection, since: Instant::now(), is_spare });
+        let now = Instant::now();
+        let since = now.checked_sub(idle.unwrap_or_default()).unwrap_or(now);
+        let idle = Idle { connection, since, is_spare };
+        // Without a runtime, no task can sweep.
+        let (1.., Ok(runtime)) = (self.max_idle, Handle::try_current()) else { return vec![idle] };
+        let surplus = match idle.connection.reuse.owner().cloned() {
+            None => {
+                idle.insert_into(&mut state.idle);
+                Vec::new()
+            }
+            Some(owner) => state.owned.insert(owner, idle),
+        };
         if state.sweeper.as_ref().is_none_or(JoinHandle::is_finished) {
-            state.sweeper = Some(runtime.spawn(sweep(Arc::downgrade(self), self.sweep_interval())));
+            state.sweeper = Some(runtime.spawn(sweep::sweep(Arc::downgrade(self), self.sweep_interval())));
         }
-        None
-    }
-
-    /// Takes the right to one more connection. `None`: there are as many as there may be, and none is idle.
-    #[cfg(feature = "http2")]
-    pub(super) fn slot(self: &Arc<Self>) -> Option<Slot> {
-        let mut state = self.lock();
-        if !self.is_full(&state) {
-            return Some(self.reserve(&mut state));
-        }
-        // An idle one is in the way of one that is needed.
-        let oldest = (!state.idle.is_empty()).then(|| state.idle.remove(0))?;
-        let slot = self.reserve(&mut state);
-        drop(state);
-        drop(oldest);
-        Some(slot)
-    }
-
-    fn reserve(self: &Arc<Self>, state: &mut State) -> Slot {
-        state.open += 1;
-        Slot { pool: Arc::downgrade(self) }
-    }
-
-    /// Waits for what others have, no longer than a request may.
-    #[cfg(feature = "http2")]
-    pub(super) async fn in_time<T>(&self, waiting: impl Future<Output = T>) -> Result<T, Error> {
-        match (self.max_connections, self.queue_timeout) {
-            (None, _) => self.connector.in_time(waiting).await,
-            (Some(_), Some(timeout)) => tokio::time::timeout(timeout, waiting).await.map_err(|_| queue::overloaded()),
-            (Some(_), None) => Ok(waiting.await),
-        }
+        surplus
     }
 
     fn is_full(&self, state: &State) -> bool {
@@ -221,37 +212,6 @@ impl Pool {
 
     fn is_expired(&self, idle: Duration) -> bool {
         self.idle_timeout.is_some_and(|timeout| idle >= timeout)
-    }
-
-    /// Often enough to close what the backend has closed long before descriptors run out.
-    fn sweep_interval(&self) -> Duration {
-        let most = Duration::from_secs(1);
-        self.idle_timeout.map_or(most, |timeout| (timeout / 2).clamp(Duration::from_millis(10), most))
-    }
-
-    /// Closes what is too old, too much, or closed by the backend. Returns whether any are left.
-    fn sweep(self: &Arc<Self>) -> bool {
-        let mut idle = std::mem::take(&mut self.lock().idle);
-        let mut surplus = idle.len().saturating_sub(self.max_idle);
-        idle.retain_mut(|Idle { connection, since, is_spare }| {
-            let (idle, is_open) = (since.elapsed(), connection.is_reusable());
-            self.saw(idle, is_open);
-            let is_worth_it = idle < SPARE_IDLE || !(*is_spare || surplus > 0);
-            let is_kept = is_open && is_worth_it && !self.is_expired(idle);
-            surplus = surplus.saturating_sub((!is_kept).into());
-            is_kept
-        });
-        let mut state = self.lock();
-        // What came back meanwhile is younger.
-        idle.append(&mut state.idle);
-        state.idle = idle;
-        let is_empty = state.idle.is_empty();
-        if is_empty {
-            state.sweeper = None;
-        }
-        // A request that came meanwhile found none of them.
-        self.serve(state);
-        !is_empty
     }
 
     /// No connection may be dropped under the lock: its [`Slot`] takes it.
@@ -269,31 +229,5 @@ impl Drop for Pool {
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool").field("state", &self.state).finish_non_exhaustive()
-    }
-}
-
-/// Sweeps for as long as there is a pool with something in it.
-async fn sweep(pool: Weak<Pool>, interval: Duration) {
-    loop {
-        tokio::time::sleep(interval).await;
-        if !pool.upgrade().is_some_and(|pool| pool.sweep()) {
-            return;
-        }
-    }
-}
-
-/// The right to be one of the connections. It's where the socket is: a tunnel has it too.
-#[derive(Debug)]
-pub(super) struct Slot {
-    pool: Weak<Pool>,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        if let Some(pool) = self.pool.upgrade() {
-            let mut state = pool.lock();
-            state.open -= 1;
-            pool.serve(state);
-        }
     }
 }

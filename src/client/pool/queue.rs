@@ -1,49 +1,21 @@
-//! Those who wait for a connection, in the order that they came.
+//! Waiting for a connection, and serving those who wait.
 
 use std::{
-    collections::VecDeque,
     fmt,
     future::Future,
     mem,
     pin::Pin,
     sync::{Arc, MutexGuard, Weak},
     task::{Context, Poll},
-    time::Duration,
 };
 
 use tokio::{runtime::Handle, sync::oneshot, time::Sleep};
 
-use super::{super::http1::Connection, Found, Idle, Need, Pool, Slot, State, keep_alive::KeepAlive};
-use crate::error::{Error, ErrorKind};
-
-/// The waiting, each with a higher number than the one before.
-#[derive(Debug, Default)]
-pub(super) struct Queue {
-    waiters: VecDeque<Waiter>,
-    next: u64,
-}
-
-#[derive(Debug)]
-struct Waiter {
-    number: u64,
-    tell: oneshot::Sender<Result<Found, Error>>,
-    need: Need,
-    /// Where its connection is made.
-    runtime: Handle,
-}
-
-impl Queue {
-    /// The first one whom a connection will do that has been idle for so long.
-    fn pop(&mut self, idle: Option<Duration>, keep_alive: KeepAlive) -> Option<Waiter> {
-        let first = self.waiters.iter().position(|waiter| waiter.need.is_met(idle, keep_alive))?;
-        self.waiters.remove(first)
-    }
-
-    fn leave(&mut self, number: u64) -> Option<Waiter> {
-        let place = self.waiters.binary_search_by_key(&number, |waiter| waiter.number).ok()?;
-        self.waiters.remove(place)
-    }
-}
+use super::{super::http1::Connection, Found, Idle, Need, Pool, Slot, State, waiters::Waiter};
+use crate::{
+    error::{Error, ErrorKind},
+    identity::Owner,
+};
 
 /// What is done next for the waiters.
 enum Step {
@@ -55,19 +27,23 @@ enum Step {
 }
 
 impl Pool {
-    /// Waits for a connection.
-    pub(in super::super) fn wait(self: &Arc<Self>, need: Need) -> Waiting {
+    /// Waits for a connection: for a new one, or for one of this owner, without an owner for one that has none.
+    pub(in super::super) fn wait(self: &Arc<Self>, need: Need, owner: Option<Owner>) -> Waiting {
         let (tell, outcome) = oneshot::channel();
         let mut state = self.lock();
         let number = state.queue.next;
         state.queue.next += 1;
-        let patience = if let Some(found) = self.take_youngest(&mut state, need) {
+        let found = match &owner {
+            None => self.take_youngest(&mut state, need),
+            Some(owner) => self.take_youngest_owned(&mut state, need, owner),
+        };
+        let patience = if let Some(found) = found {
             // It came back a moment ago.
             let _ = tell.send(Ok(found));
             None
         } else {
             let runtime = Handle::current();
-            state.queue.waiters.push_back(Waiter { number, tell, need, runtime });
+            state.queue.waiters.push_back(Waiter { number, tell, need, owner, runtime });
             // Who has only to wait for the connect has a time of its own for that.
             self.queue_timeout.filter(|_| self.is_overfull(&state)).map(|timeout| Box::pin(tokio::time::sleep(timeout)))
         };
@@ -85,8 +61,9 @@ impl Pool {
     /// Gives a connection to the first waiter that it will do for, or keeps it.
     pub(super) fn give<'a>(self: &'a Arc<Self>, mut state: MutexGuard<'a, State>, mut found: Found) {
         loop {
-            let keep_alive = self.keep_alive(&state);
-            let Some(waiter) = state.queue.pop(found.idle, keep_alive) else { break };
+            let (keep_alive, connecting) = (self.keep_alive(&state), state.connecting);
+            let owner = found.connection.reuse.owner();
+            let Some(waiter) = state.queue.pop(found.idle, owner, keep_alive, connecting) else { break };
             drop(state);
             match waiter.tell.send(Ok(found)) {
                 Err(Ok(returned)) => found = returned,
@@ -94,16 +71,17 @@ impl Pool {
             }
             state = self.lock();
         }
-        let unwanted = self.keep(&mut state, found);
+        let surplus = self.keep(&mut state, found);
         // The waiters that are left need a new one.
         self.serve(state);
-        drop(unwanted);
+        drop(surplus);
     }
 
     /// Serves the waiters with what there is: idle connections, and new ones, as many as there may be.
     ///
     /// Each change of the state that may be of use to a waiter ends here, under the lock under which it was made: no waiter is
-    /// left behind with a connection that it could have.
+    /// left behind with a connection that it could have. Owned connections all come back through [`give`](Self::give), so they
+    /// are idle only while none of their owner's waiters can use them.
     ///
     /// A runtime that is shutting down drops what is spawned at once, on this stack, and that comes back here: the inner call
     /// leaves it to the outer one's next round.
@@ -150,14 +128,14 @@ impl Pool {
             && !self.is_expired(age)
         {
             let keep_alive = self.keep_alive(state);
-            if let Some(waiter) = state.queue.pop(Some(age), keep_alive)
+            if let Some(waiter) = state.queue.pop(Some(age), None, keep_alive, connecting)
                 && let Some(Idle { connection, .. }) = state.idle.pop()
             {
                 return Some(Step::Give(waiter, Found { connection, idle: Some(age) }));
             }
         }
         if self.is_full(state) && waiting > connecting {
-            return (!state.idle.is_empty()).then(|| Step::Close(state.idle.remove(0).connection));
+            return state.pop_oldest().map(|idle| Step::Close(idle.connection));
         }
         // The others have theirs under way.
         let Waiter { number, ref runtime, .. } = *state.queue.waiters.get(connecting)?;
