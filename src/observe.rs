@@ -48,6 +48,30 @@ pub(crate) fn unrepresentable_user(user: &str, header: &HeaderName) {
     );
 }
 
+/// Logs that a value which is sent along with a user isn't a field value. The value isn't shown, because it may be a
+/// secret.
+#[cold]
+pub(crate) fn unrepresentable_value(header: &HeaderName, reason: &str) {
+    tracing::error!(
+        target: "tower_reverse_proxy",
+        header = %header,
+        reason,
+        "a value that goes with the user can't be represented in a header field; the request is refused"
+    );
+}
+
+/// Logs that a request doesn't have the extension from which a layer reads the user, or what goes with the user.
+#[cold]
+pub(crate) fn missing_extension(extension: &str) {
+    tracing::warn!(
+        target: "tower_reverse_proxy",
+        extension,
+        "a request has no extension of the type that a RemoteUserLayer reads; unless only requests of signed-in users \
+         have it, add the layer that inserts it to the router after the proxy, and look for a second version of its \
+         crate with `cargo tree --duplicates`"
+    );
+}
+
 /// Logs a user name that Basic credentials can't contain.
 #[cold]
 pub(crate) fn unrepresentable_in_basic(user: &str) {

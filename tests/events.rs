@@ -10,6 +10,7 @@ mod support;
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     fmt, mem,
     sync::{Arc, LazyLock, Mutex},
     time::Duration,
@@ -529,4 +530,78 @@ async fn an_unrepresentable_user_name_is_reported() {
         assert_eq!((&*event["level"], event["user"].clone()), ("ERROR", format!("{name:?}")));
         assert_eq!((&*failure["level"], &*failure["kind"]), ("DEBUG", "UnrepresentableUser"));
     }
+}
+
+#[tokio::test]
+async fn a_value_that_a_field_cannot_represent_is_reported_without_the_value() {
+    #[derive(Clone)]
+    struct Groups(Vec<String>);
+    let turn = Turn::take().await;
+    let layer = RemoteUserLayer::new().also_list("Remote-Groups", ',', |groups: &Groups| groups.0.clone());
+    let app = Router::new().layer(ReverseProxyLayer::new(refusing().await).upstream_layer(layer));
+    for (group, reason) in [("s3cret,x", "separator"), ("s3cret\n", "control characters")] {
+        let app = app.clone().layer(Extension(Groups(vec![group.into()]))).layer(Extension(RemoteUser::from("alice")));
+        assert_eq!(get(front(app).await, "/x", "").await.status(), 403);
+        let events = turn.events();
+        let [event, failure] = &events[..] else { panic!("two events: {events:?}") };
+        assert_eq!((&*event["level"], &*event["header"]), ("ERROR", "remote-groups"));
+        assert!(event["reason"].contains(reason), "{event:?}");
+        assert_eq!((&*failure["level"], &*failure["kind"]), ("DEBUG", "UnrepresentableUser"));
+        assert!(!format!("{events:?}").contains("s3cret"), "{events:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_missing_extension_is_one_warning_for_each_layer_that_names_the_type() {
+    #[derive(Clone)]
+    struct Session;
+    #[derive(Clone)]
+    struct Groups;
+    let turn = Turn::take().await;
+    let origin = mirror().await;
+    let sync = || RemoteUserLayer::from_extension(|_: &Session| Some("alice"));
+    let lookup = RemoteUserLayer::from_extension_async(|_: Session| async { Ok::<_, Infallible>(Some("alice")) });
+    let groups = sync().also("Remote-Groups", |_: &Groups| Some("staff".into()));
+    for (layer, session, missing) in [
+        (sync(), false, "Session"),
+        (sync().required(true), false, "Session"),
+        (lookup, false, "Session"),
+        (groups, true, "Groups"),
+    ] {
+        let mut app = Router::new().layer(ReverseProxyLayer::new(&origin).upstream_layer(layer));
+        if session {
+            app = app.layer(Extension(Session));
+        }
+        let addr = front(app).await;
+        for _ in 0..3 {
+            get(addr, "/x", "").await;
+        }
+        let mut events = turn.events();
+        events.retain(|event| event.get("kind").is_none_or(|kind| kind != "SignInRequired"));
+        let [event] = &events[..] else { panic!("one event: {events:?}") };
+        assert_eq!(event["level"], "WARN");
+        let named = format!(
+            "a_missing_extension_is_one_warning_for_each_layer_that_names_the_type::{{{{closure}}}}::{missing}"
+        );
+        assert!(event["extension"].ends_with(&named), "{event:?}");
+    }
+    // The application's own `RemoteUser` is missing without a user.
+    let app = Router::new().layer(ReverseProxyLayer::new(&origin).upstream_layer(RemoteUserLayer::new()));
+    get(front(app).await, "/x", "").await;
+    assert_eq!(turn.events().len(), 0);
+}
+
+#[tokio::test]
+async fn a_failed_lookup_is_one_warning_with_its_error() {
+    #[derive(Clone)]
+    struct Session;
+    let turn = Turn::take().await;
+    let layer =
+        RemoteUserLayer::from_extension_async(|_: Session| async { Err::<Option<String>, _>("the store is down") });
+    let app =
+        Router::new().layer(ReverseProxyLayer::new(refusing().await).upstream_layer(layer)).layer(Extension(Session));
+    assert_eq!(get(front(app).await, "/x", "").await.status(), 503);
+    let event = turn.event();
+    assert_eq!((&*event["level"], &*event["kind"]), ("WARN", "IdentityUnknown"));
+    assert_eq!(event["cause"], "the store is down");
 }

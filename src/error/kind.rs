@@ -54,7 +54,7 @@ pub enum ErrorKind {
     /// No user is signed in, and a [`RemoteUserLayer`](crate::RemoteUserLayer::required) requires one: 403, or 401 with
     /// a [challenge](crate::RemoteUserLayer::challenge).
     SignInRequired,
-    /// The user name can't be represented in a header field: 403.
+    /// The user name, or a value that is sent along with it, can't be represented in a header field: 403.
     UnrepresentableUser,
     /// The application couldn't determine the user, because its lookup failed or didn't end within its deadline: 503.
     IdentityUnknown,

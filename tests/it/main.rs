@@ -41,6 +41,7 @@ mod nested;
 mod panics;
 mod pool;
 mod queue;
+mod remote_user;
 mod request;
 mod response;
 mod response_heads;
