@@ -164,6 +164,7 @@ mod timeout;
 mod tunnel_guard;
 mod upgrade;
 
+pub mod authorize;
 pub mod basic_auth;
 pub mod client;
 pub mod guide;
@@ -183,6 +184,7 @@ pub mod fuzzing;
 pub use self::client::{InvalidTls, Tls};
 #[doc(inline)]
 pub use self::{
+    authorize::AuthorizationLayer,
     backend::{Backend, InvalidBackend},
     basic_auth::BasicAuthLayer,
     client::{Client, ClientBuilder, InvalidClient},

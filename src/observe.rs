@@ -82,6 +82,17 @@ pub(crate) fn unrepresentable_in_basic(user: &str) {
     );
 }
 
+/// Logs that the backend answered 401 to the proxy's credentials: at error level if they are the front's, whose
+/// configuration is wrong, at warn level if they are a user's. `schemes` are names of schemes only.
+#[cold]
+pub(crate) fn credentials_refused(of_front: bool, schemes: &str) {
+    if of_front {
+        tracing::error!(target: "tower_reverse_proxy", schemes, "the backend refuses the front's credentials");
+    } else {
+        tracing::warn!(target: "tower_reverse_proxy", schemes, "the backend refuses a user's credentials");
+    }
+}
+
 /// Logs the removal of an identity claim, which an operator may look for.
 pub(crate) fn removed_identity_claim(header: &str) {
     tracing::debug!(

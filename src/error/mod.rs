@@ -167,7 +167,6 @@ impl Error {
     }
 
     /// Creates a failure whose status depends on the request.
-    #[allow(dead_code, reason = "the layers that use it come with the next change")]
     pub(crate) fn with_status(kind: ErrorKind, status: StatusCode, source: impl Into<BoxError>) -> Self {
         Self::from_parts(kind, Some(source.into()), Some(Rejection::Status(status)))
     }

@@ -1,5 +1,6 @@
 //! Header fields: pure functions over a [`HeaderMap`], one module for each duty that RFC 9110 gives an intermediary.
 
+pub(crate) mod challenge;
 pub(crate) mod cookie;
 pub(crate) mod destination;
 pub(crate) mod forwarded;

@@ -4,6 +4,7 @@
 mod aliases;
 mod support;
 
+mod authorize;
 mod cancel;
 mod client;
 mod composing;
