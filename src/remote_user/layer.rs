@@ -12,7 +12,7 @@ use crate::identity::RemoteUser;
 ///
 /// It belongs on the upstream side ([`upstream_layer`](crate::ReverseProxyLayer::upstream_layer)): hop-by-hop fields
 /// have been removed there, so a client can't use `Connection` to strip the field. It's an ordinary tower layer and
-/// works around any HTTP client whose error is `From<`[`Error`]`>`: the crate's own, and every one with a
+/// works around any HTTP client whose error is `From<`[`Error`](crate::Error)`>`: the crate's own, and every one with a
 /// [`BoxError`](axum_core::BoxError).
 ///
 /// The layer removes the client's own field, whether a user is signed in or not, in every spelling that a server folds

@@ -102,9 +102,10 @@ fn every_identity_claim_is_in_the_guides() {
 /// The names of the setters in a file: public methods that take and return `self`.
 fn setters(code: &str) -> Vec<&str> {
     let methods = code.split("pub fn ").skip(1).filter(|method| {
-        let signature = method.split('{').next().unwrap();
-        let takes_self = signature.contains("(self") || signature.contains("(mut self");
-        takes_self && signature.contains("-> Self")
+        // A long one has several lines.
+        let signature = method.split('{').next().unwrap().split_whitespace().collect::<String>();
+        let takes_self = signature.contains("(self") || signature.contains("(mutself");
+        takes_self && signature.contains("->Self")
     });
     methods.map(|method| method.split(['(', '<']).next().unwrap()).collect()
 }
