@@ -114,6 +114,7 @@
 //! | `http2` | yes | HTTP/2 to backends, and WebSockets of HTTP/2 clients; their other requests need no feature |
 //! | `tls-ring`, `tls-aws-lc-rs` | no | `https` backends, on rustls with that provider of cryptography |
 //! | `tls` | no | the same with a provider that the application installs; see [`Tls`] |
+//! | `assertion` | no | [signed assertions](assertion) of the user for the backend; needs a provider as `tls` does |
 //!
 //! Without a TLS feature, an `https` backend is an error when the client is built, never plaintext.
 //!
@@ -146,6 +147,8 @@
 
 mod authority;
 mod backend;
+#[cfg(feature = "tls")]
+mod crypto;
 mod error;
 mod expect;
 mod identity;
@@ -164,6 +167,9 @@ mod timeout;
 mod tunnel_guard;
 mod upgrade;
 
+#[cfg(feature = "assertion")]
+#[cfg_attr(docsrs, doc(cfg(feature = "assertion")))]
+pub mod assertion;
 pub mod authorize;
 pub mod basic_auth;
 pub mod client;
@@ -178,6 +184,10 @@ pub mod proxy;
 #[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 
+#[cfg(feature = "assertion")]
+#[cfg_attr(docsrs, doc(cfg(feature = "assertion")))]
+#[doc(inline)]
+pub use self::assertion::{AssertionKeys, AssertionLayer, InvalidKey, Jwks};
 #[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 #[doc(inline)]

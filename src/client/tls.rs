@@ -14,7 +14,7 @@ use tokio_rustls::{
     },
 };
 
-use crate::backend::Backend;
+use crate::{backend::Backend, crypto};
 
 /// The TLS configuration for an `https` backend: trusted roots, a client certificate, and the server's name.
 ///
@@ -304,18 +304,7 @@ impl error::Error for HandshakeError {
 }
 
 fn provider() -> Result<Arc<CryptoProvider>, InvalidTls> {
-    if let Some(installed) = CryptoProvider::get_default() {
-        return Ok(installed.clone());
-    }
-    #[cfg(feature = "tls-aws-lc-rs")]
-    return Ok(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
-    #[cfg(all(feature = "tls-ring", not(feature = "tls-aws-lc-rs")))]
-    return Ok(Arc::new(rustls::crypto::ring::default_provider()));
-    #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs")))]
-    Err(InvalidTls::new(
-        "no provider of cryptography; turn on the feature `tls-ring` or `tls-aws-lc-rs`, install one for the process, or \
-         use `Tls::with_config`",
-    ))
+    crypto::provider().ok_or_else(|| InvalidTls::new(format!("{}, or use `Tls::with_config`", crypto::NO_PROVIDER)))
 }
 
 fn parse_name(name: &str) -> Result<ServerName<'static>, InvalidTls> {

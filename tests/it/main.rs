@@ -4,6 +4,8 @@
 mod aliases;
 mod support;
 
+#[cfg(all(feature = "assertion", feature = "tls-ring"))]
+mod assertion;
 mod authorize;
 mod cancel;
 mod client;
