@@ -112,6 +112,7 @@
 //! |---|---|---|
 //! | `axum` | yes | reads axum's `OriginalUri` and `ConnectInfo`; without it, the crate needs axum-core only |
 //! | `http2` | yes | HTTP/2 to backends, and WebSockets of HTTP/2 clients; their other requests need no feature |
+//! | `negotiate` | no | Kerberos sign-in to backends, by the system's library; it adds nothing except on Unix |
 //! | `tls-ring`, `tls-aws-lc-rs` | no | `https` backends, on rustls with that provider of cryptography |
 //! | `tls` | no | the same with a provider that the application installs; see [`Tls`] |
 //! | `assertion` | no | [signed assertions](assertion) of the user for the backend; needs a provider as `tls` does |
@@ -188,6 +189,10 @@ pub mod fuzzing;
 #[cfg_attr(docsrs, doc(cfg(feature = "assertion")))]
 #[doc(inline)]
 pub use self::assertion::{AssertionKeys, AssertionLayer, InvalidKey, Jwks};
+#[cfg(all(unix, feature = "negotiate"))]
+#[cfg_attr(docsrs, doc(cfg(feature = "negotiate")))]
+#[doc(inline)]
+pub use self::authorize::negotiate::{DelegatedCredential, InvalidNegotiate, Negotiate};
 #[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 #[doc(inline)]
@@ -215,6 +220,21 @@ pub use self::{
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 #[doc(no_inline)]
 pub use tokio_rustls::rustls;
+
+/// The layer that signs in to the backend by Kerberos: see [`authorize::negotiate`].
+///
+/// ```no_run
+/// use tower_reverse_proxy::{Negotiate, NegotiateLayer};
+///
+/// # fn main() -> Result<(), tower_reverse_proxy::InvalidNegotiate> {
+/// let layer: NegotiateLayer = NegotiateLayer::with_source(Negotiate::own("HTTP@backend.example")?);
+/// # let _ = layer;
+/// # Ok(())
+/// # }
+/// ```
+#[cfg(all(unix, feature = "negotiate"))]
+#[cfg_attr(docsrs, doc(cfg(feature = "negotiate")))]
+pub type NegotiateLayer = AuthorizationLayer<Negotiate>;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

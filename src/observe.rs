@@ -93,6 +93,29 @@ pub(crate) fn credentials_refused(of_front: bool, schemes: &str) {
     }
 }
 
+/// Logs that a request is, or would be, another principal's than the one meant.
+#[cfg(all(unix, feature = "negotiate"))]
+#[cold]
+pub(crate) fn wrong_speaker(error: &dyn fmt::Display) {
+    tracing::error!(
+        target: "tower_reverse_proxy",
+        %error,
+        "the Kerberos credentials speak for another principal than the one meant; the request is refused"
+    );
+}
+
+/// Logs that the front's own Kerberos credential isn't renewed, which an operator can mend before it expires.
+#[cfg(all(unix, feature = "negotiate"))]
+#[cold]
+pub(crate) fn credentials_not_renewed(principal: &str, error: &dyn fmt::Display) {
+    tracing::warn!(
+        target: "tower_reverse_proxy",
+        principal,
+        %error,
+        "the front's Kerberos credential can't be renewed; the previous one is used until it expires"
+    );
+}
+
 /// Logs the removal of an identity claim, which an operator may look for.
 pub(crate) fn removed_identity_claim(header: &str) {
     tracing::debug!(

@@ -7,6 +7,7 @@
 //! | layer | source | credentials |
 //! |---|---|---|
 //! | [`BasicAuthLayer`](crate::BasicAuthLayer) | fixed, or made of the user's name | Basic (RFC 7617) |
+//! | `NegotiateLayer`, with the feature `negotiate` | Kerberos: the front's account, or the user | Negotiate (RFC 4559) |
 //! | [`AuthorizationLayer::with_source`] | of your own | of any scheme |
 //!
 //! # Implementing a source
@@ -51,6 +52,9 @@
 
 mod future;
 mod layer;
+#[cfg(all(unix, feature = "negotiate"))]
+#[cfg_attr(docsrs, doc(cfg(feature = "negotiate")))]
+pub mod negotiate;
 mod service;
 mod source;
 

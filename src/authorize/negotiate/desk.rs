@@ -1,0 +1,152 @@
+//! The threads that make tokens, with a bounded queue in front of each.
+//!
+//! The library's calls block, on a dead KDC for half a minute, and it serialises the calls with one credential.
+//! Therefore they have threads of their own, of which more wouldn't help. A request waits for its token in a queue with
+//! a bound and a deadline.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, Receiver, SyncSender, TrySendError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    mechanism::{Failure, Mechanism},
+    minter::{Minted, Minter, Speaker},
+};
+
+/// The requests that may wait for one thread.
+const QUEUE: usize = 64;
+
+pub(super) type Answer<M> = Result<Minted<<M as Mechanism>::Context>, Failure>;
+
+struct Task<M: Mechanism> {
+    speaker: Speaker<M::Cred>,
+    answer: oneshot::Sender<Answer<M>>,
+}
+
+/// The threads. They end when it's dropped, each after the call that it is in, which nothing waits for.
+pub(super) struct Desk<M: Mechanism> {
+    minter: Arc<Minter<M>>,
+    lanes: Vec<Lane<M>>,
+    hasher: RandomState,
+}
+
+struct Lane<M: Mechanism> {
+    queue: SyncSender<Task<M>>,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// When the thread began the call that it is in.
+    since: Mutex<Option<Instant>>,
+}
+
+/// Why no thread makes the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unavailable {
+    /// As many requests wait as may.
+    Full,
+    /// The thread has been in one call for longer than the deadline.
+    Stuck,
+    /// The thread has ended, which only a defect can cause.
+    Ended,
+}
+
+/// Why the threads didn't start.
+#[derive(Debug)]
+pub(super) enum NotStarted {
+    Thread(io::Error),
+    /// The front's own credential can't be acquired.
+    Credential(Failure),
+    /// It wasn't acquired in this time.
+    Timeout(Duration),
+}
+
+impl<M: Mechanism> Desk<M> {
+    /// Starts the threads. With `acquire`, the first one acquires the front's own credential, which may take this time.
+    pub(super) fn start(mechanism: M, names: &[&str], acquire: Option<Duration>) -> Result<Self, NotStarted> {
+        let minter = Arc::new(Minter::new(mechanism));
+        let (ready, is_ready) = mpsc::sync_channel(1);
+        let mut ready = acquire.map(|_| ready);
+        let lanes = names.iter().map(|name| Lane::start(name, minter.clone(), ready.take()));
+        let lanes = lanes.collect::<Result<_, _>>().map_err(NotStarted::Thread)?;
+        if let Some(limit) = acquire {
+            let acquired = is_ready.recv_timeout(limit).map_err(|_| NotStarted::Timeout(limit))?;
+            acquired.map_err(NotStarted::Credential)?;
+        }
+        Ok(Self { minter, lanes, hasher: RandomState::new() })
+    }
+
+    pub(super) fn minter(&self) -> &Minter<M> {
+        &self.minter
+    }
+
+    /// Queues a request for a token. Dropping the receiver cancels it.
+    ///
+    /// One thread makes all tokens of a user, so that the user's credential is acquired once.
+    pub(super) fn mint(
+        &self,
+        speaker: Speaker<M::Cred>,
+        deadline: Duration,
+    ) -> Result<oneshot::Receiver<Answer<M>>, Unavailable> {
+        let hash = match &speaker {
+            Speaker::Own => 0,
+            Speaker::Delegated { credential, .. } => self.hasher.hash_one(credential.id),
+            Speaker::User(name) => self.hasher.hash_one(name),
+        };
+        let lane = &self.lanes[usize::try_from(hash % self.lanes.len() as u64).unwrap_or(0)];
+        let since = *lane.state.since.lock().unwrap_or_else(PoisonError::into_inner);
+        if since.is_some_and(|since| self.minter.now().saturating_duration_since(since) > deadline) {
+            return Err(Unavailable::Stuck);
+        }
+        let (answer, answered) = oneshot::channel();
+        match lane.queue.try_send(Task { speaker, answer }) {
+            Ok(()) => Ok(answered),
+            Err(TrySendError::Full(_)) => Err(Unavailable::Full),
+            Err(TrySendError::Disconnected(_)) => Err(Unavailable::Ended),
+        }
+    }
+}
+
+impl<M: Mechanism> Lane<M> {
+    fn start(name: &str, minter: Arc<Minter<M>>, ready: Option<SyncSender<Result<(), Failure>>>) -> io::Result<Self> {
+        let (queue, tasks) = mpsc::sync_channel(QUEUE);
+        let state = Arc::<State>::default();
+        let of_thread = state.clone();
+        // Detached, because waiting for a call to a dead KDC would delay a shutdown.
+        thread::Builder::new().name(name.to_owned()).spawn(move || {
+            if let Some(ready) = ready {
+                let _ = ready.send(minter.acquire());
+            }
+            work(&minter, &tasks, &of_thread);
+        })?;
+        Ok(Self { queue, state })
+    }
+}
+
+fn work<M: Mechanism>(minter: &Minter<M>, tasks: &Receiver<Task<M>>, state: &State) {
+    let set = |since| *state.since.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    while let Ok(Task { speaker, answer }) = tasks.recv() {
+        // Its request has been cancelled, or its deadline has passed.
+        if answer.is_closed() {
+            continue;
+        }
+        set(Some(minter.now()));
+        // A panic would end the thread, and with it every later request of the account.
+        let minted = catch_unwind(AssertUnwindSafe(|| minter.mint(&speaker)));
+        set(None);
+        if let Ok(minted) = minted {
+            let _ = answer.send(minted);
+        }
+    }
+}

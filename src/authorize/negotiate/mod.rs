@@ -1,0 +1,511 @@
+//! Kerberos sign-in to the backend, as [`Negotiate`] (RFC 4559): as the front's own account, or as the user.
+//!
+//! It's a [`CredentialSource`] for a [`NegotiateLayer`](crate::NegotiateLayer), on the GSS-API library of the system:
+//! MIT Kerberos, or what `libgssapi` is built with. The module exists on Unix, with the feature `negotiate`; on other
+//! systems the feature adds nothing.
+//!
+//! | constructor | the backend sees | the front needs |
+//! |---|---|---|
+//! | [`own`](Negotiate::own) | the process's own account | a ticket cache, or a client keytab |
+//! | [`own_as`](Negotiate::own_as) | one of several accounts of the process | a collection of caches (`DIR:`), or a client keytab |
+//! | [`delegated`](Negotiate::delegated) | the user whose ticket the client has forwarded | an application that accepts tickets |
+//! | [`on_behalf`](Negotiate::on_behalf) | the signed-in [`RemoteUser`] | a keytab, and the right to delegate to the backend |
+//!
+//! # Where the front's own credentials come from
+//!
+//! They come from the environment of the process, which is set before its start, because the library reads it at any
+//! time:
+//!
+//! | variable | example | |
+//! |---|---|---|
+//! | `KRB5_CLIENT_KTNAME` | `FILE:/etc/front.keytab` | the keys with which the front gets its own tickets |
+//! | `KRB5CCNAME` | `MEMORY:front`, `DIR:/run/front/krb5` | where the tickets are kept |
+//! | `KRB5_KTNAME` | `FILE:/etc/front.keytab` | for [`on_behalf`](Negotiate::on_behalf) too: the key that reads users' tickets |
+//! | `KRB5_CONFIG` | `/etc/krb5.conf` | realm, KDCs |
+//!
+//! A front that mustn't read its own keytab gets its credentials from GSS-Proxy (`GSS_USE_PROXY=yes`).
+//!
+//! # Tokens
+//!
+//! Each attempt sends a new token, with its first request: no 401 is awaited, because a streamed body can't be sent
+//! twice. A token costs 50 to 100 µs of CPU time once the ticket for the backend is cached, and one to three round
+//! trips to the KDC before. The ticket of the front is never delegated.
+//!
+//! # Threads
+//!
+//! The library's calls block, on an unreachable KDC for half a minute. Therefore each `Negotiate` has threads of its
+//! own: one for the account of the front, four for users, each user on one of them. 64 requests may wait for a thread;
+//! the next is refused with [`CredentialsBusy`](crate::ErrorKind::CredentialsBusy), 503. A request whose token isn't
+//! there within the [deadline](Negotiate::deadline) is refused with
+//! [`CredentialsTimeout`](crate::ErrorKind::CredentialsTimeout), 504. A failure answers requests for the same account
+//! for a second. The threads end with the last clone of the `Negotiate`; one that is in a call ends after it, and
+//! nothing waits for that.
+//!
+//! The front's credential is acquired anew after 5 minutes, or at half of its life if that is earlier, and once after a
+//! failure.
+
+mod answer;
+mod desk;
+mod gss;
+mod invalid;
+mod mechanism;
+mod minter;
+mod name;
+mod pending;
+#[cfg(test)]
+mod tests;
+mod users;
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use http::{HeaderValue, StatusCode};
+/// The version of libgssapi whose credentials a [`DelegatedCredential`] is made of.
+#[doc(no_inline)]
+pub use libgssapi;
+use libgssapi::credential::Cred;
+use pin_project_lite::pin_project;
+
+pub use self::{answer::MutualAuth, invalid::InvalidNegotiate};
+use self::{
+    desk::Desk,
+    gss::{Gss, GssContext},
+    minter::{Handed, Minted, Speaker},
+    pending::Pending,
+};
+use super::{Ask, CredentialSource, Credentials};
+use crate::{
+    error::{Error, ErrorKind},
+    identity::{Owner, RemoteUser},
+};
+
+/// The longest time that a constructor waits for the front's own credential.
+const START: Duration = Duration::from_secs(10);
+
+/// Kerberos credentials for a backend: see the [module](self).
+///
+/// Clones share their threads, their credentials and the cache of users.
+///
+/// ```no_run
+/// use tower_reverse_proxy::{HostPolicy, Negotiate, NegotiateLayer, ReverseProxyLayer, Upstream};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let upstream = Upstream::try_new("http://backend.example:8080")?.host(HostPolicy::Backend);
+/// let layer = ReverseProxyLayer::with_upstream(upstream)
+///     .prefix("/legacy")
+///     .upstream_layer(NegotiateLayer::with_source(Negotiate::own("HTTP@backend.example")?));
+/// # let _ = layer;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # The service name
+///
+/// It's `service@host`, as the backend's principal `HTTP/backend.example` is called: `HTTP@backend.example`. It's an
+/// argument, because the client's `Host`, the URL of the backend and an IP address don't determine it. A `Host` that a
+/// client chooses would choose the service that gets a ticket.
+///
+/// A backend may accept tickets for the name in `Host` only (mod_auth_gssapi with `GssapiAcceptorName {HOSTNAME}`).
+/// [`HostPolicy::Backend`](crate::HostPolicy::Backend) sends it the backend's own.
+///
+/// # Security
+///
+/// A request of a user is never sent with the front's own identity: before the first token of a credential leaves, its
+/// principal is established and compared with the one meant. A difference is
+/// [`WrongSpeaker`](crate::ErrorKind::WrongSpeaker), 502, and an event at error level. Connections are kept apart by
+/// the established principal ([`Owner::Principal`]), because a backend may sign in a connection and not each request.
+///
+/// The library looks names up in DNS by default. In `krb5.conf`, `dns_canonicalize_hostname = false` and `rdns = false`
+/// keep an attacker on the network from choosing the service, and so from getting a ticket for it.
+///
+/// Without TLS, the backend is known by [`require_mutual`](Self::require_mutual) only, and a request that has been sent
+/// is readable on the network.
+#[doc(alias("Kerberos", "SPNEGO", "GSSAPI", "UseDefaultCredentials", "KerberosConstrainedDelegation", "SPN"))]
+#[derive(Clone)]
+pub struct Negotiate {
+    desk: Arc<Desk<Gss>>,
+    account: Account,
+    principal: Option<Arc<Principal>>,
+    require_mutual: bool,
+    deadline: Duration,
+}
+
+type Principal = dyn Fn(&RemoteUser) -> Option<String> + Send + Sync;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Account {
+    Own,
+    Delegated,
+    OnBehalf,
+}
+
+impl Negotiate {
+    /// Signs in as the process's own account: the principal of its ticket cache or client keytab. All requests have its
+    /// identity, with and without a user.
+    ///
+    /// It acquires the credential at once, which may take a round trip to the KDC, and blocks meanwhile for up to 10
+    /// seconds: call it at the start of the application.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::Negotiate;
+    ///
+    /// let error = Negotiate::own("http://backend.example").unwrap_err();
+    /// assert!(error.to_string().contains("HTTP@backend.example"));
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the service name isn't `service@host`, if there is no credential, or if the KDC doesn't answer.
+    pub fn own(service: &str) -> Result<Self, InvalidNegotiate> {
+        Self::of_front(service, None)
+    }
+
+    /// Signs in as this account of the process, where its ticket cache is a collection (`KRB5CCNAME=DIR:…`) or its
+    /// client keytab has several principals.
+    ///
+    /// A principal without a realm is one of the default realm.
+    ///
+    /// ```no_run
+    /// use tower_reverse_proxy::{Negotiate, NegotiateLayer};
+    ///
+    /// # fn main() -> Result<(), tower_reverse_proxy::InvalidNegotiate> {
+    /// let layer = NegotiateLayer::with_source(Negotiate::own_as("reports@CORP.EXAMPLE", "HTTP@backend.example")?);
+    /// # let _ = layer;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`own`](Self::own); also if there is no credential of this principal.
+    pub fn own_as(principal: &str, service: &str) -> Result<Self, InvalidNegotiate> {
+        if !name::is_principal(principal) {
+            return Err(InvalidNegotiate::principal(principal));
+        }
+        Self::of_front(service, Some(principal))
+    }
+
+    fn of_front(service: &str, account: Option<&str>) -> Result<Self, InvalidNegotiate> {
+        check_service(service)?;
+        let gss = Gss::own(service, account).map_err(|failure| InvalidNegotiate::name(&failure))?;
+        let desk = Desk::start(gss, &["negotiate"], Some(START)).map_err(InvalidNegotiate::own)?;
+        Ok(Self::new(desk, Account::Own))
+    }
+
+    /// Signs in as the user whose ticket the client has forwarded: the application accepts the client's token, and
+    /// inserts a [`DelegatedCredential`] into the request's extensions. A request without one is sent without
+    /// credentials.
+    ///
+    /// The same holds for a credential that the application's own account gets for a client (constrained delegation
+    /// with S4U2Proxy), which the library hands over in the same way.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{Negotiate, NegotiateLayer};
+    ///
+    /// # fn main() -> Result<(), tower_reverse_proxy::InvalidNegotiate> {
+    /// let layer = NegotiateLayer::with_source(Negotiate::delegated("HTTP@backend.example")?);
+    /// # let _ = layer;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the service name isn't `service@host`.
+    pub fn delegated(service: &str) -> Result<Self, InvalidNegotiate> {
+        check_service(service)?;
+        let gss = Gss::own(service, None).map_err(|failure| InvalidNegotiate::name(&failure))?;
+        let desk = Desk::start(gss, &USERS, None).map_err(InvalidNegotiate::own)?;
+        Ok(Self::new(desk, Account::Delegated))
+    }
+
+    /// Signs in as the [`RemoteUser`] whom the application signed in by other means, without a ticket or a password of
+    /// the user (S4U2Self and S4U2Proxy, "protocol transition"). A request without a user is sent without credentials.
+    ///
+    /// The KDC permits the front's account to act for users at this service: in Active Directory with "trust this user
+    /// for delegation to specified services only" and "use any authentication protocol", in MIT Kerberos with
+    /// `ok_to_auth_as_delegate` and `krbAllowedToDelegateTo`. A user whom the KDC protects from delegation is refused
+    /// with [`CredentialsMissing`](crate::ErrorKind::CredentialsMissing), 403.
+    ///
+    /// The name is one of the default realm. A name that contains `@`, `/`, `\` or control characters is refused with
+    /// the same 403, because the library would read it as another user's; [`principal`](Self::principal) maps such
+    /// names.
+    ///
+    /// It acquires the front's own credential at once, and blocks meanwhile for up to 10 seconds.
+    ///
+    /// ```no_run
+    /// use tower_reverse_proxy::{Negotiate, NegotiateLayer};
+    ///
+    /// # fn main() -> Result<(), tower_reverse_proxy::InvalidNegotiate> {
+    /// let layer = NegotiateLayer::with_source(Negotiate::on_behalf("HTTP@backend.example")?);
+    /// # let _ = layer;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`own`](Self::own); also if there is no keytab in `KRB5_KTNAME`.
+    ///
+    /// # Security
+    ///
+    /// The front acts for any user whom the KDC doesn't protect. The application's sign-in is all that stands before
+    /// it.
+    #[doc(alias("S4U", "S4U2Self", "S4U2Proxy", "constrained delegation", "protocol transition", "impersonation"))]
+    pub fn on_behalf(service: &str) -> Result<Self, InvalidNegotiate> {
+        check_service(service)?;
+        let gss = Gss::on_behalf(service).map_err(|failure| InvalidNegotiate::name(&failure))?;
+        let desk = Desk::start(gss, &USERS, Some(START)).map_err(InvalidNegotiate::on_behalf)?;
+        Ok(Self::new(desk, Account::OnBehalf))
+    }
+
+    fn new(desk: Desk<Gss>, account: Account) -> Self {
+        let deadline = Duration::from_secs(5);
+        Self { desk: Arc::new(desk), account, principal: None, require_mutual: false, deadline }
+    }
+
+    /// Maps users to principals, such as `CORP\alice` to `alice@CORP.EXAMPLE`. A user who is mapped to `None` is
+    /// refused with [`CredentialsMissing`](crate::ErrorKind::CredentialsMissing), 403. Default: the name itself, in the
+    /// default realm.
+    ///
+    /// The library parses the principal: `@` begins the realm, `/` divides components, `\` takes the meaning from the
+    /// next character.
+    ///
+    /// With [`delegated`](Self::delegated), a credential of another principal than the user's is refused with
+    /// [`WrongSpeaker`](crate::ErrorKind::WrongSpeaker); by default the two aren't compared. It has no effect on the
+    /// front's own accounts.
+    ///
+    /// ```no_run
+    /// use tower_reverse_proxy::Negotiate;
+    ///
+    /// # fn main() -> Result<(), tower_reverse_proxy::InvalidNegotiate> {
+    /// let source = Negotiate::on_behalf("HTTP@backend.example")?.principal(|user| {
+    ///     let name = user.as_str().strip_prefix("CORP\\")?;
+    ///     name.chars().all(char::is_alphanumeric).then(|| format!("{name}@CORP.EXAMPLE"))
+    /// });
+    /// # let _ = source;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn principal(self, map: impl Fn(&RemoteUser) -> Option<String> + Send + Sync + 'static) -> Self {
+        Self { principal: Some(Arc::new(map)), ..self }
+    }
+
+    /// Whether a response without a proof of the backend's identity is refused, with
+    /// [`BackendUnproven`](crate::ErrorKind::BackendUnproven), 502, its body unread. Default: `false`.
+    ///
+    /// Every token requests mutual authentication, and the answer of a backend is verified whenever there is one.
+    /// Backends may omit it, for example from errors. Over TLS it proves little more than the certificate; without TLS
+    /// it's the only proof.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), tower_reverse_proxy::InvalidNegotiate> {
+    /// let source = tower_reverse_proxy::Negotiate::own("HTTP@backend.example")?.require_mutual(true);
+    /// # let _ = source;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn require_mutual(self, require_mutual: bool) -> Self {
+        Self { require_mutual, ..self }
+    }
+
+    /// How long a request may wait for its token, the wait in the queue included: 5 s by default. On expiry it's
+    /// refused with [`CredentialsTimeout`](crate::ErrorKind::CredentialsTimeout), 504.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), tower_reverse_proxy::InvalidNegotiate> {
+    /// let source = tower_reverse_proxy::Negotiate::own("HTTP@backend.example")?.deadline(Duration::from_secs(2));
+    /// # let _ = source;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn deadline(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
+    }
+
+    /// For how many users, and how long, [`on_behalf`](Self::on_behalf) keeps credentials: 256 users, 5 minutes, and
+    /// never longer than half of a credential's life. With 0 users, each request costs three round trips to the KDC.
+    ///
+    /// Clones share the cache. It's emptied by this call.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), tower_reverse_proxy::InvalidNegotiate> {
+    /// use tower_reverse_proxy::Negotiate;
+    ///
+    /// let source = Negotiate::on_behalf("HTTP@backend.example")?.cache(64, Duration::from_secs(60));
+    /// # let _ = source;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Security
+    ///
+    /// A user whom the KDC locks or deletes can still reach the backend for this time, unless the application refuses
+    /// the user.
+    #[must_use]
+    pub fn cache(self, users: usize, age: Duration) -> Self {
+        self.desk.minter().limit_users(users, age);
+        self
+    }
+
+    /// Returns whom the request is for. `None` if there is no user.
+    fn speaker(&self, ask: &Ask<'_>) -> Result<Option<Speaker<Cred>>, Error> {
+        match self.account {
+            Account::Own => Ok(Some(Speaker::Own)),
+            Account::Delegated => {
+                let Some(DelegatedCredential(credential)) = ask.extensions().get() else { return Ok(None) };
+                let meant = match (&self.principal, ask.user()) {
+                    (Some(_), Some(user)) => Some(self.principal_of(user)?),
+                    _ => None,
+                };
+                Ok(Some(Speaker::Delegated { credential: credential.clone(), meant }))
+            }
+            Account::OnBehalf => ask.user().map(|user| self.principal_of(user).map(Speaker::User)).transpose(),
+        }
+    }
+
+    fn principal_of(&self, user: &RemoteUser) -> Result<Arc<str>, Error> {
+        let (principal, advice) = match &self.principal {
+            Some(map) => {
+                (map(user).filter(|name| name::is_principal(name)).map(Arc::from), "`principal` has none for it")
+            }
+            None => (name::local(user.as_str()), "it's not a plain name: map it with `principal`"),
+        };
+        principal.ok_or_else(|| {
+            let text = format!("no principal for the user {:?}: {advice}", user.as_str());
+            Error::with_status(ErrorKind::CredentialsMissing, StatusCode::FORBIDDEN, text)
+        })
+    }
+}
+
+const USERS: [&str; 4] = ["negotiate-0", "negotiate-1", "negotiate-2", "negotiate-3"];
+
+fn check_service(service: &str) -> Result<(), InvalidNegotiate> {
+    if name::is_service(service) { Ok(()) } else { Err(InvalidNegotiate::service(service)) }
+}
+
+impl fmt::Debug for Negotiate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Negotiate")
+            .field("account", &self.account)
+            .field("require_mutual", &self.require_mutual)
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}
+
+impl CredentialSource for Negotiate {
+    type Proof = MutualAuth;
+    type Future = CredentialsFuture;
+
+    fn credentials(&self, ask: &Ask<'_>) -> CredentialsFuture {
+        let state = match self.speaker(ask) {
+            Ok(Some(speaker)) => State::Pending { token: Pending::new(&self.desk, speaker, self.deadline) },
+            Ok(None) => State::Done { outcome: Some(Ok(None)) },
+            Err(error) => State::Done { outcome: Some(Err(error)) },
+        };
+        CredentialsFuture { state, of_front: self.account == Account::Own, require_mutual: self.require_mutual }
+    }
+}
+
+pin_project! {
+    /// The future of [`Negotiate`]'s credentials.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it cancels the request for a token, unless a thread is already making it; then the token is dropped.
+    pub struct CredentialsFuture {
+        #[pin]
+        state: State,
+        of_front: bool,
+        require_mutual: bool,
+    }
+}
+
+pin_project! {
+    #[project = StateProject]
+    enum State {
+        Pending {
+            #[pin]
+            token: Pending<Gss>,
+        },
+        Done { outcome: Option<Result<Option<Credentials<MutualAuth>>, Error>> },
+    }
+}
+
+impl Future for CredentialsFuture {
+    type Output = Result<Option<Credentials<MutualAuth>>, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        Poll::Ready(match this.state.project() {
+            StateProject::Pending { token } => {
+                ready!(token.poll(cx)).map(|minted| Some(credentials(minted, *this.of_front, *this.require_mutual)))
+            }
+            StateProject::Done { outcome } => outcome.take().unwrap_or(Ok(None)),
+        })
+    }
+}
+
+impl fmt::Debug for CredentialsFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CredentialsFuture").finish_non_exhaustive()
+    }
+}
+
+fn credentials(minted: Minted<GssContext>, of_front: bool, required: bool) -> Credentials<MutualAuth> {
+    let Minted { token, context, principal } = minted;
+    let value = HeaderValue::try_from(format!("Negotiate {}", BASE64_STANDARD.encode(token)));
+    // Base64 has only characters that a field has.
+    let value = value.unwrap_or_else(|_| HeaderValue::from_static("Negotiate"));
+    let credentials = if of_front { Credentials::of_front(value) } else { Credentials::of_user(value) };
+    credentials.owner(Owner::Principal(principal.clone())).proof(MutualAuth { context, principal, required })
+}
+
+/// The credential of a user, which the client has forwarded to the application, as a request extension for
+/// [`Negotiate::delegated`].
+///
+/// The application accepts the client's token with `libgssapi`, takes the delegated credential from the context, and
+/// inserts this. Clones share one credential.
+///
+/// ```
+/// use axum::http::Request;
+/// use tower_reverse_proxy::{DelegatedCredential, authorize::negotiate::libgssapi::context::ServerCtx};
+///
+/// /// The application calls it once it has accepted the client's token.
+/// fn sign_in<B>(context: &mut ServerCtx, request: &mut Request<B>) {
+///     if let Some(credential) = context.take_delegated_cred() {
+///         request.extensions_mut().insert(DelegatedCredential::from(credential));
+///     }
+/// }
+/// ```
+///
+/// A session keeps it, and inserts a clone into each request: a new one for each request would be looked at anew.
+#[derive(Clone)]
+pub struct DelegatedCredential(Arc<Handed<Cred>>);
+
+impl From<Cred> for DelegatedCredential {
+    fn from(credential: Cred) -> Self {
+        Self(Arc::new(Handed::new(credential)))
+    }
+}
+
+impl fmt::Debug for DelegatedCredential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DelegatedCredential").finish_non_exhaustive()
+    }
+}
