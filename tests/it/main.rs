@@ -41,6 +41,8 @@ mod limits;
 mod mapping;
 mod mounting;
 mod nested;
+mod owners;
+mod owners_stress;
 mod panics;
 mod pool;
 mod queue;

@@ -2,90 +2,21 @@
 
 use std::{
     convert::Infallible,
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use axum::{body::Body, extract::Request, http::Uri, response::Response};
+use axum::{body::Body, extract::Request, response::Response};
 use http_body_util::BodyExt;
 use tokio::{
-    io::{AsyncWriteExt, DuplexStream, duplex},
-    sync::Semaphore,
+    io::AsyncWriteExt,
     task::JoinHandle,
     time::{sleep, timeout},
 };
-use tower::{ServiceExt, service_fn};
-use tower_reverse_proxy::{Client, ClientBuilder, Error, ErrorKind, ReverseProxy, ReverseProxyLayer, Tunnels};
+use tower::ServiceExt;
+use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxy, ReverseProxyLayer, Tunnels};
 
-use crate::support::{PATIENCE, Pipe, Wire, others_run, within};
-
-/// A backend in memory. Semaphores let connects succeed and responses to `/held` be sent.
-#[derive(Clone)]
-struct Memory {
-    asked: Arc<AtomicUsize>,
-    open: Arc<AtomicUsize>,
-    most: Arc<AtomicUsize>,
-    connects: Arc<Semaphore>,
-    answers: Arc<Semaphore>,
-}
-
-impl Memory {
-    /// `connects` connections can be made at once, and more as permits are added.
-    fn new(connects: usize) -> Self {
-        let count = Arc::<AtomicUsize>::default;
-        let semaphore = |permits| Arc::new(Semaphore::new(permits));
-        Self { asked: count(), open: count(), most: count(), connects: semaphore(connects), answers: semaphore(0) }
-    }
-
-    fn client(&self) -> ClientBuilder {
-        let this = self.clone();
-        Client::builder("http://backend.example").connector(service_fn(move |uri: Uri| {
-            assert_eq!(uri, "http://backend.example/");
-            let this = this.clone();
-            async move { this.connect().await }
-        }))
-    }
-
-    async fn connect(self) -> io::Result<Pipe> {
-        self.asked.fetch_add(1, Ordering::SeqCst);
-        // A closed semaphore refuses connects.
-        self.connects.acquire().await.map_err(io::Error::other)?.forget();
-        let (ours, theirs) = duplex(64 * 1024);
-        tokio::spawn(self.talk(Wire::new(theirs)));
-        Ok(Pipe::new(ours))
-    }
-
-    /// Responds with the number of the connection.
-    async fn talk(self, mut wire: Wire<DuplexStream>) {
-        let connection = self.asked.load(Ordering::SeqCst);
-        self.most.fetch_max(self.open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-        while let Some(request) = wire.message().await {
-            if request.start_line().starts_with("GET /upgrade") {
-                wire.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
-                    .await;
-                let _ = wire.closed().await;
-                break;
-            }
-            if request.start_line().starts_with("GET /held") {
-                self.answers.acquire().await.unwrap().forget();
-            }
-            let text = connection.to_string();
-            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len()).as_bytes()).await;
-            if request.start_line().starts_with("GET /last") {
-                break;
-            }
-        }
-        self.open.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    fn asked(&self) -> usize {
-        self.asked.load(Ordering::SeqCst)
-    }
-}
+use crate::support::{Memory, PATIENCE, Wire, others_run, within};
 
 /// The status of the response, its text, and the kind of its failure.
 type Outcome = (u16, String, Option<ErrorKind>);

@@ -19,38 +19,13 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     sync::Notify,
-    task::{JoinSet, yield_now},
+    task::JoinSet,
     time::{sleep, timeout},
 };
 use tower::ServiceExt;
 use tower_reverse_proxy::{ReverseProxy, ReverseProxyLayer};
 
-use crate::support::{PATIENCE, Progress, Wire, backend, client, front, http2};
-
-/// Pseudo-random numbers that are the same in every run.
-struct Dice(u64);
-
-impl Dice {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
-    }
-
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 >> 33).unwrap() % sides
-    }
-
-    /// Yields, sleeps, or continues at once. In real time, because the tasks race on several threads.
-    async fn pause(&mut self) {
-        match self.roll(24) {
-            0 => sleep(Duration::from_millis(1)).await,
-            1..12 => yield_now().await,
-            _ => {}
-        }
-    }
-}
+use crate::support::{Dice, PATIENCE, Progress, Wire, backend, client, front, http2};
 
 /// The bytes of an exchange from an offset on. They differ between exchanges.
 fn pattern(seed: u64, from: usize, length: usize) -> Vec<u8> {
