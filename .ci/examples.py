@@ -6,6 +6,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 # (path, status, text of the response). `gateway` has tests of its own.
 EXAMPLES = {
+    "assertion": [
+        ("/.well-known/jwks.json", 200, '"crv":"P-256"'),
+        ("/app/x?user=alice", 200, "the backend has verified that alice gets /app/x"),
+        ("/app/x", 401, "no assertion"),
+    ],
     "connector": [("/", 200, "home"), ("/billing/x", 200, "the billing service gets GET /billing/x")],
     "error_page": [("/down/", 502, "help@front.example")],
     # Twice: each backend is the first one once.
