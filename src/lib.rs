@@ -112,9 +112,9 @@
 //! |---|---|---|
 //! | `axum` | yes | reads axum's `OriginalUri` and `ConnectInfo`; without it, the crate needs axum-core only |
 //! | `http2` | yes | HTTP/2 to backends, and WebSockets of HTTP/2 clients; their other requests need no feature |
-//! | `negotiate` | no | Kerberos sign-in to backends, by the system's library; it adds nothing except on Unix |
 //! | `tls-ring`, `tls-aws-lc-rs` | no | `https` backends, on rustls with that provider of cryptography |
 //! | `tls` | no | the same with a provider that the application installs; see [`Tls`] |
+//! | `negotiate` | no | [Kerberos sign-in](authorize::negotiate) to backends, by the system's library; on Unix only |
 //! | `assertion` | no | [signed assertions](assertion) of the user for the backend; needs a provider as `tls` does |
 //!
 //! Without a TLS feature, an `https` backend is an error when the client is built, never plaintext.

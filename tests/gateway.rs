@@ -613,8 +613,8 @@ fn configuration_errors_are_one_line_before_anything_listens() {
         (format!("{listen}assertion_key = \"key.pem\"\n"), "`assertion_key` is not supported yet"),
         (format!("{listen}[[mount]]\nprefix = \"/a\"\n"), "mount \"/a\": no backend"),
         (with("backends = [\"http://127.0.0.1:1\"]"), "`backends` is not supported yet"),
-        (with("negotiate = \"HTTP@backend.example\""), "`negotiate` is not supported yet"),
-        (with("negotiate_as_user = true"), "`negotiate_as_user` is not supported yet"),
+        (with("negotiate_as_user = true"), "negotiate_as_user: "),
+        (with("negotiate_as_user = \"yes\""), "line 5: "),
         (with("bearer = \"token\""), "`bearer` is not supported yet"),
         (with("assertion = true"), "`assertion` is not supported yet"),
         (with("remote_groups_header = \"Remote-Groups\""), "`remote_groups_header` is not supported yet"),
@@ -627,8 +627,44 @@ fn configuration_errors_are_one_line_before_anything_listens() {
         (format!("{listen}{}", mount("a", "http://127.0.0.1:1", "")), "invalid prefix"),
         (format!("{listen}{}", mount("/a", "http://127.0.0.1:1/path", "")), "mount \"/a\""),
     ];
+    refuses(&cases);
+}
+
+#[cfg(not(all(unix, feature = "negotiate")))]
+#[test]
+fn a_build_without_kerberos_refuses_its_keys() {
+    let no = |key: &str| format!("{key}: this build has no Kerberos: build the example with `--features negotiate`");
+    let with = |keys: &str| format!("listen = \"127.0.0.1:0\"\n{}", mount("/a", "http://127.0.0.1:1", keys));
+    refuses(&[
+        (with("negotiate = \"HTTP@backend.example\""), no("negotiate").as_str()),
+        (with("negotiate = \"HTTP@backend.example\"\nnegotiate_as_user = true"), no("negotiate").as_str()),
+        (with("negotiate_as_user = true"), no("negotiate_as_user").as_str()),
+    ]);
+}
+
+#[cfg(all(unix, feature = "negotiate"))]
+#[test]
+fn a_kerberos_mount_without_a_service_or_a_credential_is_refused() {
+    let with = |keys: &str| format!("listen = \"127.0.0.1:0\"\n{}", mount("/a", "http://127.0.0.1:1", keys));
+    refuses(&[
+        (with("negotiate = \"http://backend.example\""), "negotiate: invalid service name \"http://backend.example\""),
+        (with("negotiate_as_user = true"), "negotiate_as_user: write negotiate = "),
+        (with("negotiate = \"HTTP@backend.example\"\nbasic_password = \"s3cret\""), "leave out basic_password"),
+        (with("negotiate = \"HTTP@backend.example\""), "set KRB5_CLIENT_KTNAME to a keytab"),
+        (
+            with("negotiate = \"HTTP@backend.example\"\nnegotiate_as_user = true"),
+            "set KRB5_CLIENT_KTNAME and KRB5_KTNAME to a keytab",
+        ),
+    ]);
+}
+
+/// Starts the gateway with each configuration, which it refuses with one line that contains the text.
+fn refuses(cases: &[(String, &str)]) {
     for (config, wrong) in cases {
-        let (mut command, _file) = command(&config, "");
+        let (mut command, _file) = command(config, "");
+        // No credential of this machine's.
+        command.env("KRB5_CONFIG", "/dev/null").env("KRB5CCNAME", "MEMORY:none");
+        command.env("KRB5_CLIENT_KTNAME", "/dev/null").env("KRB5_KTNAME", "/dev/null");
         let Output { status, stdout, stderr } = command.output().unwrap();
         let stderr = String::from_utf8(stderr).unwrap();
         assert_eq!(status.code(), Some(2), "{config}: {stderr}");

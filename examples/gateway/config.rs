@@ -99,10 +99,11 @@ pub(crate) struct Mount {
     pub(crate) header_timeout_ms: Option<u64>,
     pub(crate) body_idle_timeout_ms: Option<u64>,
     pub(crate) ca_file: Option<String>,
+    pub(crate) negotiate: Option<String>,
+    #[serde(default)]
+    pub(crate) negotiate_as_user: bool,
     // Known, but not supported yet.
     backends: Option<toml::Value>,
-    negotiate: Option<toml::Value>,
-    negotiate_as_user: Option<toml::Value>,
     bearer: Option<toml::Value>,
     assertion: Option<toml::Value>,
     remote_groups_header: Option<toml::Value>,
@@ -114,8 +115,6 @@ impl Mount {
     pub(crate) fn check_supported(&self) -> Result<(), Wrong> {
         let unsupported = [
             ("backends", &self.backends),
-            ("negotiate", &self.negotiate),
-            ("negotiate_as_user", &self.negotiate_as_user),
             ("bearer", &self.bearer),
             ("assertion", &self.assertion),
             ("remote_groups_header", &self.remote_groups_header),

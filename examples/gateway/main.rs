@@ -3,6 +3,7 @@
 //! ```sh
 //! cargo run --release --example gateway -- gateway.toml
 //! cargo run --release --example gateway --features tls-ring -- gateway.toml    # with https backends
+//! cargo run --release --example gateway --features negotiate -- gateway.toml   # with Kerberos
 //! ```
 //!
 //! ```toml
@@ -23,6 +24,8 @@
 //! forwarded = true                  # X-Forwarded-For/-Host/-Proto; default: true
 //! remote_user = true                # Remote-User from the signed-in user; default: false
 //! basic_password = "s3cret"         # Basic with the signed-in user's name and this password; absent: none
+//! negotiate = "HTTP@backend.example" # Kerberos to this service, as the gateway's own account; absent: none
+//! negotiate_as_user = true          # as the signed-in user (S4U2Proxy) and not as the account; default: false
 //! hide_cookies = ["id"]             # cookies of the front's own that the backend doesn't get; absent: none
 //! allow_upgrades = ["tcp"]          # protocols besides websocket that clients may switch to; absent: none
 //! trace_redirects = true            # default: false
@@ -40,6 +43,8 @@
 
 mod config;
 mod mounts;
+#[cfg_attr(not(all(unix, feature = "negotiate")), path = "no_negotiate.rs")]
+mod negotiate;
 mod serve;
 mod sign_in;
 #[cfg_attr(not(feature = "tls-ring"), path = "no_tls.rs")]

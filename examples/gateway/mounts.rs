@@ -16,6 +16,7 @@ use tower_reverse_proxy::{
 use super::{
     Wrong,
     config::{Config, Host, Mount},
+    negotiate,
     tls::BackendTls,
 };
 
@@ -180,6 +181,7 @@ impl<'a> Common<'a> {
         let layers = ServiceBuilder::new()
             .option_layer(mount.remote_user.then(RemoteUserLayer::new))
             .option_layer(basic)
+            .option_layer(negotiate::layer(mount)?)
             .option_layer(mount.trace_redirects.then(TraceRedirectLayer::new));
         Ok(boxed(proxy.upstream_layer(layers).into_service()))
     }
