@@ -610,13 +610,13 @@ fn configuration_errors_are_one_line_before_anything_listens() {
         (format!("{listen}max_header_bytes = 10000000000\n"), "line 2: "),
         (format!("{listen}forwarded_proto = \"ftp\"\n"), "line 2: unknown variant `ftp`"),
         (format!("{listen}trusted_proxies = [\"10.0.0.0/33\"]\n"), "trusted_proxies: \"10.0.0.0/33\""),
-        (format!("{listen}assertion_key = \"key.pem\"\n"), "`assertion_key` is not supported yet"),
+        (format!("{listen}assertion_key = \"/nowhere/key.pem\"\n"), "assertion_key"),
         (format!("{listen}[[mount]]\nprefix = \"/a\"\n"), "mount \"/a\": no backend"),
         (with("backends = [\"http://127.0.0.1:1\"]"), "`backends` is not supported yet"),
         (with("negotiate_as_user = true"), "negotiate_as_user: "),
         (with("negotiate_as_user = \"yes\""), "line 5: "),
         (with("bearer = \"token\""), "`bearer` is not supported yet"),
-        (with("assertion = true"), "`assertion` is not supported yet"),
+        (with("assertion = true"), "assertion: "),
         (with("remote_groups_header = \"Remote-Groups\""), "`remote_groups_header` is not supported yet"),
         (with("hide_cookies = [\"id=1\"]"), "hide_cookies: \"id=1\""),
         (with("allow_upgrades = [\"h2c\"]"), "allow_upgrades: \"h2c\""),
@@ -672,4 +672,65 @@ fn refuses(cases: &[(String, &str)]) {
         assert!(stderr.contains(wrong), "{config}: {stderr}");
         assert!(!String::from_utf8_lossy(&stdout).contains("listening"));
     }
+}
+
+#[cfg(not(feature = "assertion"))]
+#[test]
+fn a_build_without_assertions_refuses_their_keys() {
+    let no = |key: &str| format!("{key}: this build has no assertions: build the example with `--features assertion");
+    let listen = "listen = \"127.0.0.1:0\"\n";
+    refuses(&[
+        (format!("{listen}assertion_key = \"key.pem\"\n"), &no("assertion_key")),
+        (format!("{listen}{}", mount("/a", "http://127.0.0.1:1", "assertion = true")), &no("assertion")),
+    ]);
+}
+
+#[cfg(all(feature = "assertion", feature = "tls-ring"))]
+#[test]
+fn a_key_for_assertions_that_is_missing_or_of_another_kind_is_refused() {
+    let mut key = tempfile::NamedTempFile::new().unwrap();
+    let p384 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap().serialize_pem();
+    key.write_all(p384.as_bytes()).unwrap();
+    let listen = "listen = \"127.0.0.1:0\"\n";
+    refuses(&[
+        (format!("{listen}assertion_key = \"/nowhere/key.pem\"\n"), "assertion_key \"/nowhere/key.pem\": No such file"),
+        (format!("{listen}assertion_key = {:?}\n", key.path()), "openssl genpkey -algorithm EC"),
+        (
+            format!("{listen}{}", mount("/a", "http://127.0.0.1:1", "assertion = true")),
+            "write assertion_key = \"key.pem\"",
+        ),
+    ]);
+}
+
+#[cfg(all(feature = "assertion", feature = "tls-ring"))]
+#[test]
+fn a_mount_with_assertions_sends_one_that_the_published_keys_verify() {
+    use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, jwk::JwkSet};
+
+    let mut key = tempfile::NamedTempFile::new().unwrap();
+    key.write_all(rcgen::KeyPair::generate().unwrap().serialize_pem().as_bytes()).unwrap();
+    let origin = mirror();
+    let mounts = [mount("/a", &origin, "assertion = true"), mount("/b", &origin, "")].concat();
+    let gateway = Gateway::start(&format!("test_sign_in = true\nassertion_key = {:?}\n{mounts}", key.path()));
+    let token = |target: &str, fields: &str| {
+        let answer = gateway.get(target, fields).to_ascii_lowercase();
+        assert!(answer.starts_with("http/1.1 200"), "{answer}");
+        answer.contains("x-jwt-assertion: ")
+    };
+    assert!(token("/a/x", "X-Test-User: alice\r\n"));
+    assert!(!token("/a/x", "X-JWT-Assertion: forged\r\n"));
+    assert!(!token("/b/x", "X-Test-User: alice\r\n"));
+
+    let answer = gateway.get("/a/x", "X-Test-User: CORP%5Calice\r\nX-JWT-Assertion: forged\r\n");
+    let line =
+        answer.lines().find_map(|line| line.strip_prefix("x-jwt-assertion: ")).unwrap_or_else(|| panic!("{answer}"));
+    let keys: JwkSet =
+        serde_json::from_str(gateway.get("/front/jwks.json", "").split_once("\r\n\r\n").unwrap().1).unwrap();
+    let mut validation = Validation::new(Algorithm::ES256);
+    validation.set_audience(&[&origin]);
+    validation.set_issuer(&["http://127.0.0.1:0"]);
+    let claims =
+        decode::<serde_json::Value>(line, &DecodingKey::from_jwk(&keys.keys[0]).unwrap(), &validation).unwrap().claims;
+    assert_eq!(claims["sub"], "CORP\\alice");
+    assert!(Gateway::start("").get("/front/jwks.json", "").starts_with("HTTP/1.1 404"));
 }

@@ -15,6 +15,7 @@ pub(crate) struct Config {
     pub(crate) limits: Limits,
     pub(crate) trusted_proxies: Vec<String>,
     pub(crate) forwarded_proto: Proto,
+    pub(crate) assertion_key: Option<String>,
     pub(crate) mounts: Vec<Mount>,
 }
 
@@ -30,9 +31,6 @@ impl Config {
             let line = line.map(|line| format!("line {line}: ")).unwrap_or_default();
             format!("{line}{}", error.message())
         })?;
-        if file.assertion_key.is_some() {
-            return Err(not_supported("assertion_key"));
-        }
         if file.threads == Some(0) {
             return Err("threads = 0: write 1 or more, or leave it out".into());
         }
@@ -51,6 +49,7 @@ impl Config {
             limits: Limits { header_read_timeout, max_header_bytes },
             trusted_proxies: file.trusted_proxies,
             forwarded_proto: file.forwarded_proto.unwrap_or(Proto::Http),
+            assertion_key: file.assertion_key,
             mounts: file.mounts,
         })
     }
@@ -68,10 +67,9 @@ struct File {
     #[serde(default)]
     trusted_proxies: Vec<String>,
     forwarded_proto: Option<Proto>,
+    assertion_key: Option<String>,
     #[serde(default, rename = "mount")]
     mounts: Vec<Mount>,
-    // Known, but not supported yet.
-    assertion_key: Option<toml::Value>,
 }
 
 #[derive(Deserialize)]
@@ -88,6 +86,8 @@ pub(crate) struct Mount {
     pub(crate) forwarded_proto: Option<Proto>,
     #[serde(default)]
     pub(crate) remote_user: bool,
+    #[serde(default)]
+    pub(crate) assertion: bool,
     pub(crate) basic_password: Option<String>,
     #[serde(default)]
     pub(crate) hide_cookies: Vec<String>,
@@ -105,7 +105,6 @@ pub(crate) struct Mount {
     // Known, but not supported yet.
     backends: Option<toml::Value>,
     bearer: Option<toml::Value>,
-    assertion: Option<toml::Value>,
     remote_groups_header: Option<toml::Value>,
 }
 
@@ -116,7 +115,6 @@ impl Mount {
         let unsupported = [
             ("backends", &self.backends),
             ("bearer", &self.bearer),
-            ("assertion", &self.assertion),
             ("remote_groups_header", &self.remote_groups_header),
         ];
         match unsupported.iter().find(|(_, value)| value.is_some()) {

@@ -4,6 +4,7 @@
 //! cargo run --release --example gateway -- gateway.toml
 //! cargo run --release --example gateway --features tls-ring -- gateway.toml    # with https backends
 //! cargo run --release --example gateway --features negotiate -- gateway.toml   # with Kerberos
+//! cargo run --release --example gateway --features assertion,tls-ring -- gateway.toml # with assertions, too
 //! ```
 //!
 //! ```toml
@@ -13,6 +14,7 @@
 //! max_header_bytes = 65536          # one limit for the request heads of HTTP/1.1 and HTTP/2; beyond: 431. Absent: 64 KiB
 //! trusted_proxies = ["10.0.0.0/8", "unix"] # peers whose X-Forwarded-* are trusted; absent: none
 //! forwarded_proto = "https"         # how clients reach this front, for X-Forwarded-Proto; absent: http. Also per mount
+//! assertion_key = "key.pem"         # signs the mounts' assertions; its public half is at /front/jwks.json. Absent: none
 //!
 //! [[mount]]
 //! prefix = "/mydir"                 # a directory; "/" takes everything. The longest prefix wins
@@ -23,6 +25,7 @@
 //! host = "backend"                  # or "preserve"; absent: the crate's default
 //! forwarded = true                  # X-Forwarded-For/-Host/-Proto; default: true
 //! remote_user = true                # Remote-User from the signed-in user; default: false
+//! assertion = true                  # X-JWT-Assertion, a signed assertion of the signed-in user; default: false
 //! basic_password = "s3cret"         # Basic with the signed-in user's name and this password; absent: none
 //! negotiate = "HTTP@backend.example" # Kerberos to this service, as the gateway's own account; absent: none
 //! negotiate_as_user = true          # as the signed-in user (S4U2Proxy) and not as the account; default: false
@@ -34,6 +37,10 @@
 //! body_idle_timeout_ms = 300000
 //! ```
 //!
+//! An assertion is a JWT (`ES256` or `EdDSA`) whose issuer is `http://` and the value of `listen`, and whose audience is the
+//! value of `backend`. Both are taken from this file, because a request could name any host. The key is made by
+//! `openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem`.
+//!
 //! `test_sign_in = true` takes the user's name from the request without a check, for test beds.
 //!
 //! `config` reads the file, `mounts` is the table of the mounts, and `serve` accepts connections and ends them. On
@@ -41,6 +48,8 @@
 
 #![allow(clippy::print_stdout)]
 
+#[cfg_attr(not(feature = "assertion"), path = "no_assertion.rs")]
+mod assertion;
 mod config;
 mod mounts;
 #[cfg_attr(not(all(unix, feature = "negotiate")), path = "no_negotiate.rs")]
@@ -64,7 +73,7 @@ use tokio::net::TcpListener;
 use tower::ServiceExt;
 use tower_reverse_proxy::{RemoteUser, Tunnels};
 
-use self::{config::Config, mounts::Table};
+use self::{assertion::Assertions, config::Config, mounts::Table};
 
 /// The text of an error, in one line.
 type Wrong = String;
@@ -97,8 +106,9 @@ pub(crate) fn start(arguments: &[String]) -> u8 {
 fn run(path: &str) -> Result<(), Wrong> {
     let config = Config::read(path)?;
     let tunnels = Tunnels::new();
-    let mounts = mounts::table(&config, &tunnels).map_err(|wrong| format!("{path}: {wrong}"))?;
-    let front = Front { own: own_routes(), mounts, test_sign_in: config.test_sign_in };
+    let assertions = Assertions::new(&config).map_err(|wrong| format!("{path}: {wrong}"))?;
+    let mounts = mounts::table(&config, &tunnels, &assertions).map_err(|wrong| format!("{path}: {wrong}"))?;
+    let front = Front { own: assertions.add_route(own_routes()), mounts, test_sign_in: config.test_sign_in };
 
     let mut runtime = match config.threads {
         Some(1) => tokio::runtime::Builder::new_current_thread(),

@@ -15,6 +15,7 @@ use tower_reverse_proxy::{
 
 use super::{
     Wrong,
+    assertion::Assertions,
     config::{Config, Host, Mount},
     negotiate,
     tls::BackendTls,
@@ -85,8 +86,8 @@ where
 }
 
 /// Creates every mount of the file.
-pub(crate) fn table(config: &Config, tunnels: &Tunnels) -> Result<Table<Proxy>, Wrong> {
-    let common = Common::new(config, tunnels)?;
+pub(crate) fn table(config: &Config, tunnels: &Tunnels, assertions: &Assertions) -> Result<Table<Proxy>, Wrong> {
+    let common = Common::new(config, tunnels, assertions)?;
     let mut table = Table::new();
     for mount in &config.mounts {
         let proxy = common.proxy(mount).map_err(|wrong| format!("mount {:?}: {wrong}", mount.prefix))?;
@@ -104,10 +105,11 @@ struct Common<'a> {
     trusted: Vec<TrustedPeers>,
     trust_unix: bool,
     tls: BackendTls,
+    assertions: &'a Assertions,
 }
 
 impl<'a> Common<'a> {
-    fn new(config: &Config, tunnels: &'a Tunnels) -> Result<Self, Wrong> {
+    fn new(config: &Config, tunnels: &'a Tunnels, assertions: &'a Assertions) -> Result<Self, Wrong> {
         let is_unix = |block: &&String| *block == "unix";
         let blocks = config.trusted_proxies.iter().filter(|block| !is_unix(block)).map(|text| {
             let wrong =
@@ -120,6 +122,7 @@ impl<'a> Common<'a> {
             trusted: blocks.collect::<Result<_, _>>()?,
             trust_unix: config.trusted_proxies.iter().any(|block| is_unix(&block)),
             tls: BackendTls::new(),
+            assertions,
         })
     }
 
@@ -180,6 +183,7 @@ impl<'a> Common<'a> {
         // In the order in which they see a request.
         let layers = ServiceBuilder::new()
             .option_layer(mount.remote_user.then(RemoteUserLayer::new))
+            .option_layer(self.assertions.layer(mount, &backend)?)
             .option_layer(basic)
             .option_layer(negotiate::layer(mount)?)
             .option_layer(mount.trace_redirects.then(TraceRedirectLayer::new));
