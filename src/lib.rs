@@ -39,6 +39,7 @@
 //! | an option and its default | the table of [all options](ReverseProxyLayer#all-options) |
 //! | a timeout, the pool, what is sent again | [timeouts](guide::timeouts), [pooling and retries](guide::pooling_and_retries) |
 //! | your app's user to be the backend's | [`RemoteUserLayer`], [`BasicAuthLayer`], [identity](guide::identity) |
+//! | to sign in to the backend | [`BasicAuthLayer`], [`BearerLayer`], [`AuthorizationLayer`] |
 //! | to know which layer runs first | [layer order](guide::layer_order) |
 //! | to know what a client can't do, and what you have to ensure | [security](guide::security), [limits](guide::limits) |
 //! | an error page, or metrics of failures | [`Error`], [failures](guide::failures) |
@@ -95,9 +96,10 @@
 //!  8  version: HTTP/1.1; the upgrade offer
 //! upstream side
 //!  9  Upstream: origin, Host policy
-//! 10  upstream layers: Remote-User, Basic credentials, redirect traces, yours
+//! 10  upstream layers: Remote-User, credentials, redirect traces, yours
 //! 11  Client: pool, connect, TLS → backend
 //! response half
+//!     upstream layers: challenges to the front's own credentials are removed, a 401 to them is a failure
 //! 12  101: only to an offered protocol, then a tunnel
 //! 13  one framing; remove hop-by-hop fields and Alt-Svc; Via; HTTP/1.1
 //! 14  Location, Content-Location, Refresh, Set-Cookie: the origin in Upstream, the path here
@@ -162,6 +164,7 @@ mod axum;
 mod headers;
 
 mod forwarded;
+#[cfg(feature = "assertion")]
 mod reject;
 mod service;
 mod timeout;
@@ -172,7 +175,6 @@ mod upgrade;
 #[cfg_attr(docsrs, doc(cfg(feature = "assertion")))]
 pub mod assertion;
 pub mod authorize;
-pub mod basic_auth;
 pub mod client;
 pub mod guide;
 pub mod remote_user;
@@ -199,9 +201,8 @@ pub use self::authorize::negotiate::{DelegatedCredential, InvalidNegotiate, Nego
 pub use self::client::{InvalidTls, Tls};
 #[doc(inline)]
 pub use self::{
-    authorize::AuthorizationLayer,
+    authorize::{AuthorizationLayer, BasicAuthLayer, BearerLayer},
     backend::{Backend, InvalidBackend},
-    basic_auth::BasicAuthLayer,
     client::{Client, ClientBuilder, InvalidClient},
     error::{Error, ErrorKind, Phase},
     forward::Failure,

@@ -116,6 +116,12 @@ pub(crate) fn credentials_not_renewed(principal: &str, error: &dyn fmt::Display)
     );
 }
 
+/// Logs that a token can't be fetched, which no response shows while the old one is valid.
+#[cold]
+pub(crate) fn failed_fetch(error: &Error) {
+    tracing::warn!(target: "tower_reverse_proxy", cause = causes(error), "a bearer token can't be fetched");
+}
+
 /// Logs the removal of an identity claim, which an operator may look for.
 pub(crate) fn removed_identity_claim(header: &str) {
     tracing::debug!(

@@ -598,6 +598,29 @@ fn clients_have_tcp_keep_alive() {
 }
 
 #[test]
+fn a_mount_signs_in_with_a_bearer_token() {
+    let refusing = backend(|mut stream| {
+        head(&mut stream);
+        let response = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"b\"\r\nContent-Length: 0\r\n\r\n";
+        let _ = stream.write_all(response.as_bytes());
+    });
+    let mounts = [
+        mount("/a", &mirror(), "bearer = \"s3cret=\""),
+        mount("/refused", &refusing, "bearer = \"s3cret\""),
+        mount("/basic", &refusing, "basic_password = \"s3cret\""),
+    ];
+    let gateway = Gateway::start(&format!("test_sign_in = true\n{}", mounts.concat()));
+    let answer = gateway.get("/a/x", "Authorization: Bearer mine\r\n");
+    let fields: Vec<_> = answer.lines().filter(|line| line.to_lowercase().starts_with("authorization:")).collect();
+    assert!(matches!(fields[..], [field] if field.ends_with(": Bearer s3cret=")), "{answer}");
+    let answer = gateway.get("/refused/x", "");
+    assert!(answer.starts_with("HTTP/1.1 502 ") && !answer.contains("realm"), "{answer}");
+    // A user without an account at the backend signs in there.
+    let answer = gateway.get("/basic/x", "X-Test-User: alice\r\n");
+    assert!(answer.starts_with("HTTP/1.1 401 ") && answer.contains("realm"), "{answer}");
+}
+
+#[test]
 fn configuration_errors_are_one_line_before_anything_listens() {
     let listen = "listen = \"127.0.0.1:0\"\n";
     let with = |keys: &str| format!("{listen}{}", mount("/a", "http://127.0.0.1:1", keys));
@@ -615,8 +638,9 @@ fn configuration_errors_are_one_line_before_anything_listens() {
         (with("backends = [\"http://127.0.0.1:1\"]"), "`backends` is not supported yet"),
         (with("negotiate_as_user = true"), "negotiate_as_user: "),
         (with("negotiate_as_user = \"yes\""), "line 5: "),
-        (with("bearer = \"token\""), "`bearer` is not supported yet"),
         (with("assertion = true"), "assertion: "),
+        (with("bearer = \"Bearer token\""), "bearer: write a token"),
+        (with("bearer = \"token\"\nbasic_password = \"a\""), "write one of basic_password, bearer and negotiate"),
         (with("remote_groups_header = \"Remote-Groups\""), "`remote_groups_header` is not supported yet"),
         (with("hide_cookies = [\"id=1\"]"), "hide_cookies: \"id=1\""),
         (with("allow_upgrades = [\"h2c\"]"), "allow_upgrades: \"h2c\""),

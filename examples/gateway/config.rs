@@ -89,6 +89,7 @@ pub(crate) struct Mount {
     #[serde(default)]
     pub(crate) assertion: bool,
     pub(crate) basic_password: Option<String>,
+    pub(crate) bearer: Option<String>,
     #[serde(default)]
     pub(crate) hide_cookies: Vec<String>,
     #[serde(default)]
@@ -104,7 +105,6 @@ pub(crate) struct Mount {
     pub(crate) negotiate_as_user: bool,
     // Known, but not supported yet.
     backends: Option<toml::Value>,
-    bearer: Option<toml::Value>,
     remote_groups_header: Option<toml::Value>,
 }
 
@@ -112,11 +112,7 @@ impl Mount {
     /// Refuses keys that the crate doesn't support yet, because the mount would differ from its configuration without
     /// them.
     pub(crate) fn check_supported(&self) -> Result<(), Wrong> {
-        let unsupported = [
-            ("backends", &self.backends),
-            ("bearer", &self.bearer),
-            ("remote_groups_header", &self.remote_groups_header),
-        ];
+        let unsupported = [("backends", &self.backends), ("remote_groups_header", &self.remote_groups_header)];
         match unsupported.iter().find(|(_, value)| value.is_some()) {
             Some((key, _)) => Err(not_supported(key)),
             None => Ok(()),

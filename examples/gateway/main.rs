@@ -27,6 +27,7 @@
 //! remote_user = true                # Remote-User from the signed-in user; default: false
 //! assertion = true                  # X-JWT-Assertion, a signed assertion of the signed-in user; default: false
 //! basic_password = "s3cret"         # Basic with the signed-in user's name and this password; absent: none
+//! bearer = "token"                  # this bearer token with every request, in place of Basic; absent: none
 //! negotiate = "HTTP@backend.example" # Kerberos to this service, as the gateway's own account; absent: none
 //! negotiate_as_user = true          # as the signed-in user (S4U2Proxy) and not as the account; default: false
 //! hide_cookies = ["id"]             # cookies of the front's own that the backend doesn't get; absent: none

@@ -9,8 +9,8 @@ use axum::{
 use hyper::body::Incoming;
 use tower::{Service, ServiceBuilder};
 use tower_reverse_proxy::{
-    Backend, BasicAuthLayer, Client, Forwarded, HostPolicy, Prefix, RemoteUserLayer, ReverseProxy, ReverseProxyLayer,
-    TraceRedirectLayer, TrustedPeers, Tunnels, Upstream,
+    Backend, BasicAuthLayer, BearerLayer, Client, Forwarded, HostPolicy, Prefix, RemoteUserLayer, ReverseProxy,
+    ReverseProxyLayer, TraceRedirectLayer, TrustedPeers, Tunnels, Upstream,
 };
 
 use super::{
@@ -178,17 +178,35 @@ impl<'a> Common<'a> {
             Some(password) if password.contains(char::is_control) => {
                 return Err("basic_password: write one without control characters".into());
             }
-            password => password.as_deref().map(BasicAuthLayer::remote_user),
+            // Some users have no account at the backend. They get its own 401, and sign in there.
+            password => password.as_deref().map(|password| BasicAuthLayer::remote_user(password).pass_challenges(true)),
+        };
+        let bearer = match &mount.bearer {
+            Some(_) if basic.is_some() || mount.negotiate.is_some() => {
+                return Err("bearer: write one of basic_password, bearer and negotiate".into());
+            }
+            // Without the token, which is a secret.
+            Some(token) if !is_bearer_token(token) => {
+                return Err("bearer: write a token of letters, digits and \"-._~+/\", then any number of \"=\"".into());
+            }
+            token => token.as_deref().map(BearerLayer::fixed),
         };
         // In the order in which they see a request.
         let layers = ServiceBuilder::new()
             .option_layer(mount.remote_user.then(RemoteUserLayer::new))
             .option_layer(self.assertions.layer(mount, &backend)?)
             .option_layer(basic)
+            .option_layer(bearer)
             .option_layer(negotiate::layer(mount)?)
             .option_layer(mount.trace_redirects.then(TraceRedirectLayer::new));
         Ok(boxed(proxy.upstream_layer(layers).into_service()))
     }
+}
+
+/// Whether it's a token of RFC 6750, section 2.1.
+fn is_bearer_token(text: &str) -> bool {
+    let characters = text.trim_end_matches('=');
+    !characters.is_empty() && characters.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~+/".contains(&b))
 }
 
 /// Whether it's a token (RFC 9110, section 5.6.2), as field names and cookie names are.

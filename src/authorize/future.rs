@@ -14,7 +14,7 @@ use tokio::time::{Sleep, sleep};
 use tower_service::Service;
 
 use super::{
-    CredentialSource,
+    CredentialSource, Credentials,
     layer::{Sent, Shared},
 };
 use crate::{
@@ -113,5 +113,47 @@ where
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+/// The future of a [`Basic`](super::Basic) or [`Bearer`](super::Bearer) source's credentials.
+#[must_use = "futures do nothing unless polled"]
+pub struct CredentialsFuture(Inner);
+
+enum Inner {
+    /// `None` after it has been polled.
+    Ready(Option<Result<Option<Credentials>, Error>>),
+    Pending(Pin<Box<dyn Future<Output = Result<Option<Credentials>, Error>> + Send>>),
+}
+
+impl CredentialsFuture {
+    pub(super) fn ready(credentials: Result<Option<Credentials>, Error>) -> Self {
+        Self(Inner::Ready(Some(credentials)))
+    }
+
+    pub(super) fn pending(
+        credentials: impl Future<Output = Result<Option<Credentials>, Error>> + Send + 'static,
+    ) -> Self {
+        Self(Inner::Pending(Box::pin(credentials)))
+    }
+}
+
+impl Future for CredentialsFuture {
+    type Output = Result<Option<Credentials>, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            Inner::Ready(credentials) => match credentials.take() {
+                Some(credentials) => Poll::Ready(credentials),
+                None => panic!("polled after completion"),
+            },
+            Inner::Pending(credentials) => credentials.as_mut().poll(cx),
+        }
+    }
+}
+
+impl fmt::Debug for CredentialsFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CredentialsFuture").finish_non_exhaustive()
     }
 }

@@ -7,6 +7,7 @@
 //! | layer | source | credentials |
 //! |---|---|---|
 //! | [`BasicAuthLayer`](crate::BasicAuthLayer) | fixed, or made of the user's name | Basic (RFC 7617) |
+//! | [`BearerLayer`](crate::BearerLayer) | fixed, the user's own, or refreshed before it expires | a bearer token (RFC 6750) |
 //! | `NegotiateLayer`, with the feature `negotiate` | Kerberos: the front's account, or the user | Negotiate (RFC 4559) |
 //! | [`AuthorizationLayer::with_source`] | of your own | of any scheme |
 //!
@@ -50,16 +51,21 @@
 //! # let _ = proxy;
 //! ```
 
+mod basic;
+mod bearer;
 mod future;
 mod layer;
 #[cfg(all(unix, feature = "negotiate"))]
 #[cfg_attr(docsrs, doc(cfg(feature = "negotiate")))]
 pub mod negotiate;
+mod refresh;
 mod service;
 mod source;
 
 pub use self::{
-    future::ResponseFuture,
+    basic::{Basic, BasicAuthLayer},
+    bearer::{Bearer, BearerLayer, Token},
+    future::{CredentialsFuture, ResponseFuture},
     layer::AuthorizationLayer,
     service::Authorization,
     source::{Ask, CredentialSource, Credentials, Proof},
