@@ -1,6 +1,6 @@
 """examples.py: builds the examples, starts each one, and sends it requests that its page would be opened with."""
 
-import os, re, subprocess, sys, threading, time, urllib.error, urllib.request
+import os, re, ssl, subprocess, sys, threading, time, urllib.error, urllib.request
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -11,6 +11,8 @@ EXAMPLES = {
         ("/app/x?user=alice", 200, "the backend has verified that alice gets /app/x"),
         ("/app/x", 401, "no assertion"),
     ],
+    # Without a certificate.
+    "client_certificate": [("/", 200, "the app's own page"), ("/legacy/x", 403, "")],
     "connector": [("/", 200, "home"), ("/billing/x", 200, "the billing service gets GET /billing/x")],
     "error_page": [("/down/", 502, "help@front.example")],
     # Twice: each backend is the first one once.
@@ -40,9 +42,13 @@ EXAMPLES = {
 }
 
 
+# An example's own CA signs it.
+ANY_CERTIFICATE = ssl._create_unverified_context()
+
+
 def get(url):
     try:
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with urllib.request.urlopen(url, timeout=10, context=ANY_CERTIFICATE) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -57,7 +63,7 @@ def check(name, binary):
         url = None
         for line in process.stdout:
             lines.append(line)
-            if url := re.search(r"http://127\.0\.0\.1:\d+", line):
+            if url := re.search(r"https?://127\.0\.0\.1:\d+", line):
                 break
         if url is None:
             return ["it prints no URL: " + "".join(lines)]

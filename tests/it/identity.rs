@@ -12,21 +12,16 @@ use axum::{
     extract::{ConnectInfo, Request, connect_info::Connected},
     http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode},
     middleware::map_request,
-    response::IntoResponse,
-    routing::post,
     serve::IncomingStream,
 };
-use axum_login::{AuthManagerLayerBuilder, AuthSession, AuthUser, AuthnBackend};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http_body_util::{BodyExt, channel::Channel};
 use proptest::prelude::*;
 use tokio::{net::TcpListener, sync::mpsc::unbounded_channel};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_http::auth::AsyncRequireAuthorizationLayer;
 use tower_reverse_proxy::{
     BasicAuthLayer, Client, Error, ErrorKind, Forwarded, RemoteUser, RemoteUserLayer, ReverseProxyLayer,
 };
-use tower_sessions::{MemoryStore, SessionManagerLayer};
 
 use crate::support::{Message, ask, client, front, get, http2, mirror, recording, within};
 
@@ -274,24 +269,6 @@ async fn from_extension_reads_the_subject_of_claims() {
 }
 
 #[tokio::test]
-async fn the_user_inserted_by_an_authorization_layer_is_sent() {
-    #[derive(Clone)]
-    struct UserId(&'static str);
-    let authorize = AsyncRequireAuthorizationLayer::new(|mut request: Request| async {
-        if request.headers().get("authorization").is_none_or(|value| value != "Bearer alices") {
-            return Err(StatusCode::UNAUTHORIZED.into_response());
-        }
-        request.extensions_mut().insert(UserId("alice"));
-        Ok(request)
-    });
-    let layer = RemoteUserLayer::from_extension(|user: &UserId| Some(user.0));
-    let addr = front(app(&mirror().await, layer).layer(authorize)).await;
-    let mirrored = get(addr, "/mydir/x", "Authorization: Bearer alices\r\n").await.mirrored();
-    assert_eq!(names(&mirrored), ["alice"]);
-    assert_eq!(get(addr, "/mydir/x", "Authorization: Bearer bobs\r\n").await.status(), 401);
-}
-
-#[tokio::test]
 async fn the_peer_of_a_connection_can_be_the_user() {
     #[derive(Clone)]
     struct Peer {
@@ -311,65 +288,6 @@ async fn the_peer_of_a_connection_can_be_the_user() {
     let mirrored = get(addr, "/mydir/x", SPOOFED).await.mirrored();
     assert_eq!(names(&mirrored), ["cn=127.0.0.1"]);
     assert_eq!(mirrored.field("x-forwarded-for"), None, "this connect info has no address");
-}
-
-#[derive(Clone, Debug)]
-struct Users;
-
-#[derive(Clone, Debug)]
-struct Account {
-    name: String,
-}
-
-impl AuthUser for Account {
-    type Id = String;
-
-    fn id(&self) -> String {
-        self.name.clone()
-    }
-
-    fn session_auth_hash(&self) -> &[u8] {
-        self.name.as_bytes()
-    }
-}
-
-impl AuthnBackend for Users {
-    type User = Account;
-    type Credentials = String;
-    type Error = Infallible;
-
-    async fn authenticate(&self, name: String) -> Result<Option<Account>, Infallible> {
-        Ok(Some(Account { name }))
-    }
-
-    async fn get_user(&self, name: &String) -> Result<Option<Account>, Infallible> {
-        Ok(Some(Account { name: name.clone() }))
-    }
-}
-
-#[tokio::test]
-async fn the_user_of_an_axum_login_session_is_sent() {
-    async fn login(mut session: AuthSession<Users>, name: String) -> StatusCode {
-        let user = session.authenticate(name).await.unwrap().unwrap();
-        session.login(&user).await.unwrap();
-        StatusCode::NO_CONTENT
-    }
-    let layer = RemoteUserLayer::from_extension(|session: &AuthSession<Users>| {
-        session.user.as_ref().map(|user| user.name.clone())
-    });
-    let sessions = SessionManagerLayer::new(MemoryStore::default()).with_secure(false);
-    let addr = front(
-        Router::new()
-            .route("/login", post(login))
-            .layer(ReverseProxyLayer::new(mirror().await).prefix("/mydir").upstream_layer(layer))
-            .layer(AuthManagerLayerBuilder::new(Users, sessions).build()),
-    )
-    .await;
-    assert_eq!(names(&get(addr, "/mydir/x", SPOOFED).await.mirrored()), [""; 0]);
-    let answer = ask(addr, "POST /login HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nalice").await;
-    let cookie = answer.field("set-cookie").unwrap().split(';').next().unwrap();
-    let mirrored = get(addr, "/mydir/x", &format!("Cookie: {cookie}\r\n{SPOOFED}")).await.mirrored();
-    assert_eq!(names(&mirrored), ["alice"]);
 }
 
 // Spellings.
