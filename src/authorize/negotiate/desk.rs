@@ -9,8 +9,8 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, PoisonError,
-        mpsc::{self, Receiver, SyncSender, TrySendError},
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{self, Receiver, Sender, SyncSender},
     },
     thread,
     time::{Duration, Instant},
@@ -23,8 +23,13 @@ use super::{
     minter::{Minted, Minter, Speaker},
 };
 
-/// The requests that may wait for one thread.
+/// The requests that may wait for a call that is slow.
 const QUEUE: usize = 64;
+/// The requests that may wait for a thread whose calls aren't slow, because a burst is served within milliseconds then.
+const BURST: usize = 1024;
+/// A call that has begun this long ago is slow. The calls for the first token take a tenth of it with a KDC that
+/// answers.
+const SLOW: Duration = Duration::from_millis(250);
 
 pub(super) type Answer<M> = Result<Minted<<M as Mechanism>::Context>, Failure>;
 
@@ -41,14 +46,38 @@ pub(super) struct Desk<M: Mechanism> {
 }
 
 struct Lane<M: Mechanism> {
-    queue: SyncSender<Task<M>>,
-    state: Arc<State>,
+    queue: Sender<Task<M>>,
+    load: Arc<Load>,
 }
 
 #[derive(Default)]
-struct State {
+struct Load(Mutex<Loaded>);
+
+#[derive(Default)]
+struct Loaded {
+    waiting: usize,
     /// When the thread began the call that it is in.
-    since: Mutex<Option<Instant>>,
+    since: Option<Instant>,
+}
+
+impl Load {
+    fn lock(&self) -> MutexGuard<'_, Loaded> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts one more request that waits, if it may.
+    fn admit(&self, now: Instant, deadline: Duration) -> Result<(), Unavailable> {
+        let mut load = self.lock();
+        let age = load.since.map(|since| now.saturating_duration_since(since)).unwrap_or_default();
+        match load.waiting {
+            _ if age > deadline => Err(Unavailable::Stuck),
+            waiting if waiting >= if age > SLOW { QUEUE } else { BURST } => Err(Unavailable::Full),
+            _ => {
+                load.waiting += 1;
+                Ok(())
+            }
+        }
+    }
 }
 
 /// Why no thread makes the token.
@@ -105,24 +134,18 @@ impl<M: Mechanism> Desk<M> {
             Speaker::User(name) => self.hasher.hash_one(name),
         };
         let lane = &self.lanes[usize::try_from(hash % self.lanes.len() as u64).unwrap_or(0)];
-        let since = *lane.state.since.lock().unwrap_or_else(PoisonError::into_inner);
-        if since.is_some_and(|since| self.minter.now().saturating_duration_since(since) > deadline) {
-            return Err(Unavailable::Stuck);
-        }
+        lane.load.admit(self.minter.now(), deadline)?;
         let (answer, answered) = oneshot::channel();
-        match lane.queue.try_send(Task { speaker, answer }) {
-            Ok(()) => Ok(answered),
-            Err(TrySendError::Full(_)) => Err(Unavailable::Full),
-            Err(TrySendError::Disconnected(_)) => Err(Unavailable::Ended),
-        }
+        lane.queue.send(Task { speaker, answer }).map_err(|_| Unavailable::Ended)?;
+        Ok(answered)
     }
 }
 
 impl<M: Mechanism> Lane<M> {
     fn start(name: &str, minter: Arc<Minter<M>>, ready: Option<SyncSender<Result<(), Failure>>>) -> io::Result<Self> {
-        let (queue, tasks) = mpsc::sync_channel(QUEUE);
-        let state = Arc::<State>::default();
-        let of_thread = state.clone();
+        let (queue, tasks) = mpsc::channel();
+        let load = Arc::<Load>::default();
+        let of_thread = load.clone();
         // Detached, because waiting for a call to a dead KDC would delay a shutdown.
         thread::Builder::new().name(name.to_owned()).spawn(move || {
             if let Some(ready) = ready {
@@ -130,21 +153,21 @@ impl<M: Mechanism> Lane<M> {
             }
             work(&minter, &tasks, &of_thread);
         })?;
-        Ok(Self { queue, state })
+        Ok(Self { queue, load })
     }
 }
 
-fn work<M: Mechanism>(minter: &Minter<M>, tasks: &Receiver<Task<M>>, state: &State) {
-    let set = |since| *state.since.lock().unwrap_or_else(PoisonError::into_inner) = since;
+fn work<M: Mechanism>(minter: &Minter<M>, tasks: &Receiver<Task<M>>, load: &Load) {
     while let Ok(Task { speaker, answer }) = tasks.recv() {
+        load.lock().waiting -= 1;
         // Its request has been cancelled, or its deadline has passed.
         if answer.is_closed() {
             continue;
         }
-        set(Some(minter.now()));
+        load.lock().since = Some(minter.now());
         // A panic would end the thread, and with it every later request of the account.
         let minted = catch_unwind(AssertUnwindSafe(|| minter.mint(&speaker)));
-        set(None);
+        load.lock().since = None;
         if let Ok(minted) = minted {
             let _ = answer.send(minted);
         }

@@ -80,8 +80,10 @@ pub(super) enum Reason {
 }
 
 impl Failure {
-    pub(super) fn new(reason: Reason, text: impl Into<Arc<str>>) -> Self {
-        Self { reason, text: text.into() }
+    /// The text may contain what a KDC has sent, which nothing authenticates. Its control characters don't pass to a
+    /// log.
+    pub(super) fn new(reason: Reason, text: impl AsRef<str>) -> Self {
+        Self { reason, text: text.as_ref().replace(char::is_control, " ").into() }
     }
 
     /// A failure of the front's own credential isn't the user's.
@@ -97,3 +99,14 @@ impl fmt::Display for Failure {
 }
 
 impl error::Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_of_the_kdc_is_one_line_of_the_log() {
+        let failure = Failure::new(Reason::Refused, "refused\r\nfaked: event \u{1b}[31m");
+        assert_eq!(failure.to_string(), "refused  faked: event  [31m");
+    }
+}

@@ -23,7 +23,7 @@
 //! | `KRB5_KTNAME` | `FILE:/etc/front.keytab` | for [`on_behalf`](Negotiate::on_behalf) too: the key that reads users' tickets |
 //! | `KRB5_CONFIG` | `/etc/krb5.conf` | realm, KDCs |
 //!
-//! A front that mustn't read its own keytab gets its credentials from GSS-Proxy (`GSS_USE_PROXY=yes`).
+//! A front that mustn't read its own keytab can leave that to GSS-Proxy (`GSS_USE_PROXY=yes`).
 //!
 //! # Tokens
 //!
@@ -34,12 +34,20 @@
 //! # Threads
 //!
 //! The library's calls block, on an unreachable KDC for half a minute. Therefore each `Negotiate` has threads of its
-//! own: one for the account of the front, four for users, each user on one of them. 64 requests may wait for a thread;
-//! the next is refused with [`CredentialsBusy`](crate::ErrorKind::CredentialsBusy), 503. A request whose token isn't
-//! there within the [deadline](Negotiate::deadline) is refused with
-//! [`CredentialsTimeout`](crate::ErrorKind::CredentialsTimeout), 504. A failure answers requests for the same account
-//! for a second. The threads end with the last clone of the `Negotiate`; one that is in a call ends after it, and
-//! nothing waits for that.
+//! own: one for the account of the front, four for users, each user on one of them. Their names begin with `negotiate`.
+//! They end with the last clone of the `Negotiate`; one that is in a call ends after it, and nothing waits for that.
+//!
+//! | | the request is refused with |
+//! |---|---|
+//! | its token isn't there within the [deadline](Negotiate::deadline) | [`CredentialsTimeout`], 504 |
+//! | the thread has been in one call for longer than the deadline | the same, at once |
+//! | 64 requests wait for a call that takes longer than 250 ms; or 1024 wait | [`CredentialsBusy`], 503, at once |
+//! | the library or the KDC refuses | [`CredentialsMissing`], 502, or 403 if it's about the user |
+//! | the same account was refused within the last second | the same, without a call |
+//!
+//! [`CredentialsBusy`]: crate::ErrorKind::CredentialsBusy
+//! [`CredentialsMissing`]: crate::ErrorKind::CredentialsMissing
+//! [`CredentialsTimeout`]: crate::ErrorKind::CredentialsTimeout
 //!
 //! The front's credential is acquired anew after 5 minutes, or at half of its life if that is earlier, and once after a
 //! failure.

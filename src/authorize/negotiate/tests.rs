@@ -201,19 +201,23 @@ fn kind<T>(outcome: Result<T, Error>) -> Option<ErrorKind> {
 }
 
 #[tokio::test]
-async fn more_than_64_waiting_requests_are_refused_at_once() {
-    let kit = Kit::new();
-    kit.control.stop();
-    let mut requests = vec![kit.request(Speaker::Own)];
-    kit.control.wait_for("acquire front");
-    requests.extend((0..64).map(|_| kit.request(Speaker::Own)));
+async fn more_than_64_requests_do_not_wait_for_a_slow_call() {
+    for (passes, waiting) in [(251, 64), (250, 1024)] {
+        let kit = Kit::new();
+        kit.control.stop();
+        let mut requests = vec![kit.request(Speaker::Own)];
+        kit.control.wait_for("acquire front");
+        kit.control.pass(Duration::from_millis(passes));
+        requests.extend((0..waiting).map(|_| kit.request(Speaker::Own)));
 
-    let refused = kit.mint(Speaker::Own).await;
-    assert_eq!(kind(refused), Some(ErrorKind::CredentialsBusy));
+        let refused = kit.mint(Speaker::Own).await;
+        assert_eq!(kind(refused), Some(ErrorKind::CredentialsBusy), "{passes} ms");
 
-    kit.control.go_on();
-    for request in requests {
-        assert_eq!(kind(timeout(BOUND, request).await.unwrap()), None);
+        kit.control.go_on();
+        for request in requests {
+            assert_eq!(kind(timeout(BOUND, request).await.unwrap()), None, "{passes} ms");
+        }
+        assert_eq!(kind(kit.mint(Speaker::Own).await), None, "{passes} ms");
     }
 }
 
