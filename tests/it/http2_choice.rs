@@ -11,9 +11,11 @@ use std::{
 
 use axum::{
     Router,
+    body::Body,
     extract::Request,
     http::{StatusCode, Version},
 };
+use http_body_util::BodyExt;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
@@ -24,13 +26,13 @@ use tokio::{
     sync::{Notify, mpsc},
     time::Instant,
 };
-use tower::service_fn;
-use tower_reverse_proxy::{Client, Error, ErrorKind, ReverseProxyLayer};
+use tower::{ServiceExt, service_fn};
+use tower_reverse_proxy::{Client, Error, ErrorKind, Owner, ReverseProxyLayer};
 
 use crate::support::{
     answering, ask, backend, front, get,
     pipes::{Pipe, client_of, serve},
-    within,
+    seen_to_be_kept, within,
 };
 
 const NEGOTIATE: &str = "Authorization: Negotiate YII=\r\n";
@@ -86,6 +88,50 @@ async fn connection_based_credentials_are_never_sent_over_http2_on_a_unix_socket
     let addr = front(Router::new().layer(layer)).await;
     assert_eq!(get(addr, "/x", "").await.text(), "HTTP/2.0 0");
     assert_eq!(get(addr, "/x", "Authorization: Negotiate YII=\r\n").await.text(), "HTTP/1.1 1");
+}
+
+/// Sends a request of this owner, and returns the version and the number of its connection.
+async fn owned(client: &Client, owner: Option<&str>) -> String {
+    let mut request = Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
+    request.extensions_mut().insert(owner.map_or(Owner::Request, |owner| Owner::Principal(owner.into())));
+    let response = within(client.clone().oneshot(request)).await.unwrap();
+    String::from_utf8(within(response.into_body().collect()).await.unwrap().to_bytes().into()).unwrap()
+}
+
+#[tokio::test]
+async fn requests_with_an_owner_are_never_sent_over_http2() {
+    let client = Client::builder(both().await).http2(true).build().unwrap();
+    for (owner, expected) in
+        [(None, "HTTP/2.0 0"), (Some("alice"), "HTTP/1.1 1"), (Some("bob"), "HTTP/1.1 2"), (None, "HTTP/2.0 0")]
+    {
+        assert_eq!(owned(&client, owner).await, expected, "{owner:?}");
+    }
+    // The pool observes that the backend keeps connections.
+    seen_to_be_kept().await;
+    for (owner, expected) in [
+        (Some("alice"), "HTTP/1.1 3"),
+        (Some("alice"), "HTTP/1.1 3"),
+        (Some("bob"), "HTTP/1.1 4"),
+        (None, "HTTP/2.0 0"),
+    ] {
+        assert_eq!(owned(&client, owner).await, expected, "{owner:?}");
+    }
+}
+
+#[tokio::test]
+async fn connections_of_owners_and_http2_make_room_for_each_other() {
+    let client = Client::builder(both().await).http2(true).max_connections(1).build().unwrap();
+    for (owner, expected) in [
+        (None, "HTTP/2.0 0"),
+        (Some("alice"), "HTTP/1.1 1"),
+        (Some("alice"), "HTTP/1.1 1"),
+        (None, "HTTP/2.0 2"),
+        (Some("bob"), "HTTP/1.1 3"),
+        (Some("alice"), "HTTP/1.1 4"),
+        (None, "HTTP/2.0 5"),
+    ] {
+        assert_eq!(owned(&client, owner).await, expected, "{owner:?}");
+    }
 }
 
 #[tokio::test]

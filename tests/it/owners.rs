@@ -1,6 +1,12 @@
 //! Connections with an owner: which requests may use them, how many are kept, and what is resent.
 
-use std::{io, sync::atomic::Ordering, time::Duration};
+use std::{
+    future::Future,
+    io,
+    sync::atomic::Ordering,
+    task::{Context, Waker},
+    time::Duration,
+};
 
 use axum::{Extension, Router, body::Body, extract::Request};
 use http_body_util::BodyExt;
@@ -11,9 +17,9 @@ use tokio::{
     time::sleep,
 };
 use tower::{ServiceExt, service_fn};
-use tower_reverse_proxy::{Client, Error, ErrorKind, Owner, ReverseProxyLayer, Tunnels};
+use tower_reverse_proxy::{Client, ClientBuilder, Error, ErrorKind, Owner, ReverseProxyLayer, Tunnels};
 
-use crate::support::{Memory, Pipe, Wire, client as connect, front, others_run, within};
+use crate::support::{Memory, Pipe, Wire, client as connect, front, others_run, pipes::Hook, within};
 
 fn request(target: &str, owner: Option<&str>, token: usize) -> Request {
     let mut request = Request::get(target).header("host", "backend.example").body(Body::empty()).unwrap();
@@ -271,13 +277,22 @@ async fn a_connection_made_for_a_cancelled_request_goes_to_any_owner() {
 
 /// A client, and the backend's ends of its connections.
 fn manual() -> (Client, UnboundedReceiver<Wire<DuplexStream>>) {
+    hooked(Hook::default(), |client| client)
+}
+
+/// The same, with options, and a function that the next read of a connection calls.
+fn hooked(
+    hook: Hook,
+    options: impl FnOnce(ClientBuilder) -> ClientBuilder,
+) -> (Client, UnboundedReceiver<Wire<DuplexStream>>) {
     let (report, connections) = unbounded_channel();
     let connector = service_fn(move |_| {
         let (ours, theirs) = Pipe::pair();
         report.send(Wire::new(theirs)).unwrap();
-        async { Ok::<_, io::Error>(ours) }
+        let hook = hook.clone();
+        async { Ok::<_, io::Error>(ours.on_read(hook)) }
     });
-    (Client::builder("http://backend.example").connector(connector).build().unwrap(), connections)
+    (options(Client::builder("http://backend.example").connector(connector)).build().unwrap(), connections)
 }
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -341,6 +356,37 @@ async fn a_token_that_was_not_written_is_sent_over_a_new_connection() {
         assert!(!other.message().await.unwrap().head.contains("alice"), "{method}");
         other.send(OK).await;
         assert_eq!(within(exchange).await.unwrap().unwrap(), "ok");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_arrives_during_the_idle_check_gets_a_connection() {
+    for (owner, is_reused) in [(Some("alice"), true), (Some("bob"), false), (None, false)] {
+        let hook = Hook::default();
+        // Idle connections are checked every 200 ms, and the limit is reached: the request waits for the one that is.
+        let (client, mut connections) = hooked(hook.clone(), |client| {
+            client.max_connections(1).queue_timeout(None).pool_idle_timeout(Duration::from_millis(400))
+        });
+        let first = tokio::spawn(send(client.clone(), request("/x", Some("alice"), 0)));
+        let mut wire = within(connections.recv()).await.unwrap();
+        wire.message().await.unwrap();
+        wire.send(OK).await;
+        within(first).await.unwrap().unwrap();
+        let (begun, mut exchanges) = unbounded_channel();
+        *hook.lock().unwrap() = Some(Box::new(move || {
+            let mut exchange = Box::pin(send(client, request("/x", owner, 1)));
+            assert!(exchange.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            begun.send(exchange).unwrap();
+        }));
+        let exchange = tokio::spawn(within(exchanges.recv()).await.unwrap());
+        if !is_reused {
+            assert!(wire.closed().await);
+            wire = within(connections.recv()).await.unwrap();
+        }
+        wire.message().await.unwrap();
+        wire.send(OK).await;
+        assert_eq!(within(exchange).await.unwrap().unwrap(), "ok", "{owner:?}");
+        assert!(connections.try_recv().is_err(), "{owner:?}");
     }
 }
 
