@@ -80,23 +80,14 @@ impl Pool {
                 return Some(found);
             }
             // None of them will do. The oldest may show that some will.
-            let mut is_observed = false;
+            let mut is_observable = false;
             let idle = state.owned.take(owner, |idle| {
-                is_observed = idle.first()?.since.elapsed() >= keep_alive::AT_ONCE;
-                match is_observed {
-                    true => Some(idle.remove(0)),
-                    // The new connection that is made instead is one more.
-                    false => {
-                        if idle.len() > self.max_idle.min(MAX_IDLE) {
-                            idle.pop()
-                        } else {
-                            None
-                        }
-                    }
-                }
+                is_observable = idle.first()?.since.elapsed() >= keep_alive::AT_ONCE;
+                let is_surplus = idle.len() > self.max_idle.min(MAX_IDLE);
+                if is_observable { Some(idle.remove(0)) } else { idle.pop_if(|_| is_surplus) }
             });
             drop(state);
-            let Idle { mut connection, since, .. } = idle.filter(|_| is_observed)?;
+            let Idle { mut connection, since, .. } = idle.filter(|_| is_observable)?;
             let is_open = connection.is_reusable();
             let idle = since.elapsed();
             self.saw(idle, is_open);
