@@ -621,6 +621,38 @@ fn a_mount_signs_in_with_a_bearer_token() {
 }
 
 #[test]
+fn a_mount_sends_the_groups_of_a_user() {
+    let origin = mirror();
+    let groups = "remote_user = true\nremote_groups_header = \"X-App-Groups\"";
+    let mounts = [mount("/groups", &origin, groups), mount("/user", &origin, "remote_user = true")].concat();
+    let gateway = Gateway::start(&format!("test_sign_in = true\n{mounts}"));
+    let groups = |target: &str, fields: &str| {
+        let spoofed = "X-App-Groups: root\r\nX.App.Groups: root\r\nConnection: X-App-Groups\r\n";
+        let answer = gateway.get(target, &format!("{fields}{spoofed}"));
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(!answer.to_ascii_lowercase().contains("x-test"), "{answer}");
+        let values = answer
+            .lines()
+            .filter_map(|line| line.to_ascii_lowercase().strip_prefix("x-app-groups: ").map(str::to_owned));
+        values.collect::<Vec<_>>()
+    };
+    let alice = |groups: &str| format!("X-Test-User: alice\r\nX-Test-Groups: {groups}\r\n");
+    assert_eq!(groups("/groups/x", &alice("staff")), ["staff"]);
+    assert_eq!(groups("/groups/x", &alice("staff, ops,a%20b")), ["staff,ops,a b"]);
+    assert_eq!(groups("/groups/x", &alice("staff\r\nX-Test-Groups: ops")), ["staff,ops"]);
+    assert_eq!(groups("/groups/x", &alice("")), [""; 0]);
+    assert_eq!(groups("/groups/x", "X-Test-User: alice\r\n"), [""; 0]);
+    assert_eq!(groups("/groups/x", "X-Test-Groups: staff\r\n"), [""; 0], "without a user");
+    // A mount without the key doesn't own the field.
+    assert_eq!(groups("/user/x", &alice("staff")).len(), 0, "nominated by the client");
+    for bad in ["dev%2Cadmin", "a%0D%0AX-Inj:%201", "a%0Ab", "a%00", "a%C2%85", "%20a", "staff,,ops", "staff,"] {
+        let answer = gateway.get("/groups/x", &alice(bad));
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{bad}: {answer}");
+    }
+    assert!(gateway.get("/groups/x", &alice("%FF")).starts_with("HTTP/1.1 400 "));
+}
+
+#[test]
 fn configuration_errors_are_one_line_before_anything_listens() {
     let listen = "listen = \"127.0.0.1:0\"\n";
     let with = |keys: &str| format!("{listen}{}", mount("/a", "http://127.0.0.1:1", keys));
@@ -641,7 +673,10 @@ fn configuration_errors_are_one_line_before_anything_listens() {
         (with("assertion = true"), "assertion: "),
         (with("bearer = \"Bearer token\""), "bearer: write a token"),
         (with("bearer = \"token\"\nbasic_password = \"a\""), "write one of basic_password, bearer and negotiate"),
-        (with("remote_groups_header = \"Remote-Groups\""), "`remote_groups_header` is not supported yet"),
+        (with("remote_groups_header = \"Remote-Groups\""), "remote_groups_header: write remote_user = true"),
+        (with("remote_user = true\nremote_groups_header = \"a b\""), "remote_groups_header: write the name of a field"),
+        (with("remote_user = true\nremote_groups_header = \"Remote_User\""), "remote_groups_header: write the name"),
+        (with("remote_groups_header = true"), "line 5: "),
         (with("hide_cookies = [\"id=1\"]"), "hide_cookies: \"id=1\""),
         (with("allow_upgrades = [\"h2c\"]"), "allow_upgrades: \"h2c\""),
         (with("ca_file = \"ca.pem\""), "ca_file"),

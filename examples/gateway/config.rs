@@ -86,6 +86,7 @@ pub(crate) struct Mount {
     pub(crate) forwarded_proto: Option<Proto>,
     #[serde(default)]
     pub(crate) remote_user: bool,
+    pub(crate) remote_groups_header: Option<String>,
     #[serde(default)]
     pub(crate) assertion: bool,
     pub(crate) basic_password: Option<String>,
@@ -105,23 +106,17 @@ pub(crate) struct Mount {
     pub(crate) negotiate_as_user: bool,
     // Known, but not supported yet.
     backends: Option<toml::Value>,
-    remote_groups_header: Option<toml::Value>,
 }
 
 impl Mount {
     /// Refuses keys that the crate doesn't support yet, because the mount would differ from its configuration without
     /// them.
     pub(crate) fn check_supported(&self) -> Result<(), Wrong> {
-        let unsupported = [("backends", &self.backends), ("remote_groups_header", &self.remote_groups_header)];
-        match unsupported.iter().find(|(_, value)| value.is_some()) {
-            Some((key, _)) => Err(not_supported(key)),
-            None => Ok(()),
+        if self.backends.is_some() {
+            return Err("`backends` is not supported yet: leave it out".into());
         }
+        Ok(())
     }
-}
-
-fn not_supported(key: &str) -> Wrong {
-    format!("`{key}` is not supported yet: leave it out")
 }
 
 #[derive(Deserialize)]

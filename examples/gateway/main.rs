@@ -25,6 +25,7 @@
 //! host = "backend"                  # or "preserve"; absent: the crate's default
 //! forwarded = true                  # X-Forwarded-For/-Host/-Proto; default: true
 //! remote_user = true                # Remote-User from the signed-in user; default: false
+//! remote_groups_header = "Remote-Groups" # the user's groups, separated by commas, along with the user; absent: none
 //! assertion = true                  # X-JWT-Assertion, a signed assertion of the signed-in user; default: false
 //! basic_password = "s3cret"         # Basic with the signed-in user's name and this password; absent: none
 //! bearer = "token"                  # this bearer token with every request, in place of Basic; absent: none
@@ -42,7 +43,7 @@
 //! value of `backend`. Both are taken from this file, because a request could name any host. The key is made by
 //! `openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem`.
 //!
-//! `test_sign_in = true` takes the user's name from the request without a check, for test beds.
+//! `test_sign_in = true` takes the user's name and groups from the request without a check, for test beds.
 //!
 //! `config` reads the file, `mounts` is the table of the mounts, and `serve` accepts connections and ends them. On
 //! SIGTERM and Ctrl-C, tunnels and idle connections are closed at once, and requests may finish for 10 seconds.

@@ -18,6 +18,7 @@ use super::{
     assertion::Assertions,
     config::{Config, Host, Mount},
     negotiate,
+    sign_in::Groups,
     tls::BackendTls,
 };
 
@@ -193,7 +194,7 @@ impl<'a> Common<'a> {
         };
         // In the order in which they see a request.
         let layers = ServiceBuilder::new()
-            .option_layer(mount.remote_user.then(RemoteUserLayer::new))
+            .option_layer(remote_user(mount)?)
             .option_layer(self.assertions.layer(mount, &backend)?)
             .option_layer(basic)
             .option_layer(bearer)
@@ -201,6 +202,25 @@ impl<'a> Common<'a> {
             .option_layer(mount.trace_redirects.then(TraceRedirectLayer::new));
         Ok(boxed(proxy.upstream_layer(layers).into_service()))
     }
+}
+
+/// The layer for the user's name, and for the groups.
+fn remote_user(mount: &Mount) -> Result<Option<RemoteUserLayer>, Wrong> {
+    let layer = mount.remote_user.then(RemoteUserLayer::new);
+    let Some(name) = &mount.remote_groups_header else { return Ok(layer) };
+    let Some(layer) = layer else {
+        return Err("remote_groups_header: write remote_user = true as well, because groups belong to a user".into());
+    };
+    let name = name.parse().ok().filter(|name| !is_remote_user(name));
+    let Some(name) = name else {
+        return Err("remote_groups_header: write the name of a field of its own, such as \"Remote-Groups\"".into());
+    };
+    Ok(Some(layer.also_list(name, ',', |groups: &Groups| groups.0.clone())))
+}
+
+/// Whether a server may read the field as `Remote-User`.
+fn is_remote_user(name: &HeaderName) -> bool {
+    name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-") == "remote-user"
 }
 
 /// Whether it's a token of RFC 6750, section 2.1.
