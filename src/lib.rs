@@ -40,6 +40,7 @@
 //! | a timeout, the pool, what is sent again | [timeouts](guide::timeouts), [pooling and retries](guide::pooling_and_retries) |
 //! | your app's user to be the backend's | [`RemoteUserLayer`], [`BasicAuthLayer`], [identity](guide::identity) |
 //! | to sign in to the backend | [`BasicAuthLayer`], [`BearerLayer`], [`AuthorizationLayer`] |
+//! | the backend to verify who the user is | [`AssertionLayer`] |
 //! | to know which layer runs first | [layer order](guide::layer_order) |
 //! | to know what a client can't do, and what you have to ensure | [security](guide::security), [limits](guide::limits) |
 //! | an error page, or metrics of failures | [`Error`], [failures](guide::failures) |
@@ -97,6 +98,7 @@
 //! upstream side
 //!  9  Upstream: origin, Host policy
 //! 10  upstream layers: Remote-User, credentials, redirect traces, yours
+//! 10  upstream layers: Remote-User, Basic credentials, assertions, redirect traces, yours
 //! 11  Client: pool, connect, TLS → backend
 //! response half
 //!     upstream layers: challenges to the front's own credentials are removed, a 401 to them is a failure

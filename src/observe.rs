@@ -66,9 +66,9 @@ pub(crate) fn missing_extension(extension: &str) {
     tracing::warn!(
         target: "tower_reverse_proxy",
         extension,
-        "a request has no extension of the type that a RemoteUserLayer reads; unless only requests of signed-in users \
-         have it, add the layer that inserts it to the router after the proxy, and look for a second version of its \
-         crate with `cargo tree --duplicates`"
+        "a request has no extension of the type that a RemoteUserLayer or AssertionLayer reads; unless only requests of \
+         signed-in users have it, add the layer that inserts it to the router after the proxy, and look for a second \
+         version of its crate with `cargo tree --duplicates`"
     );
 }
 

@@ -591,6 +591,29 @@ async fn a_missing_extension_is_one_warning_for_each_layer_that_names_the_type()
     assert_eq!(turn.events().len(), 0);
 }
 
+#[cfg(all(feature = "assertion", feature = "tls-ring"))]
+#[tokio::test]
+async fn a_missing_extension_of_an_assertions_claims_is_one_warning() {
+    use tower_reverse_proxy::{AssertionKeys, AssertionLayer};
+
+    #[derive(Clone)]
+    struct Profile;
+    let turn = Turn::take().await;
+    let keys = AssertionKeys::from_pem(rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+    let layer = AssertionLayer::new(keys, "https://front.example").claims(|_: &Profile, _| {});
+    let app = Router::new().layer(ReverseProxyLayer::new(mirror().await).upstream_layer(layer));
+    let [anonymous, alice] = [front(app.clone()).await, front(app.layer(Extension(RemoteUser::from("alice")))).await];
+    get(anonymous, "/x", "").await;
+    assert_eq!(turn.events().len(), 0);
+    for _ in 0..3 {
+        get(alice, "/x", "").await;
+    }
+    let events = turn.events();
+    let [event] = &events[..] else { panic!("one event: {events:?}") };
+    assert_eq!(event["level"], "WARN");
+    assert!(event["extension"].ends_with("::Profile") && !format!("{events:?}").contains("eyJ"), "{events:?}");
+}
+
 #[tokio::test]
 async fn a_failed_lookup_is_one_warning_with_its_error() {
     #[derive(Clone)]

@@ -1,8 +1,12 @@
 //! The layer that sends an assertion with each request.
 
 use std::{
+    any::type_name,
     fmt,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -256,7 +260,8 @@ impl AssertionLayer {
 
     /// Adds claims from a request extension of the application's own. Default: none. Called again, it adds others.
     ///
-    /// Without the extension, `describe` isn't called. It's called for every request with a signed-in user, because a
+    /// Without the extension, `describe` isn't called, and the first such request of a signed-in user is an event at warn
+    /// level, because the layer that inserts it may be in the wrong place. It's called for every request with a signed-in user, because a
     /// token with other claims is another token.
     ///
     /// ```
@@ -286,10 +291,11 @@ impl AssertionLayer {
     where
         T: Send + Sync + 'static,
     {
-        let describe = move |extensions: &Extensions, claims: &mut Claims| {
-            if let Some(extension) = extensions.get::<T>() {
-                describe(extension, claims);
-            }
+        let missed = AtomicBool::new(false);
+        let describe = move |extensions: &Extensions, claims: &mut Claims| match extensions.get::<T>() {
+            Some(extension) => describe(extension, claims),
+            None if missed.load(Relaxed) || missed.swap(true, Relaxed) => {}
+            None => observe::missing_extension(type_name::<T>()),
         };
         self.config_mut().claims.push(Arc::new(describe));
         self

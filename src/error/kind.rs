@@ -51,8 +51,8 @@ pub enum ErrorKind {
     UpgradeBody,
     /// The request has passed this proxy before: 508.
     LoopDetected,
-    /// No user is signed in, and a [`RemoteUserLayer`](crate::RemoteUserLayer::required) requires one: 403, or 401 with
-    /// a [challenge](crate::RemoteUserLayer::challenge).
+    /// No user is signed in, and a layer requires one, such as a [`RemoteUserLayer`](crate::RemoteUserLayer::required):
+    /// 403, or 401 with a [challenge](crate::RemoteUserLayer::challenge).
     SignInRequired,
     /// The user name, or a value that is sent along with it, can't be represented in a header field: 403.
     UnrepresentableUser,

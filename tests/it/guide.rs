@@ -122,6 +122,8 @@ fn every_option_is_in_the_table_of_options() {
         (include_str!("../../src/remote_user/options.rs"), 8),
         (include_str!("../../src/authorize/layer.rs"), 4),
         (include_str!("../../src/authorize/negotiate/mod.rs"), 4),
+        (include_str!("../../src/assertion/layer.rs"), 6),
+        (include_str!("../../src/assertion/jwks.rs"), 1),
     ];
     for (code, least) in files {
         let setters = setters(code);
