@@ -41,7 +41,6 @@ rdns = false
 # TCP only: without it, a KDC that is stopped is asked over UDP first.
 udp_preference_limit = 1
 forwardable = true
-ignore_acceptor_hostname = true
 {lifetime}
 
 [realms]
@@ -133,8 +132,8 @@ MaxKeepAliveRequests 0
 LimitRequestFieldSize 16380
 ErrorLog {dir}/error.log
 LogLevel warn auth_gssapi:info
-# The connection's port, the user, the status.
-LogFormat "%p %{{remote}}p %u %>s %m %U" short
+# The connection's port, how many requests it has had before, the user, the status.
+LogFormat "%p %{{remote}}p %k %u %>s %m %U" short
 CustomLog {dir}/access.log short
 DocumentRoot {dir}/www
 LuaScope thread
@@ -148,36 +147,36 @@ LuaScope thread
 RequestHeader set X-Kit-Connection "expr=%{{REMOTE_PORT}}"
 AliasMatch ^/(?!krb-ws/) {dir}/www/whoami.lua
 
-<Location /krb/>
+<LocationMatch ^(/legacy)?/krb/>
   Ticket backend HTTP@backend.kit.test valid-user
   GssapiDelegCcacheDir {dir}/ccaches
-</Location>
+</LocationMatch>
 # The name is that of the Host field.
-<Location /krb-host/>
+<LocationMatch ^(/legacy)?/krb-host/>
   Ticket backend {{HOSTNAME}} valid-user
-</Location>
+</LocationMatch>
 # A connection is signed in once: its later requests need no ticket, and are of the same user.
-<Location /krb-conn/>
+<LocationMatch ^(/legacy)?/krb-conn/>
   Ticket backend HTTP@backend.kit.test valid-user
   GssapiConnectionBound On
   GssapiSignalPersistentAuth On
-</Location>
+</LocationMatch>
 # It believes, and doesn't prove its own identity.
-<Location /krb-mute/>
+<LocationMatch ^(/legacy)?/krb-mute/>
   Ticket backend HTTP@backend.kit.test valid-user
   Header always unset WWW-Authenticate
-</Location>
+</LocationMatch>
 # It knows everyone, and lets alice in.
-<Location /krb-alice/>
+<LocationMatch ^(/legacy)?/krb-alice/>
   Ticket backend HTTP@backend.kit.test user alice@{realm}
-</Location>
-<Location /krb-other/>
+</LocationMatch>
+<LocationMatch ^(/legacy)?/krb-other/>
   Ticket other HTTP@other.kit.test valid-user
-</Location>
+</LocationMatch>
 # The user is known, the page isn't: 404.
-<Location /krb-404/>
+<LocationMatch ^(/legacy)?/krb-404/>
   Ticket backend HTTP@backend.kit.test valid-user
-</Location>
+</LocationMatch>
 <Location /krb-ws/>
   Ticket backend HTTP@backend.kit.test valid-user
   SetHandler none

@@ -1,0 +1,290 @@
+"""run.py [GROUP...]: the Kerberos suite: tests/kerberos, and the examples `gateway` and `kerberos` from outside.
+
+Each group is a process of tests/kerberos with an environment of its own, because the library takes accounts and caches from
+there. `gateway` and `example` are groups too. One line per case; `N passed, N failed` at the end.
+"""
+
+import json, os, re, subprocess, sys, tempfile, threading, time
+
+sys.dont_write_bytecode = True
+
+from realm import Failed, Realm, dies_with_parent, end_on_signals
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+# In this order: the KDC is stopped in `outage`, and the front's key is changed in `expiring`. What each sets, of the realm's.
+GROUPS = {
+    "own": {},
+    "delegated": {},
+    "on_behalf": {},
+    "jobs": {"KRB5_CLIENT_KTNAME": "{KIT_JOBS_KEYTAB}", "KRB5CCNAME": "DIR:{KIT_DIR}/jobs"},
+    "stampede": {},
+    "owners": {},
+    "expiring": {"KRB5_CONFIG": "{KIT_SHORT_CONFIG}"},
+    "outage": {},
+}
+
+# A group that takes longer hangs.
+LIMIT = 120
+
+SERVICE = "HTTP@backend.kit.test"
+
+GATEWAY = """
+listen = "127.0.0.1:0"
+test_sign_in = true
+{mounts}
+"""
+
+MOUNT = """
+[[mount]]
+prefix = "/{prefix}"
+backend = "http://127.0.0.1:{port}"
+strip_prefix = true
+host = "backend"
+negotiate = "{service}"
+negotiate_as_user = {as_user}
+"""
+
+
+class Results:
+    """Counts and prints the cases."""
+
+    def __init__(self):
+        self.passed, self.failed = 0, []
+
+    def add(self, name, failure=None):
+        print("%s %s%s" % ("FAIL" if failure else "PASS", name, ": " + failure if failure else ""), flush=True)
+        if failure:
+            self.failed.append(name)
+        else:
+            self.passed += 1
+
+
+def build():
+    """Builds with all features, as the steps before this one of .ci/run have. Returns the paths of test and examples."""
+    paths = {}
+    for command in (["test", "--no-run", "--test", "kerberos"], ["build", "--example", "gateway", "--example", "kerberos"]):
+        command = ["cargo", *command, "--quiet", "--all-features", "--message-format=json-render-diagnostics"]
+        out = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+        for message in map(json.loads, out.splitlines()):
+            if message.get("executable"):
+                paths[message["target"]["kind"][0], message["target"]["name"]] = message["executable"]
+    return paths["test", "kerberos"], paths["example", "gateway"], paths["example", "kerberos"]
+
+
+def run_group(results, group, test, realm):
+    env = {**realm.env, **{name: value.format(**realm.env) for name, value in GROUPS[group].items()}}
+    if env["KRB5CCNAME"].startswith("DIR:"):
+        os.makedirs(env["KRB5CCNAME"].removeprefix("DIR:"), mode=0o700)
+    process = subprocess.Popen([test, group + "::", "--test-threads=1"], env=env, cwd=ROOT, text=True, preexec_fn=dies_with_parent,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    watchdog = threading.Timer(LIMIT, process.kill)
+    watchdog.start()
+    out = process.communicate()[0]
+    watchdog.cancel()
+    cases = re.findall(r"(?m)^test (\S+) \.\.\. (?:.*\n)*?(?:.* )?(ok|FAILED)$", out)
+    for name, status in cases:
+        results.add(name, None if status == "ok" else "see below")
+    if process.returncode or not cases:
+        print(out)
+        if process.returncode not in (0, 101) or not cases:
+            results.add(group + "::", "ended with %s" % process.returncode)
+
+
+class Server:
+    """An example as a process; `url` is what it prints. Its output is kept for failures."""
+
+    def __init__(self, command, env):
+        self.process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                        preexec_fn=dies_with_parent)
+        self.lines, self.url = [], None
+        watchdog = threading.Timer(30, self.process.kill)
+        watchdog.start()
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if found := re.search(r"http://[^/\s]*:\d+", line):
+                self.url = found[0]
+                break
+        watchdog.cancel()
+        threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True).start()
+
+    def __enter__(self):
+        if self.url is None:
+            raise Failed("%s prints no URL: %s" % (self.process.args[0], "".join(self.lines)))
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def logs(self, text):
+        """Whether it prints this within a second."""
+        for _ in range(100):
+            if any(text in line for line in self.lines):
+                return True
+            time.sleep(0.01)
+        return False
+
+
+class Response:
+    def __init__(self, text):
+        head, _, self.body = text.replace("\r\n", "\n").partition("\n\n")
+        # curl prints the heads of a sign-in's 401 and 100 first.
+        while self.body.startswith("HTTP/"):
+            head, _, self.body = self.body.partition("\n\n")
+        lines = head.split("\n")
+        self.status = int(lines[0].split()[1]) if lines[0] else 0
+        self.fields = [tuple(part.strip() for part in line.split(":", 1)) for line in lines[1:] if ":" in line]
+
+    def all(self, name):
+        return [value for key, value in self.fields if key.lower() == name]
+
+    def line(self, name):
+        found = re.search(r"(?m)^%s=(.*)$" % name, self.body)
+        return found[1] if found else None
+
+    def __str__(self):
+        return "%d %s %r" % (self.status, self.fields, self.body[:200])
+
+
+def curl(env, url, *arguments, ccache=None):
+    """As a client with this ticket cache; without: with none."""
+    env = {name: value for name, value in env.items() if name not in ("KRB5_CLIENT_KTNAME", "KRB5_KTNAME")}
+    env["KRB5CCNAME"] = ccache or "MEMORY:none"
+    done = subprocess.run(["curl", "--silent", "--include", "--max-time", "20", "--noproxy", "*", *arguments, url], env=env,
+                          stdout=subprocess.PIPE, text=True)
+    return Response(done.stdout)
+
+
+def check(results, name, response, status, **lines):
+    """Holds the response against the status and what Apache prints."""
+    got = {key: response.line(key) for key in lines}
+    good = response.status == status and got == lines
+    results.add(name, None if good else "wanted %d and %s, got %s" % (status, lines, response))
+
+
+def run_gateway(results, gateway, realm):
+    mounts = "".join(MOUNT.format(prefix=prefix, port=realm.backend_port, service=service, as_user=as_user) for
+                     prefix, service, as_user in (("own", SERVICE, "false"), ("user", SERVICE, "true"),
+                                                  ("other", "HTTP@other.kit.test", "true")))
+    config = realm.path("gateway.toml")
+    with open(config, "w") as file:
+        file.write(GATEWAY.format(mounts=mounts))
+    with Server([gateway, config], realm.env) as server:
+        def get(path, *arguments):
+            return curl(realm.env, server.url + path, *arguments)
+
+        front = "HTTP/localhost@KIT.TEST"
+        check(results, "gateway: its own account", get("/own/krb/x"), 200, user=front, scheme="Negotiate")
+        check(results, "gateway: its own account, a signed-in user or not", get("/own/krb/x", "-H", "X-Test-User: alice"), 200,
+              user=front)
+        check(results, "gateway: its own account, with a body", get("/own/krb/x", "-d", "abc"), 200, user=front, body="3")
+        check(results, "gateway: its own account, for HTTP/2 clients", get("/own/krb/x", "--http2-prior-knowledge"), 200, user=front)
+        check(results, "gateway: Host picks no service", get("/own/krb/x", "-H", "Host: other.kit.test"), 200, user=front)
+        for user in ("alice", "bob"):
+            check(results, "gateway: as %s" % user, get("/user/krb/x", "-H", "X-Test-User: " + user), 200, user=user + "@KIT.TEST")
+            check(results, "gateway: as %s, who is on the connection" % user, get("/user/krb-conn/x", "-H", "X-Test-User: " + user),
+                  200, user=user + "@KIT.TEST")
+        nobody = get("/user/krb/x")
+        check(results, "gateway: nobody gets the backend's 401", nobody, 401)
+        named = get("/user/krb/x", "-H", "X-Test-User: alice")
+        results.add("gateway: the backend's proof stays in front", str(named) if named.all("www-authenticate") else None)
+        for user in ("carol", "dave", "zed", "alice%40EVIL", "HTTP%2Flocalhost"):
+            check(results, "gateway: %s is refused" % user, get("/user/krb/refused", "-H", "X-Test-User: " + user), 403)
+        check(results, "gateway: a service that it may not delegate to", get("/other/krb-other/gateway", "-H", "X-Test-User: alice"), 403)
+        said = server.logs("KDC can't fulfill requested option")
+        results.add("gateway: the KDC's reason is in the log", None if said else "".join(server.lines))
+        with open(realm.env["KIT_ACCESS_LOG"]) as log:
+            seen = [line for line in log if "/krb/refused" in line or "/krb-other/gateway" in line]
+        results.add("gateway: nothing of refused users reaches the backend", None if not seen else "".join(seen))
+        leaks = [line for line in server.lines if "YII" in line]
+        results.add("gateway: no token in the log", None if not leaks else "".join(leaks))
+
+
+def run_example(results, example, realm):
+    def get(path, *arguments, person=None, negotiate=True):
+        sign_in = ["--negotiate", "-u", ":"] if negotiate else []
+        ccache = realm.env["KIT_CCACHE_" + person.upper()] if person else None
+        return curl(realm.env, server.url + path, *sign_in, *arguments, ccache=ccache)
+
+    backend = "http://127.0.0.1:%d" % realm.backend_port
+    # Its prefix stays on, so /legacy/krb/ is what Apache gets.
+    with Server([example, backend, SERVICE], realm.env) as server, tempfile.TemporaryDirectory() as folder:
+        for person in ("alice", "bob"):
+            name = person + "@KIT.TEST"
+            check(results, "example: %s, known by a ticket, for whom the front acts" % person,
+                  get("/legacy/krb/x", person=person), 200, user=name)
+            check(results, "example: %s, whose ticket is passed on" % person,
+                  get("/legacy/krb/x", "--delegation", "always", person=person), 200, user=name)
+            page = get("/", person=person)
+            results.add("example: its own page for %s" % person,
+                        None if page.status == 200 and page.body == "You are %s.\n" % name else str(page))
+        check(results, "example: carol, for whom the front may not act", get("/legacy/krb/x", person="carol"), 403)
+        check(results, "example: carol, whose ticket can't be passed on",
+              get("/legacy/krb/x", "--delegation", "always", person="carol"), 403)
+        first = get("/", negotiate=False)
+        good = first.status == 401 and first.all("www-authenticate") == ["Negotiate"] and not first.all("set-cookie")
+        results.add("example: the challenge", None if good else str(first))
+
+        jar = os.path.join(folder, "jar")
+        for how, arguments in (("on behalf", []), ("with the passed-on ticket", ["--delegation", "always"])):
+            get("/", "--cookie-jar", jar, *arguments, person="alice")
+            for _ in range(2):
+                check(results, "example: a session without tickets, %s" % how,
+                      get("/legacy/krb-conn/x", "--cookie", jar, negotiate=False), 200, user="alice@KIT.TEST")
+        for cookie in ("AAAAAAAAAAAAAAAAAAAAAA", "", "x", "0" * 5000):
+            check(results, "example: an unknown session of %d octets" % len(cookie),
+                  get("/legacy/krb/x", "-H", "Cookie: front=" + cookie, negotiate=False), 401)
+        garbage = {"!": 400, "": 400, "YWJj": 401, "TlRMTVNTUAABAAAAB4IIogAAAAAAAAAAAAAAAAAAAAAKAO5CAAAADw==": 401,
+                   "YII" + "A" * 3000 + "A": 401, "oYG3MIG0oAMKAQChCwYJKoZIhvcS": 401}
+        for token, status in garbage.items():
+            check(results, "example: a token that is none (%.8s)" % token,
+                  get("/legacy/krb/x", "-H", "Authorization: Negotiate " + token, negotiate=False), status)
+        check(results, "example: Basic isn't asked for", get("/", "-u", "alice:alicepw", negotiate=False), 401)
+        # Many at once, good and bad ones.
+        outcomes = []
+        threads = [threading.Thread(target=lambda person=person: outcomes.append(
+            (person, get("/legacy/krb/x", person=person).line("user")))) for person in ("alice", "bob", None) * 8]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        wrong = [(person, user) for person, user in outcomes if user != (person and person + "@KIT.TEST")]
+        results.add("example: 24 sign-ins at once", str(wrong) if wrong or len(outcomes) < 24 else None)
+        panics = [line for line in server.lines if "panicked" in line or "YII" in line]
+        results.add("example: no panic, no token in the log", "".join(panics) if panics else None)
+
+
+def main():
+    groups = sys.argv[1:] or [*GROUPS, "gateway", "example"]
+    if unknown := set(groups) - {*GROUPS, "gateway", "example"}:
+        sys.exit("no such group: %s" % " ".join(unknown))
+    end_on_signals()
+    test, gateway, example = build()
+    results, started = Results(), time.monotonic()
+    try:
+        with Realm() as realm:
+            for group in groups:
+                began = time.monotonic()
+                if group == "gateway":
+                    run_gateway(results, gateway, realm)
+                elif group == "example":
+                    run_example(results, example, realm)
+                else:
+                    run_group(results, group, test, realm)
+                print("--- %s: %.1f s" % (group, time.monotonic() - began), flush=True)
+    except Failed as error:
+        results.add("realm", str(error))
+    print("in %.0f s after building" % (time.monotonic() - started))
+    for name in results.failed:
+        print("failed: " + name)
+    print("%d passed, %d failed" % (results.passed, len(results.failed)))
+    return 1 if results.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
