@@ -17,7 +17,7 @@ use tokio::{
     time::sleep,
 };
 use tower::{ServiceExt, service_fn};
-use tower_reverse_proxy::{Client, ClientBuilder, Error, ErrorKind, Owner, ReverseProxyLayer, Tunnels};
+use tower_reverse_proxy::{Client, ClientBuilder, Error, ErrorKind, Owner, ReverseProxy, ReverseProxyLayer, Tunnels};
 
 use crate::support::{Memory, Pipe, Wire, client as connect, front, others_run, pipes::Hook, within};
 
@@ -387,6 +387,19 @@ async fn a_request_that_arrives_during_the_idle_check_gets_a_connection() {
         wire.send(OK).await;
         assert_eq!(within(exchange).await.unwrap().unwrap(), "ok", "{owner:?}");
         assert!(connections.try_recv().is_err(), "{owner:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_proxy_passes_the_owner_to_the_client() {
+    let memory = Memory::new(99);
+    // At the limit, connections are reused at once.
+    let client = memory.client().max_connections(1).build().unwrap();
+    let proxy = ReverseProxy::new(client.clone());
+    for (owner, connection) in [(Some("alice"), "1"), (Some("alice"), "1"), (Some("bob"), "2"), (None, "3")] {
+        let response = within(proxy.clone().oneshot(request("/x", owner, 0))).await.unwrap();
+        assert_eq!(within(response.into_body().collect()).await.unwrap().to_bytes(), connection, "{owner:?}");
+        assert_eq!(get(&client, owner).await, connection, "{owner:?}");
     }
 }
 
