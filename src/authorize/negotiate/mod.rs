@@ -28,8 +28,8 @@
 //! # Tokens
 //!
 //! Each attempt sends a new token, with its first request: no 401 is awaited, because a streamed body can't be sent
-//! twice. A token costs 50 to 100 µs of CPU time once the ticket for the backend is cached, and one to three round
-//! trips to the KDC before. The ticket of the front is never delegated.
+//! twice. A token costs about 100 µs of CPU time once the ticket for the backend is cached, and one round trip to the
+//! KDC before, or two on behalf of a user. The ticket of the front is never delegated.
 //!
 //! # Threads
 //!
@@ -344,7 +344,7 @@ impl Negotiate {
     }
 
     /// For how many users, and how long, [`on_behalf`](Self::on_behalf) keeps credentials: 256 users, 5 minutes, and
-    /// never longer than half of a credential's life. With 0 users, each request costs three round trips to the KDC.
+    /// never longer than half of a credential's life. With 0 users, each request costs two round trips to the KDC.
     ///
     /// Clones share the cache. It's emptied by this call.
     ///

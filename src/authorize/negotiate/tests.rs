@@ -9,15 +9,23 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::{Request, Response, header::AUTHORIZATION};
 use tokio::time::timeout;
+use tower::{Layer, ServiceExt, service_fn};
 
 use super::{
+    Account, Negotiate, USERS,
     desk::{Desk, NotStarted},
+    gss::Gss,
     mechanism::{Acquired, Context, Failure, Holder, Mechanism, Reason},
     minter::{Handed, Minted, Speaker},
     pending::Pending,
 };
-use crate::error::{Error, ErrorKind};
+use crate::{
+    authorize::AuthorizationLayer,
+    error::{Error, ErrorKind},
+    identity::RemoteUser,
+};
 
 const BOUND: Duration = Duration::from_secs(20);
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -196,6 +204,14 @@ fn delegated(credential: &Arc<Handed<String>>, meant: Option<&str>) -> Speaker<S
     Speaker::Delegated { credential: credential.clone(), meant: meant.map(Into::into) }
 }
 
+/// Returns the kind of a failure that no wait precedes.
+fn refused_at_once(request: Pending<Fake>) -> Option<ErrorKind> {
+    match request {
+        Pending::Failed { error } => error.map(|error| error.kind()),
+        Pending::Waiting { .. } => None,
+    }
+}
+
 fn kind<T>(outcome: Result<T, Error>) -> Option<ErrorKind> {
     outcome.err().map(|error| error.kind())
 }
@@ -210,8 +226,8 @@ async fn more_than_64_requests_do_not_wait_for_a_slow_call() {
         kit.control.pass(Duration::from_millis(passes));
         requests.extend((0..waiting).map(|_| kit.request(Speaker::Own)));
 
-        let refused = kit.mint(Speaker::Own).await;
-        assert_eq!(kind(refused), Some(ErrorKind::CredentialsBusy), "{passes} ms");
+        let refused = refused_at_once(kit.request(Speaker::Own));
+        assert_eq!(refused, Some(ErrorKind::CredentialsBusy), "{passes} ms");
 
         kit.control.go_on();
         for request in requests {
@@ -242,7 +258,7 @@ async fn while_a_call_takes_longer_than_the_deadline_requests_fail_at_once() {
     let first = kit.request(Speaker::Own);
     kit.control.wait_for("acquire front");
     kit.control.pass(DEADLINE + Duration::from_millis(1));
-    assert_eq!(kind(kit.mint(Speaker::Own).await), Some(ErrorKind::CredentialsTimeout));
+    assert_eq!(refused_at_once(kit.request(Speaker::Own)), Some(ErrorKind::CredentialsTimeout));
     kit.control.go_on();
     assert_eq!(kind(timeout(BOUND, first).await.unwrap()), None);
     assert_eq!(kind(kit.mint(Speaker::Own).await), None);
@@ -477,4 +493,51 @@ fn a_start_acquires_the_credential() {
     let desk = Desk::start(fake, &["negotiate"], Some(BOUND)).unwrap();
     assert_eq!(control.take_calls(), ["acquire front"]);
     drop(desk);
+}
+
+/// A source on the system's library that calls no KDC before its first token.
+fn on_behalf() -> Negotiate {
+    let desk = Desk::start(Gss::on_behalf("HTTP@backend.example").unwrap(), &USERS, None).unwrap();
+    Negotiate::new(desk, Account::OnBehalf)
+}
+
+/// Sends a request of this user through the layer; returns whether it had an `Authorization`, or the error.
+async fn send(source: Negotiate, user: Option<&str>) -> Result<bool, Error> {
+    let inner = service_fn(|request: Request<()>| async move {
+        Ok::<_, Error>(Response::new(request.headers().contains_key(AUTHORIZATION)))
+    });
+    let mut request = Request::get("/").header(AUTHORIZATION, "Negotiate Y2xpZW50").body(()).unwrap();
+    if let Some(user) = user {
+        request.extensions_mut().insert(RemoteUser::new(user));
+    }
+    let service = AuthorizationLayer::with_source(source).layer(inner);
+    let response = timeout(BOUND, service.oneshot(request)).await.expect("the request hangs");
+    response.map(Response::into_body)
+}
+
+#[tokio::test]
+async fn a_name_that_the_library_would_read_as_another_users_is_refused() {
+    for name in ["alice@EVIL.TEST", "HTTP/front", "CORP\\alice", ""] {
+        let error = send(on_behalf(), Some(name)).await.unwrap_err();
+        assert_eq!((error.kind(), error.status().as_u16()), (ErrorKind::CredentialsMissing, 403), "{name}");
+        assert!(error.source().unwrap().to_string().contains("map it with `principal`"), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_user_without_a_principal_is_refused() {
+    for principal in [None, Some(""), Some("alice\n")] {
+        let source = on_behalf().principal(move |_| principal.map(ToOwned::to_owned));
+        let error = send(source, Some("alice")).await.unwrap_err();
+        assert_eq!((error.kind(), error.status().as_u16()), (ErrorKind::CredentialsMissing, 403), "{principal:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_without_a_user_has_no_token() {
+    assert!(!send(on_behalf(), None).await.unwrap());
+    // A user who forwarded no ticket is none here.
+    for user in [None, Some("alice")] {
+        assert!(!send(Negotiate::delegated("HTTP@backend.example").unwrap(), user).await.unwrap());
+    }
 }
