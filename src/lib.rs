@@ -38,9 +38,8 @@
 //! | to set or remove header fields | [header fields](guide::not_included#header-fields-set-remove-rewrite) |
 //! | an option and its default | the table of [all options](ReverseProxyLayer#all-options) |
 //! | a timeout, the pool, what is sent again | [timeouts](guide::timeouts), [pooling and retries](guide::pooling_and_retries) |
-//! | your app's user to be the backend's | [`RemoteUserLayer`], [`BasicAuthLayer`], [identity](guide::identity) |
-//! | to sign in to the backend | [`BasicAuthLayer`], [`BearerLayer`], [`AuthorizationLayer`] |
-//! | the backend to verify who the user is | [`AssertionLayer`] |
+//! | your app's user to be the backend's | [identity](guide::identity): [`RemoteUserLayer`], [`AssertionLayer`] |
+//! | to sign in to the backend | [identity](guide::identity): [`BasicAuthLayer`], [`BearerLayer`], [`NegotiateLayer`], [`AuthorizationLayer`] |
 //! | to know which layer runs first | [layer order](guide::layer_order) |
 //! | to know what a client can't do, and what you have to ensure | [security](guide::security), [limits](guide::limits) |
 //! | an error page, or metrics of failures | [`Error`], [failures](guide::failures) |
@@ -53,7 +52,7 @@
 //! | to go to production | the [checklist](guide::production) |
 //! | to come from nginx or IIS | [from nginx](guide::from_nginx), [from IIS](guide::from_iis) |
 //! | to come from axum-reverse-proxy | [item by item](guide::from_axum_reverse_proxy) |
-//! | a cache, retries, metrics, Kerberos | [not included](guide::not_included), and what to use instead |
+//! | a cache, retries, metrics | [not included](guide::not_included), and what to use instead |
 //! | code to copy | the [examples](https://docs.rs/crate/tower-reverse-proxy/latest/source/examples/README.md) |
 //!
 //! # The parts
@@ -97,8 +96,7 @@
 //!  8  version: HTTP/1.1; the upgrade offer
 //! upstream side
 //!  9  Upstream: origin, Host policy
-//! 10  upstream layers: Remote-User, credentials, redirect traces, yours
-//! 10  upstream layers: Remote-User, Basic credentials, assertions, redirect traces, yours
+//! 10  upstream layers: Remote-User, assertions, credentials, redirect traces, yours
 //! 11  Client: pool, connect, TLS → backend
 //! response half
 //!     upstream layers: challenges to the front's own credentials are removed, a 401 to them is a failure

@@ -6,8 +6,8 @@
 //!
 //! | layer | source | credentials |
 //! |---|---|---|
-//! | [`BasicAuthLayer`](crate::BasicAuthLayer) | fixed, or made of the user's name | Basic (RFC 7617) |
-//! | [`BearerLayer`](crate::BearerLayer) | fixed, the user's own, or refreshed before it expires | a bearer token (RFC 6750) |
+//! | [`BasicAuthLayer`] | fixed, or made of the user's name | Basic (RFC 7617) |
+//! | [`BearerLayer`] | fixed, the user's own, or refreshed before it expires | a bearer token (RFC 6750) |
 //! | `NegotiateLayer`, with the feature `negotiate` | Kerberos: the front's account, or the user | Negotiate (RFC 4559) |
 //! | [`AuthorizationLayer::with_source`] | of your own | of any scheme |
 //!
