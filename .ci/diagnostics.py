@@ -57,6 +57,13 @@ PROGRAMS = {
             let _ = ReverseProxyLayer::new("http://127.0.0.1:8000").upstream_layer(from_fn(pass));
         }
     """, ["can't be an upstream of a reverse proxy", "`tower::util::MapRequestLayer`"]),
+    "a_layer_that_signs_in_on_the_wrong_side": ("""
+        use tower_reverse_proxy::BearerLayer;
+
+        fn main() {
+            let _: axum::Router = axum::Router::new().layer(BearerLayer::fixed("s3cret"));
+        }
+    """, ["a layer that rejects requests can't wrap a service whose error is `Infallible`", "`ReverseProxyLayer::upstream_layer(..)`"]),
     "a_rate_limit_without_a_buffer": ("""
         use std::time::Duration;
         use tower::limit::RateLimitLayer;

@@ -196,7 +196,7 @@ where
 #[diagnostic::on_unimplemented(
     message = "a layer that rejects requests can't wrap a service whose error is `{Self}`",
     label = "this error can't be made of a `tower_reverse_proxy::Error`",
-    note = "`RemoteUserLayer` and `BasicAuthLayer` belong on the upstream side: `ReverseProxyLayer::upstream_layer(..)`",
+    note = "`RemoteUserLayer` and the layers that sign in, as `BasicAuthLayer`, belong on the upstream side: `ReverseProxyLayer::upstream_layer(..)`",
     note = "`BoxUpstream::new` makes an upstream of a `Router`, whose error is a `BoxError`"
 )]
 pub trait FromRejection: From<Error> {}

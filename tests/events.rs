@@ -19,7 +19,8 @@ use std::{
 use axum::{Extension, Router};
 use tokio::{io::AsyncWriteExt, net::TcpListener, sync::Notify};
 use tower_reverse_proxy::{
-    BasicAuthLayer, Forwarded, RemoteUser, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer, Tunnels,
+    BasicAuthLayer, BearerLayer, Forwarded, RemoteUser, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer,
+    Tunnels, authorize::Token,
 };
 use tracing::{
     Event, Level, Subscriber,
@@ -530,6 +531,57 @@ async fn an_unrepresentable_user_name_is_reported() {
         assert_eq!((&*event["level"], event["user"].clone()), ("ERROR", format!("{name:?}")));
         assert_eq!((&*failure["level"], &*failure["kind"]), ("DEBUG", "UnrepresentableUser"));
     }
+}
+
+#[tokio::test]
+async fn a_refusal_of_credentials_is_reported_with_the_schemes_and_without_a_token() {
+    let turn = Turn::take().await;
+    let challenges =
+        "WWW-Authenticate: Negotiate s3cret, Basic realm=\"s3cret\"\r\nWWW-Authenticate: Bearer s3cret\r\n";
+    let origin = answering(format!("HTTP/1.1 401 Unauthorized\r\n{challenges}Content-Length: 6\r\n\r\ns3cret")).await;
+    let user = BasicAuthLayer::remote_user("s3cret");
+    for (layer, level, message) in [
+        (BasicAuthLayer::new("front", "s3cret"), "ERROR", "the backend refuses the front's credentials"),
+        (user.clone(), "WARN", "the backend refuses a user's credentials"),
+    ] {
+        let app = Router::new().layer(ReverseProxyLayer::new(&*origin).upstream_layer(layer));
+        get(front(app.layer(Extension(RemoteUser::from("alice")))).await, "/x", "").await;
+        let events = turn.events();
+        let [event, failure] = &events[..] else { panic!("two events: {events:?}") };
+        assert_eq!(
+            (&*event["level"], &*event["message"], &*event["schemes"]),
+            (level, message, "Negotiate, Basic, Bearer")
+        );
+        assert_eq!((&*failure["level"], &*failure["kind"]), ("WARN", "CredentialsRefused"));
+        assert!(!format!("{events:?}").contains("s3cret"), "{events:?}");
+    }
+    // The backend's own sign-in is no event: without a user, and where its challenges pass.
+    let anonymous = Router::new().layer(ReverseProxyLayer::new(&*origin).upstream_layer(user.clone()));
+    let passing = Router::new().layer(ReverseProxyLayer::new(&*origin).upstream_layer(user.pass_challenges(true)));
+    for app in [anonymous, passing.layer(Extension(RemoteUser::from("alice")))] {
+        assert_eq!(get(front(app).await, "/x", "").await.status(), 401);
+        assert_eq!(turn.events(), []);
+    }
+}
+
+#[tokio::test]
+async fn a_failed_fetch_of_a_token_is_reported_once_for_all_requests() {
+    let turn = Turn::take().await;
+    let fetch = async || Err::<Token, _>(std::io::Error::other("the server for tokens is down"));
+    let app =
+        Router::new().layer(ReverseProxyLayer::new(refusing().await).upstream_layer(BearerLayer::refreshing(fetch)));
+    let addr = front(app).await;
+    for _ in 0..3 {
+        assert_eq!(get(addr, "/x", "").await.status(), 502);
+    }
+    let events = turn.events();
+    let (fetches, failures): (Vec<_>, _) =
+        events.iter().partition(|event| event["message"] == "a bearer token can't be fetched");
+    // A second one only if the requests took more than a second.
+    assert!((1..=3).contains(&fetches.len()) && fetches.len() + failures.len() == events.len(), "{events:?}");
+    assert_eq!((&*fetches[0]["level"], &*fetches[0]["cause"]), ("WARN", "the server for tokens is down"));
+    let failures: Vec<_> = failures.iter().map(|failure| (&*failure["kind"], &*failure["cause"])).collect();
+    assert_eq!(failures, [("CredentialsMissing", "the server for tokens is down"); 3]);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -15,13 +16,14 @@ use axum::{
     extract::Request,
     http::{HeaderMap, HeaderValue, Response, StatusCode},
 };
-use tower::{Layer, ServiceBuilder, ServiceExt, layer::layer_fn, service_fn, util::option_layer};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, layer::layer_fn, service_fn, util::option_layer};
 use tower_reverse_proxy::{
-    AuthorizationLayer, BoxUpstream, Client, Error, ErrorKind, Owner, Phase, ReverseProxyLayer, Upstream,
+    AuthorizationLayer, BoxUpstream, Client, Error, ErrorKind, Owner, Phase, RemoteUserLayer, ReverseProxyLayer,
+    Upstream,
     authorize::{Ask, Authorization, CredentialSource, Credentials, Proof},
 };
 
-use crate::support::{answering, ask, backend, client, front, get, mirror, recording, within};
+use crate::support::{answering, ask, backend, client, front, get, mirror, others_run, recording, within};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const SECRET: &str = "c2VjcmV0";
@@ -431,5 +433,77 @@ fn an_invalid_status_for_a_refusal_panics_with_what_to_write() {
         let panic = std::panic::catch_unwind(|| layer(FRONT).refused_as(status)).unwrap_err();
         let message = panic.downcast_ref::<String>().unwrap();
         assert!(message.contains("write one of 4xx or 5xx other than 401"), "{message}");
+    }
+}
+
+/// A service that has to be ready when it's called, as tower requires it.
+struct Strict {
+    is_ready: bool,
+    calls: Arc<AtomicUsize>,
+}
+
+impl Clone for Strict {
+    fn clone(&self) -> Self {
+        Self { is_ready: false, calls: self.calls.clone() }
+    }
+}
+
+impl Service<Request> for Strict {
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = Ready<Result<Response<Body>, Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.is_ready = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request) -> Self::Future {
+        assert!(self.is_ready, "the service is called before it's ready");
+        self.is_ready = false;
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        ready(Ok(Response::new(Body::empty())))
+    }
+}
+
+#[tokio::test]
+async fn the_service_that_is_ready_gets_the_request() {
+    let strict = Strict { is_ready: false, calls: Arc::default() };
+    let calls = strict.calls.clone();
+    let mut service = AuthorizationLayer::with_source(Nonce(Arc::default())).layer(strict);
+    for count in 1..=3 {
+        let response = within(service.ready()).await.unwrap().call(Request::default());
+        // A proof fails here, after the call.
+        assert_eq!(within(response).await.unwrap_err().kind(), ErrorKind::Rejected);
+        assert_eq!(calls.load(Ordering::SeqCst), count);
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_cancelled_while_its_credentials_are_awaited_sends_nothing() {
+    let strict = Strict { is_ready: false, calls: Arc::default() };
+    let calls = strict.calls.clone();
+    let mut service = AuthorizationLayer::with_source(Nonce(Arc::default())).layer(strict);
+    let mut response = Box::pin(within(service.ready()).await.unwrap().call(Request::default()));
+    assert!(futures_util::poll!(response.as_mut()).is_pending());
+    drop(response);
+    others_run().await;
+    assert_eq!(calls.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_user_layer_behind_any_source_that_read_another_user_refuses_the_request() {
+    const OF_USER: Fixed = Fixed(|ask| ask.user().map(|_| Credentials::of_user(value())));
+    let respond = service_fn(async |_: Request| Ok::<_, Error>(Response::new(Body::empty())));
+    let user = RemoteUserLayer::from_extension(|name: &&'static str| Some(*name));
+    for (source, kind) in [(OF_USER, Some(ErrorKind::Rejected)), (USER, None)] {
+        let mut request = Request::default();
+        request.extensions_mut().insert("alice");
+        let service = ServiceBuilder::new().layer(layer(source)).layer(user.clone()).service(respond);
+        let outcome = within(service.oneshot(request)).await;
+        assert_eq!(
+            outcome.as_ref().err().map(|error| (error.kind(), error.status().as_u16())),
+            kind.map(|kind| (kind, 500))
+        );
     }
 }

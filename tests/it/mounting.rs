@@ -37,8 +37,8 @@ use tower_http::{
     validate_request::ValidateRequestHeaderLayer,
 };
 use tower_reverse_proxy::{
-    Backend, BasicAuthLayer, Client, Error, RemoteUserLayer, ReverseProxy, ReverseProxyLayer, TraceRedirectLayer,
-    Upstream,
+    Backend, BasicAuthLayer, BearerLayer, Client, Error, RemoteUserLayer, ReverseProxy, ReverseProxyLayer,
+    TraceRedirectLayer, Upstream,
 };
 
 use crate::support::{self, answering, ask, backend, client, front, get as ask_get, mirror, within};
@@ -618,6 +618,7 @@ fn public_types_are_send_sync_and_clone() {
     shared::<Error>();
     shared::<RemoteUserLayer>();
     shared::<BasicAuthLayer>();
+    shared::<BearerLayer>();
     shared::<TraceRedirectLayer>();
     shared::<tower_reverse_proxy::ReverseProxyService<axum::routing::Route>>();
 
