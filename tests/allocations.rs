@@ -10,9 +10,9 @@ use std::{
 
 use allocation_counter::{measure, opt_out};
 use axum::{body::Body, extract::Request, response::Response};
-use http::{HeaderValue, Method, Uri};
+use http::{HeaderValue, Method, Uri, request::Parts};
 use tower::{Layer, Service};
-use tower_reverse_proxy::ReverseProxyLayer;
+use tower_reverse_proxy::{Error, RemoteUserLayer, ReverseProxyLayer};
 
 /// A service that is ready at once. The allocations of its own response aren't counted.
 #[derive(Clone)]
@@ -108,4 +108,53 @@ fn a_forwarded_request_allocates_within_its_budget() {
         request
     });
     assert!(with_hops <= 2, "{with_hops}");
+}
+
+/// The name of the user, in an extension.
+#[derive(Clone)]
+struct Name(&'static str);
+
+/// Counts the allocations of one call of a layer on the upstream side.
+fn allocations_upstream(layer: &RemoteUserLayer) -> u64 {
+    #[derive(Clone)]
+    struct Client;
+
+    impl Service<Request> for Client {
+        type Response = ();
+        type Error = Error;
+        type Future = Ready<Result<(), Error>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: Request) -> Self::Future {
+            assert_eq!(request.headers()["remote-user"], "alice");
+            ready(Ok(()))
+        }
+    }
+
+    let mut service = layer.layer(Client);
+    let mut request = request(Method::GET, "/x", Body::empty());
+    request.extensions_mut().insert(Name("alice"));
+    let mut polled = Poll::Pending;
+    let info = measure(|| {
+        let mut future = pin!(service.call(request));
+        polled = future.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    });
+    assert!(matches!(polled, Poll::Ready(Ok(()))));
+    info.count_total
+}
+
+/// Measured: the name, its place among the extensions, the value of the field, and its place among the fields.
+#[test]
+fn a_user_allocates_within_its_budget_and_one_box_for_a_lookup() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let _entered = runtime.enter();
+    let extension = RemoteUserLayer::from_extension(|name: &Name| Some(name.0));
+    let parts = RemoteUserLayer::from_parts(|parts: &Parts| Some(parts.extensions.get::<Name>()?.0));
+    let lookup = RemoteUserLayer::from_extension_async(|name: Name| ready(Ok::<_, Infallible>(Some(name.0))));
+    let [extension, parts, lookup] = [extension, parts, lookup].map(|layer| allocations_upstream(&layer));
+    assert!(extension <= 4, "{extension}");
+    assert_eq!((parts, lookup), (extension, extension + 1));
 }

@@ -45,9 +45,9 @@ impl Config {
 
     /// Removes the client's copies of all fields that the layer sets, and the same trailers.
     pub(super) fn remove_owned<B>(&self, request: &mut Request<B>) {
-        for name in self.names() {
-            remove_folded(request.headers_mut(), name);
-            ForbiddenTrailers::add(request.extensions(), name);
+        remove(request, &self.header);
+        for field in &self.also {
+            remove(request, &field.name);
         }
     }
 
@@ -61,6 +61,10 @@ impl Config {
             return Err(ErrorKind::UnrepresentableUser.into());
         };
         request.headers_mut().insert(&self.header, value);
+        if self.also.is_empty() { Ok(()) } else { self.set_further_fields(request) }
+    }
+
+    fn set_further_fields<B>(&self, request: &mut Request<B>) -> Result<(), Error> {
         for field in &self.also {
             if let Some(value) = field.of(request.extensions(), self.encoding, self.required)? {
                 request.headers_mut().insert(&field.name, value);
@@ -84,6 +88,11 @@ impl Config {
             None => ErrorKind::SignInRequired.into(),
         }
     }
+}
+
+fn remove<B>(request: &mut Request<B>, name: &HeaderName) {
+    remove_folded(request.headers_mut(), name);
+    ForbiddenTrailers::add(request.extensions(), name);
 }
 
 /// The cause of a refused request whose credentials are for another user than `Remote-User`.
