@@ -11,9 +11,9 @@ pub(super) enum Reuse {
     /// Requests without an owner.
     #[default]
     Shared,
-    /// Requests of this owner, because credentials of its have signed the connection in.
+    /// Requests of this owner, because its credentials have signed in the connection.
     Owned(Owner),
-    /// No request, because the owner of the credentials that have signed the connection in is unknown.
+    /// No request, because the credentials that have signed in the connection are of an unknown owner.
     Never,
 }
 

@@ -425,6 +425,9 @@ async fn an_end_without_close_notify_is_a_truncated_body() {
 
 #[cfg(feature = "http2")]
 mod http2 {
+    use axum::body::Body;
+    use tower_reverse_proxy::Owner;
+
     use super::*;
 
     /// A backend that responds with the version and the number of the connection. Over HTTP/1.1 it accepts upgrades,
@@ -537,6 +540,34 @@ mod http2 {
             ("Authorization: Basic YTpi\r\n", format!("HTTP/2.0 {url}/x 0")),
         ] {
             assert_eq!(get(addr, "/x", fields).await.text(), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_with_an_owner_stand_apart() {
+        let ca = Ca::new();
+        for (protocols, shared) in [(&["h2", "http/1.1"][..], "HTTP/2.0"), (&["http/1.1"], "HTTP/1.1")] {
+            let url = speaking(&ca, protocols).await;
+            let client = Client::builder(&url).http2(true).tls(ca.tls()).max_connections(3).build().unwrap();
+            let ask = async |owner: Option<&str>| {
+                let mut request = Request::get("/x").header("host", "front.example").body(Body::empty()).unwrap();
+                request.extensions_mut().insert(owner.map_or(Owner::Request, |owner| Owner::Principal(owner.into())));
+                let body = within(client.clone().oneshot(request)).await.unwrap().into_body();
+                let text = within(body.collect()).await.unwrap().to_bytes();
+                // With HTTP/2, the backend adds the URI.
+                String::from_utf8(text.into()).unwrap().replace("http://front.example/x ", "")
+            };
+            // At the limit of three, idle connections are used at once.
+            for (owner, version, connection) in [
+                (None, shared, 0),
+                (Some("alice"), "HTTP/1.1", 1),
+                (Some("bob"), "HTTP/1.1", 2),
+                (Some("alice"), "HTTP/1.1", 1),
+                (None, shared, 0),
+                (Some("bob"), "HTTP/1.1", 2),
+            ] {
+                assert_eq!(ask(owner).await, format!("{version} {connection}"), "{owner:?}");
+            }
         }
     }
 

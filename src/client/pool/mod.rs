@@ -29,7 +29,7 @@ use super::http2::Connections;
 use super::{ClientOptions, InvalidClient, connect::Connector, http1::Connection, reuse::Reuse};
 use crate::backend::Backend;
 
-/// The connections to one backend. No key, no hashing: a backend has a pool of its own. Owned requests alone have a key.
+/// The connections to one backend. Each backend has a pool of its own, so only connections with an owner need a key.
 pub(super) struct Pool {
     pub(super) backend: Backend,
     pub(super) connector: Arc<Connector>,

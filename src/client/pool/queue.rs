@@ -1,4 +1,4 @@
-//! Waiting for a connection, and serving those who wait.
+//! Waiting for a connection, and serving the waiters.
 
 use std::{
     fmt,
@@ -27,7 +27,7 @@ enum Step {
 }
 
 impl Pool {
-    /// Waits for a connection: for a new one, or for one of this owner, without an owner for one that has none.
+    /// Waits for a new connection, or for one of this owner. `None`: for one without an owner.
     pub(in super::super) fn wait(self: &Arc<Self>, need: Need, owner: Option<Owner>) -> Waiting {
         let (tell, outcome) = oneshot::channel();
         let mut state = self.lock();

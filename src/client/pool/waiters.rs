@@ -21,7 +21,7 @@ pub(super) struct Waiter {
     pub(super) number: u64,
     pub(super) tell: oneshot::Sender<Result<Found, Error>>,
     pub(super) need: Need,
-    /// Whose connections it may use, besides new ones. `None`: those without an owner.
+    /// The owner of the connections that it may use besides new ones. `None`: connections without an owner.
     pub(super) owner: Option<Owner>,
     /// Where its connection is made.
     pub(super) runtime: Handle,
