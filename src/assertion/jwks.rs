@@ -48,7 +48,9 @@ use super::keys::{AssertionKeys, now};
 ///
 /// # Security
 ///
-/// The route needs no sign-in, because public keys are public. The private halves are in no response.
+/// The route needs no sign-in, because public keys are public. The private halves are in no response. A backend has to
+/// fetch the keys from the front itself: over `https`, or in a network without strangers, because it trusts whatever keys it
+/// gets there.
 #[derive(Clone, Debug)]
 pub struct Jwks {
     keys: AssertionKeys,
