@@ -17,14 +17,19 @@ async fn a_hundred_cold_requests_of_the_front_need_one_ticket() {
             tokio::spawn(async move { ask(&app, "/app/krb/stampede").await })
         })
         .collect();
+    let mut served = 0;
     for request in requests {
         let answer = within(request).await.unwrap();
-        // Some may find the queue full.
         match answer.status.as_u16() {
-            200 => assert_eq!(answer.user(), FRONT),
+            200 => {
+                assert_eq!(answer.user(), FRONT);
+                served += 1;
+            }
+            // Of a call that takes longer than usual, on a busy machine, 64 requests await the end.
             _ => answer.failed(503, "CredentialsBusy"),
         }
     }
+    assert!(served >= 64, "{served} served");
     let (logins, tickets) = (log.count("AS_REQ", "ISSUE"), log.count("TGS_REQ", "ISSUE"));
     assert!(logins <= 1 && tickets <= 1, "{logins} AS_REQ and {tickets} TGS_REQ");
 }
@@ -41,10 +46,8 @@ async fn a_hundred_cold_requests_of_a_user_need_the_tickets_of_one() {
         .collect();
     for request in requests {
         let (user, answer) = within(request).await.unwrap();
-        match answer.status.as_u16() {
-            200 => assert_eq!(answer.user(), format!("{user}@KIT.TEST")),
-            _ => answer.failed(503, "CredentialsBusy"),
-        }
+        // Fewer than 64 wait for the thread of each user.
+        assert_eq!(answer.user(), format!("{user}@KIT.TEST"));
     }
     // S4U2Self and S4U2Proxy, for each of the two, and perhaps a check of the name.
     let tickets = log.count("TGS_REQ", "ISSUE");
