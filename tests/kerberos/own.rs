@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,7 +20,7 @@ use tower_reverse_proxy::{Client, HostPolicy, Negotiate, NegotiateLayer, Upstrea
 
 use super::{
     realm::{BACKEND, FRONT, accesses, app, app_to, ask, ask_as, events, observed, origin, pooled, send, unseen, var},
-    support::{Wire, client, front, within},
+    support::{Message, Wire, client, front, within},
 };
 
 fn own() -> Negotiate {
@@ -123,12 +126,16 @@ async fn impostor(challenge: Option<&'static str>) -> SocketAddr {
 }
 
 async fn steal(authorization: &str) -> String {
-    let mut apache =
-        Wire::new(TcpStream::connect(("127.0.0.1", var("KIT_BACKEND_PORT").parse().unwrap())).await.unwrap());
-    let request =
-        format!("GET /krb/stolen HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization}\r\nConnection: close\r\n\r\n");
-    apache.send(request.as_bytes()).await;
-    apache.message().await.unwrap().field("www-authenticate").unwrap().to_owned()
+    to_apache("/krb/stolen", authorization).await.field("www-authenticate").unwrap().to_owned()
+}
+
+/// Sends a request with this token to Apache.
+async fn to_apache(path: &str, authorization: &str) -> Message {
+    let port = var("KIT_BACKEND_PORT").parse().unwrap();
+    let mut apache = Wire::new(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
+    let fields = format!("Host: x\r\nAuthorization: {authorization}\r\nConnection: close\r\n");
+    apache.send(format!("GET {path} HTTP/1.1\r\n{fields}\r\n").as_bytes()).await;
+    apache.message().await.unwrap()
 }
 
 #[tokio::test]
@@ -262,6 +269,45 @@ async fn a_websocket_is_signed_in_and_keeps_its_connection() {
     assert!(*tunnel != during && *tunnel != after);
 }
 
+/// A backend that takes the token of each request. While it's `cut`, it closes the connection instead of a response.
+async fn relay(path: &'static str, cut: Arc<AtomicBool>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let mut wire = Wire::new(listener.accept().await.unwrap().0);
+            let cut = cut.clone();
+            tokio::spawn(async move {
+                while let Some(request) = wire.message().await {
+                    let status = to_apache(path, request.field("authorization").unwrap()).await.status();
+                    if cut.swap(false, Ordering::SeqCst) {
+                        break;
+                    }
+                    wire.send(format!("HTTP/1.1 {status} x\r\nContent-Length: 0\r\n\r\n").as_bytes()).await;
+                }
+            });
+        }
+    });
+    addr
+}
+
+#[tokio::test]
+async fn a_request_that_the_backend_has_read_is_not_sent_again() {
+    let cut = Arc::new(AtomicBool::new(false));
+    let upstream = Upstream::new(format!("http://{}", relay("/krb/relayed", cut.clone()).await).as_str());
+    let app = app_to(upstream, layer());
+    // Until the pool lets such requests use an idle connection.
+    for pause in [1200, 20] {
+        assert_eq!(ask(&app, "/app/x").await.status, 200);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+    cut.store(true, Ordering::SeqCst);
+    ask(&app, "/app/x").await.failed(502, "ConnectionClosed");
+    assert_eq!(ask(&app, "/app/x").await.status, 200);
+    let seen = accesses("/krb/relayed", 4).await;
+    assert!(seen.len() == 4 && seen.iter().all(|access| access.status == "200"), "{seen:?}");
+}
+
 /// Apache closes idle connections after 20 ms, and each one after 5 requests: many requests meet a connection that closes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_storm_of_stale_connections_makes_no_replay() {
@@ -275,7 +321,7 @@ async fn a_storm_of_stale_connections_makes_no_replay() {
                 let answer = ask(&app, "/app/krb/stale").await;
                 match answer.status.as_u16() {
                     200 => good += usize::from(answer.user() == FRONT),
-                    _ => assert_eq!((answer.status.as_u16(), answer.kind()), (502, "Closed"), "{answer:?}"),
+                    _ => assert_eq!((answer.status.as_u16(), answer.kind()), (502, "ConnectionClosed"), "{answer:?}"),
                 }
                 tokio::time::sleep(Duration::from_millis((client * 7 + round * 3) % 30)).await;
             }
