@@ -103,11 +103,12 @@ pub(crate) struct CredentialsUser(pub(crate) Option<RemoteUser>);
 /// Whom a connection to the backend speaks for once the credentials of a request went over it, as a request extension.
 ///
 /// A layer that sets `Authorization` inserts it, and [`Client`](crate::Client) reads it. Some credentials sign in the
-/// connection and not the request: NTLM always, Negotiate with many backends (RFC 4559, section 6). The client keeps the
-/// connections of each principal apart, so that no request of another principal and no request without an owner goes
-/// over them. A layer of your own inserts it after it has established for whom the credentials are.
+/// connection and not the request: NTLM always, Negotiate with many backends (RFC 4559, section 6). The client keeps
+/// the connections of each principal apart, so that no request of another principal and no request without an owner
+/// goes over them. A layer of your own inserts it after it has established for whom the credentials are.
 ///
-/// Without the extension, a connection that `Authorization: Negotiate` or `NTLM` went over is closed after its response.
+/// Without the extension, a connection that `Authorization: Negotiate` or `NTLM` went over is closed after its
+/// response.
 ///
 /// ```
 /// use axum::http::{HeaderValue, Request, header::AUTHORIZATION};
@@ -126,8 +127,8 @@ pub(crate) struct CredentialsUser(pub(crate) Option<RemoteUser>);
 ///
 /// Two requests with equal principals share connections. The name therefore is the one that the credentials were
 /// established for, such as the source name of a Kerberos context, and not the user's input: `alice` and `ALICE` are
-/// two owners. A layer that inserts the owner also sets `Authorization`, or removes it: the client's own credentials would
-/// sign in a connection of the named principal.
+/// two owners. A layer that inserts the owner also sets `Authorization`, or removes it: the client's own credentials
+/// would sign in a connection of the named principal.
 #[doc(alias("connection pool", "Negotiate", "NTLM", "UnsafeAuthenticatedConnectionSharing", "Persistent-Auth"))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]

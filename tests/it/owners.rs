@@ -48,8 +48,8 @@ async fn begin(client: &Client, target: &str, owner: Option<&str>) -> JoinHandle
     exchange
 }
 
-/// Lets the pool observe that the backend keeps idle connections. Without that, it reuses none for requests that can't be
-/// replayed.
+/// Lets the pool observe that the backend keeps idle connections. Without that, it reuses none for requests that
+/// can't be replayed.
 async fn observe(client: &Client) {
     get(client, None).await;
     sleep(Duration::from_millis(1900)).await;

@@ -1,5 +1,5 @@
-//! Identities under stress: many principals and none share a client, while requests are cancelled and connections close. A
-//! request must never go over a connection that another principal's credentials have signed in.
+//! Identities under stress: many principals and none share a client, while requests are cancelled and connections
+//! close. A request must never go over a connection that another principal's credentials have signed in.
 
 use std::{
     collections::HashSet,
@@ -59,8 +59,8 @@ fn add(count: &AtomicUsize) {
     count.fetch_add(1, Ordering::Relaxed);
 }
 
-/// A backend that takes all requests on a connection for those of the user whose credentials came first. It responds with
-/// that user, and ends some connections: after `calm` requests.
+/// A backend that takes all requests on a connection for those of the user whose credentials came first. It responds
+/// with that user, and ends some connections: after `calm` requests.
 async fn bound(tally: Arc<Tally>, calm: usize) -> String {
     let connections = AtomicUsize::new(0);
     backend(move |wire| {

@@ -1,10 +1,10 @@
 //! The connections to one backend: those that are idle, those who wait for one, and how many there may be.
 //!
-//! The last one in is the first one out, and none is older than it may be. Who finds none waits in a [`queue`] for whatever
-//! comes first: a connection that another request is through with, or a new one. As many are being made as are waited for,
-//! never more: what comes too late for the one goes to the next, and then to the idle. What can't be sent twice gets none that
-//! the backend may just be closing ([`keep_alive`]). Connections that credentials have signed in stand apart, by their owner
-//! ([`owned`]).
+//! The last one in is the first one out, and none is older than it may be. Who finds none waits in a [`queue`] for
+//! whatever comes first: a connection that another request is through with, or a new one. As many are being made as
+//! are waited for, never more: what comes too late for the one goes to the next, and then to the idle. What can't be
+//! sent twice gets none that the backend may just be closing ([`keep_alive`]). Connections that credentials have
+//! signed in stand apart, by their owner ([`owned`]).
 
 mod keep_alive;
 mod owned;
@@ -65,8 +65,8 @@ struct State {
 struct Idle {
     connection: Box<Connection>,
     since: Instant,
-    /// Whether it's worth its cost under load only. Its buffer has grown: of what an idle proxy holds, that's the larger part.
-    /// Or it came too late to be needed: some servers have a worker wait on it for its first request.
+    /// Whether it's worth its cost under load only. Its buffer has grown: of what an idle proxy holds, that's the
+    /// larger part. Or it came too late to be needed: some servers have a worker wait on it for its first request.
     is_spare: bool,
 }
 
@@ -124,7 +124,8 @@ impl Pool {
         }))
     }
 
-    /// Takes an idle connection without an owner. Whether the backend has closed it shows when a request is sent: it comes back unsent.
+    /// Takes an idle connection without an owner. Whether the backend has closed it shows when a request is sent: it
+    /// comes back unsent.
     pub(super) fn take(self: &Arc<Self>, need: Need) -> Option<Found> {
         loop {
             let mut state = self.lock();
@@ -166,8 +167,8 @@ impl Pool {
         Some(Found { connection, idle: Some(idle) })
     }
 
-    /// Where there are as many connections as there may be, none would be idle for long enough to learn from it: each request
-    /// would close one to make another.
+    /// Where there are as many connections as there may be, none would be idle for long enough to learn from it: each
+    /// request would close one to make another.
     fn keep_alive(&self, state: &State) -> KeepAlive {
         if self.is_full(state) { KeepAlive::ASSUMED } else { state.keep_alive }
     }
@@ -177,8 +178,8 @@ impl Pool {
         self.lock().keep_alive.saw(idle, is_open);
     }
 
-    /// Takes a connection back, if its exchange has ended cleanly in both directions and another request may use it; closes
-    /// it otherwise.
+    /// Takes a connection back, if its exchange has ended cleanly in both directions and another request may use it;
+    /// closes it otherwise.
     pub(super) fn put(self: &Arc<Self>, mut connection: Box<Connection>) {
         if connection.reuse != Reuse::Never && connection.is_idle() {
             self.give(self.lock(), Found { connection, idle: Some(Duration::ZERO) });

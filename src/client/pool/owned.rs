@@ -1,7 +1,7 @@
 //! Idle connections that credentials have signed in, by their owner.
 //!
-//! A request with an [`Owner`] takes a connection of its owner's partition or a new one, never one of another partition or one
-//! without an owner, and leaves its connection in its owner's partition.
+//! A request with an [`Owner`] takes a connection of its owner's partition or a new one, never one of another
+//! partition or one without an owner, and leaves its connection in its owner's partition.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -24,8 +24,8 @@ const MAX_OWNERS: usize = 256;
 pub(super) struct Partitions(HashMap<Owner, Vec<Idle>>);
 
 impl Partitions {
-    /// Adds a connection. Where there are too many owners, the connections of the one that has been idle for longest give way:
-    /// these are returned, to be closed without the lock.
+    /// Adds a connection. Where there are too many owners, the connections of the one that has been idle for longest
+    /// give way: these are returned, to be closed without the lock.
     pub(super) fn insert(&mut self, owner: Owner, idle: Idle) -> Vec<Idle> {
         let is_full = self.0.len() >= MAX_OWNERS && !self.0.contains_key(&owner);
         let gives_way = if is_full { self.least_recent() } else { None };

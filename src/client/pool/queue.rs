@@ -51,8 +51,8 @@ impl Pool {
         Waiting { pool: self.clone(), number, outcome, patience }
     }
 
-    /// Whether the last waiter gets no connection of its own: not all that the waiters need have been reserved yet where another
-    /// call is serving them.
+    /// Whether the last waiter gets no connection of its own: not all that the waiters need have been reserved yet
+    /// where another call is serving them.
     fn is_overfull(&self, state: &State) -> bool {
         let needed = state.queue.waiters.len().saturating_sub(state.connecting);
         self.max_connections.is_some_and(|most| state.open + needed > most)
@@ -79,12 +79,12 @@ impl Pool {
 
     /// Serves the waiters with what there is: idle connections, and new ones, as many as there may be.
     ///
-    /// Each change of the state that may be of use to a waiter ends here, under the lock under which it was made: no waiter is
-    /// left behind with a connection that it could have. Owned connections all come back through [`give`](Self::give), so they
-    /// are idle only while none of their owner's waiters can use them.
+    /// Each change of the state that may be of use to a waiter ends here, under the lock under which it was made: no
+    /// waiter is left behind with a connection that it could have. Owned connections all come back through
+    /// [`give`](Self::give), so they are idle only while none of their owner's waiters can use them.
     ///
-    /// A runtime that is shutting down drops what is spawned at once, on this stack, and that comes back here: the inner call
-    /// leaves it to the outer one's next round.
+    /// A runtime that is shutting down drops what is spawned at once, on this stack, and that comes back here: the
+    /// inner call leaves it to the outer one's next round.
     pub(super) fn serve<'a>(self: &'a Arc<Self>, mut state: MutexGuard<'a, State>) {
         if mem::replace(&mut state.serving, true) {
             return;
@@ -197,8 +197,8 @@ impl Attempt {
 }
 
 impl Drop for Attempt {
-    /// Its runtime has been shut down. What begins there is dropped unpolled, so that a waiter of that runtime fails: it would
-    /// wait for ever. The connections of other waiters are made on their own runtimes.
+    /// Its runtime has been shut down. What begins there is dropped unpolled, so that a waiter of that runtime fails:
+    /// it would wait for ever. The connections of other waiters are made on their own runtimes.
     fn drop(&mut self) {
         let Some(pool) = self.pool.upgrade() else { return };
         let mut state = pool.lock();

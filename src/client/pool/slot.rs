@@ -25,7 +25,8 @@ impl Drop for Slot {
 }
 
 impl State {
-    /// Takes the connection that has been idle for longest, with any owner or none, to make room for one that is needed.
+    /// Takes the connection that has been idle for longest, with any owner or none, to make room for one that is
+    /// needed.
     pub(super) fn pop_oldest(&mut self) -> Option<Idle> {
         match (self.idle.first(), self.owned.oldest()) {
             (Some(shared), owned) if owned.is_none_or(|owned| shared.since <= owned) => Some(self.idle.remove(0)),

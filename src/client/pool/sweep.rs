@@ -8,8 +8,8 @@ use std::{
 
 use super::{Found, Idle, Pool, owned};
 
-/// How long a connection may be idle that is spare, or one too many. Under load it's used sooner: with a limit that is always
-/// kept, more requests at a time than that would mean as many connects.
+/// How long a connection may be idle that is spare, or one too many. Under load it's used sooner: with a limit that
+/// is always kept, more requests at a time than that would mean as many connects.
 const SPARE_IDLE: Duration = Duration::from_secs(1);
 
 /// Sweeps for as long as there is a pool with something in it.

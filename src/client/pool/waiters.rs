@@ -12,7 +12,8 @@ use crate::{error::Error, identity::Owner};
 pub(super) struct Queue {
     pub(super) waiters: VecDeque<Waiter>,
     pub(super) next: u64,
-    /// How often later waiters were served before this first one, because the returned connections were of no use to it.
+    /// How often later waiters were served before this first one, because the returned connections were of no use to
+    /// it.
     overtaken: (u64, usize),
 }
 
@@ -39,8 +40,8 @@ impl Waiter {
 }
 
 impl Queue {
-    /// Takes the first waiter that a connection serves. `None` also if that one would overtake the first of the queue once
-    /// too often, while no connection is being made for that.
+    /// Takes the first waiter that a connection serves. `None` also if that one would overtake the first of the queue
+    /// once too often, while no connection is being made for that.
     pub(super) fn pop(
         &mut self,
         idle: Option<Duration>,

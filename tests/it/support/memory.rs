@@ -18,8 +18,8 @@ use tower_reverse_proxy::{Client, ClientBuilder};
 
 use super::{Pipe, Wire};
 
-/// A backend in memory. Semaphores let connects succeed, responses to `/held` be sent, and connections that `/later` was
-/// sent on be closed.
+/// A backend in memory. Semaphores let connects succeed, responses to `/held` be sent, and connections that `/later`
+/// was sent on be closed.
 #[derive(Clone)]
 pub(crate) struct Memory {
     asked: Arc<AtomicUsize>,
