@@ -12,8 +12,8 @@ use libgssapi::{
 
 use super::mechanism::{Acquired, Context, Failure, Holder, Mechanism, Reason};
 
-/// Codes of the krb5 library for "no KDC of the realm answers" and "no KDC of the realm is known".
-const UNREACHABLE: [i32; 2] = [-1_765_328_228, -1_765_328_230];
+/// The codes `KRB5_KDC_UNREACH`, `KRB5_REALM_UNKNOWN` and `KRB5_REALM_CANT_RESOLVE` of MIT's library.
+const UNREACHABLE: [i32; 3] = [-1_765_328_228, -1_765_328_230, -1_765_328_164];
 
 /// The library, for one service and one account of the front.
 pub(super) struct Gss {

@@ -34,8 +34,9 @@
 //! # Threads
 //!
 //! The library's calls block, on an unreachable KDC for half a minute. Therefore each `Negotiate` has threads of its
-//! own: one for the account of the front, four for users, each user on one of them. Their names begin with `negotiate`.
-//! They end with the last clone of the `Negotiate`; one that is in a call ends after it, and nothing waits for that.
+//! own: one for the account of the front, four for users, each user on one of them. A slow call for one user delays the
+//! others of its thread. The names of the threads begin with `negotiate`. They end with the last clone of the
+//! `Negotiate`; one that is in a call ends after it, and nothing waits for that.
 //!
 //! | | the request is refused with |
 //! |---|---|
