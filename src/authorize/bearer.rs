@@ -5,7 +5,10 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 use axum_core::BoxError;
 use http::{Extensions, HeaderValue, StatusCode};
 
-use super::{Ask, AuthorizationLayer, CredentialSource, Credentials, CredentialsFuture, refresh::Refresher};
+use super::{
+    Ask, AuthorizationLayer, CredentialSource, Credentials, CredentialsFuture,
+    refresh::{Fetch, Refresher},
+};
 use crate::error::{Error, ErrorKind};
 
 /// A layer that sends a bearer token to the backend, in place of the client's own `Authorization`.
@@ -56,9 +59,11 @@ pub struct Bearer {
 enum Tokens {
     /// The whole value.
     Fixed(HeaderValue),
-    OfUser(Arc<dyn Fn(&Extensions) -> Option<String> + Send + Sync>),
+    OfUser(Reader),
     Refreshing(Arc<Refresher>),
 }
+
+type Reader = Arc<dyn Fn(&Extensions) -> Option<String> + Send + Sync>;
 
 /// A token with its life, as a server for tokens issues it (RFC 6749, section 5.1), for [`BearerLayer::refreshing`].
 ///
@@ -176,7 +181,7 @@ impl AuthorizationLayer<Bearer> {
         F: Future<Output = Result<Token, E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        let fetch = move || -> super::refresh::Fetch {
+        let fetch = move || -> Fetch {
             let token = fetch();
             Box::pin(async move { token.await.map_err(Into::into) })
         };

@@ -23,7 +23,7 @@ use tower_reverse_proxy::{
     authorize::{Ask, Authorization, CredentialSource, Credentials, Proof},
 };
 
-use crate::support::{answering, ask, backend, client, front, get, mirror, others_run, recording, within};
+use crate::support::{answering, ask, backend, client, front, get, mirror, ok, others_run, recording, within};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const SECRET: &str = "c2VjcmV0";
@@ -419,12 +419,10 @@ async fn an_authorization_layer_fits_around_every_upstream() {
 #[test]
 fn debug_output_of_no_type_shows_credentials() {
     let layer = layer(FRONT);
-    let service = layer.layer(
-        service_fn(async |_: Request| Ok::<_, Error>(Response::new(Body::empty()))).map_err(|error: Error| error),
-    );
+    let mut service = layer.layer(ok().map_err(BoxError::from));
     let credentials = Credentials::of_user(value()).owner(Owner::Principal("alice@A".into()));
-    let shown = format!("{layer:?} {credentials:?} {:?}", service.clone().oneshot(Request::default()));
-    assert!(!shown.contains(SECRET) && shown.contains("AuthorizationLayer"), "{shown}");
+    let shown = format!("{layer:?} {service:?} {credentials:?} {:?}", service.call(Request::default()));
+    assert!(!shown.contains(SECRET) && shown.contains("AuthorizationLayer") && shown.contains("alice@A"), "{shown}");
 }
 
 #[test]
