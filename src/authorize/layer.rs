@@ -277,7 +277,8 @@ impl<C: CredentialSource> Shared<C> {
                 return Err(self.refusal(party, proof, &response));
             }
         }
-        proof.verify(response.headers())?;
+        // The request has been sent, so that a retry layer must not take the failure for one before it.
+        proof.verify(response.headers()).map_err(Error::after_sending)?;
         if self.config.pass_challenges {
             challenge::remove_handshakes(response.headers_mut());
         } else {

@@ -80,7 +80,8 @@ pub enum ErrorKind {
     CredentialsTimeout,
     /// Too many requests wait for credentials: 503.
     CredentialsBusy,
-    /// The credentials are another principal's than the one that the request is meant for: 502. They aren't sent.
+    /// The credentials are another principal's than the one that the request is meant for: 502. They aren't sent; if
+    /// only the response shows it, the response is dropped.
     WrongSpeaker,
     /// The backend accepted no part of the request's body within the idle timeout: 504.
     SendTimeout,

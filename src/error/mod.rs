@@ -198,6 +198,13 @@ impl Error {
         self
     }
 
+    /// Records that the request was sent, whatever the kind: a response has shown the failure.
+    pub(crate) fn after_sending(mut self) -> Self {
+        self.may_be_processed = true;
+        self.unsent = None;
+        self
+    }
+
     /// Drops the unsent request of this error and of its causes.
     pub(crate) fn drop_request(&self) {
         let mut cause = Some(self as &(dyn error::Error + 'static));
@@ -470,6 +477,15 @@ mod tests {
         ] {
             let error = Error::new(kind);
             assert_eq!((error.is_unsent(), error.is_connect()), (unsent, connect), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_that_a_response_has_shown_is_not_unsent() {
+        for kind in [ErrorKind::WrongSpeaker, ErrorKind::Connect] {
+            let error = Error::new(kind).with_unsent(Request::default()).after_sending();
+            assert!(!error.is_unsent() && !error.clone().is_unsent(), "{kind:?}");
+            assert!(error.clone().take_request().is_none(), "{kind:?}");
         }
     }
 

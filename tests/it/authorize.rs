@@ -212,6 +212,23 @@ async fn the_owner_of_the_credentials_replaces_a_foreign_one() {
     }
 }
 
+#[tokio::test]
+async fn without_a_proxy_around_it_the_layer_removes_the_announcement_of_credentials_as_trailers() {
+    for (announced, left) in [("X-Sum, AUTHORIZATION, X-Ok", Some("X-Sum, X-Ok")), ("authorization", None)] {
+        let inner = service_fn(async |request: Request| {
+            let mut response = Response::new(Body::empty());
+            response.headers_mut().extend(request.headers().clone());
+            Ok::<_, BoxError>(response)
+        });
+        let mut request = Request::new(Body::empty());
+        request.headers_mut().insert("authorization", HeaderValue::from_static("Basic YTpi"));
+        request.headers_mut().insert("trailer", HeaderValue::from_static(announced));
+        let response = within(layer(ABSENT).layer(inner).oneshot(request)).await.unwrap();
+        assert_eq!(response.headers().get("trailer").map(HeaderValue::as_bytes), left.map(str::as_bytes));
+        assert_eq!(response.headers().get("authorization"), None);
+    }
+}
+
 /// A proof that a response repeats a nonce; it isn't ready at once.
 #[derive(Clone)]
 struct Nonce(Arc<AtomicUsize>);
