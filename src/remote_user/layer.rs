@@ -42,7 +42,7 @@ use crate::identity::RemoteUser;
 /// |---|---|
 /// | in the extension [`RemoteUser`] | [`new`](Self::new) |
 /// | in another extension: a session's user, claims, a peer's certificate | [`from_extension`](Self::from_extension) |
-/// | behind a query, which an extension makes: a session's store | [`from_extension_async`](Self::from_extension_async) |
+/// | behind a query: in a session's store | [`from_extension_async`](Self::from_extension_async) |
 /// | in the request's head: a typed header field, several extensions | [`from_parts`](Self::from_parts) |
 ///
 /// A closure that reads an extension gets none if it's missing. The first time, an event at warn level names its type,
@@ -131,12 +131,12 @@ impl RemoteUserLayer {
         Self::with_source(Source::extension(user))
     }
 
-    /// Looks the user up with a clone of a request extension, such as the handle of a session whose store is a database.
+    /// Looks the user up with a clone of a request extension, such as the handle of a session in a database.
     ///
-    /// Without the extension, or when the lookup returns `Ok(None)`, no user is signed in. When it returns an error, the
-    /// request is refused with 503 ([`IdentityUnknown`](crate::ErrorKind::IdentityUnknown)) and the error in the log,
-    /// also if no user is [`required`](Self::required): an unknown user isn't the same as no user. The same happens
-    /// after the [`deadline`](Self::deadline).
+    /// Without the extension, or when the lookup returns `Ok(None)`, no user is signed in. When it returns an error,
+    /// the request is refused with 503 ([`IdentityUnknown`](crate::ErrorKind::IdentityUnknown)) and the error in the
+    /// log, also if no user is [`required`](Self::required), because an unknown user isn't the same as no user. The
+    /// same happens after the [`deadline`](Self::deadline).
     ///
     /// The lookup boxes one future for each request. Where the application has the user already,
     /// [`from_extension`](Self::from_extension) has no such cost.
@@ -168,8 +168,8 @@ impl RemoteUserLayer {
 
     /// Takes the name from the head of the request: from a header field, or from several extensions.
     ///
-    /// When `user` returns `None`, no user is signed in. The name becomes the [`RemoteUser`] for the layers that follow.
-    /// The closure returns an owned name.
+    /// When `user` returns `None`, no user is signed in. The name becomes the [`RemoteUser`] for the layers that
+    /// follow. The closure returns an owned name.
     ///
     /// The head is that of the request to the backend, without the fields that the proxy and this layer remove. With
     /// axum-extra's typed header fields, Basic credentials that the application checks itself:

@@ -57,8 +57,8 @@ impl RemoteUserLayer {
     /// Sets which name the field has for a user. Default: the user's own.
     ///
     /// The [`RemoteUser`] stays as it is, for other layers and for `map` itself. `None` refuses the request with 403
-    /// ([`UnrepresentableUser`](crate::ErrorKind::UnrepresentableUser)) and an event at error level. It never means that
-    /// no user is signed in.
+    /// ([`UnrepresentableUser`](crate::ErrorKind::UnrepresentableUser)) and an event at error level. It never means
+    /// that no user is signed in.
     ///
     /// ```
     /// use tower_reverse_proxy::{RemoteUser, RemoteUserLayer};
@@ -170,8 +170,8 @@ impl RemoteUserLayer {
     /// The status is 401 if there is a [`challenge`](Self::challenge), because a 401 has to carry one (RFC 9110,
     /// section 15.5.2).
     ///
-    /// A request without the extension that an [`also`](Self::also) field is read from is refused, too, with 503, because
-    /// the value is unknown then.
+    /// A request without the extension that an [`also`](Self::also) field is read from is refused, too, with 503,
+    /// because the value is unknown then.
     ///
     /// A browser sends a CORS preflight (`OPTIONS` with `Access-Control-Request-Method`) without credentials, so it's
     /// refused, too. A backend that is called from other origins needs a layer that answers preflights in front of this

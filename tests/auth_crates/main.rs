@@ -1,5 +1,5 @@
-//! Crates that sign users in, each in front of a backend that gets the user's name. Each test is the recipe of the guide
-//! to identity, with the client's own fields as an attack.
+//! Crates that sign users in, each in front of a backend that gets the user's name. Each test is a recipe, with the
+//! client's own fields as an attack.
 //!
 //! A binary of its own, because it links crates that no other test needs.
 #![allow(clippy::expect_used, clippy::unwrap_used)] // a missing value fails the test
