@@ -327,3 +327,46 @@ impl std::error::Error for Refusal {
         self.cause.as_ref().map(|cause| cause as _)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::{Ready, ready};
+
+    use http::{HeaderMap, HeaderValue};
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+
+    /// Credentials of another principal, which only the response shows.
+    #[derive(Clone)]
+    struct OfAnother;
+
+    impl Proof for OfAnother {
+        fn verify(self, _: &HeaderMap) -> Result<(), Error> {
+            Err(ErrorKind::WrongSpeaker.into())
+        }
+    }
+
+    impl CredentialSource for OfAnother {
+        type Proof = Self;
+        type Future = Ready<Result<Option<Credentials<Self>>, Error>>;
+
+        fn credentials(&self, _: &Ask<'_>) -> Self::Future {
+            ready(Ok(Some(Credentials::of_front(HeaderValue::from_static("Negotiate oYG3")).proof(Self))))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_retry_layer_learns_that_a_request_with_a_failed_proof_was_sent() {
+        for (status, kind) in [(200, ErrorKind::WrongSpeaker), (401, ErrorKind::CredentialsRefused)] {
+            let inner = service_fn(move |_: Request<()>| {
+                let mut response = Response::new(());
+                *response.status_mut() = StatusCode::from_u16(status).unwrap();
+                ready(Ok::<_, Error>(response))
+            });
+            let service = AuthorizationLayer::with_source(OfAnother).layer(inner);
+            let error = service.oneshot(Request::new(())).await.unwrap_err();
+            assert_eq!((error.kind(), error.is_unsent()), (kind, false));
+        }
+    }
+}
