@@ -155,7 +155,8 @@ impl RemoteUserLayer {
     /// # Cancel safety
     ///
     /// The lookup is dropped with the request, and after the deadline.
-    #[doc(alias = "from_fn")]
+    #[doc(alias = "tower-sessions")]
+    #[doc(alias = "session store")]
     pub fn from_extension_async<T, U, E, F>(user: impl Fn(T) -> F + Send + Sync + 'static) -> Self
     where
         T: Clone + Send + Sync + 'static,
@@ -171,8 +172,9 @@ impl RemoteUserLayer {
     /// When `user` returns `None`, no user is signed in. The name becomes the [`RemoteUser`] for the layers that
     /// follow. The closure returns an owned name.
     ///
-    /// The head is that of the request to the backend, without the fields that the proxy and this layer remove. With
-    /// axum-extra's typed header fields, Basic credentials that the application checks itself:
+    /// The head is that of the request to the backend, without the fields that the proxy and this layer remove. A layer
+    /// that replaces `Authorization` has to see the request after this one. With axum-extra's typed header fields, Basic
+    /// credentials that the application checks itself:
     ///
     /// ```
     /// use axum::http::request::Parts;
@@ -191,6 +193,7 @@ impl RemoteUserLayer {
     ///
     /// A header field is what the client has sent, unless a trusted proxy in front sets it. The closure has to verify
     /// it.
+    #[doc(alias = "TypedHeader")]
     pub fn from_parts<U>(user: impl Fn(&Parts) -> Option<U> + Send + Sync + 'static) -> Self
     where
         U: Into<RemoteUser>,

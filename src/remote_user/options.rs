@@ -48,6 +48,8 @@ impl RemoteUserLayer {
     /// let layer = RemoteUserLayer::new().encoding(Encoding::Rfc2047);
     /// # let _ = layer;
     /// ```
+    #[doc(alias = "UTF-8")]
+    #[doc(alias = "umlaut")]
     #[must_use]
     pub fn encoding(mut self, encoding: Encoding) -> Self {
         self.config_mut().encoding = encoding;
@@ -103,6 +105,8 @@ impl RemoteUserLayer {
     /// # Panics
     ///
     /// If it isn't the name of a header field (RFC 9110, section 5.1), or if the layer has another field of this name.
+    #[doc(alias = "Remote-Email")]
+    #[doc(alias = "Remote-Name")]
     #[must_use]
     #[track_caller]
     pub fn also<T>(
@@ -144,6 +148,8 @@ impl RemoteUserLayer {
     ///
     /// If it isn't the name of a header field (RFC 9110, section 5.1), or if the layer has another field of this name.
     /// If the separator isn't a punctuation mark of ASCII, or one of `%+-/=?`, which encodings insert.
+    #[doc(alias = "Remote-Groups")]
+    #[doc(alias = "roles")]
     #[must_use]
     #[track_caller]
     pub fn also_list<T>(

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-const WORDS: [&str; 52] = [
+const WORDS: [&str; 55] = [
     "websocket",
     "X-Forwarded-For",
     "host header",
@@ -22,6 +22,9 @@ const WORDS: [&str; 52] = [
     "login",
     "authentication",
     "axum-login",
+    "tower-sessions",
+    "TypedHeader",
+    "roles",
     "jwt",
     "custom CA",
     "self-signed",
