@@ -28,7 +28,8 @@ use crate::{
 /// [`RemoteUserLayer`](crate::RemoteUserLayer) and inside a retry layer, so that each attempt has its own credentials.
 /// It's an ordinary tower layer and works around any HTTP client whose error is `From<`[`Error`]`>`.
 ///
-/// The [module](crate::authorize) has an example with a source of your own.
+/// The [module](crate::authorize) has an example with a source of your own. Two of these layers don't complement each
+/// other, because the inner one removes what the outer one has set: one source with both does.
 ///
 /// # What the client gets
 ///

@@ -120,13 +120,20 @@ impl Refresher {
                 Ok(Err(error)) => Err(error),
                 Err(_) => Err("it wasn't there within 30 s".into()),
             };
+            let token = token.map_err(missing);
+            if let Err(error) = &token {
+                observe::failed_fetch(error);
+            }
             let mut state = this.state();
             let result = match token {
                 Ok(token) => {
                     state.failure = None;
                     Ok(state.token.insert(token).value.clone())
                 }
-                Err(error) => Err(state.fail(missing(error))),
+                Err(error) => {
+                    state.failure = Some(Failed { at: Instant::now(), error: error.clone() });
+                    Err(error)
+                }
             };
             state.flight = None;
             drop(state);
@@ -141,12 +148,6 @@ impl Refresher {
 }
 
 impl State {
-    fn fail(&mut self, error: Error) -> Error {
-        observe::failed_fetch(&error);
-        self.failure = Some(Failed { at: Instant::now(), error: error.clone() });
-        error
-    }
-
     /// Forgets a fetch that has ended without an outcome, because its task panicked or its runtime was shut down.
     fn end_lost_flight(&mut self, now: Instant) {
         if self.flight.as_ref().is_some_and(|flight| flight.outcome.has_changed().is_err()) {

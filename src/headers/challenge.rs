@@ -109,6 +109,8 @@ fn commas(line: &[u8]) -> (Vec<usize>, bool) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn map(lines: &[&str]) -> HeaderMap {
@@ -169,5 +171,26 @@ mod tests {
         remove_handshakes(&mut rest);
         assert_eq!(rest.len(), 3);
         assert_eq!(rest[WWW_AUTHENTICATE], "Basic");
+    }
+
+    proptest! {
+        /// Lines of everything that separates challenges, parameters and quoted strings.
+        #[test]
+        fn no_handshake_is_left_and_others_stay(
+            lines in prop::collection::vec("(Negotiate|NTLM|Basic|x|=|,| |\t|\"|\\\\|realm=\"|oYG3|é){0,12}", 0..4),
+        ) {
+            let mut headers = HeaderMap::new();
+            for line in &lines {
+                headers.append(WWW_AUTHENTICATE, HeaderValue::from_bytes(line.as_bytes()).unwrap());
+            }
+            let of = |headers: &HeaderMap| -> Vec<Vec<u8>> {
+                let lines = headers.get_all(WWW_AUTHENTICATE).iter();
+                lines.flat_map(|line| challenges(line.as_bytes()).into_iter().map(<[u8]>::to_vec).collect::<Vec<_>>()).collect()
+            };
+            let mut others = of(&headers);
+            others.retain(|challenge| !is_handshake(challenge));
+            remove_handshakes(&mut headers);
+            prop_assert_eq!(of(&headers), others);
+        }
     }
 }
