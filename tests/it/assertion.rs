@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
     time::{Duration, SystemTime},
 };
 
@@ -19,6 +19,7 @@ use jsonwebtoken::{
     Algorithm, DecodingKey, Validation,
     jwk::{AlgorithmParameters, JwkSet},
 };
+use proptest::prelude::*;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
 use serde_json::Value;
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
@@ -28,7 +29,7 @@ use tower_reverse_proxy::{
     RemoteUserLayer, ReverseProxyLayer,
 };
 
-use crate::support::{Message, ask, front, get, http2, mirror, recording, within};
+use crate::support::{Message, ask, front, get, http2, mirror, recording, refusing, within};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const ISSUER: &str = "https://front.example";
@@ -436,5 +437,59 @@ fn options_that_are_no_names_panic_with_what_to_write() {
         let text =
             panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied()).unwrap();
         assert!(text.contains(hint), "{text}");
+    }
+}
+
+#[test]
+fn keys_layer_and_service_are_send_sync_and_clone() {
+    fn shared<T: Send + Sync + Clone + 'static>() {}
+    fn sent<T: Send>(_: T) {}
+
+    shared::<AssertionKeys>();
+    shared::<AssertionLayer>();
+    shared::<tower_reverse_proxy::Jwks>();
+    shared::<tower_reverse_proxy::assertion::Assertion<Client>>();
+    sent(layer().layer(BoxUpstream::new(Router::new())).oneshot(request("alice")));
+}
+
+#[tokio::test]
+async fn a_second_upstream_gets_an_assertion_of_its_own() {
+    use tower_reverse_proxy::Upstream;
+
+    let refusing = refusing().await;
+    let origin = mirror().await;
+    let keys = keys();
+    let members =
+        [&*refusing, &*origin].map(|origin| Upstream::new(origin).layer(AssertionLayer::new(keys.clone(), ISSUER)));
+    let proxy = ReverseProxyLayer::with_upstream(service_fn(move |request: Request| {
+        let [first, second] = members.clone();
+        async move {
+            let mut error = match first.oneshot(request).await {
+                Err(error) => error,
+                answer => return answer,
+            };
+            second.oneshot(error.take_request().expect("nothing was sent")).await
+        }
+    }));
+    let addr = front(Router::new().layer(proxy).layer(Extension(RemoteUser::from("alice")))).await;
+    let token = assertion(&get(addr, "/x", "").await.mirrored());
+    assert_eq!(claims(&token)["aud"], *origin, "not that of the first one");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_text_is_the_subject_and_a_claim_without_a_change(user in "\\PC{1,20}|[\\x00-\\x7f]{1,20}", name: String, value: String) {
+        static LAYER: LazyLock<AssertionLayer> = LazyLock::new(|| {
+            layer().claims(|(name, value): &(String, String), claims| claims.set(name, value.as_str()))
+        });
+        let mut request = request(&user);
+        request.extensions_mut().insert((name.clone(), value.clone()));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let sent = runtime.block_on(sent(LAYER.clone(), request)).unwrap();
+        let claims = claims(&token(&sent));
+        prop_assert_eq!(&claims["sub"], &*user);
+        prop_assert_eq!(&claims[name], &*value);
     }
 }
