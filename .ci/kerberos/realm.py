@@ -1,24 +1,26 @@
-"""realm.py run -- COMMAND...: runs a command in a Kerberos realm of its own; ends with the command's exit code.
+"""realm.py run -- COMMAND...: runs a command in a Kerberos realm of its own, and exits with the command's code.
 
-A realm is slapd, a KDC that has its principals there, and Apache with mod_auth_gssapi, all on loopback with free ports, in
-one temporary folder that is removed at the end, also after a failure and on SIGTERM. It's there after some seconds, needs
-no root, and runs beside others. The KDC's usual database won't do: it knows no constrained delegation.
+A realm is slapd, a KDC that keeps its principals there, and Apache with mod_auth_gssapi. They listen on free ports of
+loopback, and keep everything in one temporary folder, which is removed at the end, also after a failure and on SIGTERM.
+Realms run beside each other and need no root. The principals are in LDAP, because the KDC's own database has no constrained
+delegation.
 
-People: alice and bob; carol, who is sensitive (no credentials for others in her name); dave, who is locked; erin, for tests
-that lock a user midway. The password of each is the name and "pw".
-Services: HTTP/localhost is the front. It may act for a user at HTTP/backend.kit.test, and not at HTTP/other.kit.test. Batch
-jobs are front-one and front-two.
+Users: alice and bob; carol, for whom the KDC permits no delegation; dave, who is locked; erin, for tests that lock a user.
+A password is the user's name and "pw".
+Services: HTTP/localhost is the front. It may act for users at HTTP/backend.kit.test, and not at HTTP/other.kit.test.
+front-one and front-two are further accounts of the front.
 
 The environment of the command:
-KRB5_CONFIG KRB5_CLIENT_KTNAME KRB5_KTNAME KRB5CCNAME KRB5RCACHENAME   the front's account, in a cache in memory
+KRB5_CONFIG KRB5_CLIENT_KTNAME KRB5_KTNAME KRB5CCNAME KRB5RCACHENAME   the front's account, with a cache in memory
 KIT_DIR             the folder
-KIT_BACKEND_PORT    Apache: its locations are in `apache`
-KIT_STALE_PORT      the same, which soon closes idle connections
-KIT_WS_PORT         where Apache passes /krb-ws/ to, with the user in X-Remote-User: the tests listen there
+KIT_BACKEND_PORT    Apache; APACHE_CONF describes its locations
+KIT_STALE_PORT      Apache, with a short keep-alive time
+KIT_WS_PORT         a port for a test's backend: Apache passes /krb-ws/ to it, with the user in X-Remote-User
 KIT_KDC_PID KIT_KDC_PORT KIT_KDC_LOG KIT_ACCESS_LOG KIT_ERROR_LOG
-KIT_FRONT_KEYTAB KIT_JOBS_KEYTAB KIT_SHORT_CONFIG (a KRB5_CONFIG with tickets of 8 s)
-KIT_CCACHE_ALICE KIT_CCACHE_BOB KIT_CCACHE_CAROL   with a forwardable ticket, carol's excepted
-KIT_KADMIN          a program: its arguments are a command of kadmin
+KIT_FRONT_KEYTAB KIT_JOBS_KEYTAB
+KIT_SHORT_CONFIG    a value for KRB5_CONFIG: tickets are valid for 8 s
+KIT_CCACHE_ALICE KIT_CCACHE_BOB KIT_CCACHE_CAROL   ticket caches; carol's ticket isn't forwardable
+KIT_KADMIN          a program that runs its arguments as a command of kadmin
 """
 
 import ctypes, glob, gzip, os, pwd, re, shutil, signal, socket, subprocess, sys, tempfile, time, urllib.parse
@@ -38,7 +40,7 @@ dns_lookup_realm = false
 dns_canonicalize_hostname = false
 qualify_shortname = ""
 rdns = false
-# TCP only: without it, a KDC that is stopped is asked over UDP first.
+# TCP at once: otherwise the library tries UDP first.
 udp_preference_limit = 1
 forwardable = true
 {lifetime}
@@ -113,7 +115,7 @@ add: krbAllowedToDelegateTo
 krbAllowedToDelegateTo: %(backend)s@%(realm)s
 """ % {"front": FRONT, "backend": BACKEND, "realm": REALM}
 
-# One process, so that what is bound to a connection is seen whichever thread serves it.
+# One process, so that all threads share the state of a connection.
 APACHE_CONF = """
 {user}
 {modules}
@@ -138,7 +140,7 @@ CustomLog {dir}/access.log short
 DocumentRoot {dir}/www
 LuaScope thread
 
-# Every path is answered by this, so that the tests are free to choose theirs.
+# The script responds to every path, so that each test uses a path of its own.
 <Location />
   SetHandler lua-script
   Require all granted
@@ -151,29 +153,29 @@ AliasMatch ^/(?!krb-ws/) {dir}/www/whoami.lua
   Ticket backend HTTP@backend.kit.test valid-user
   GssapiDelegCcacheDir {dir}/ccaches
 </LocationMatch>
-# The name is that of the Host field.
+# The acceptor's name is derived from Host.
 <LocationMatch ^(/legacy)?/krb-host/>
   Ticket backend {{HOSTNAME}} valid-user
 </LocationMatch>
-# A connection is signed in once: its later requests need no ticket, and are of the same user.
+# The first ticket signs the connection in: later requests need none, and have the same user.
 <LocationMatch ^(/legacy)?/krb-conn/>
   Ticket backend HTTP@backend.kit.test valid-user
   GssapiConnectionBound On
   GssapiSignalPersistentAuth On
 </LocationMatch>
-# It believes, and doesn't prove its own identity.
+# Responses without a proof of the backend's identity.
 <LocationMatch ^(/legacy)?/krb-mute/>
   Ticket backend HTTP@backend.kit.test valid-user
   Header always unset WWW-Authenticate
 </LocationMatch>
-# It knows everyone, and lets alice in.
+# 401 for every user except alice.
 <LocationMatch ^(/legacy)?/krb-alice/>
   Ticket backend HTTP@backend.kit.test user alice@{realm}
 </LocationMatch>
 <LocationMatch ^(/legacy)?/krb-other/>
   Ticket other HTTP@other.kit.test valid-user
 </LocationMatch>
-# The user is known, the page isn't: 404.
+# 404 for users who are signed in.
 <LocationMatch ^(/legacy)?/krb-404/>
   Ticket backend HTTP@backend.kit.test valid-user
 </LocationMatch>
@@ -192,7 +194,7 @@ AliasMatch ^/(?!krb-ws/) {dir}/www/whoami.lua
 </VirtualHost>
 """
 
-# What a line `Ticket KEYTAB ACCEPTOR REQUIREMENT` in it stands for.
+# Replaces each line `Ticket KEYTAB ACCEPTOR REQUIREMENT` of it.
 TICKET = r"""
   AuthType GSSAPI
   AuthName kit
@@ -204,7 +206,7 @@ TICKET = r"""
 MODULES = ("mpm_event authn_core authz_core authz_host authz_user auth_gssapi alias headers setenvif lua proxy "
            "proxy_http proxy_wstunnel")
 
-# Who the request is of, in lines. The token isn't printed, its scheme is.
+# Responds with the user and the connection of the request, one per line. Of Authorization, it shows the scheme only.
 WHOAMI = """
 function handle(r)
   r.content_type = "text/plain"
@@ -227,7 +229,7 @@ class Failed(Exception):
 
 
 def free_ports(count):
-    """Ports that nothing listens on. Another program could take one before its server here does: `Realm` tries again."""
+    """Returns free ports. If another program takes one before the server does, `Realm` tries again with others."""
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))
@@ -238,12 +240,12 @@ def free_ports(count):
 
 
 def dies_with_parent():
-    """In a child: SIGTERM when this process ends, however it ends."""
+    """In a child: it gets SIGTERM when this process ends, also if this process is killed."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 class Realm:
-    """`with Realm() as realm:` starts it; `realm.env` is the environment that is described above."""
+    """`with Realm() as realm:` starts a realm; `realm.env` is the environment that the head describes."""
 
     def __enter__(self):
         for attempt in range(3):
@@ -270,7 +272,7 @@ class Realm:
         os.chmod(self.path(name), mode)
 
     def start(self):
-        # Apache's workers, which aren't root, come through to their keytabs.
+        # Apache's workers aren't root, and read their keytabs in it.
         os.chmod(self.dir, 0o711)
         self.root = os.getuid() == 0
         self.www = pwd.getpwnam("www-data") if self.root else None
@@ -303,7 +305,7 @@ class Realm:
             self.write("kerberos.schema", text.read())
         os.mkdir(self.path("ldap"), 0o700)
         self.write("slapd.conf", SLAPD_CONF.format(**values), 0o600)
-        # A copy, because Ubuntu confines the program with this path to the folders in /etc and /var.
+        # A copy, because Ubuntu's AppArmor profile for the original path permits no other folders.
         shutil.copy("/usr/sbin/slapd", self.path("slapd"))
         self.spawn("slapd", self.path("slapd"), "-f", self.path("slapd.conf"), "-h", self.ldapi, "-d", "0", env=self.base)
         self.wait("slapd", lambda: connects(self.path("ldapi")))
@@ -319,7 +321,7 @@ class Realm:
         self.call(*util, "-H", self.ldapi, "create", "-r", REALM, "-s", "-P", "master", "-subtrees", "dc=kit,dc=test",
                   env=self.admin)
         services = (FRONT, BACKEND, OTHER)
-        # -norandkey: else the keys change, and keytabs that were written before are void.
+        # -norandkey, because a new key would make earlier keytabs and tickets invalid.
         self.kadmin(
             *("addprinc -pw %spw %s" % (person, person) for person in PEOPLE),
             *("addprinc -randkey " + service for service in services + JOBS),
@@ -336,7 +338,7 @@ class Realm:
             self.admin["KRB5_CONFIG"], self.admin["KRB5_KDC_PROFILE"], REALM), 0o755)
 
     def kadmin(self, *commands):
-        """All in one process. It ends with 0 whatever they do, so its messages are looked at."""
+        """Runs all commands in one process. Its code is 0 also after an error, so the messages are checked."""
         out = self.call("kadmin.local", "-r", REALM, input="\n".join(commands) + "\n", env=self.admin)
         wrong = [line for line in out.splitlines() if " while " in line]
         if wrong:
@@ -355,7 +357,6 @@ class Realm:
                 os.chown(self.path(name), self.www.pw_uid, self.www.pw_gid)
         modules = "\n".join("LoadModule %s_module %s/mod_%s.so" % (name, APACHE_MODULES, name) for name in MODULES.split())
         user = "User www-data\nGroup www-data" if self.root else ""
-        head, body = APACHE_CONF.split("# Every path", 1)
         text = APACHE_CONF.format(user=user, modules=modules, **values)
         self.write("apache.conf", re.sub(r"(?m)^  Ticket (\S+) (\S+) (.+)$", TICKET.strip("\n").format(**values), text))
         self.apache = self.spawn("apache2", "apache2", "-d", self.dir, "-f", self.path("apache.conf"), "-DFOREGROUND",
@@ -387,7 +388,7 @@ class Realm:
         return done.stdout
 
     def spawn(self, name, *command, env):
-        """In the foreground, and so a child: its id is known, and is not another process's by the time it's ended."""
+        """Starts a server in the foreground: the id of a child isn't reused before the child has been waited for."""
         with open(self.path(name + ".out"), "w") as out:
             server = subprocess.Popen(command, env=env, cwd=self.dir, stdin=subprocess.DEVNULL, stdout=out,
                                       stderr=subprocess.STDOUT, preexec_fn=dies_with_parent, start_new_session=True)
@@ -415,7 +416,7 @@ class Realm:
     def stop(self):
         for _, server in reversed(self.servers):
             if server.poll() is None:
-                # A test may have stopped it.
+                # A test may have left it stopped.
                 server.send_signal(signal.SIGCONT)
                 server.terminate()
                 try:
@@ -434,7 +435,7 @@ def connects(address):
 
 
 def end_on_signals():
-    """SIGTERM and SIGHUP end as Ctrl-C does, with every `with` closed."""
+    """SIGTERM and SIGHUP raise, as Ctrl-C does, so that every `with` is left."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
 

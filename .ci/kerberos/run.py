@@ -1,7 +1,8 @@
-"""run.py [GROUP...]: the Kerberos suite: tests/kerberos, and the examples `gateway` and `kerberos` from outside.
+"""run.py [GROUP...]: runs tests/kerberos, and the examples `gateway` and `kerberos`, in a Kerberos realm.
 
-Each group is a process of tests/kerberos with an environment of its own, because the library takes accounts and caches from
-there. `gateway` and `example` are groups too. One line per case; `N passed, N failed` at the end.
+Each module of tests/kerberos is a group: a process with its own environment, because the library reads accounts and caches
+from there. The groups `gateway` and `example` send requests with curl. Prints a line per case, and `N passed, N failed` at
+the end.
 """
 
 import json, os, re, subprocess, sys, tempfile, threading, time
@@ -12,7 +13,7 @@ from realm import Failed, Realm, dies_with_parent, end_on_signals
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-# In this order: the KDC is stopped in `outage`, and the front's key is changed in `expiring`. What each sets, of the realm's.
+# Each with what differs from the realm's environment.
 GROUPS = {
     "own": {},
     "delegated": {},
@@ -24,10 +25,10 @@ GROUPS = {
     "outage": {},
 }
 
-# Groups whose requests are all of users or of nobody: none may be the front's own.
+# Groups in which no request may arrive as the front's own account.
 OF_USERS = {"delegated", "on_behalf", "owners", "example"}
 
-# A group that takes longer hangs.
+# Seconds after which a group is killed.
 LIMIT = 120
 
 SERVICE = "HTTP@backend.kit.test"
@@ -65,13 +66,15 @@ class Results:
 
 
 def build():
-    """Builds with all features, as the steps before this one of .ci/run have. Returns the paths of test and examples."""
+    """Returns the paths of test and examples, built with all features, as the earlier steps of .ci/run build them."""
     paths = {}
     for command in (["test", "--no-run", "--test", "kerberos"],
                     ["build", "--example", "gateway", "--example", "kerberos"]):
         command = ["cargo", *command, "--quiet", "--all-features", "--message-format=json-render-diagnostics"]
-        out = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-        for message in map(json.loads, out.splitlines()):
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            sys.exit("it doesn't build")
+        for message in map(json.loads, done.stdout.splitlines()):
             if message.get("executable"):
                 paths[message["target"]["kind"][0], message["target"]["name"]] = message["executable"]
     return paths["test", "kerberos"], paths["example", "gateway"], paths["example", "kerberos"]
@@ -97,7 +100,7 @@ def run_group(results, group, test, realm):
 
 
 class Accesses:
-    """The lines of Apache's access log from here on."""
+    """The lines that Apache's access log gets from now on."""
 
     def __init__(self, realm):
         self.path = realm.env["KIT_ACCESS_LOG"]
@@ -110,7 +113,7 @@ class Accesses:
 
 
 class Server:
-    """An example as a process; `url` is what it prints. Its output is kept for failures."""
+    """An example as a process. `url` is the URL that it prints, and `lines` its output."""
 
     def __init__(self, command, env):
         self.process = subprocess.Popen(command, env=env, cwd=ROOT, text=True, preexec_fn=dies_with_parent,
@@ -140,7 +143,7 @@ class Server:
             self.process.wait()
 
     def logs(self, text):
-        """Whether it prints this within a second."""
+        """Returns whether the output has this text within a second."""
         for _ in range(100):
             if any(text in line for line in self.lines):
                 return True
@@ -151,7 +154,7 @@ class Server:
 class Response:
     def __init__(self, text):
         head, _, self.body = text.replace("\r\n", "\n").partition("\n\n")
-        # curl prints the heads of a sign-in's 401 and 100 first.
+        # curl prints interim responses, and the 401 of a sign-in, before the final response.
         while self.body.startswith("HTTP/"):
             head, _, self.body = self.body.partition("\n\n")
         lines = head.split("\n")
@@ -170,7 +173,7 @@ class Response:
 
 
 def curl(env, url, *arguments, ccache=None):
-    """As a client with this ticket cache; without: with none."""
+    """Sends a request, with the tickets of this cache."""
     env = {name: value for name, value in env.items() if name not in ("KRB5_CLIENT_KTNAME", "KRB5_KTNAME")}
     env["KRB5CCNAME"] = ccache or "MEMORY:none"
     done = subprocess.run(["curl", "--silent", "--include", "--max-time", "20", "--noproxy", "*", *arguments, url], env=env,
@@ -179,7 +182,7 @@ def curl(env, url, *arguments, ccache=None):
 
 
 def check(results, name, response, status, **lines):
-    """Holds the response against the status and what Apache prints."""
+    """Compares the response with a status and with lines of Apache's script."""
     got = {key: response.line(key) for key in lines}
     good = response.status == status and got == lines
     results.add(name, None if good else "wanted %d and %s, got %s" % (status, lines, response))
@@ -237,7 +240,7 @@ def run_example(results, example, realm):
 
     forwards = ("--delegation", "always")
     backend = "http://127.0.0.1:%d" % realm.backend_port
-    # Its prefix stays on, so /legacy/krb/ is what Apache gets.
+    # It doesn't strip the prefix: Apache gets /legacy/krb/x.
     with Server([example, backend, SERVICE], realm.env) as server, tempfile.TemporaryDirectory() as folder:
         for person in ("alice", "bob"):
             name = person + "@KIT.TEST"
@@ -285,7 +288,7 @@ def run_example(results, example, realm):
 
 
 def check_replays(results, realm):
-    """Over all groups: mod_auth_gssapi has got no token for a second time."""
+    """Checks, over all groups, that mod_auth_gssapi has received no token twice."""
     with open(realm.env["KIT_ERROR_LOG"]) as log:
         replays = [line for line in log if "replay" in line]
     results.add("all: no token was sent twice", "".join(replays))
@@ -303,7 +306,7 @@ def main():
             for group in groups:
                 began = time.monotonic()
                 if group in OF_USERS:
-                    # Apache logs a request after its response.
+                    # The lines of the previous group, because Apache logs a request after its response.
                     time.sleep(0.5)
                 accesses = Accesses(realm)
                 if group == "gateway":

@@ -6,12 +6,13 @@
 //! curl --negotiate -u : http://localhost:3000/legacy/
 //! ```
 //!
-//! The arguments are the backend, whose pages have to be below /legacy, and its service name. The keytab has the key of the
-//! front, `HTTP/localhost` here. A browser has to be set to sign in there (Firefox: `network.negotiate-auth.trusted-uris`).
+//! The arguments are the backend, whose pages have to be below /legacy, and its service name. The keytab has the key of
+//! the front, `HTTP/localhost` here. A browser has to be set to sign in there (Firefox:
+//! `network.negotiate-auth.trusted-uris`).
 //!
-//! The first request of a session has a ticket, and later ones have a cookie. If the browser forwards the ticket of its user
-//! (`curl --delegation always`), the front signs in to the backend with it. Otherwise the KDC gives the front a ticket for
-//! the user, which the front's account needs a right for (constrained delegation).
+//! The first request of a session has a ticket, and later ones have a cookie. If the browser forwards the ticket of its
+//! user (`curl --delegation always`), the front signs in to the backend with it. Otherwise the KDC gives the front a
+//! ticket for the user, which the front's account needs a right for (constrained delegation).
 //!
 //! `sign_in` is the browser's side, and `front` is the backend's side and the app.
 

@@ -1,4 +1,4 @@
-//! Users whose tickets were passed on. The process has an account of its own, which no request may use.
+//! Users whose tickets were forwarded. The process has an account of its own, which no request may use.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use tower_reverse_proxy::{
     authorize::negotiate::libgssapi::credential::{Cred, CredUsage},
 };
 
-use super::realm::{BACKEND, accesses, app, ask, ask_with, events, passed_on_by, pooled, send, unseen};
+use super::realm::{BACKEND, accesses, app, ask, ask_with, events, forwarded_by, pooled, send, unseen};
 
 fn layer() -> NegotiateLayer {
     NegotiateLayer::with_source(Negotiate::delegated(BACKEND).unwrap())
 }
 
-/// Holds the credential against the name of the user.
+/// Compares the credential with the name of the user.
 fn compared() -> NegotiateLayer {
     let source = Negotiate::delegated(BACKEND).unwrap();
     NegotiateLayer::with_source(source.principal(|user| Some(format!("{user}@KIT.TEST"))))
@@ -29,7 +29,7 @@ fn of(user: &str, credential: &DelegatedCredential, path: &str) -> Request<Body>
 async fn the_backend_sees_the_user_and_never_the_front() {
     let app = app(layer());
     for user in ["alice", "bob", "alice"] {
-        let credential = passed_on_by(user);
+        let credential = forwarded_by(user);
         for location in ["krb", "krb-conn", "krb-alice"] {
             if (location, user) != ("krb-alice", "bob") {
                 let path = format!("/app/{location}/delegated");
@@ -42,16 +42,16 @@ async fn the_backend_sees_the_user_and_never_the_front() {
 }
 
 #[tokio::test]
-async fn the_name_of_the_user_may_be_there_too() {
+async fn a_ticket_of_the_named_user_is_used() {
     let app = app(compared());
-    let alice = passed_on_by("alice");
+    let alice = forwarded_by("alice");
     assert_eq!(send(&app, of("alice", &alice, "/app/krb/named")).await.user(), "alice@KIT.TEST");
 }
 
 #[tokio::test]
-async fn another_users_ticket_isnt_used() {
+async fn a_ticket_of_another_user_is_refused() {
     let app = app(compared());
-    let alice = passed_on_by("alice");
+    let alice = forwarded_by("alice");
     events();
     send(&app, of("bob", &alice, "/app/krb/mixed")).await.failed(502, "WrongSpeaker");
     let events = events();
@@ -59,9 +59,9 @@ async fn another_users_ticket_isnt_used() {
     unseen("/krb/mixed").await;
 }
 
-/// An application that hands over the wrong credential: its own.
+/// An application that inserts its own credential by mistake.
 #[tokio::test]
-async fn the_fronts_own_credential_isnt_a_users() {
+async fn the_fronts_own_credential_is_refused_as_a_users() {
     let app = app(compared());
     let own = DelegatedCredential::from(Cred::acquire(None, None, CredUsage::Initiate, None).unwrap());
     send(&app, of("alice", &own, "/app/krb/itself")).await.failed(502, "WrongSpeaker");
@@ -80,15 +80,15 @@ async fn a_credential_to_accept_with_is_refused() {
 #[tokio::test]
 async fn each_users_connections_are_apart() {
     let app = app(layer());
-    let (alice, bob) = (passed_on_by("alice"), passed_on_by("bob"));
+    let (alice, bob) = (forwarded_by("alice"), forwarded_by("bob"));
     ask_with(&app, "/app/krb-conn/x", &alice).await.user();
     tokio::time::sleep(Duration::from_millis(1200)).await;
     let first = ask_with(&app, "/app/krb-conn/x", &alice).await;
     let second = ask_with(&app, "/app/krb-conn/x", &bob).await;
     assert_ne!(first.line("connection"), second.line("connection"));
     pooled().await;
-    // The connection is alice's whatever credential of hers is used.
-    let again = ask_with(&app, "/app/krb-conn/x", &passed_on_by("alice")).await;
+    // Her other credential has the same principal, and so shares the connection.
+    let again = ask_with(&app, "/app/krb-conn/x", &forwarded_by("alice")).await;
     assert_eq!((again.user(), again.line("connection")), ("alice@KIT.TEST", first.line("connection")));
     let nobody = ask(&app, "/app/krb-conn/x").await;
     assert_eq!(nobody.status, 401);
@@ -113,12 +113,11 @@ async fn required_refuses_requests_without_a_ticket() {
 #[tokio::test]
 async fn a_refused_user_gets_403() {
     let app = app(layer());
-    ask_with(&app, "/app/krb-alice/bob", &passed_on_by("bob")).await.failed(403, "CredentialsRefused");
+    ask_with(&app, "/app/krb-alice/bob", &forwarded_by("bob")).await.failed(403, "CredentialsRefused");
 }
 
-/// An unconstrained ticket is for any service.
 #[tokio::test]
-async fn a_passed_on_ticket_is_for_other_services_too() {
+async fn a_forwarded_ticket_is_valid_for_other_services() {
     let app = app(NegotiateLayer::with_source(Negotiate::delegated("HTTP@other.kit.test").unwrap()));
-    assert_eq!(ask_with(&app, "/app/krb-other/x", &passed_on_by("alice")).await.user(), "alice@KIT.TEST");
+    assert_eq!(ask_with(&app, "/app/krb-other/x", &forwarded_by("alice")).await.user(), "alice@KIT.TEST");
 }

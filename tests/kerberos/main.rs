@@ -1,8 +1,8 @@
-//! Kerberos to a backend, in a real realm: a KDC, and Apache with mod_auth_gssapi.
+//! Sign-ins to a backend by Kerberos, in a real realm: a KDC, and Apache with mod_auth_gssapi.
 //!
-//! `.ci/kerberos/run.py` starts the realm and runs each module in a process with its own environment, because the library
-//! takes accounts and caches from there. The tests of a module run one after the other. What is said of threads, caches and
-//! deadlines in general is tested with a library of their own in `src/authorize/negotiate`.
+//! `.ci/kerberos/run.py` starts the realm. It runs each module in a process with its own environment, because the
+//! library reads accounts and caches from there, and the tests of a module one after the other.
+//! `src/authorize/negotiate` has the tests of threads, caches and deadlines that need no realm.
 #![cfg(unix)]
 #![allow(clippy::expect_used, clippy::unwrap_used)] // a missing value fails the test
 #![allow(clippy::print_stdout)] // measurements, with `--nocapture`

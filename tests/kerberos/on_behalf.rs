@@ -47,9 +47,9 @@ async fn without_a_user_the_request_goes_as_it_is() {
     assert_eq!((answer.user(), answer.line("scheme")), ("", ""));
 }
 
-/// Names that would be another principal than the user that the application means.
+/// Names that the library would read as another principal than the application means.
 #[tokio::test]
-async fn a_name_that_is_more_than_a_name_is_refused() {
+async fn a_name_with_a_meaning_for_the_library_is_refused() {
     let app = app(layer());
     let names = [
         "alice@EVIL",
@@ -82,7 +82,7 @@ async fn the_application_maps_names_to_principals() {
     let first = ask_as(&app, "/app/krb-conn/mapped", "CORP\\alice").await;
     assert_eq!(first.user(), "alice@KIT.TEST");
     pooled().await;
-    // Both are one principal, and so share its connections.
+    // Both names map to one principal, and share its connections.
     let second = ask_as(&app, "/app/krb-conn/mapped", "CORP\\ALICE").await;
     assert_eq!((second.user(), second.line("connection")), ("alice@KIT.TEST", first.line("connection")));
     ask_as(&app, "/app/krb/unmapped", "alice").await.failed(403, "CredentialsMissing");
@@ -90,7 +90,7 @@ async fn the_application_maps_names_to_principals() {
 }
 
 #[tokio::test]
-async fn a_realm_that_the_application_names_is_asked() {
+async fn a_mapped_name_may_have_a_realm() {
     let app = app(NegotiateLayer::with_source(on_behalf().principal(|user| Some(user.as_str().to_owned()))));
     assert_eq!(ask_as(&app, "/app/krb/realm", "alice@KIT.TEST").await.user(), "alice@KIT.TEST");
     ask_as(&app, "/app/krb/evil", "alice@EVIL").await.failed(403, "CredentialsMissing");
@@ -134,7 +134,7 @@ async fn a_user_that_the_backend_refuses_gets_403() {
 }
 
 #[tokio::test]
-async fn the_tickets_of_a_user_are_kept() {
+async fn the_tickets_of_a_user_are_cached() {
     let app = app(layer());
     ask_as(&app, "/app/krb/kept", "alice").await.user();
     let log = KdcLog::now();
@@ -145,7 +145,7 @@ async fn the_tickets_of_a_user_are_kept() {
 }
 
 #[tokio::test]
-async fn more_users_than_are_kept_are_still_themselves() {
+async fn users_beyond_the_capacity_of_the_cache_remain_themselves() {
     let app = app(NegotiateLayer::with_source(on_behalf().cache(1, Duration::from_secs(60))));
     for _ in 0..3 {
         for user in ["alice", "bob", "erin"] {
@@ -155,7 +155,7 @@ async fn more_users_than_are_kept_are_still_themselves() {
 }
 
 #[tokio::test]
-async fn a_locked_user_is_out_when_the_kept_tickets_are() {
+async fn a_locked_user_is_refused_once_the_cached_tickets_are_too_old() {
     let app = app(NegotiateLayer::with_source(on_behalf().cache(256, Duration::from_secs(2))));
     assert_eq!(ask_as(&app, "/app/krb/erin", "erin").await.user(), "erin@KIT.TEST");
     kadmin("modprinc -allow_tix erin");

@@ -1,4 +1,4 @@
-//! A KDC that accepts connections and answers nothing, as one whose machine hangs.
+//! A KDC that accepts connections and doesn't answer, because its process is stopped.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use super::{
     support::within,
 };
 
-/// The KDC is stopped as long as it lives.
+/// The KDC is stopped until this is dropped.
 struct Stopped;
 
 impl Stopped {
@@ -38,7 +38,7 @@ fn threads() -> usize {
     fs::read_dir("/proc/self/task").unwrap().count()
 }
 
-/// Sends a hundred requests at once. All have to fail within 6 s, while `/local` answers, without more threads.
+/// Sends a hundred requests at once. All have to fail within 6 s, while `/local` responds, and start no threads.
 async fn a_hundred_fail(app: &Router, user: impl Fn(usize) -> Option<String>) {
     let before = threads();
     let started = Instant::now();
@@ -78,7 +78,7 @@ async fn a_hundred_fail(app: &Router, user: impl Fn(usize) -> Option<String>) {
     unseen("/krb/outage").await;
 }
 
-/// The KDC is back: within seconds, requests are served.
+/// Waits until requests are served again.
 async fn recovers(app: &Router, user: Option<&str>, name: &str) {
     let started = Instant::now();
     loop {
@@ -93,12 +93,11 @@ async fn recovers(app: &Router, user: Option<&str>, name: &str) {
         assert!(started.elapsed() < Duration::from_secs(15), "{answer:?}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    // The library's calls that the outage has held up end now. One that is under way when the process ends would abort it.
+    // Lets the library's pending calls end: one that is under way at the exit of the process may abort it.
     tokio::time::sleep(Duration::from_secs(1)).await;
     println!("recovered after {:?}", started.elapsed());
 }
 
-/// The process has no ticket for this service yet.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_requests_of_the_front_fail_in_time_and_recover() {
     let app = app(NegotiateLayer::with_source(Negotiate::own(BACKEND).unwrap()));
@@ -106,7 +105,7 @@ async fn a_hundred_requests_of_the_front_fail_in_time_and_recover() {
     a_hundred_fail(&app, |_| None).await;
     drop(stopped);
     recovers(&app, None, FRONT).await;
-    // With its ticket, the front needs no KDC.
+    // With a cached ticket, requests need no KDC.
     let _stopped = Stopped::now();
     assert_eq!(ask(&app, "/app/krb/warm").await.user(), FRONT);
 }

@@ -19,8 +19,10 @@ use tower::service_fn;
 use tower_reverse_proxy::{Client, HostPolicy, Negotiate, NegotiateLayer, Upstream};
 
 use super::{
-    realm::{BACKEND, FRONT, accesses, app, app_to, ask, ask_as, events, observed, origin, pooled, send, unseen, var},
-    support::{Message, Wire, client, front, within},
+    realm::{
+        BACKEND, FRONT, KdcLog, accesses, app, app_to, ask, ask_as, events, observed, origin, pooled, send, unseen, var,
+    },
+    support::{Message, Wire, client, front, websocket, within},
 };
 
 fn own() -> Negotiate {
@@ -37,7 +39,7 @@ async fn the_backend_sees_the_account_of_the_front() {
     let answer = ask(&app, "/app/krb/own").await;
     assert_eq!(answer.user(), FRONT);
     assert_eq!(answer.line("scheme"), "Negotiate");
-    // With no difference for a user of the front.
+    // Also for requests of a user.
     assert_eq!(ask_as(&app, "/app/krb/own", "alice").await.user(), FRONT);
     let posted = Request::post("/app/krb/own").body(Body::from("seven!!")).unwrap();
     let posted = send(&app, posted).await;
@@ -93,8 +95,8 @@ async fn a_backend_that_proves_nothing_fails_require_mutual_only() {
     ask(&strict, "/app/krb-mute/x").await.failed(502, "BackendUnproven");
 }
 
-/// A backend that answers each request with this challenge; `None`: with that of Apache, from a sign-in of its own, to
-/// which it passes the first request's token.
+/// A backend that responds to each request with this challenge. `None`: it sends the token of its first request to
+/// Apache, and responds to all with the challenge of that response.
 async fn impostor(challenge: Option<&'static str>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -158,10 +160,10 @@ async fn an_impostor_never_satisfies_require_mutual() {
 }
 
 #[tokio::test]
-async fn the_proof_of_another_sign_in_is_none() {
+async fn the_proof_of_another_sign_in_proves_nothing() {
     let upstream = Upstream::new(format!("http://{}", impostor(None).await).as_str());
     let app = app_to(upstream, NegotiateLayer::with_source(own().require_mutual(true)));
-    // The impostor passes the first token on, so it's the right proof for that one.
+    // Of the first token, it's the right proof.
     assert_eq!(ask(&app, "/app/x").await.text, "evil");
     ask(&app, "/app/x").await.failed(502, "BackendUnproven");
 }
@@ -187,7 +189,7 @@ async fn an_alias_without_a_principal_is_a_clear_event() {
 #[tokio::test]
 async fn the_clients_host_never_picks_the_service() {
     let app = app_to(Upstream::new(&*origin()).host(HostPolicy::Preserve), layer());
-    let log = super::realm::KdcLog::now();
+    let log = KdcLog::now();
     for host in ["other.kit.test", "alias.kit.test", "localhost", "krbtgt"] {
         let request = Request::get("/app/krb/host").header("host", host).body(Body::empty()).unwrap();
         assert_eq!(send(&app, request).await.user(), FRONT);
@@ -196,9 +198,9 @@ async fn the_clients_host_never_picks_the_service() {
     assert_eq!(others, [0, 0]);
 }
 
-/// Apache that derives its acceptor name from `Host` has no key for the name of the front.
+/// Apache that derives its acceptor name from `Host` has a key for its own name only.
 #[tokio::test]
-async fn a_backend_that_goes_by_host_needs_its_own() {
+async fn a_backend_that_derives_its_name_from_host_needs_host_policy_backend() {
     let preserve = app_to(Upstream::new(&*origin()).host(HostPolicy::Preserve), layer());
     let request = || Request::get("/app/krb-host/x").header("host", "front.example").body(Body::empty()).unwrap();
     send(&preserve, request()).await.failed(502, "CredentialsRefused");
@@ -237,10 +239,9 @@ async fn a_websocket_is_signed_in_and_keeps_its_connection() {
     let served = tokio::spawn(async move {
         let mut wire = Wire::new(backend.accept().await.unwrap().0);
         let request = wire.message().await.unwrap();
-        let response = format!(
-            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {}\r\n\r\n",
-            super::support::websocket::accept_of(request.field("sec-websocket-key").unwrap())
-        );
+        let accept = websocket::accept_of(request.field("sec-websocket-key").unwrap());
+        let fields = format!("Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n");
+        let response = format!("HTTP/1.1 101 Switching Protocols\r\n{fields}\r\n");
         wire.send(response.as_bytes()).await;
         let ping = wire.bytes(4).await;
         wire.send(&ping).await;
@@ -269,7 +270,8 @@ async fn a_websocket_is_signed_in_and_keeps_its_connection() {
     assert!(*tunnel != during && *tunnel != after);
 }
 
-/// A backend that takes the token of each request. While it's `cut`, it closes the connection instead of a response.
+/// A backend that sends the token of each request to Apache. It closes the next connection instead of a response if
+/// `cut` is set.
 async fn relay(path: &'static str, cut: Arc<AtomicBool>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -308,7 +310,8 @@ async fn a_request_that_the_backend_has_read_is_not_sent_again() {
     assert!(seen.len() == 4 && seen.iter().all(|access| access.status == "200"), "{seen:?}");
 }
 
-/// Apache closes idle connections after 20 ms, and each one after 5 requests: many requests meet a connection that closes.
+/// Apache closes connections that are idle for 20 ms, and each one after 5 requests, so many requests race with a
+/// close.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_storm_of_stale_connections_makes_no_replay() {
     let stale = format!("http://127.0.0.1:{}", var("KIT_STALE_PORT"));
@@ -340,7 +343,7 @@ async fn a_storm_of_stale_connections_makes_no_replay() {
 }
 
 #[tokio::test]
-async fn nothing_prints_a_secret() {
+async fn debug_output_has_no_token_and_no_keytab() {
     let negotiate = own();
     let printed = format!("{negotiate:?} {:?}", NegotiateLayer::with_source(negotiate.clone()));
     assert!(!printed.contains("YII") && !printed.contains("keytab"), "{printed}");

@@ -1,4 +1,4 @@
-//! A backend that signs connections in, and many users over one client.
+//! A backend whose tickets sign in connections, and many users of one client.
 
 use std::{
     sync::{
@@ -26,7 +26,7 @@ struct Counts {
     cancelled: AtomicUsize,
 }
 
-/// A request of one of the users: with a body or without, awaited or given up midway.
+/// Sends a request of a random user, with or without a body, and cancels some of the requests.
 async fn request(app: &Router, random: u64, counts: &Counts) {
     let user = USERS[(random % 4) as usize];
     let builder =
@@ -76,7 +76,7 @@ async fn a_user_never_gets_the_connection_of_another() {
     }
     let (answered, cancelled) = (counts.answered.load(Ordering::Relaxed), counts.cancelled.load(Ordering::Relaxed));
     assert!(answered > 5000 && cancelled > 300, "{answered} answered, {cancelled} cancelled");
-    // As Apache saw it: each connection is of one user, and no other.
+    // In Apache's log, each connection has one user.
     let mut owners = std::collections::HashMap::<usize, String>::new();
     let log = accesses("/krb-conn/stress", answered).await;
     for access in &log {

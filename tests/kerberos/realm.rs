@@ -75,14 +75,14 @@ impl Answer {
         lines.find(|(key, _)| *key == name).unwrap_or_else(|| panic!("no {name} in {self:?}")).1
     }
 
-    /// The user whom Apache signed in. The response is 200.
+    /// Returns the user whom Apache has signed in.
     #[track_caller]
     pub(crate) fn user(&self) -> &str {
         assert_eq!(self.status, 200, "{self:?}");
         self.line("user")
     }
 
-    /// The kind of the failure, or an empty text.
+    /// Returns the kind of the failure; an empty text if there is none.
     pub(crate) fn kind(&self) -> &str {
         self.headers.get("x-kind").map_or("", |kind| kind.to_str().unwrap())
     }
@@ -117,13 +117,13 @@ pub(crate) async fn ask_as(app: &Router, path: &str, user: &str) -> Answer {
     send(app, Request::get(path).extension(RemoteUser::from(user)).body(Body::empty()).unwrap()).await
 }
 
-/// Sends `GET path` as the request of a user whose credential was passed on.
+/// Sends `GET path` with a forwarded credential.
 pub(crate) async fn ask_with(app: &Router, path: &str, credential: &DelegatedCredential) -> Answer {
     send(app, Request::get(path).extension(credential.clone()).body(Body::empty()).unwrap()).await
 }
 
-/// Lets the pool observe, with two requests, that the backend keeps idle connections. Before that, requests that can't be
-/// replayed use new ones.
+/// Lets the pool observe, with two requests, that the backend keeps idle connections. Before that, requests that can't
+/// be replayed use new ones.
 pub(crate) async fn observed(app: &Router, path: &str, user: &str) {
     ask_as(app, path, user).await.user();
     tokio::time::sleep(Duration::from_millis(1200)).await;
@@ -136,8 +136,8 @@ pub(crate) async fn pooled() {
     tokio::time::sleep(Duration::from_millis(20)).await;
 }
 
-/// Signs a user in by Negotiate, as a browser that passes its ticket on and a front that accepts it.
-pub(crate) fn passed_on_by(user: &str) -> DelegatedCredential {
+/// Signs a user in as a browser that forwards its ticket and an application that accepts it do.
+pub(crate) fn forwarded_by(user: &str) -> DelegatedCredential {
     let name = Name::new(user.as_bytes(), Some(GSS_NT_USER_NAME)).unwrap();
     let spnego = OidSet::singleton(GSS_MECH_SPNEGO).unwrap();
     let password = format!("{user}pw");
@@ -207,11 +207,10 @@ impl KdcLog {
         Self(fs::read(var("KIT_KDC_LOG")).unwrap().len())
     }
 
-    /// How many requests of this type the KDC has got since that have this text in their lines.
+    /// Counts the requests of this type since then whose lines contain this text.
     pub(crate) fn count(&self, request: &str, text: &str) -> usize {
         let log = fs::read(var("KIT_KDC_LOG")).unwrap();
         let log = String::from_utf8_lossy(&log[self.0..]).into_owned();
-        // `closing down fd` and what is granted have lines of their own.
         log.lines().filter(|line| line.contains(request) && line.contains(text)).count()
     }
 }
@@ -238,7 +237,7 @@ struct Sink;
 
 impl io::Write for Sink {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // How tokens of clients and of servers begin, in base64.
+        // The beginnings of a client's and a server's tokens in Base64.
         let tokens = [&b"YII"[..], b"oYG", b"oYH", b"YIG"];
         if line.windows(3).any(|window| tokens.contains(&window)) {
             LEAKED.store(true, Ordering::SeqCst);

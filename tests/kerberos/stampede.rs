@@ -1,4 +1,4 @@
-//! Many requests at once, before there is any ticket. Each test asks for accounts that the process hasn't asked for.
+//! Many requests at once, of accounts that have no ticket yet.
 
 use tower_reverse_proxy::{Negotiate, NegotiateLayer};
 
@@ -25,7 +25,7 @@ async fn a_hundred_cold_requests_of_the_front_need_one_ticket() {
                 assert_eq!(answer.user(), FRONT);
                 served += 1;
             }
-            // Of a call that takes longer than usual, on a busy machine, 64 requests await the end.
+            // On a busy machine the first call may take long, and 64 requests wait for a long call.
             _ => answer.failed(503, "CredentialsBusy"),
         }
     }
@@ -49,7 +49,7 @@ async fn a_hundred_cold_requests_of_a_user_need_the_tickets_of_one() {
         // Fewer than 64 wait for the thread of each user.
         assert_eq!(answer.user(), format!("{user}@KIT.TEST"));
     }
-    // S4U2Self and S4U2Proxy, for each of the two, and perhaps a check of the name.
+    // S4U2Self and S4U2Proxy for each of the two, and the front's own tickets.
     let tickets = log.count("TGS_REQ", "ISSUE");
     assert!((2..=8).contains(&tickets), "{tickets} TGS_REQ");
 }
