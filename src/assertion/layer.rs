@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Extensions, HeaderName, HeaderValue, Request, StatusCode, Uri};
+use http::{Extensions, HeaderName, HeaderValue, Request, StatusCode, Uri, header::AUTHORIZATION};
 use serde_json::Value;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -194,6 +194,8 @@ impl AssertionLayer {
     }
 
     /// Sets the name of the field, as `&str` or [`HeaderName`]. Default: `X-JWT-Assertion`. Its value is the token alone.
+    ///
+    /// In `Authorization`, the token is a bearer token (RFC 6750, section 2.1), as resource servers of OAuth 2.0 read it.
     ///
     /// ```
     /// # #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))] {
@@ -501,7 +503,10 @@ impl Config {
         if !subject.claims.is_empty() {
             claims = claims + "," + subject.claims;
         }
-        let token = key.sign((claims + "}").as_bytes()).map_err(failed)?;
+        let mut token = key.sign((claims + "}").as_bytes()).map_err(failed)?;
+        if self.header == AUTHORIZATION {
+            token.insert_str(0, "Bearer ");
+        }
         // Can't fail, because base64url and dots are visible characters.
         let mut token =
             HeaderValue::try_from(token).map_err(|error| Error::rejected(StatusCode::INTERNAL_SERVER_ERROR, error))?;

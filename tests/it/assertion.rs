@@ -159,6 +159,18 @@ async fn a_field_of_another_name_is_guarded_and_the_default_one_passes() {
 }
 
 #[tokio::test]
+async fn in_authorization_the_assertion_is_a_bearer_token() {
+    let mut request = request("alice");
+    request.headers_mut().insert("authorization", HeaderValue::from_static("Basic YTpi"));
+    let sent = sent(layer().header("Authorization"), request).await.unwrap();
+    let values: Vec<_> = sent.headers().get_all("authorization").iter().collect();
+    let [value] = &*values else { panic!("not one: {values:?}") };
+    assert!(value.is_sensitive());
+    assert_eq!(claims(value.to_str().unwrap().strip_prefix("Bearer ").unwrap())["sub"], "alice");
+    assert!(!sent.headers().contains_key("x-jwt-assertion"));
+}
+
+#[tokio::test]
 async fn no_assertion_is_forwarded_as_a_trailer() {
     let (origin, mut requests) = recording(OK).await;
     let keys = keys();
