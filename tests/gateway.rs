@@ -681,6 +681,8 @@ fn configuration_errors_are_one_line_before_anything_listens() {
         (with("allow_upgrades = [\"h2c\"]"), "allow_upgrades: \"h2c\""),
         (with("ca_file = \"ca.pem\""), "ca_file"),
         (with("basic_password = \"a\\nb\""), "basic_password"),
+        (with("basic_password = 12345678"), "line 5: a secret that isn't a string: write it in quotation marks"),
+        (with("bearer = [\"12345678\"]"), "line 5: a secret that isn't a string: write it in quotation marks"),
         (with("forwarded_proto = 1"), "line 5: "),
         (format!("{}{}", with(""), mount("/a", "http://127.0.0.1:1", "")), "two mounts"),
         (format!("{listen}{}", mount("a", "http://127.0.0.1:1", "")), "invalid prefix"),
@@ -729,6 +731,7 @@ fn refuses(cases: &[(String, &str)]) {
         assert_eq!(status.code(), Some(2), "{config}: {stderr}");
         assert!(stderr.starts_with("gateway: ") && stderr.trim_end().lines().count() == 1, "{config}: {stderr}");
         assert!(stderr.contains(wrong), "{config}: {stderr}");
+        assert!(!stderr.contains("12345678"), "a secret is shown: {stderr}");
         assert!(!String::from_utf8_lossy(&stdout).contains("listening"));
     }
 }
@@ -792,4 +795,25 @@ fn a_mount_with_assertions_sends_one_that_the_published_keys_verify() {
         decode::<serde_json::Value>(line, &DecodingKey::from_jwk(&keys.keys[0]).unwrap(), &validation).unwrap().claims;
     assert_eq!(claims["sub"], "CORP\\alice");
     assert!(Gateway::start("").get("/front/jwks.json", "").starts_with("HTTP/1.1 404"));
+}
+
+/// A backend there would choose the keys that the other backends trust.
+#[cfg(all(feature = "assertion", feature = "tls-ring"))]
+#[test]
+fn no_mount_takes_the_route_of_the_keys() {
+    let mut key = tempfile::NamedTempFile::new().unwrap();
+    key.write_all(rcgen::KeyPair::generate().unwrap().serialize_pem().as_bytes()).unwrap();
+    let origin = mirror();
+    for prefix in ["/", "/front", "/front/jwks.json"] {
+        let mount = mount(prefix, &origin, "");
+        let gateway = Gateway::start(&format!("assertion_key = {:?}\n{mount}", key.path()));
+        for target in ["/front/jwks.json", "/front/jwks.json?x", "http://other.example/front/jwks.json"] {
+            let answer = gateway.get(target, "");
+            assert!(answer.contains("application/jwk-set+json"), "{prefix} {target}: {answer}");
+        }
+        let answer = gateway.get("/front/jwks.json/x", "");
+        assert!(answer.contains("GET /front/jwks.json/x"), "{prefix}: {answer}");
+        // Without a key, it's a path like any other.
+        assert!(Gateway::start(&mount).get("/front/jwks.json", "").contains("GET /front/jwks.json"));
+    }
 }

@@ -10,6 +10,8 @@ use super::{
     config::{Config, Mount},
 };
 
+const JWKS: &str = "/front/jwks.json";
+
 /// What `assertion = true` adds to a mount.
 pub(crate) type Layer = AssertionLayer;
 
@@ -46,8 +48,14 @@ impl Assertions {
     /// Adds the route of the keys.
     pub(crate) fn add_route(&self, routes: Router) -> Router {
         match &self.keys {
-            Some(keys) => routes.route_service("/front/jwks.json", keys.jwks()),
+            Some(keys) => routes.route_service(JWKS, keys.jwks()),
             None => routes,
         }
+    }
+
+    /// Whether it's the route of the keys, which no mount takes: a backend that could respond there would choose the keys
+    /// that the other backends trust.
+    pub(crate) fn owns(&self, path: &str) -> bool {
+        self.keys.is_some() && path == JWKS
     }
 }

@@ -3,7 +3,7 @@
 use std::{fs, net::SocketAddr, time::Duration};
 
 use axum::http::uri::Scheme;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::{Wrong, serve::Limits};
 
@@ -72,6 +72,14 @@ struct File {
     mounts: Vec<Mount>,
 }
 
+/// Reads a secret. Its error doesn't show the value, as serde's own does for a number without quotation marks.
+fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    match toml::Value::deserialize(deserializer)? {
+        toml::Value::String(secret) => Ok(Some(secret)),
+        _ => Err(D::Error::custom("a secret that isn't a string: write it in quotation marks")),
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Mount {
@@ -89,7 +97,9 @@ pub(crate) struct Mount {
     pub(crate) remote_groups_header: Option<String>,
     #[serde(default)]
     pub(crate) assertion: bool,
+    #[serde(default, deserialize_with = "secret")]
     pub(crate) basic_password: Option<String>,
+    #[serde(default, deserialize_with = "secret")]
     pub(crate) bearer: Option<String>,
     #[serde(default)]
     pub(crate) hide_cookies: Vec<String>,

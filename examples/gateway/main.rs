@@ -14,7 +14,8 @@
 //! max_header_bytes = 65536          # one limit for the request heads of HTTP/1.1 and HTTP/2; beyond: 431. Absent: 64 KiB
 //! trusted_proxies = ["10.0.0.0/8", "unix"] # peers whose X-Forwarded-* are trusted; absent: none
 //! forwarded_proto = "https"         # how clients reach this front, for X-Forwarded-Proto; absent: http. Also per mount
-//! assertion_key = "key.pem"         # signs the mounts' assertions; its public half is at /front/jwks.json. Absent: none
+//! assertion_key = "key.pem"         # signs the mounts' assertions; its public half is at /front/jwks.json, also below a
+//!                                   # mount at "/". Absent: none
 //!
 //! [[mount]]
 //! prefix = "/mydir"                 # a directory; "/" takes everything. The longest prefix wins
@@ -110,7 +111,8 @@ fn run(path: &str) -> Result<(), Wrong> {
     let tunnels = Tunnels::new();
     let assertions = Assertions::new(&config).map_err(|wrong| format!("{path}: {wrong}"))?;
     let mounts = mounts::table(&config, &tunnels, &assertions).map_err(|wrong| format!("{path}: {wrong}"))?;
-    let front = Front { own: assertions.add_route(own_routes()), mounts, test_sign_in: config.test_sign_in };
+    let own = assertions.add_route(own_routes());
+    let front = Front { own, assertions, mounts, test_sign_in: config.test_sign_in };
 
     let mut runtime = match config.threads {
         Some(1) => tokio::runtime::Builder::new_current_thread(),
@@ -142,9 +144,10 @@ async fn whoami(user: Option<Extension<RemoteUser>>) -> String {
     user.map(|Extension(user)| user.to_string()).unwrap_or_default()
 }
 
-/// The mounts, and the gateway's own routes behind them.
+/// The mounts, and the gateway's own routes behind them, of which the one of the keys is before them.
 struct Front {
     own: Router,
+    assertions: Assertions,
     mounts: Table<mounts::Proxy>,
     test_sign_in: bool,
 }
@@ -157,7 +160,9 @@ impl Front {
         {
             return refusal;
         }
-        let Ok(response) = match self.mounts.find(request.uri().path()) {
+        let path = request.uri().path();
+        let mount = if self.assertions.owns(path) { None } else { self.mounts.find(path) };
+        let Ok(response) = match mount {
             Some(proxy) => proxy(request).await,
             None => self.own.clone().oneshot(request).await,
         };
