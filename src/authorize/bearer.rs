@@ -147,6 +147,7 @@ impl AuthorizationLayer<Bearer> {
     /// - Requests without a token wait for one fetch, which they share.
     /// - After 80 % of the token's life, the next request starts a fetch in the background, and is sent with the old
     ///   token.
+    /// - A token with a life of less than 1 s is sent for 1 s, so that not every request starts a fetch.
     /// - If the backend answers 401, the next request waits for a new token, unless the token is younger than 1 s.
     /// - A fetch runs in a task of its own: a request that is cancelled doesn't cancel it. It's given up after 30 s.
     /// - If a fetch fails, the old token is kept while it's valid. Without one, the client gets 502

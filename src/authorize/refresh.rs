@@ -160,11 +160,13 @@ impl State {
 impl Held {
     /// `None` if it isn't a bearer token.
     fn new(Token { value: token, expires_in }: &Token, requested: Instant) -> Option<Self> {
+        // Else a token that has no life, such as one without `expires_in`, would be fetched for each request.
+        let life = (*expires_in).max(PAUSE);
         Some(Self {
             value: value(token)?,
             requested,
-            refresh: requested.checked_add(*expires_in / 5 * 4),
-            expiry: requested.checked_add(*expires_in),
+            refresh: requested.checked_add(life / 5 * 4),
+            expiry: requested.checked_add(life),
         })
     }
 }

@@ -350,6 +350,26 @@ async fn a_refused_token_is_kept_if_there_is_no_other() {
     assert_eq!((token(&layer).await, tokens.fetches()), ("1".to_owned(), 2));
 }
 
+/// A token server's answer without `expires_in` is often read as 0.
+#[tokio::test(start_paused = true)]
+async fn a_token_without_a_life_is_fetched_once_a_second() {
+    let fetches = Arc::new(AtomicUsize::new(0));
+    let layer = BearerLayer::refreshing({
+        let fetches = fetches.clone();
+        move || {
+            let value = (fetches.fetch_add(1, Ordering::SeqCst) + 1).to_string();
+            async move { Ok::<_, Infallible>(Token { value, expires_in: Duration::ZERO }) }
+        }
+    });
+    for number in ["1", "2"] {
+        for _ in 0..50 {
+            assert_eq!(token(&layer).await, number);
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(fetches.load(Ordering::SeqCst), 2);
+}
+
 // ---- Passwords ----
 
 #[tokio::test]
