@@ -211,6 +211,7 @@ WHOAMI = """
 function handle(r)
   r.content_type = "text/plain"
   if r.uri:match("^/krb%-404/") then r.status = 404 end
+  if r.uri:match("/sets%-a%-cookie$") then r.headers_out["Set-Cookie"] = "app=1; Path=/" end
   local authorization = r.headers_in["Authorization"] or ""
   r:puts("user=", r.user or "", "\\n")
   r:puts("connection=", r.headers_in["X-Kit-Connection"] or "", "\\n")

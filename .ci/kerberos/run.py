@@ -255,6 +255,10 @@ def run_example(results, example, realm):
         is_good = first.status == 401 and first.all("www-authenticate") == ["Negotiate"] and not first.all("set-cookie")
         results.add("example: the challenge", None if is_good else str(first))
 
+        response = get("/legacy/krb/sets-a-cookie", person="alice")
+        names = sorted(cookie.partition("=")[0] for cookie in response.all("set-cookie"))
+        results.add("example: the first response has the cookies of both", None if names == ["app", "front"] else str(response))
+
         jar = os.path.join(folder, "jar")
         for how, arguments in (("on behalf", ()), ("with a forwarded ticket", forwards)):
             get("/", "--cookie-jar", jar, *arguments, person="alice")

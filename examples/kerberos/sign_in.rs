@@ -64,7 +64,10 @@ pub(crate) async fn signed_in(State(sign_in): State<Arc<SignIn>>, mut request: R
         request.extensions_mut().insert(ticket);
     }
     let mut response = next.run(request).await;
-    response.headers_mut().extend(fields);
+    for (name, value) in &fields {
+        // `HeaderMap::extend` would replace the cookies that the backend sets.
+        response.headers_mut().append(name, value.clone());
+    }
     response
 }
 
