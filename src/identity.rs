@@ -1,10 +1,19 @@
 //! Request extensions that describe the user and the client. The application or its server inserts them.
 
 use std::{
+    any::type_name,
     fmt,
+    marker::PhantomData,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
+
+use http::Extensions;
+
+use crate::observe;
 
 /// The name of the signed-in user, as a request extension.
 ///
@@ -98,7 +107,45 @@ impl fmt::Display for RemoteUser {
 /// The user whose credentials a layer has set, as a request extension. A later layer that sets another user refuses the
 /// request.
 #[derive(Clone, Debug)]
-pub(crate) struct CredentialsUser(pub(crate) Option<RemoteUser>);
+pub(crate) struct CredentialsUser(Option<RemoteUser>);
+
+impl CredentialsUser {
+    /// Records the signed-in user of a request, or that there is none.
+    pub(crate) fn record(extensions: &mut Extensions) {
+        let user = extensions.get::<RemoteUser>().cloned();
+        match extensions.get_mut() {
+            Some(Self(recorded)) => *recorded = user,
+            None => drop(extensions.insert(Self(user))),
+        }
+    }
+
+    /// Whether credentials have been set for another user than the signed-in one.
+    pub(crate) fn is_another(extensions: &Extensions) -> bool {
+        extensions.get().is_some_and(|Self(user)| user.as_ref() != extensions.get())
+    }
+}
+
+/// The extension of a request that a closure of the application reads. A missing one is logged once, because a wrong
+/// order of the layers looks like requests without users.
+pub(crate) struct ExpectedExtension<T> {
+    missed: AtomicBool,
+    extension: PhantomData<fn() -> T>,
+}
+
+impl<T: Send + Sync + 'static> ExpectedExtension<T> {
+    pub(crate) fn new() -> Self {
+        Self { missed: AtomicBool::new(false), extension: PhantomData }
+    }
+
+    pub(crate) fn find<'a>(&self, extensions: &'a Extensions) -> Option<&'a T> {
+        let found = extensions.get();
+        // Loaded first, because all requests without users would write to one cache line.
+        if found.is_none() && !self.missed.load(Relaxed) && !self.missed.swap(true, Relaxed) {
+            observe::missing_extension(type_name::<T>());
+        }
+        found
+    }
+}
 
 /// Whom a connection to the backend speaks for once the credentials of a request went over it, as a request extension.
 ///

@@ -60,15 +60,15 @@ pub(crate) fn unrepresentable_value(header: &HeaderName, reason: &str) {
     );
 }
 
-/// Logs that a request doesn't have the extension from which a layer reads the user, or what goes with the user.
+/// Logs that a request doesn't have the extension from which a layer reads the user, or what belongs to the user.
 #[cold]
 pub(crate) fn missing_extension(extension: &str) {
     tracing::warn!(
         target: "tower_reverse_proxy",
         extension,
-        "a request has no extension of the type that a RemoteUserLayer or AssertionLayer reads; unless only requests of \
-         signed-in users have it, add the layer that inserts it to the router after the proxy, and look for a second \
-         version of its crate with `cargo tree --duplicates`"
+        "a request has no extension of the type that an upstream layer reads; unless only requests of signed-in users \
+         have it, add the layer that inserts it to the router after the proxy, and look for a second version of its \
+         crate with `cargo tree --duplicates`"
     );
 }
 

@@ -643,6 +643,20 @@ async fn a_missing_extension_is_one_warning_for_each_layer_that_names_the_type()
     assert_eq!(turn.events().len(), 0);
 }
 
+#[tokio::test]
+async fn a_missing_extension_of_bearer_tokens_is_one_warning() {
+    #[derive(Clone)]
+    struct Tokens;
+    let turn = Turn::take().await;
+    let layer = BearerLayer::from_extension(|_: &Tokens| Some("s3cret".into()));
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(mirror().await).upstream_layer(layer))).await;
+    for _ in 0..3 {
+        get(addr, "/x", "").await;
+    }
+    let event = turn.event();
+    assert!(event["level"] == "WARN" && event["extension"].ends_with("::Tokens"), "{event:?}");
+}
+
 #[cfg(all(feature = "assertion", feature = "tls-ring"))]
 #[tokio::test]
 async fn a_missing_extension_of_an_assertions_claims_is_one_warning() {

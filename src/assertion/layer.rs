@@ -1,12 +1,8 @@
 //! The layer that sends an assertion with each request.
 
 use std::{
-    any::type_name,
     fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -24,7 +20,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     headers::{reserved::remove_folded, trailers::ForbiddenTrailers},
-    identity::{CredentialsUser, RemoteUser},
+    identity::{CredentialsUser, ExpectedExtension, RemoteUser},
     observe,
     reject::ResponseFuture,
     service::FromRejection,
@@ -293,11 +289,11 @@ impl AssertionLayer {
     where
         T: Send + Sync + 'static,
     {
-        let missed = AtomicBool::new(false);
-        let describe = move |extensions: &Extensions, claims: &mut Claims| match extensions.get::<T>() {
-            Some(extension) => describe(extension, claims),
-            None if missed.load(Relaxed) || missed.swap(true, Relaxed) => {}
-            None => observe::missing_extension(type_name::<T>()),
+        let expected = ExpectedExtension::new();
+        let describe = move |extensions: &Extensions, claims: &mut Claims| {
+            if let Some(extension) = expected.find(extensions) {
+                describe(extension, claims);
+            }
         };
         self.config_mut().claims.push(Arc::new(describe));
         self
@@ -443,9 +439,8 @@ impl Config {
     fn apply<B>(&self, cache: &Cache, request: &mut Request<B>) -> Result<(), Error> {
         remove_folded(request.headers_mut(), &self.header);
         ForbiddenTrailers::add(request.extensions(), &self.header);
-        let user = request.extensions().get::<RemoteUser>().cloned();
-        request.extensions_mut().insert(CredentialsUser(user.clone()));
-        let Some(user) = user else {
+        CredentialsUser::record(request.extensions_mut());
+        let Some(user) = request.extensions().get::<RemoteUser>() else {
             return if self.required { Err(ErrorKind::SignInRequired.into()) } else { Ok(()) };
         };
         // A backend could take an empty `sub` for no user.
@@ -463,7 +458,7 @@ impl Config {
             self.claims.iter().for_each(|describe| describe(request.extensions(), &mut described));
             claims = described.into_members();
         }
-        let subject = Subject { user: &user, audience, claims: &claims };
+        let subject = Subject { user, audience, claims: &claims };
         let now = now();
         let token = if self.per_request {
             self.sign(subject, now, Some(request))?

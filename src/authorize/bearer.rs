@@ -9,7 +9,10 @@ use super::{
     Ask, AuthorizationLayer, CredentialSource, Credentials, CredentialsFuture,
     refresh::{Fetch, Refresher},
 };
-use crate::error::{Error, ErrorKind};
+use crate::{
+    error::{Error, ErrorKind},
+    identity::ExpectedExtension,
+};
 
 /// A layer that sends a bearer token to the backend, in place of the client's own `Authorization`.
 ///
@@ -119,8 +122,9 @@ impl AuthorizationLayer<Bearer> {
     /// Sends the token that `token` reads from a request extension of the application's own, such as the access token
     /// in the user's session.
     ///
-    /// Without the extension, or if it returns `None`, no credentials are sent. If it isn't a token (RFC 6750, section
-    /// 2.1), the client gets 403 ([`CredentialsMissing`](ErrorKind::CredentialsMissing)).
+    /// Without the extension, or if it returns `None`, no credentials are sent. The first request without the extension
+    /// is an event at warn level, because the layer that inserts it may be in the wrong place. If it isn't a token (RFC
+    /// 6750, section 2.1), the client gets 403 ([`CredentialsMissing`](ErrorKind::CredentialsMissing)).
     ///
     /// ```
     /// use tower_reverse_proxy::BearerLayer;
@@ -137,7 +141,8 @@ impl AuthorizationLayer<Bearer> {
     where
         T: Send + Sync + 'static,
     {
-        let token = move |extensions: &Extensions| token(extensions.get::<T>()?);
+        let expected = ExpectedExtension::new();
+        let token = move |extensions: &Extensions| token(expected.find(extensions)?);
         Self::with_source(Bearer { tokens: Tokens::OfUser(Arc::new(token)) })
     }
 

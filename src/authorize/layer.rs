@@ -16,7 +16,7 @@ use super::{Ask, Authorization, CredentialSource, Credentials, Proof, source::Pa
 use crate::{
     error::{Error, ErrorKind},
     headers::{challenge, retain_members},
-    identity::{CredentialsUser, Owner, RemoteUser},
+    identity::{CredentialsUser, Owner},
     observe,
     timeout::bounded,
 };
@@ -241,8 +241,7 @@ impl<C: CredentialSource> Shared<C> {
         let ask = Ask::new(request.extensions(), request.uri().authority(), was_refused);
         let future = self.source.credentials(&ask);
         if ask.has_read_user() {
-            let user = request.extensions().get::<RemoteUser>().cloned();
-            request.extensions_mut().insert(CredentialsUser(user));
+            CredentialsUser::record(request.extensions_mut());
         }
         future
     }

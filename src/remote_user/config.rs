@@ -107,10 +107,8 @@ pub(super) fn act_for<B>(request: &mut Request<B>, user: Option<RemoteUser>) -> 
         Some(user) => drop(request.extensions_mut().insert(user)),
         None => drop(request.extensions_mut().remove::<RemoteUser>()),
     }
-    match request.extensions().get() {
-        Some(CredentialsUser(user)) if user.as_ref() != request.extensions().get::<RemoteUser>() => {
-            Err(Error::rejected(StatusCode::INTERNAL_SERVER_ERROR, WRONG_ORDER))
-        }
-        _ => Ok(()),
+    match CredentialsUser::is_another(request.extensions()) {
+        true => Err(Error::rejected(StatusCode::INTERNAL_SERVER_ERROR, WRONG_ORDER)),
+        false => Ok(()),
     }
 }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use http::{Extensions, HeaderName, HeaderValue};
 
-use super::{encoding::Encoding, source::Expected};
+use super::encoding::Encoding;
 use crate::{
     error::{Error, ErrorKind},
+    identity::ExpectedExtension,
     observe,
 };
 
@@ -27,7 +28,7 @@ impl Field {
     where
         T: Send + Sync + 'static,
     {
-        let expected = Expected::new();
+        let expected = ExpectedExtension::new();
         let read = move |extensions: &Extensions| Some(value(expected.find(extensions)?).into_iter().collect());
         Self { name, separator: None, read: Arc::new(read) }
     }
@@ -40,7 +41,7 @@ impl Field {
     where
         T: Send + Sync + 'static,
     {
-        let expected = Expected::new();
+        let expected = ExpectedExtension::new();
         let read = move |extensions: &Extensions| Some(members(expected.find(extensions)?));
         Self { name, separator: Some(separator), read: Arc::new(read) }
     }

@@ -1,22 +1,11 @@
 //! Where the user of a request comes from.
 
-use std::{
-    any::type_name,
-    fmt,
-    future::Future,
-    marker::PhantomData,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use axum_core::BoxError;
 use http::{Extensions, request::Parts};
 
-use crate::{identity::RemoteUser, observe};
+use crate::identity::{ExpectedExtension, RemoteUser};
 
 /// Where the user of a request comes from. Only a lookup needs a box for each request.
 #[derive(Clone)]
@@ -42,7 +31,7 @@ impl Source {
         T: Send + Sync + 'static,
         U: Into<RemoteUser>,
     {
-        let expected = Expected::new();
+        let expected = ExpectedExtension::new();
         Self::Extension(Arc::new(move |extensions| Some(user(expected.find(extensions)?)?.into())))
     }
 
@@ -60,7 +49,7 @@ impl Source {
         U: Into<RemoteUser>,
         E: Into<BoxError>,
     {
-        let expected: Expected<T> = Expected::new();
+        let expected = ExpectedExtension::<T>::new();
         Self::Lookup(Arc::new(move |extensions, deadline| {
             let user = user(expected.find(extensions)?.clone());
             Some(Box::pin(async move {
@@ -71,28 +60,6 @@ impl Source {
                 }
             }))
         }))
-    }
-}
-
-/// The extension of a request that a closure of the application reads. A missing one is logged once, because a wrong
-/// order of the layers looks like requests without users.
-pub(super) struct Expected<T> {
-    missed: AtomicBool,
-    extension: PhantomData<fn() -> T>,
-}
-
-impl<T: Send + Sync + 'static> Expected<T> {
-    pub(super) fn new() -> Self {
-        Self { missed: AtomicBool::new(false), extension: PhantomData }
-    }
-
-    pub(super) fn find<'a>(&self, extensions: &'a Extensions) -> Option<&'a T> {
-        let found = extensions.get();
-        // Loaded first, because all requests without users would write to one cache line.
-        if found.is_none() && !self.missed.load(Relaxed) && !self.missed.swap(true, Relaxed) {
-            observe::missing_extension(type_name::<T>());
-        }
-        found
     }
 }
 
