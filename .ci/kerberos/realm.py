@@ -134,8 +134,8 @@ MaxKeepAliveRequests 0
 LimitRequestFieldSize 16380
 ErrorLog {dir}/error.log
 LogLevel warn auth_gssapi:info
-# The connection's port, how many requests it has had before, the user, the status.
-LogFormat "%p %{{remote}}p %k %u %>s %m %U" short
+# The connection's other end, the user, the status.
+LogFormat "%p %{{c}}a %{{remote}}p %u %>s %m %U" short
 CustomLog {dir}/access.log short
 DocumentRoot {dir}/www
 LuaScope thread

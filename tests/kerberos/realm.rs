@@ -1,7 +1,6 @@
 //! The realm as `.ci/kerberos/realm.py` describes it, and apps in front of its backend.
 
 use std::{
-    collections::HashMap,
     env, fs, io,
     process::Command,
     sync::{
@@ -155,10 +154,10 @@ pub(crate) fn forwarded_by(user: &str) -> DelegatedCredential {
 /// A line of Apache's access log.
 #[derive(Debug)]
 pub(crate) struct Access {
-    /// The port of the other end of the connection, as [`Answer::line`] has it.
+    /// The address of the connection's other end.
+    pub(crate) address: String,
+    /// Its port, as [`Answer::line`] has it.
     pub(crate) port: String,
-    /// The connection. A port is used again after a while, a number isn't.
-    pub(crate) connection: usize,
     pub(crate) user: String,
     pub(crate) status: String,
 }
@@ -177,16 +176,14 @@ pub(crate) async fn accesses(path: &str, count: usize) -> Vec<Access> {
 
 fn accessed(path: &str) -> Vec<Access> {
     let log = fs::read_to_string(var("KIT_ACCESS_LOG")).unwrap();
-    let (mut seen, mut connections) = (Vec::new(), HashMap::new());
-    for (number, line) in log.lines().enumerate() {
+    let mut seen = Vec::new();
+    for line in log.lines() {
         let words: Vec<_> = line.split(' ').collect();
-        let &[_, port, earlier, user, status, _, uri] = &words[..] else { continue };
-        if earlier == "0" {
-            connections.insert(port, number);
-        }
-        if uri == path {
-            let connection = connections[port];
-            seen.push(Access { port: port.into(), connection, user: user.into(), status: status.into() });
+        if let [_, address, port, user, status, _, uri] = words[..]
+            && uri == path
+        {
+            let [address, port, user, status] = [address, port, user, status].map(str::to_owned);
+            seen.push(Access { address, port, user, status });
         }
     }
     seen
