@@ -59,6 +59,15 @@ async fn a_ticket_of_another_user_is_refused() {
     unseen("/krb/mixed").await;
 }
 
+/// A session may keep the ticket of a user who isn't signed in any more.
+#[tokio::test]
+async fn a_ticket_that_is_compared_is_not_used_without_a_user() {
+    let app = app(compared());
+    let answer = ask_with(&app, "/app/krb/nobody", &forwarded_by("alice")).await;
+    assert_eq!(answer.status, 401);
+    assert_eq!(accesses("/krb/nobody", 1).await[0].user, "-");
+}
+
 /// An application that inserts its own credential by mistake.
 #[tokio::test]
 async fn the_fronts_own_credential_is_refused_as_a_users() {

@@ -288,8 +288,8 @@ impl Negotiate {
     /// next character.
     ///
     /// With [`delegated`](Self::delegated), a credential of another principal than the user's is refused with
-    /// [`WrongSpeaker`](crate::ErrorKind::WrongSpeaker); by default the two aren't compared. It has no effect on the
-    /// front's own accounts.
+    /// [`WrongSpeaker`](crate::ErrorKind::WrongSpeaker), and without a user none is sent; by default the two aren't
+    /// compared. It has no effect on the front's own accounts.
     ///
     /// ```no_run
     /// use tower_reverse_proxy::Negotiate;
@@ -379,7 +379,9 @@ impl Negotiate {
                 let Some(DelegatedCredential(credential)) = ask.extensions().get() else { return Ok(None) };
                 let meant = match (&self.principal, ask.user()) {
                     (Some(_), Some(user)) => Some(self.principal_of(user)?),
-                    _ => None,
+                    // The credential may have outlived its user's session.
+                    (Some(_), None) => return Ok(None),
+                    (None, _) => None,
                 };
                 Ok(Some(Speaker::Delegated { credential: credential.clone(), meant }))
             }
