@@ -19,6 +19,7 @@ GROUPS = {
     "delegated": {},
     "on_behalf": {},
     "jobs": {"KRB5_CLIENT_KTNAME": "{KIT_JOBS_KEYTAB}", "KRB5CCNAME": "DIR:{KIT_DIR}/jobs"},
+    "bare": {"KRB5_CLIENT_KTNAME": "FILE:{KIT_DIR}/none", "KRB5CCNAME": "MEMORY:none"},
     "stampede": {},
     "owners": {},
     "expiring": {"KRB5_CONFIG": "{KIT_SHORT_CONFIG}"},
@@ -26,7 +27,7 @@ GROUPS = {
 }
 
 # Groups in which no request may arrive as the front's own account.
-OF_USERS = {"delegated", "on_behalf", "owners", "example"}
+OF_USERS = {"bare", "delegated", "on_behalf", "owners", "example"}
 
 # Seconds after which a group is killed.
 LIMIT = 120

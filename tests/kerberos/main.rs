@@ -7,6 +7,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)] // a missing value fails the test
 #![allow(clippy::print_stdout)] // measurements, with `--nocapture`
 
+mod bare;
 mod delegated;
 mod expiring;
 mod jobs;

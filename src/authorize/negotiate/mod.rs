@@ -1,8 +1,9 @@
 //! Kerberos sign-in to the backend, as [`Negotiate`] (RFC 4559): as the front's own account, or as the user.
 //!
-//! It's a [`CredentialSource`] for a [`NegotiateLayer`](crate::NegotiateLayer), on the GSS-API library of the system:
-//! MIT Kerberos, or what `libgssapi` is built with. The module exists on Unix, with the feature `negotiate`; on other
-//! systems the feature adds nothing.
+//! It's a [`CredentialSource`] for a [`NegotiateLayer`](crate::NegotiateLayer), on the GSS-API library of MIT Kerberos.
+//! The module exists on Unix, with the feature `negotiate`; on other systems the feature adds nothing. Heimdal and
+//! macOS's own library don't have the calls of [`on_behalf`](Negotiate::on_behalf): where one of these is the system's,
+//! install MIT Kerberos too, and build with `LIBGSSAPI_IMPL=mit`.
 //!
 //! | constructor | the backend sees | the front needs |
 //! |---|---|---|
