@@ -676,6 +676,7 @@ fn configuration_errors_are_one_line_before_anything_listens() {
         (with("remote_groups_header = \"Remote-Groups\""), "remote_groups_header: write remote_user = true"),
         (with("remote_user = true\nremote_groups_header = \"a b\""), "remote_groups_header: write the name of a field"),
         (with("remote_user = true\nremote_groups_header = \"Remote_User\""), "remote_groups_header: write the name"),
+        (with("remote_user = true\nremote_groups_header = \"Connection\""), "remote_groups_header: write the name"),
         (with("remote_groups_header = true"), "line 5: "),
         (with("hide_cookies = [\"id=1\"]"), "hide_cookies: \"id=1\""),
         (with("allow_upgrades = [\"h2c\"]"), "allow_upgrades: \"h2c\""),

@@ -211,16 +211,29 @@ fn remote_user(mount: &Mount) -> Result<Option<RemoteUserLayer>, Wrong> {
     let Some(layer) = layer else {
         return Err("remote_groups_header: write remote_user = true as well, because groups belong to a user".into());
     };
-    let name = name.parse().ok().filter(|name| !is_remote_user(name));
+    let name = name.parse().ok().filter(|name| !is_taken(name));
     let Some(name) = name else {
         return Err("remote_groups_header: write the name of a field of its own, such as \"Remote-Groups\"".into());
     };
     Ok(Some(layer.also_list(name, ',', |groups: &Groups| groups.0.clone())))
 }
 
-/// Whether a server may read the field as `Remote-User`.
-fn is_remote_user(name: &HeaderName) -> bool {
-    name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-") == "remote-user"
+/// Whether a server may read the field as `Remote-User`, or as one of the connection's or the message's own.
+fn is_taken(name: &HeaderName) -> bool {
+    const TAKEN: [&str; 10] = [
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "remote-user",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    let folded = name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    TAKEN.contains(&&*folded) || folded.starts_with("proxy-") || folded == "http2-settings"
 }
 
 /// Whether it's a token of RFC 6750, section 2.1.

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind},
-    headers::{reserved::remove_folded, trailers::ForbiddenTrailers},
+    headers::{hop::is_framing, reserved::remove_folded, trailers::ForbiddenTrailers},
     identity::{CredentialsUser, ExpectedExtension, RemoteUser},
     observe,
     reject::ResponseFuture,
@@ -209,13 +209,18 @@ impl AssertionLayer {
     ///
     /// # Panics
     ///
-    /// If it isn't the name of a header field (RFC 9110, section 5.1).
+    /// If it isn't the name of a header field (RFC 9110, section 5.1), or is that of a field of the connection or the
+    /// message, such as `Host` or `Content-Length`.
     #[must_use]
     #[track_caller]
     pub fn header(mut self, name: impl TryInto<HeaderName>) -> Self {
         let Ok(name) = name.try_into() else {
             panic!("invalid name of a header field: write letters, digits and hyphens, such as \"X-JWT-Assertion\"")
         };
+        assert!(
+            !is_framing(&name),
+            "the field {name} is the connection's or the message's own: write another name, such as \"X-JWT-Assertion\""
+        );
         self.config_mut().header = name;
         self
     }

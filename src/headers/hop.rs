@@ -2,7 +2,7 @@
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{ALT_SVC, CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER},
+    header::{ALT_SVC, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRAILER},
 };
 
 use super::members;
@@ -77,6 +77,14 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
             | "transfer-encoding"
             | "upgrade"
     )
+}
+
+/// Whether the field is the connection's or the message's own, in any spelling that a server folds into its name, so that
+/// no layer may give it a user's name.
+pub(crate) fn is_framing(name: &HeaderName) -> bool {
+    let folded = name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    HeaderName::try_from(folded)
+        .is_ok_and(|name| is_hop_by_hop(&name) || [CONTENT_LENGTH, EXPECT, HOST, TRAILER].contains(&name))
 }
 
 /// Whether a member of `TE` is `trailers`, with or without a weight.

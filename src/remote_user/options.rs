@@ -10,7 +10,10 @@ use super::{
     field::{Field, is_separator},
     layer::RemoteUserLayer,
 };
-use crate::{headers::is_token_byte, identity::RemoteUser};
+use crate::{
+    headers::{hop::is_framing, is_token_byte},
+    identity::RemoteUser,
+};
 
 impl RemoteUserLayer {
     /// Sets the name of the field, as `&str` or [`HeaderName`]. Default: `Remote-User`.
@@ -31,7 +34,8 @@ impl RemoteUserLayer {
     ///
     /// # Panics
     ///
-    /// If it isn't the name of a header field (RFC 9110, section 5.1), or if the layer has another field of this name.
+    /// If it isn't the name of a header field (RFC 9110, section 5.1), or is that of a field of the connection or the
+    /// message, such as `Host` or `Content-Length`, or if the layer has another field of this name.
     #[must_use]
     #[track_caller]
     pub fn header(mut self, name: impl TryInto<HeaderName>) -> Self {
@@ -104,7 +108,8 @@ impl RemoteUserLayer {
     ///
     /// # Panics
     ///
-    /// If it isn't the name of a header field (RFC 9110, section 5.1), or if the layer has another field of this name.
+    /// If it isn't the name of a header field (RFC 9110, section 5.1), or is that of a field of the connection or the
+    /// message, such as `Host` or `Content-Length`, or if the layer has another field of this name.
     #[doc(alias = "Remote-Email")]
     #[doc(alias = "Remote-Name")]
     #[must_use]
@@ -146,7 +151,8 @@ impl RemoteUserLayer {
     ///
     /// # Panics
     ///
-    /// If it isn't the name of a header field (RFC 9110, section 5.1), or if the layer has another field of this name.
+    /// If it isn't the name of a header field (RFC 9110, section 5.1), or is that of a field of the connection or the
+    /// message, such as `Host` or `Content-Length`, or if the layer has another field of this name.
     /// If the separator isn't a punctuation mark of ASCII, or one of `%+-/=?`, which encodings insert.
     #[doc(alias = "Remote-Groups")]
     #[doc(alias = "roles")]
@@ -263,5 +269,9 @@ fn field_name(name: impl TryInto<HeaderName>) -> HeaderName {
     let Ok(name) = name.try_into() else {
         panic!("invalid name of a header field: write letters, digits and hyphens, such as \"X-Remote-User\"")
     };
+    assert!(
+        !is_framing(&name),
+        "the field {name} is the connection's or the message's own: write another name, such as \"X-Remote-User\""
+    );
     name
 }

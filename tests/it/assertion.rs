@@ -436,10 +436,11 @@ async fn through_a_rotation_every_token_has_a_published_key() {
 #[test]
 fn options_that_are_no_names_panic_with_what_to_write() {
     type Setter = fn() -> AssertionLayer;
-    let setters: [(Setter, &str); 6] = [
+    let setters: [(Setter, &str); 7] = [
         (|| AssertionLayer::new(keys(), ""), "https://front.example"),
         (|| layer().audience(""), "such as \"wiki\""),
         (|| layer().header("X Y"), "X-JWT-Assertion"),
+        (|| layer().header("Content-Length"), "write another name, such as \"X-JWT-Assertion\""),
         (|| layer().lifetime(Duration::ZERO), "Duration::from_secs(120)"),
         (|| layer().lifetime(Duration::from_millis(999)), "Duration::from_secs(120)"),
         (|| layer().lifetime(Duration::MAX), "to a day"),

@@ -394,6 +394,10 @@ fn a_layer_that_cannot_work_panics_with_what_to_write() {
     panics(own, move || RemoteUserLayer::new().also("Remote_User", email));
     panics(own, move || RemoteUserLayer::new().also("x-mail", email).also_list("X.Mail", ',', groups));
     panics(own, move || RemoteUserLayer::new().also("X-User", email).header("x-user"));
+    for name in ["Host", "content-length", "Transfer_Encoding", "connection", "Upgrade", "TE", "Trailer", "Expect"] {
+        panics("write another name, such as \"X-Remote-User\"", move || RemoteUserLayer::new().header(name));
+        panics("write another name, such as \"X-Remote-User\"", move || RemoteUserLayer::new().also(name, email));
+    }
     for separator in ['a', '0', ' ', '\t', '\r', '\0', '%', '=', '?', '+', '/', '-', '\u{85}', 'ä', '，'] {
         let mark = "write a punctuation mark, such as ',' or '|'";
         panics(mark, move || RemoteUserLayer::new().also_list("Remote-Groups", separator, groups));
