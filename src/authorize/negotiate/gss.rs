@@ -15,9 +15,16 @@ use super::mechanism::{Acquired, Context, Failure, Holder, Mechanism, Reason};
 /// The codes `KRB5_KDC_UNREACH`, `KRB5_REALM_UNKNOWN` and `KRB5_REALM_CANT_RESOLVE` of MIT's library.
 const UNREACHABLE: [i32; 3] = [-1_765_328_228, -1_765_328_230, -1_765_328_164];
 
+/// `KRB5KDC_ERR_S_PRINCIPAL_UNKNOWN`, `KRB5KDC_ERR_BADOPTION` and `KRB5KDC_ERR_POLICY`.
+const UNKNOWN_SERVICE: i32 = -1_765_328_377;
+const BAD_OPTION: i32 = -1_765_328_371;
+const POLICY: i32 = -1_765_328_372;
+
 /// The library, for one service and one account of the front.
 pub(super) struct Gss {
     service: Name,
+    /// Its text, for failures.
+    service_text: Box<str>,
     /// The account of the front. `None`: the default one.
     account: Option<Account>,
     usage: CredUsage,
@@ -35,17 +42,30 @@ impl Gss {
             let name = principal(text)?;
             Ok(Account { principal: text_of(&name)?, name })
         });
-        Ok(Self { service: hostbased(service)?, account: account.transpose()?, usage: CredUsage::Initiate })
+        let account = account.transpose()?;
+        Ok(Self { service: hostbased(service)?, service_text: service.into(), account, usage: CredUsage::Initiate })
     }
 
     /// For users. The front's own account acquires their credentials, for which it needs a key as a service has it.
     pub(super) fn on_behalf(service: &str) -> Result<Self, Failure> {
-        Ok(Self { service: hostbased(service)?, account: None, usage: CredUsage::Both })
+        Ok(Self { service: hostbased(service)?, service_text: service.into(), account: None, usage: CredUsage::Both })
     }
 
     fn context(&self, cred: &Cred, flags: CtxFlags, mechanism: Oid<'static>) -> Result<ClientCtx, Failure> {
         let service = self.service.duplicate().map_err(|error| failure("copying the service name", error))?;
         Ok(ClientCtx::new(Some(cred.clone()), service, flags, Some(mechanism)))
+    }
+
+    fn no_ticket(&self, holder: Holder, error: Error) -> Failure {
+        let hint = match error.minor.cast_signed() {
+            UNKNOWN_SERVICE => "; the KDC has no such service: compare the name with the backend's keytab",
+            BAD_OPTION | POLICY if holder == Holder::User => {
+                "; the KDC permits no account to act for this user, or not the front's account at this service"
+            }
+            _ => "",
+        };
+        let failure = failure(&format!("acquiring a ticket for {}", self.service_text), error);
+        Failure::new(failure.reason, format!("{failure}{hint}"))
     }
 }
 
@@ -90,7 +110,7 @@ impl Mechanism for Gss {
         require(cred, GSS_MECH_KRB5)?;
         // Without mutual authentication, a context of this mechanism is complete after its first step.
         let mut context = self.context(cred, CtxFlags::empty(), GSS_MECH_KRB5)?;
-        context.step(None, None).map_err(|error| failure("acquiring a ticket for the backend", error))?;
+        context.step(None, None).map_err(|error| self.no_ticket(Holder::User, error))?;
         source(&context)
     }
 
@@ -102,7 +122,7 @@ impl Mechanism for Gss {
         // The library would use the default credential for a mechanism that the credential has no part for.
         require(cred, mechanism)?;
         let mut context = self.context(cred, CtxFlags::GSS_C_MUTUAL_FLAG, mechanism)?;
-        let token = context.step(None, None).map_err(|error| failure("acquiring a ticket for the backend", error))?;
+        let token = context.step(None, None).map_err(|error| self.no_ticket(holder, error))?;
         match token {
             Some(token) if !token.is_empty() && !context.is_complete() => Ok((token.to_vec(), GssContext(context))),
             _ => Err(Failure::new(Reason::Refused, "the library began no mutual authentication")),

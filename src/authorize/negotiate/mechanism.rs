@@ -90,6 +90,14 @@ impl Failure {
     pub(super) fn of_front(self) -> Self {
         Self { reason: if self.reason == Reason::Refused { Reason::Front } else { self.reason }, ..self }
     }
+
+    /// Names the user whom the KDC refuses, because one `Negotiate` acts for many.
+    pub(super) fn of_user(self, name: &str) -> Self {
+        match self.reason {
+            Reason::Refused => Self::new(Reason::Refused, format!("for {name:?}: {self}")),
+            Reason::Front | Reason::WrongSpeaker => self,
+        }
+    }
 }
 
 impl fmt::Display for Failure {
@@ -103,6 +111,13 @@ impl error::Error for Failure {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_names_the_user() {
+        for (reason, text) in [(Reason::Refused, "for \"al\\nice\": no"), (Reason::Front, "no")] {
+            assert_eq!(Failure::new(reason, "no").of_user("al\nice").to_string(), text);
+        }
+    }
 
     #[test]
     fn a_text_of_the_kdc_is_one_line_of_the_log() {

@@ -112,7 +112,7 @@ impl<M: Mechanism> Minter<M> {
         let minted = match speaker {
             Speaker::Own => self.own(),
             Speaker::Delegated { credential, meant } => self.delegated(credential, meant.as_deref()),
-            Speaker::User(name) => self.user(name),
+            Speaker::User(name) => self.user(name).map_err(|failure| failure.of_user(name)),
         };
         if let Err(failure) = &minted {
             self.remember(key, failure.clone());

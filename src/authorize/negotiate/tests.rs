@@ -295,10 +295,10 @@ async fn a_failure_answers_the_requests_of_a_second() {
 async fn a_users_failure_is_not_that_of_another_user() {
     let kit = Kit::new();
     kit.control.fail("impersonate");
-    assert_eq!(kit.outcome(user("alice")).await, Err((403, "the KDC refuses".into())));
+    assert_eq!(kit.outcome(user("alice")).await, Err((403, "for \"alice\": the KDC refuses".into())));
     kit.control.recover();
     assert_eq!(kit.outcome(user("bob")).await.as_deref(), Ok("bob@K"));
-    assert_eq!(kit.outcome(user("alice")).await, Err((403, "the KDC refuses".into())));
+    assert_eq!(kit.outcome(user("alice")).await, Err((403, "for \"alice\": the KDC refuses".into())));
 }
 
 #[tokio::test]
@@ -357,7 +357,7 @@ async fn a_users_credential_that_fails_is_acquired_anew_once() {
     assert_eq!(kit.outcome(user("alice")).await.as_deref(), Ok("alice@K"));
     kit.control.take_calls();
     kit.control.fail("initiate");
-    assert_eq!(kit.outcome(user("alice")).await, Err((403, "the KDC refuses".into())));
+    assert_eq!(kit.outcome(user("alice")).await, Err((403, "for \"alice\": the KDC refuses".into())));
     assert_eq!(kit.control.take_calls(), ["initiate alice", "impersonate alice", "initiate alice"]);
 }
 
