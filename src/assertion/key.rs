@@ -139,6 +139,11 @@ fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, InvalidKey> {
     let key = match keys.next() {
         Some(Ok(key)) => key,
         Some(Err(_)) => return Err(InvalidKey::with_command("it isn't valid PEM")),
+        None if !pem.is_empty() && !contains("-----BEGIN ") => {
+            return Err(InvalidKey::with_command(
+                "it isn't PEM, which is the contents of a key's file and not its path",
+            ));
+        }
         None => return Err(InvalidKey::with_command("it has no private key in it")),
     };
     if keys.next().is_some() {
@@ -416,7 +421,7 @@ mod tests {
         let certificate = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem();
         for (text, hint) in [
             (String::new(), "no private key in it; write a P-256 key"),
-            ("assertion.pem".to_owned(), "openssl genpkey -algorithm EC"),
+            ("assertion.pem".to_owned(), "the contents of a key's file and not its path; write a P-256 key"),
             (certificate, "no private key in it"),
             (labelled("PUBLIC KEY"), "no private key in it"),
             (labelled("ENCRYPTED PRIVATE KEY"), "encrypted; write it without a passphrase"),
