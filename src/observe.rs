@@ -48,6 +48,17 @@ pub(crate) fn unrepresentable_user(user: &str, header: &HeaderName) {
     );
 }
 
+/// Logs a user whom the application maps to no name.
+#[cold]
+pub(crate) fn unmapped_user(user: &str, header: &HeaderName) {
+    tracing::error!(
+        target: "tower_reverse_proxy",
+        user = ?user,
+        header = %header,
+        "the application's `map` has no name of the user for the backend; the request is refused"
+    );
+}
+
 /// Logs that a value which is sent along with a user isn't a field value. The value isn't shown, because it may be a
 /// secret.
 #[cold]
@@ -85,11 +96,11 @@ pub(crate) fn unrepresentable_in_basic(user: &str) {
 /// Logs that the backend answered 401 to the proxy's credentials: at error level if they are the front's, whose
 /// configuration is wrong, at warn level if they are a user's. `schemes` are names of schemes only.
 #[cold]
-pub(crate) fn credentials_refused(of_front: bool, schemes: &str) {
+pub(crate) fn credentials_refused(of_front: bool, backend: &str, schemes: &str) {
     if of_front {
-        tracing::error!(target: "tower_reverse_proxy", schemes, "the backend refuses the front's credentials");
+        tracing::error!(target: "tower_reverse_proxy", backend, schemes, "the backend refuses the front's credentials");
     } else {
-        tracing::warn!(target: "tower_reverse_proxy", schemes, "the backend refuses a user's credentials");
+        tracing::warn!(target: "tower_reverse_proxy", backend, schemes, "the backend refuses a user's credentials");
     }
 }
 

@@ -534,6 +534,19 @@ async fn an_unrepresentable_user_name_is_reported() {
 }
 
 #[tokio::test]
+async fn a_user_whom_the_application_maps_to_no_name_is_reported() {
+    let turn = Turn::take().await;
+    let layer = RemoteUserLayer::new().map(|_| None);
+    let app = Router::new().layer(ReverseProxyLayer::new(refusing().await).upstream_layer(layer));
+    assert_eq!(get(front(app.layer(Extension(RemoteUser::from("alice")))).await, "/x", "").await.status(), 403);
+    let events = turn.events();
+    let [event, failure] = &events[..] else { panic!("two events: {events:?}") };
+    assert_eq!((&*event["level"], &*event["user"], &*event["header"]), ("ERROR", "\"alice\"", "remote-user"));
+    assert!(event["message"].contains("`map`"), "{event:?}");
+    assert_eq!((&*failure["level"], &*failure["kind"]), ("DEBUG", "UnrepresentableUser"));
+}
+
+#[tokio::test]
 async fn a_refusal_of_credentials_is_reported_with_the_schemes_and_without_a_token() {
     let turn = Turn::take().await;
     let challenges =
@@ -552,6 +565,7 @@ async fn a_refusal_of_credentials_is_reported_with_the_schemes_and_without_a_tok
             (&*event["level"], &*event["message"], &*event["schemes"]),
             (level, message, "Negotiate, Basic, Bearer")
         );
+        assert_eq!(Some(&*event["backend"]), origin.strip_prefix("http://"));
         assert_eq!((&*failure["level"], &*failure["kind"]), ("WARN", "CredentialsRefused"));
         assert!(!format!("{events:?}").contains("s3cret"), "{events:?}");
     }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response, StatusCode, header::AUTHORIZATION, header::TRAILER};
+use http::{Request, Response, StatusCode, header::AUTHORIZATION, header::TRAILER, uri::Authority};
 use tower_layer::Layer;
 
 use super::{Ask, Authorization, CredentialSource, Credentials, Proof, source::Party};
@@ -227,6 +227,8 @@ impl<C, S> Layer<S> for AuthorizationLayer<C> {
 pub(super) struct Sent<P> {
     party: Party,
     proof: P,
+    /// For the event of a refusal.
+    backend: Option<Authority>,
 }
 
 impl<C: CredentialSource> Shared<C> {
@@ -262,19 +264,19 @@ impl<C: CredentialSource> Shared<C> {
             Owner::Request => drop(request.extensions_mut().remove::<Owner>()),
             owner => drop(request.extensions_mut().insert(owner)),
         }
-        Ok(Some(Sent { party, proof }))
+        Ok(Some(Sent { party, proof, backend: request.uri().authority().cloned() }))
     }
 
     /// Checks the response to credentials, and removes from it what is meant for the front.
     pub(super) fn receive<R>(
         &self,
-        Sent { party, proof }: Sent<C::Proof>,
+        Sent { party, proof, backend }: Sent<C::Proof>,
         mut response: Response<R>,
     ) -> Result<Response<R>, Error> {
         if response.status() == StatusCode::UNAUTHORIZED {
             self.refused.store(true, Ordering::Relaxed);
             if !self.config.pass_challenges {
-                return Err(self.refusal(party, proof, &response));
+                return Err(self.refusal(party, proof, backend, &response));
             }
         }
         // The request has been sent, so that a retry layer must not take the failure for one before it.
@@ -288,13 +290,14 @@ impl<C: CredentialSource> Shared<C> {
     }
 
     #[cold]
-    fn refusal<R>(&self, party: Party, proof: C::Proof, response: &Response<R>) -> Error {
+    fn refusal<R>(&self, party: Party, proof: C::Proof, backend: Option<Authority>, response: &Response<R>) -> Error {
         let schemes = challenge::schemes(response.headers());
         let status = match party {
             Party::Front => StatusCode::BAD_GATEWAY,
             Party::User => StatusCode::FORBIDDEN,
         };
-        observe::credentials_refused(party == Party::Front, &schemes);
+        let backend = backend.as_ref().map_or("", Authority::as_str);
+        observe::credentials_refused(party == Party::Front, backend, &schemes);
         // A last token of the backend may have the reason.
         let cause = proof.verify(response.headers()).err();
         let status = self.config.refused_as.unwrap_or(status);

@@ -57,7 +57,10 @@ impl Config {
             return if self.required { Err(self.sign_in_required()) } else { Ok(()) };
         };
         let Some(value) = self.written(user) else {
-            observe::unrepresentable_user(user.as_str(), &self.header);
+            match self.map.as_ref().is_some_and(|map| map(user).is_none()) {
+                true => observe::unmapped_user(user.as_str(), &self.header),
+                false => observe::unrepresentable_user(user.as_str(), &self.header),
+            }
             return Err(ErrorKind::UnrepresentableUser.into());
         };
         request.headers_mut().insert(&self.header, value);
