@@ -4,9 +4,9 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use axum_core::BoxError;
 use base64::{Engine, prelude::BASE64_STANDARD};
-use http::{HeaderValue, StatusCode};
+use http::HeaderValue;
 
-use super::{Ask, AuthorizationLayer, CredentialSource, Credentials, CredentialsFuture};
+use super::{Ask, AuthorizationLayer, CredentialSource, Credentials, CredentialsFuture, source::missing_for_user};
 use crate::{
     error::{Error, ErrorKind},
     identity::{RemoteUser, is_representable},
@@ -208,12 +208,12 @@ impl CredentialSource for Basic {
                 let password = lookup(user.clone());
                 CredentialsFuture::pending(async move {
                     let unknown = |error| Error::with_source(ErrorKind::IdentityUnknown, error);
-                    let missing =
-                        |cause| Error::with_status(ErrorKind::CredentialsMissing, StatusCode::FORBIDDEN, cause);
                     match password.await.map_err(unknown)? {
                         Some(password) if is_password(&password) => of_user(user.as_str(), &password).map(Some),
-                        Some(_) => Err(missing("the user's password can't be represented in Basic credentials")),
-                        None => Err(missing("the application has no password for the user")),
+                        Some(_) => {
+                            Err(missing_for_user("the user's password can't be represented in Basic credentials"))
+                        }
+                        None => Err(missing_for_user("the application has no password for the user")),
                     }
                 })
             }

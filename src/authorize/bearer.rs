@@ -3,16 +3,14 @@
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use axum_core::BoxError;
-use http::{Extensions, HeaderValue, StatusCode};
+use http::{Extensions, HeaderValue};
 
 use super::{
     Ask, AuthorizationLayer, CredentialSource, Credentials, CredentialsFuture,
     refresh::{Fetch, Refresher},
+    source::missing_for_user,
 };
-use crate::{
-    error::{Error, ErrorKind},
-    identity::ExpectedExtension,
-};
+use crate::identity::ExpectedExtension;
 
 /// A layer that sends a bearer token to the backend, in place of the client's own `Authorization`.
 ///
@@ -124,7 +122,7 @@ impl AuthorizationLayer<Bearer> {
     ///
     /// Without the extension, or if it returns `None`, no credentials are sent. The first request without the extension
     /// is an event at warn level, because the layer that inserts it may be in the wrong place. If it isn't a token (RFC
-    /// 6750, section 2.1), the client gets 403 ([`CredentialsMissing`](ErrorKind::CredentialsMissing)).
+    /// 6750, section 2.1), the client gets 403 ([`CredentialsMissing`](crate::ErrorKind::CredentialsMissing)).
     ///
     /// ```
     /// use tower_reverse_proxy::BearerLayer;
@@ -156,8 +154,8 @@ impl AuthorizationLayer<Bearer> {
     /// - If the backend answers 401, the next request waits for a new token, unless the token is younger than 1 s.
     /// - A fetch runs in a task of its own: a request that is cancelled doesn't cancel it. It's given up after 30 s.
     /// - If a fetch fails, the old token is kept while it's valid. Without one, the client gets 502
-    ///   ([`CredentialsMissing`](ErrorKind::CredentialsMissing)). For 1 s, no further fetch is started. The log has the
-    ///   error at the level `WARN`, once for each fetch.
+    ///   ([`CredentialsMissing`](crate::ErrorKind::CredentialsMissing)). For 1 s, no further fetch is started. The log
+    ///   has the error at the level `WARN`, once for each fetch.
     ///
     /// The clones of a layer share the token, and so do the services that it makes.
     ///
@@ -203,10 +201,7 @@ impl CredentialSource for Bearer {
         match &self.tokens {
             Tokens::Fixed(value) => CredentialsFuture::ready(Ok(Some(Credentials::of_front(value.clone())))),
             Tokens::OfUser(read) => {
-                let missing = || {
-                    let cause = "the user's token has characters that a bearer token can't have";
-                    Error::with_status(ErrorKind::CredentialsMissing, StatusCode::FORBIDDEN, cause)
-                };
+                let missing = || missing_for_user("the user's token has characters that a bearer token can't have");
                 let token = read(ask.extensions());
                 let credentials = token.map(|token| value(&token).map(Credentials::of_user).ok_or_else(missing));
                 CredentialsFuture::ready(credentials.transpose())

@@ -116,30 +116,38 @@ where
     }
 }
 
-/// The future of a [`Basic`](super::Basic) or [`Bearer`](super::Bearer) source's credentials.
+/// The future of the credentials of this module's sources.
+///
+/// # Cancel safety
+///
+/// Dropping it cancels the lookup of a password, and the request for a Kerberos token, unless a thread is already
+/// making it. The fetch of a bearer token goes on, because other requests wait for it.
 #[must_use = "futures do nothing unless polled"]
-pub struct CredentialsFuture(Inner);
+pub struct CredentialsFuture<P = ()>(Inner<P>);
 
-enum Inner {
+type Outcome<P> = Result<Option<Credentials<P>>, Error>;
+
+enum Inner<P> {
     /// `None` after it has been polled.
-    Ready(Option<Result<Option<Credentials>, Error>>),
-    Pending(Pin<Box<dyn Future<Output = Result<Option<Credentials>, Error>> + Send>>),
+    Ready(Option<Outcome<P>>),
+    Pending(Pin<Box<dyn Future<Output = Outcome<P>> + Send>>),
 }
 
-impl CredentialsFuture {
-    pub(super) fn ready(credentials: Result<Option<Credentials>, Error>) -> Self {
+impl<P> CredentialsFuture<P> {
+    pub(super) fn ready(credentials: Outcome<P>) -> Self {
         Self(Inner::Ready(Some(credentials)))
     }
 
-    pub(super) fn pending(
-        credentials: impl Future<Output = Result<Option<Credentials>, Error>> + Send + 'static,
-    ) -> Self {
+    pub(super) fn pending(credentials: impl Future<Output = Outcome<P>> + Send + 'static) -> Self {
         Self(Inner::Pending(Box::pin(credentials)))
     }
 }
 
-impl Future for CredentialsFuture {
-    type Output = Result<Option<Credentials>, Error>;
+// Nothing in it is pinned but the boxed future.
+impl<P> Unpin for CredentialsFuture<P> {}
+
+impl<P> Future for CredentialsFuture<P> {
+    type Output = Outcome<P>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
@@ -152,7 +160,7 @@ impl Future for CredentialsFuture {
     }
 }
 
-impl fmt::Debug for CredentialsFuture {
+impl<P> fmt::Debug for CredentialsFuture<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CredentialsFuture").finish_non_exhaustive()
     }

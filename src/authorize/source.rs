@@ -2,10 +2,11 @@
 
 use std::{cell::Cell, fmt, future::Future};
 
-use http::{Extensions, HeaderMap, HeaderValue, uri::Authority};
+use axum_core::BoxError;
+use http::{Extensions, HeaderMap, HeaderValue, StatusCode, uri::Authority};
 
 use crate::{
-    error::Error,
+    error::{Error, ErrorKind},
     identity::{Owner, RemoteUser},
 };
 
@@ -198,6 +199,11 @@ impl Credentials {
         authorization.set_sensitive(true);
         Self { authorization, party, owner: Owner::Request, proof: () }
     }
+}
+
+/// The failure of a request whose user has no credentials for the backend. It's the user's: 403 and not 502.
+pub(super) fn missing_for_user(cause: impl Into<BoxError>) -> Error {
+    Error::with_status(ErrorKind::CredentialsMissing, StatusCode::FORBIDDEN, cause)
 }
 
 impl<P> Credentials<P> {

@@ -61,38 +61,30 @@ mod invalid;
 mod mechanism;
 mod minter;
 mod name;
-mod pending;
 #[cfg(test)]
 mod tests;
 mod users;
+mod wait;
 
-use std::{
-    fmt,
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use http::{HeaderValue, StatusCode};
+use http::HeaderValue;
 /// The version of libgssapi whose credentials a [`DelegatedCredential`] is made of.
 #[doc(no_inline)]
 pub use libgssapi;
 use libgssapi::credential::Cred;
-use pin_project_lite::pin_project;
 
 pub use self::{answer::MutualAuth, invalid::InvalidNegotiate};
 use self::{
     desk::Desk,
     gss::{Gss, GssContext},
     minter::{Handed, Minted, Speaker},
-    pending::Pending,
+    wait::token,
 };
-use super::{Ask, CredentialSource, Credentials};
+use super::{Ask, CredentialSource, Credentials, CredentialsFuture, source::missing_for_user};
 use crate::{
-    error::{Error, ErrorKind},
+    error::Error,
     identity::{Owner, RemoteUser},
 };
 
@@ -397,10 +389,7 @@ impl Negotiate {
             }
             None => (name::local(user.as_str()), "it's not a plain name: map it with `principal`"),
         };
-        principal.ok_or_else(|| {
-            let text = format!("no principal for the user {:?}: {advice}", user.as_str());
-            Error::with_status(ErrorKind::CredentialsMissing, StatusCode::FORBIDDEN, text)
-        })
+        principal.ok_or_else(|| missing_for_user(format!("no principal for the user {:?}: {advice}", user.as_str())))
     }
 }
 
@@ -422,60 +411,18 @@ impl fmt::Debug for Negotiate {
 
 impl CredentialSource for Negotiate {
     type Proof = MutualAuth;
-    type Future = CredentialsFuture;
+    type Future = CredentialsFuture<MutualAuth>;
 
-    fn credentials(&self, ask: &Ask<'_>) -> CredentialsFuture {
-        let state = match self.speaker(ask) {
-            Ok(Some(speaker)) => State::Pending { token: Pending::new(&self.desk, speaker, self.deadline) },
-            Ok(None) => State::Done { outcome: Some(Ok(None)) },
-            Err(error) => State::Done { outcome: Some(Err(error)) },
-        };
-        CredentialsFuture { state, of_front: self.account == Account::Own, require_mutual: self.require_mutual }
-    }
-}
-
-pin_project! {
-    /// The future of [`Negotiate`]'s credentials.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping it cancels the request for a token, unless a thread is already making it; then the token is dropped.
-    pub struct CredentialsFuture {
-        #[pin]
-        state: State,
-        of_front: bool,
-        require_mutual: bool,
-    }
-}
-
-pin_project! {
-    #[project = StateProject]
-    enum State {
-        Pending {
-            #[pin]
-            token: Pending<Gss>,
-        },
-        Done { outcome: Option<Result<Option<Credentials<MutualAuth>>, Error>> },
-    }
-}
-
-impl Future for CredentialsFuture {
-    type Output = Result<Option<Credentials<MutualAuth>>, Error>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        Poll::Ready(match this.state.project() {
-            StateProject::Pending { token } => {
-                ready!(token.poll(cx)).map(|minted| Some(credentials(minted, *this.of_front, *this.require_mutual)))
+    fn credentials(&self, ask: &Ask<'_>) -> Self::Future {
+        let token = |speaker| token(&self.desk, speaker, self.deadline);
+        let (of_front, required) = (self.account == Account::Own, self.require_mutual);
+        match self.speaker(ask).and_then(|speaker| speaker.map(token).transpose()) {
+            Ok(Some(token)) => {
+                CredentialsFuture::pending(async move { Ok(Some(credentials(token.await?, of_front, required))) })
             }
-            StateProject::Done { outcome } => outcome.take().unwrap_or(Ok(None)),
-        })
-    }
-}
-
-impl fmt::Debug for CredentialsFuture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CredentialsFuture").finish_non_exhaustive()
+            Ok(None) => CredentialsFuture::ready(Ok(None)),
+            Err(error) => CredentialsFuture::ready(Err(error)),
+        }
     }
 }
 

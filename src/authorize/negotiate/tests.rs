@@ -19,7 +19,7 @@ use super::{
     gss::Gss,
     mechanism::{Acquired, Context, Failure, Holder, Mechanism, Reason},
     minter::{Handed, Minted, Speaker},
-    pending::Pending,
+    wait::token,
 };
 use crate::{
     authorize::AuthorizationLayer,
@@ -169,8 +169,13 @@ impl Kit {
         Self { desk: Desk::start(fake, &["negotiate"], None).unwrap(), control, ended }
     }
 
-    fn request(&self, speaker: Speaker<String>) -> Pending<Fake> {
-        Pending::new(&self.desk, speaker, DEADLINE)
+    fn request(&self, speaker: Speaker<String>) -> impl Future<Output = Result<Minted<NoContext>, Error>> + use<> {
+        token(&self.desk, speaker, DEADLINE).unwrap()
+    }
+
+    /// Returns the kind of a failure that no wait precedes.
+    fn refused_at_once(&self, speaker: Speaker<String>) -> Option<ErrorKind> {
+        kind(token(&self.desk, speaker, DEADLINE))
     }
 
     async fn mint(&self, speaker: Speaker<String>) -> Result<Minted<NoContext>, Error> {
@@ -204,14 +209,6 @@ fn delegated(credential: &Arc<Handed<String>>, meant: Option<&str>) -> Speaker<S
     Speaker::Delegated { credential: credential.clone(), meant: meant.map(Into::into) }
 }
 
-/// Returns the kind of a failure that no wait precedes.
-fn refused_at_once(request: Pending<Fake>) -> Option<ErrorKind> {
-    match request {
-        Pending::Failed { error } => error.map(|error| error.kind()),
-        Pending::Waiting { .. } => None,
-    }
-}
-
 fn kind<T>(outcome: Result<T, Error>) -> Option<ErrorKind> {
     outcome.err().map(|error| error.kind())
 }
@@ -226,7 +223,7 @@ async fn more_than_64_requests_do_not_wait_for_a_slow_call() {
         kit.control.pass(Duration::from_millis(passes));
         requests.extend((0..waiting).map(|_| kit.request(Speaker::Own)));
 
-        let refused = refused_at_once(kit.request(Speaker::Own));
+        let refused = kit.refused_at_once(Speaker::Own);
         assert_eq!(refused, Some(ErrorKind::CredentialsBusy), "{passes} ms");
 
         kit.control.go_on();
@@ -258,7 +255,7 @@ async fn while_a_call_takes_longer_than_the_deadline_requests_fail_at_once() {
     let first = kit.request(Speaker::Own);
     kit.control.wait_for("acquire front");
     kit.control.pass(DEADLINE + Duration::from_millis(1));
-    assert_eq!(refused_at_once(kit.request(Speaker::Own)), Some(ErrorKind::CredentialsTimeout));
+    assert_eq!(kit.refused_at_once(Speaker::Own), Some(ErrorKind::CredentialsTimeout));
     kit.control.go_on();
     assert_eq!(kind(timeout(BOUND, first).await.unwrap()), None);
     assert_eq!(kind(kit.mint(Speaker::Own).await), None);
@@ -325,7 +322,7 @@ async fn requests_of_one_user_acquire_one_credential() {
     let (fake, control, _ended) = fake();
     let desk = Desk::start(fake, &["negotiate-0", "negotiate-1", "negotiate-2", "negotiate-3"], None).unwrap();
     control.stop();
-    let requests: Vec<_> = (0..32).map(|_| Pending::new(&desk, user("alice"), DEADLINE)).collect();
+    let requests: Vec<_> = (0..32).map(|_| token(&desk, user("alice"), DEADLINE).unwrap()).collect();
     control.wait_for("acquire front");
     control.go_on();
     for request in requests {
