@@ -251,7 +251,8 @@ class Realm:
     def __enter__(self):
         for attempt in range(3):
             self.servers = []
-            self.dir = tempfile.mkdtemp(prefix="kit-realm-")
+            # Not in TMPDIR, which Apache's workers may have no access to, and whose path may be too long for a socket's.
+            self.dir = tempfile.mkdtemp(prefix="kit-realm-", dir="/tmp")
             try:
                 self.start()
                 return self

@@ -228,6 +228,8 @@ def run_gateway(results, gateway, realm):
         results.add("gateway: nothing of refused users reaches the backend", "".join(seen))
         leaks = [line for line in server.lines if "YII" in line]
         results.add("gateway: no token in the log", "".join(leaks))
+    code = server.process.returncode
+    results.add("gateway: SIGTERM ends it with 0", "it ended with %s" % code if code else None)
 
 
 def run_example(results, example, realm):
