@@ -16,6 +16,10 @@ use crate::identity::RemoteUser;
 const SETS: usize = 256;
 const TOKENS_OF_A_SET: usize = 8;
 
+/// A longer token isn't kept, so that the memory has a bound whatever the names and claims are. Usual servers refuse a
+/// field of this length.
+const LONGEST: usize = 8 * 1024;
+
 /// What a token is for.
 #[derive(Clone, Copy, Hash)]
 pub(super) struct Subject<'a> {
@@ -91,6 +95,9 @@ impl Cache {
     }
 
     pub(super) fn insert(&self, subject: Subject<'_>, signed_at: Duration, token: HeaderValue) {
+        if token.len() > LONGEST {
+            return;
+        }
         let entry = Entry {
             user: subject.user.clone(),
             audience: subject.audience.to_string().into(),
@@ -169,6 +176,16 @@ mod tests {
         let tokens: usize = cache.sets.iter().map(|set| set.lock().unwrap().len()).sum();
         assert_eq!(tokens, SETS * TOKENS_OF_A_SET);
         assert_eq!(tokens, 2048);
+    }
+
+    #[test]
+    fn a_token_of_more_than_8_kib_is_not_kept() {
+        let cache = Cache::new();
+        let alice = RemoteUser::from("alice");
+        for (length, is_kept) in [(8193, false), (8192, true)] {
+            cache.insert(subject(&alice, ""), SECOND, HeaderValue::try_from("x".repeat(length)).unwrap());
+            assert_eq!(cache.get(subject(&alice, ""), SECOND, SECOND).is_some(), is_kept, "{length}");
+        }
     }
 
     #[test]

@@ -82,7 +82,8 @@ const BACKDATED: Duration = Duration::from_secs(5);
 /// | others | of [`claims`](Self::claims) |
 ///
 /// A token is used for the first half of its lifetime, for all requests of the same user to the same audience with the
-/// same claims. Each one that the backend gets therefore is valid for the other half. About 2,000 tokens are kept.
+/// same claims. Each one that the backend gets therefore is valid for the other half. About 2,000 tokens are kept, and
+/// none of more than 8 KiB.
 ///
 /// # Security
 ///
