@@ -164,7 +164,6 @@ mod axum;
 mod headers;
 
 mod forwarded;
-#[cfg(feature = "assertion")]
 mod reject;
 mod service;
 mod timeout;

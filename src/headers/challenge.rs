@@ -21,6 +21,16 @@ pub(crate) fn schemes(headers: &HeaderMap) -> String {
     schemes.join(", ")
 }
 
+/// Returns the first token of a `Negotiate` challenge (RFC 4559, section 5), in Base64.
+#[cfg(all(unix, feature = "negotiate"))]
+pub(crate) fn negotiate_token(headers: &HeaderMap) -> Option<&[u8]> {
+    headers.get_all(WWW_AUTHENTICATE).iter().flat_map(|line| challenges(line.as_bytes())).find_map(|challenge| {
+        let (scheme, token) = challenge.split_at(scheme(challenge).len());
+        let token = token.trim_ascii();
+        (scheme.eq_ignore_ascii_case(b"Negotiate") && !token.is_empty()).then_some(token)
+    })
+}
+
 /// Removes all fields by which a backend responds to credentials: its challenges, and what it signals about the
 /// connection.
 pub(crate) fn remove_all(headers: &mut HeaderMap) {
@@ -147,6 +157,25 @@ mod tests {
         (&[""], "", &[""]),
         (&[], "", &[]),
     ];
+
+    #[cfg(all(unix, feature = "negotiate"))]
+    #[test]
+    fn the_token_of_a_handshake_is_found_among_the_challenges() {
+        for (challenges, token) in [
+            (&[][..], None),
+            (&["Negotiate"], None),
+            (&["Negotiate "], None),
+            (&["Negotiated b2s="], None),
+            (&["Basic realm=\"a\""], None),
+            (&["Negotiate b2s="], Some("b2s=")),
+            (&["nEGOTIATE   b2s= "], Some("b2s=")),
+            (&["Basic realm=\"a, b\", Negotiate b2s=, Bearer"], Some("b2s=")),
+            (&["Basic realm=\"a\"", "Negotiate b2s="], Some("b2s=")),
+            (&["Basic realm=\"a, Negotiate b2s=\""], None),
+        ] {
+            assert_eq!(negotiate_token(&map(challenges)), token.map(str::as_bytes), "{challenges:?}");
+        }
+    }
 
     #[test]
     fn challenges_are_told_apart() {

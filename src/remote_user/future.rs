@@ -14,6 +14,7 @@ use tower_service::Service;
 use super::{config::act_for, layer::RemoteUserLayer, source::Lookup};
 use crate::{
     error::{Error, ErrorKind},
+    reject,
     service::FromRejection,
 };
 
@@ -34,8 +35,7 @@ pin_project! {
     #[project = StateProj]
     enum State<S: Service<Request<B>>, B> {
         LookingUp { lookup: Lookup, call: Option<Call<S, B>> },
-        Calling { #[pin] future: S::Future },
-        Rejected { error: Option<Error> },
+        Calling { #[pin] future: reject::ResponseFuture<S::Future> },
     }
 }
 
@@ -52,11 +52,11 @@ impl<S: Service<Request<B>>, B> ResponseFuture<S, B> {
     }
 
     pub(super) fn calling(future: S::Future) -> Self {
-        Self { state: State::Calling { future } }
+        Self { state: State::Calling { future: reject::ResponseFuture::calling(future) } }
     }
 
     pub(super) fn rejected(error: Error) -> Self {
-        Self { state: State::Rejected { error: Some(error) } }
+        Self { state: State::Calling { future: reject::ResponseFuture::rejected(error) } }
     }
 }
 
@@ -69,32 +69,24 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
         loop {
-            let next = match state.as_mut().project() {
+            match state.as_mut().project() {
                 StateProj::Calling { future } => return future.poll(cx),
                 StateProj::LookingUp { lookup, call } => {
                     let user = ready!(lookup.as_mut().poll(cx));
-                    let Some(Call { mut inner, mut request, layer }) = call.take() else { panic!("{POLLED_AGAIN}") };
+                    let Some(Call { mut inner, mut request, layer }) = call.take() else {
+                        panic!("polled after completion")
+                    };
                     // An unknown user isn't the same as no user.
-                    let user = user.map_err(|error| Error::with_source(ErrorKind::IdentityUnknown, error));
-                    let set = user
-                        .and_then(|user| act_for(&mut request, user))
-                        .and_then(|()| layer.config.set_fields(&mut request));
-                    match set {
-                        Ok(()) => State::Calling { future: inner.call(request) },
-                        Err(error) => State::Rejected { error: Some(error) },
-                    }
+                    let user = user.map_err(|error| Error::with_source(ErrorKind::IdentityUnknown, error))?;
+                    act_for(&mut request, user)?;
+                    layer.config.set_fields(&mut request)?;
+                    let future = reject::ResponseFuture::calling(inner.call(request));
+                    state.set(State::Calling { future });
                 }
-                StateProj::Rejected { error } => match error.take() {
-                    Some(error) => return Poll::Ready(Err(error.into())),
-                    None => panic!("{POLLED_AGAIN}"),
-                },
-            };
-            state.set(next);
+            }
         }
     }
 }
-
-const POLLED_AGAIN: &str = "polled after completion";
 
 impl<S: Service<Request<B>>, B> fmt::Debug for ResponseFuture<S, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
