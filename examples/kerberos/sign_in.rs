@@ -31,6 +31,8 @@ use tower_sessions::session::Id;
 pub(crate) const COOKIE: &str = "front";
 /// How long a session lasts. A forwarded ticket may expire earlier; then the backend's pages are 403.
 const SESSION: Duration = Duration::from_secs(10 * 60);
+/// How many sessions there may be. A client that keeps no cookies begins one with each request.
+const SESSIONS: usize = 10_000;
 
 pub(crate) struct SignIn {
     /// The keys of the keytab.
@@ -108,6 +110,12 @@ impl SignIn {
         let now = Instant::now();
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.retain(|_, (_, end)| now < *end);
+        // The oldest one gives way: its client signs in again.
+        if sessions.len() >= SESSIONS
+            && let Some(oldest) = sessions.iter().min_by_key(|(_, (_, end))| *end).map(|(id, _)| *id)
+        {
+            sessions.remove(&oldest);
+        }
         sessions.insert(id, (user.clone(), now + SESSION));
         // `Secure` too, where the front has TLS.
         let cookie = format!("{COOKIE}={id}; Path=/; HttpOnly; SameSite=Lax");
