@@ -108,8 +108,8 @@ impl AssertionKeys {
     /// [`Jwks::max_age`] says otherwise. A backend that doesn't fetch the keys again for an unknown `kid` would refuse
     /// the new key's tokens until its copy expires. Zero replaces the key at once.
     ///
-    /// A rotation to the newest key does nothing, so that a task can reload a file at intervals. A rotation while
-    /// another one is pending leaves that one's time; the newest key whose time has come signs.
+    /// A rotation to the newest key can only hasten it, so that a task can reload a file at intervals. A rotation to
+    /// another key while one is pending leaves that one's time; the newest key whose time has come signs.
     ///
     /// ```
     /// # #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))] {
@@ -207,12 +207,14 @@ struct Entry {
 
 impl Schedule {
     fn rotate(&mut self, key: Arc<Key>, now: Duration, published_for: Duration) {
-        if self.keys.last().is_some_and(|newest| newest.key.kid == key.kid) {
+        let signs_from = now.saturating_add(published_for);
+        if let Some(newest) = self.keys.last_mut().filter(|newest| newest.key.kid == key.kid) {
+            newest.signs_from = newest.signs_from.min(signs_from);
             return;
         }
         let first = self.first_published(now);
         self.keys.drain(..first);
-        self.keys.push(Entry { key, signs_from: now.saturating_add(published_for) });
+        self.keys.push(Entry { key, signs_from });
     }
 
     /// The newest key whose time has come. The first one signs before that: the clock may have been set back.
@@ -318,6 +320,21 @@ mod tests {
         schedule.rotate(keys[0].clone(), at(310), Duration::from_secs(10));
         assert_eq!(names(&schedule, &keys, 319), ('b', "ab".to_owned()));
         assert_eq!(names(&schedule, &keys, 320), ('a', "ab".to_owned()));
+    }
+
+    #[test]
+    fn a_pending_key_can_be_hastened_and_not_delayed() {
+        let keys = [key(), key()];
+        let mut schedule = schedule(&keys[0]);
+        schedule.rotate(keys[1].clone(), at(0), Duration::from_secs(300));
+        schedule.rotate(keys[1].clone(), at(5), Duration::MAX);
+        assert_eq!(names(&schedule, &keys, 10), ('a', "ab".to_owned()));
+        schedule.rotate(keys[1].clone(), at(10), Duration::ZERO);
+        for (second, published) in [(10, "ab"), (189, "ab"), (190, "b")] {
+            assert_eq!(names(&schedule, &keys, second), ('b', published.to_owned()), "{second}");
+        }
+        schedule.rotate(keys[1].clone(), at(200), Duration::ZERO);
+        assert_eq!(schedule.keys.len(), 2);
     }
 
     #[test]
