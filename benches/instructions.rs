@@ -24,25 +24,41 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, routing::get};
-use tower_reverse_proxy::ReverseProxyLayer;
+use axum::{Extension, Router, routing::get};
+use tower_reverse_proxy::{BasicAuthLayer, BearerLayer, RemoteUser, RemoteUserLayer, ReverseProxyLayer};
 
 /// A kind of request to the proxy.
 struct Scenario {
     name: &'static str,
     request: &'static str,
     body: usize,
-    /// Whether the app has the proxy's layer.
-    layer: bool,
+    mounted: Option<Mounted>,
 }
 
-const SCENARIOS: [Scenario; 5] = [
-    Scenario { name: "axum-alone", request: "GET /own", body: 0, layer: false },
-    Scenario { name: "pass-through", request: "GET /own", body: 0, layer: true },
-    Scenario { name: "small-get", request: "GET /mydir/small", body: 0, layer: true },
-    Scenario { name: "chunked-get", request: "GET /mydir/chunked", body: 0, layer: true },
-    Scenario { name: "post", request: "POST /mydir/echo", body: 1024, layer: true },
-];
+/// The proxy's layer in the app.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mounted {
+    Plain,
+    /// With a layer on the upstream side.
+    Basic,
+    Bearer,
+    RemoteUser,
+}
+
+const SCENARIOS: [Scenario; 8] = {
+    use Mounted::{Basic, Bearer, Plain, RemoteUser};
+    const SMALL: &str = "GET /mydir/small";
+    [
+        Scenario { name: "axum-alone", request: "GET /own", body: 0, mounted: None },
+        Scenario { name: "pass-through", request: "GET /own", body: 0, mounted: Some(Plain) },
+        Scenario { name: "small-get", request: SMALL, body: 0, mounted: Some(Plain) },
+        Scenario { name: "chunked-get", request: "GET /mydir/chunked", body: 0, mounted: Some(Plain) },
+        Scenario { name: "post", request: "POST /mydir/echo", body: 1024, mounted: Some(Plain) },
+        Scenario { name: "basic", request: SMALL, body: 0, mounted: Some(Basic) },
+        Scenario { name: "bearer", request: SMALL, body: 0, mounted: Some(Bearer) },
+        Scenario { name: "remote-user", request: SMALL, body: 0, mounted: Some(RemoteUser) },
+    ]
+};
 
 const FEW: usize = 500;
 const MANY: usize = 2500;
@@ -68,8 +84,7 @@ fn main() -> ExitCode {
     let is_bench = arguments.contains(&"--bench");
     arguments.retain(|&argument| argument != "--bench");
     let outcome = match arguments[..] {
-        ["--proxy", backend] => proxy(Some(backend)),
-        ["--proxy"] => proxy(None),
+        ["--proxy", name, backend] => proxy(name, backend),
         _ if !is_bench => Ok(()),
         [] => table(false),
         ["--check"] => table(true),
@@ -175,10 +190,7 @@ fn run(scenario: &Scenario, requests: usize) -> Outcome<PathBuf> {
     let counts = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("callgrind.{}.{requests}", scenario.name));
     let mut command = Command::new("valgrind");
     command.args(["--quiet", "--tool=callgrind"]).arg(format!("--callgrind-out-file={}", counts.display()));
-    command.arg(env::current_exe()?).arg("--proxy");
-    if scenario.layer {
-        command.arg(backend()?);
-    }
+    command.arg(env::current_exe()?).args(["--proxy", scenario.name]).arg(backend()?);
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => "valgrind isn't installed".to_owned(),
@@ -283,12 +295,21 @@ fn message(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
 
 // ---- The proxy ----
 
-/// Serves an app until the input ends, with a proxy to the backend if one is given.
-fn proxy(backend: Option<&str>) -> Outcome {
-    let mut app = Router::new().route("/own", get(|| async { &SMALL[..] }));
-    if let Some(backend) = backend {
-        app = app.layer(ReverseProxyLayer::new(backend).prefix("/mydir"));
-    }
+/// Serves the app of a scenario until the input ends.
+fn proxy(name: &str, backend: &str) -> Outcome {
+    let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name).ok_or(USAGE)?;
+    let app = Router::new().route("/own", get(|| async { &SMALL[..] }));
+    let proxy = || ReverseProxyLayer::new(backend).prefix("/mydir");
+    let app = match scenario.mounted {
+        None => app,
+        Some(Mounted::Plain) => app.layer(proxy()),
+        Some(Mounted::Basic) => app.layer(proxy().upstream_layer(BasicAuthLayer::new("front", "s3cret"))),
+        Some(Mounted::Bearer) => app.layer(proxy().upstream_layer(BearerLayer::fixed("s3cret"))),
+        // The application's layer that inserts the user is a part of the row.
+        Some(Mounted::RemoteUser) => {
+            app.layer(proxy().upstream_layer(RemoteUserLayer::new())).layer(Extension(RemoteUser::from("alice")))
+        }
+    };
     thread::spawn(|| {
         let _ = io::stdin().read_to_end(&mut Vec::new());
         exit(0);
