@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind},
-    headers::{hop::is_framing, reserved::remove_folded, trailers::ForbiddenTrailers},
+    headers::owned,
     identity::{CredentialsUser, ExpectedExtension, RemoteUser},
     observe,
     reject::ResponseFuture,
@@ -215,14 +215,7 @@ impl AssertionLayer {
     #[must_use]
     #[track_caller]
     pub fn header(mut self, name: impl TryInto<HeaderName>) -> Self {
-        let Ok(name) = name.try_into() else {
-            panic!("invalid name of a header field: write letters, digits and hyphens, such as \"X-JWT-Assertion\"")
-        };
-        assert!(
-            !is_framing(&name),
-            "the field {name} is the connection's or the message's own: write another name, such as \"X-JWT-Assertion\""
-        );
-        self.config_mut().header = name;
+        self.config_mut().header = owned::field_name(name, "X-JWT-Assertion");
         self
     }
 
@@ -443,8 +436,7 @@ const NO_BACKEND: &str = "an AssertionLayer doesn't know the backend, because th
 
 impl Config {
     fn apply<B>(&self, cache: &Cache, request: &mut Request<B>) -> Result<(), Error> {
-        remove_folded(request.headers_mut(), &self.header);
-        ForbiddenTrailers::add(request.extensions(), &self.header);
+        owned::remove(request, &self.header);
         CredentialsUser::record(request.extensions_mut());
         let Some(user) = request.extensions().get::<RemoteUser>() else {
             return if self.required { Err(ErrorKind::SignInRequired.into()) } else { Ok(()) };

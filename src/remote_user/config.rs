@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue, Request, StatusCode};
 use super::{encoding::Encoding, field::Field, source::Source};
 use crate::{
     error::{Error, ErrorKind},
-    headers::{eq_folded, reserved::remove_folded, trailers::ForbiddenTrailers},
+    headers::{eq_folded, owned},
     identity::{CredentialsUser, RemoteUser},
     observe,
 };
@@ -45,9 +45,8 @@ impl Config {
 
     /// Removes the client's copies of all fields that the layer sets, and the same trailers.
     pub(super) fn remove_owned<B>(&self, request: &mut Request<B>) {
-        remove(request, &self.header);
-        for field in &self.also {
-            remove(request, &field.name);
+        for name in self.names() {
+            owned::remove(request, name);
         }
     }
 
@@ -91,11 +90,6 @@ impl Config {
             None => ErrorKind::SignInRequired.into(),
         }
     }
-}
-
-fn remove<B>(request: &mut Request<B>, name: &HeaderName) {
-    remove_folded(request.headers_mut(), name);
-    ForbiddenTrailers::add(request.extensions(), name);
 }
 
 /// The cause of a refused request whose credentials are for another user than `Remote-User`.

@@ -11,9 +11,12 @@ use super::{
     layer::RemoteUserLayer,
 };
 use crate::{
-    headers::{hop::is_framing, is_token_byte},
+    headers::{is_token_byte, owned},
     identity::RemoteUser,
 };
+
+/// A name that the panics show.
+const EXAMPLE: &str = "X-Remote-User";
 
 impl RemoteUserLayer {
     /// Sets the name of the field, as `&str` or [`HeaderName`]. Default: `Remote-User`.
@@ -39,7 +42,7 @@ impl RemoteUserLayer {
     #[must_use]
     #[track_caller]
     pub fn header(mut self, name: impl TryInto<HeaderName>) -> Self {
-        self.config_mut().header = field_name(name);
+        self.config_mut().header = owned::field_name(name, EXAMPLE);
         self.with_distinct_names()
     }
 
@@ -122,7 +125,7 @@ impl RemoteUserLayer {
     where
         T: Send + Sync + 'static,
     {
-        let field = Field::value(field_name(name), value);
+        let field = Field::value(owned::field_name(name, EXAMPLE), value);
         self.config_mut().also.push(field);
         self.with_distinct_names()
     }
@@ -171,7 +174,7 @@ impl RemoteUserLayer {
             is_separator(separator),
             "invalid separator {separator:?}: write a punctuation mark, such as ',' or '|'"
         );
-        let field = Field::list(field_name(name), separator, members);
+        let field = Field::list(owned::field_name(name, EXAMPLE), separator, members);
         self.config_mut().also.push(field);
         self.with_distinct_names()
     }
@@ -262,16 +265,4 @@ impl RemoteUserLayer {
         assert!(!self.config.repeats_a_name(), "two fields of one name: give each field of the layer its own name");
         self
     }
-}
-
-#[track_caller]
-fn field_name(name: impl TryInto<HeaderName>) -> HeaderName {
-    let Ok(name) = name.try_into() else {
-        panic!("invalid name of a header field: write letters, digits and hyphens, such as \"X-Remote-User\"")
-    };
-    assert!(
-        !is_framing(&name),
-        "the field {name} is the connection's or the message's own: write another name, such as \"X-Remote-User\""
-    );
-    name
 }
