@@ -123,7 +123,19 @@ async fn a_service_that_the_front_may_not_delegate_to_is_403() {
     ask_as(&app, "/app/krb-other/behalf", "alice").await.failed(403, "CredentialsMissing");
     let events = events();
     assert!(events.contains("KDC can't fulfill requested option"), "{events}");
+    let whom = "for \\\"alice\\\": acquiring a ticket for HTTP@other.kit.test: ";
+    assert!(events.contains(whom) && events.contains("not the front's account at this service"), "{events}");
     unseen("/krb-other/behalf").await;
+}
+
+#[tokio::test]
+async fn a_service_that_the_kdc_does_not_know_is_no_fault_of_the_user() {
+    let app = app(NegotiateLayer::with_source(Negotiate::on_behalf("HTTP@nowhere.kit.test").unwrap()));
+    events();
+    ask_as(&app, "/app/krb/nowhere", "alice").await.failed(502, "CredentialsMissing");
+    let events = events();
+    assert!(events.contains("HTTP@nowhere.kit.test") && events.contains("the KDC has no such service"), "{events}");
+    unseen("/krb/nowhere").await;
 }
 
 #[tokio::test]

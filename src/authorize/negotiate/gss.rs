@@ -57,7 +57,8 @@ impl Gss {
     }
 
     fn no_ticket(&self, holder: Holder, error: Error) -> Failure {
-        let hint = match error.minor.cast_signed() {
+        let code = error.minor.cast_signed();
+        let hint = match code {
             UNKNOWN_SERVICE => "; the KDC has no such service: compare the name with the backend's keytab",
             BAD_OPTION | POLICY if holder == Holder::User => {
                 "; the KDC permits no account to act for this user, or not the front's account at this service"
@@ -65,7 +66,9 @@ impl Gss {
             _ => "",
         };
         let failure = failure(&format!("acquiring a ticket for {}", self.service_text), error);
-        Failure::new(failure.reason, format!("{failure}{hint}"))
+        // No user has a ticket for a service that doesn't exist.
+        let reason = if code == UNKNOWN_SERVICE { Reason::Front } else { failure.reason };
+        Failure::new(reason, format!("{failure}{hint}"))
     }
 }
 
@@ -198,5 +201,9 @@ fn failure(doing: &str, error: Error) -> Failure {
         true => Reason::Front,
         false => Reason::Refused,
     };
-    Failure::new(reason, format!("{doing}: {}", error.to_string().trim_end()))
+    let text = error.to_string();
+    // The library's text for some errors.
+    let hint =
+        if text.contains("(Success)") { "; the library has no reason: check krb5.conf and KRB5_CONFIG" } else { "" };
+    Failure::new(reason, format!("{doing}: {}{hint}", text.trim_end()))
 }

@@ -44,7 +44,7 @@
 //! | its token isn't there within the [deadline](Negotiate::deadline) | [`CredentialsTimeout`], 504 |
 //! | the thread has been in one call for longer than the deadline | the same, at once |
 //! | 64 requests wait for a call that takes longer than 250 ms; or 1024 wait | [`CredentialsBusy`], 503, at once |
-//! | the library or the KDC refuses | [`CredentialsMissing`], 502, or 403 if it's about the user |
+//! | the library or the KDC refuses | [`CredentialsMissing`], 502, or 403 if it's about the user; a service that the KDC doesn't know isn't |
 //! | the same account was refused within the last second | the same, without a call |
 //!
 //! [`CredentialsBusy`]: crate::ErrorKind::CredentialsBusy
@@ -301,7 +301,7 @@ impl Negotiate {
         Self { principal: Some(Arc::new(map)), ..self }
     }
 
-    /// Whether a response without a proof of the backend's identity is refused, with
+    /// Sets whether a response without a proof of the backend's identity is refused, with
     /// [`BackendUnproven`](crate::ErrorKind::BackendUnproven), 502, its body unread. Default: `false`.
     ///
     /// Every token requests mutual authentication, and the answer of a backend is verified whenever there is one.
@@ -320,7 +320,7 @@ impl Negotiate {
         Self { require_mutual, ..self }
     }
 
-    /// How long a request may wait for its token, the wait in the queue included: 5 s by default. On expiry it's
+    /// Sets how long a request may wait for its token, the wait in the queue included. Default: 5 s. On expiry it's
     /// refused with [`CredentialsTimeout`](crate::ErrorKind::CredentialsTimeout), 504.
     ///
     /// ```no_run
@@ -337,8 +337,8 @@ impl Negotiate {
         Self { deadline, ..self }
     }
 
-    /// For how many users, and how long, [`on_behalf`](Self::on_behalf) keeps credentials: 256 users, 5 minutes, and
-    /// never longer than half of a credential's life. With 0 users, each request costs two round trips to the KDC.
+    /// Sets for how many users, and how long, [`on_behalf`](Self::on_behalf) keeps credentials. Default: 256 users, 5
+    /// minutes; never longer than half of a credential's life. With 0 users, each request costs two round trips to the KDC.
     ///
     /// Clones share the cache. It's emptied by this call.
     ///
