@@ -20,6 +20,7 @@ use std::{
     env,
     error::Error,
     fs,
+    io::IsTerminal,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -45,6 +46,7 @@ const JWKS: &str = "/.well-known/jwks.json";
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
+    tracing_subscriber::fmt().with_ansi(std::io::stdout().is_terminal()).init();
     let listener = shared::listen().await?;
     let front = format!("http://{}", listener.local_addr()?);
     let backend = match env::args().nth(1) {

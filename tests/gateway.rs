@@ -671,7 +671,7 @@ fn configuration_errors_are_one_line_before_anything_listens() {
         (with("negotiate_as_user = true"), "negotiate_as_user: "),
         (with("negotiate_as_user = \"yes\""), "line 5: "),
         (with("assertion = true"), "assertion: "),
-        (with("bearer = \"Bearer token\""), "bearer: write a token"),
+        (with("bearer = \"Bearer token\""), "bearer: write a token without \"Bearer\""),
         (with("bearer = \"token\"\nbasic_password = \"a\""), "write one of basic_password, bearer and negotiate"),
         (with("remote_groups_header = \"Remote-Groups\""), "remote_groups_header: write remote_user = true"),
         (with("remote_user = true\nremote_groups_header = \"a b\""), "remote_groups_header: write the name of a field"),
@@ -758,6 +758,10 @@ fn a_key_for_assertions_that_is_missing_or_of_another_kind_is_refused() {
     refuses(&[
         (format!("{listen}assertion_key = \"/nowhere/key.pem\"\n"), "assertion_key \"/nowhere/key.pem\": No such file"),
         (format!("{listen}assertion_key = {:?}\n", key.path()), "openssl genpkey -algorithm EC"),
+        (
+            format!("{listen}assertion_key = \"-----BEGIN PRIVATE KEY-----\"\n"),
+            "assertion_key: write the path of the key's file",
+        ),
         (
             format!("{listen}{}", mount("/a", "http://127.0.0.1:1", "assertion = true")),
             "write assertion_key = \"key.pem\"",

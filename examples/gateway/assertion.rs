@@ -24,6 +24,10 @@ impl Assertions {
     /// Reads the key.
     pub(crate) fn new(config: &Config) -> Result<Self, Wrong> {
         let read = |path: &String| {
+            // Its text isn't shown, because it's a secret.
+            if path.contains("-----BEGIN") {
+                return Err("assertion_key: write the path of the key's file, not the key".to_owned());
+            }
             let wrong = |wrong: &dyn std::fmt::Display| format!("assertion_key {path:?}: {wrong}");
             let pem = fs::read(path).map_err(|error| wrong(&error))?;
             AssertionKeys::from_pem(pem).map_err(|error| wrong(&error))

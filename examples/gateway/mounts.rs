@@ -188,7 +188,9 @@ impl<'a> Common<'a> {
             }
             // Without the token, which is a secret.
             Some(token) if !is_bearer_token(token) => {
-                return Err("bearer: write a token of letters, digits and \"-._~+/\", then any number of \"=\"".into());
+                return Err("bearer: write a token without \"Bearer\" and blanks, of letters, digits and \"-._~+/\", then any number of \
+                            \"=\""
+                    .into());
             }
             token => token.as_deref().map(BearerLayer::fixed),
         };

@@ -1,7 +1,7 @@
 //! The app, and the sign-in to the backend.
 #![allow(clippy::print_stdout)]
 
-use std::{env, error::Error, net::SocketAddr, sync::Arc};
+use std::{env, error::Error, io::IsTerminal, net::SocketAddr, sync::Arc};
 
 use axum::{Extension, Router, middleware::from_fn_with_state, routing::get};
 use tower_reverse_proxy::{
@@ -20,6 +20,8 @@ pub(crate) async fn main() -> Result<(), Box<dyn Error>> {
     let (Some(backend), Some(service)) = (arguments.next(), arguments.next()) else {
         return Err("usage: kerberos BACKEND SERVICE, such as http://127.0.0.1:8000 HTTP@backend.example".into());
     };
+    // A refused ticket is an event, whose text has the reason: the client gets a status only.
+    tracing_subscriber::fmt().with_ansi(std::io::stdout().is_terminal()).init();
     // The user's name is a principal with its realm, which the ticket has established: it needs no mapping.
     let principal = |user: &RemoteUser| Some(user.as_str().to_owned());
     let source = AsTheUser {

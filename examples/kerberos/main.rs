@@ -14,6 +14,9 @@
 //! user (`curl --delegation always`), the front signs in to the backend with it. Otherwise the KDC gives the front a
 //! ticket for the user, which the front's account needs a right for (constrained delegation).
 //!
+//! A sign-in that fails is 401, 403 or 502 for the client. The log of the example has the reason: a ticket for another
+//! name than that of the keytab, a service that the KDC doesn't know, or a front without the right.
+//!
 //! `sign_in` is the browser's side, and `front` is the backend's side and the app.
 
 #[cfg(unix)]
