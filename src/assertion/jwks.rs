@@ -49,9 +49,9 @@ use super::keys::{AssertionKeys, now};
 /// # Security
 ///
 /// The route needs no sign-in, because public keys are public. The private halves are in no response. A backend has to
-/// fetch the keys from the front itself: over `https`, or in a network without strangers, because it trusts whatever keys it
-/// gets there. For the same reason, no mounted backend may cover the route: beside a proxy for `/`, the route belongs on the
-/// outer router, or on one that is asked before the proxy.
+/// fetch the keys from the front itself: over `https`, or in a network without strangers, because it trusts whatever
+/// keys it gets there. For the same reason, no mounted backend may cover the route: beside a proxy for `/`, the route
+/// belongs on the outer router, or on one that is asked before the proxy.
 #[derive(Clone, Debug)]
 pub struct Jwks {
     keys: AssertionKeys,

@@ -90,8 +90,8 @@ impl AssertionKeys {
     ///
     /// # Errors
     ///
-    /// If it contains no private key, or more than one, or an encrypted one, or one of another kind or format, or if there
-    /// is no provider. The error contains nothing of the key.
+    /// If it contains no private key, or more than one, or an encrypted one, or one of another kind or format, or if
+    /// there is no provider. The error contains nothing of the key.
     pub fn from_pem(pem: impl AsRef<[u8]>) -> Result<Self, InvalidKey> {
         let key = Arc::new(Key::from_pem(pem.as_ref())?);
         let schedule = Schedule { lifetime: Duration::ZERO, keys: vec![Entry { key, signs_from: Duration::ZERO }] };

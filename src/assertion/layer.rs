@@ -38,9 +38,9 @@ const BACKDATED: Duration = Duration::from_secs(5);
 ///
 /// The user is the [`RemoteUser`] in the request's extensions. Where the application inserts it, no
 /// [`RemoteUserLayer`](crate::RemoteUserLayer) is needed. Next to
-/// [`RemoteUserLayer::from_extension`](crate::RemoteUserLayer::from_extension), which makes the `RemoteUser`, that one has
-/// to see the request first, so it's added last, or stands first in a [`ServiceBuilder`](tower::ServiceBuilder). In the
-/// wrong order, the request is refused with 500.
+/// [`RemoteUserLayer::from_extension`](crate::RemoteUserLayer::from_extension), which makes the `RemoteUser`, that one
+/// has to see the request first, so it's added last, or stands first in a [`ServiceBuilder`](tower::ServiceBuilder). In
+/// the wrong order, the request is refused with 500.
 ///
 /// ```
 /// # #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))] {
@@ -91,8 +91,8 @@ const BACKDATED: Duration = Duration::from_secs(5);
 /// and also when no user is signed in. The token is marked [sensitive](HeaderValue::set_sensitive); neither `Debug` nor
 /// the log shows it.
 ///
-/// The backend has to verify the signature with one pinned algorithm (`ES256`, or `EdDSA`), `iss`, `aud` and `exp`, and to
-/// refuse a request without a token. A backend that accepts a token for any audience accepts those for other backends,
+/// The backend has to verify the signature with one pinned algorithm (`ES256`, or `EdDSA`), `iss`, `aud` and `exp`, and
+/// to refuse a request without a token. A backend that accepts a token for any audience accepts those for other backends,
 /// which these could send to it. The audience is never taken from the client's request.
 ///
 /// The clocks of front and backend have to agree within the 5 s and the leeway that the verifier has.
@@ -257,9 +257,9 @@ impl AssertionLayer {
 
     /// Adds claims from a request extension of the application's own. Default: none. Called again, it adds others.
     ///
-    /// Without the extension, `describe` isn't called, and the first such request of a signed-in user is an event at warn
-    /// level, because the layer that inserts it may be in the wrong place. It's called for every request with a signed-in user, because a
-    /// token with other claims is another token.
+    /// Without the extension, `describe` isn't called, and the first such request of a signed-in user is an event at
+    /// warn level, because the layer that inserts it may be in the wrong place. It's called for every request with a
+    /// signed-in user, because a token with other claims is another token.
     ///
     /// ```
     /// # #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))] {

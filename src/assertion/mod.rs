@@ -1,7 +1,7 @@
 //! Signed assertions of the signed-in user, which the backend can verify: JWTs (RFC 7519).
 //!
-//! [`AssertionLayer`] sends them, [`AssertionKeys`] signs them and rotates the keys, and [`Jwks`] is the route at which the
-//! backend finds the public halves.
+//! [`AssertionLayer`] sends them, [`AssertionKeys`] signs them and rotates the keys, and [`Jwks`] is the route at which
+//! the backend finds the public halves.
 
 mod cache;
 mod claims;

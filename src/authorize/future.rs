@@ -23,8 +23,8 @@ use crate::{
 };
 
 pin_project! {
-    /// The future of an [`Authorization`](super::Authorization)'s response: it waits for the credentials, and then for the
-    /// response.
+    /// The future of an [`Authorization`](super::Authorization)'s response: it waits for the credentials, and then for
+    /// the response.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<C, S, B>
     where

@@ -95,8 +95,8 @@ impl Config {
 /// The cause of a refused request whose credentials are for another user than `Remote-User`.
 const WRONG_ORDER: &str = "a BasicAuthLayer, another AuthorizationLayer or an AssertionLayer speaks for another user \
                            than this RemoteUserLayer. If it saw the request first, add the RemoteUserLayer last, or \
-                           put it first into the ServiceBuilder. If it belongs to another upstream, which couldn't be reached, let \
-                           both upstreams name the user alike, or put the layers around the balancer";
+                           put it first into the ServiceBuilder. If it belongs to another upstream, which couldn't \
+                           be reached, let both upstreams name the user alike, or put the layers around the balancer";
 
 /// Makes this user, or none, the one that the later layers act for.
 pub(super) fn act_for<B>(request: &mut Request<B>, user: Option<RemoteUser>) -> Result<(), Error> {
