@@ -5,6 +5,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, header::WWW_AUTHENTICATE};
 
 use super::{is_token_byte, remove_where};
 
+static PERSISTENT_AUTH: HeaderName = HeaderName::from_static("persistent-auth");
+static PROXY_SUPPORT: HeaderName = HeaderName::from_static("proxy-support");
+
 /// Returns the names of the offered schemes, for an event: each once, at most eight, and nothing else of the field.
 pub(crate) fn schemes(headers: &HeaderMap) -> String {
     let mut schemes: Vec<&str> = Vec::new();
@@ -59,7 +62,8 @@ pub(crate) fn remove_handshakes(headers: &mut HeaderMap) {
 
 /// `Persistent-Auth` and `Proxy-Support` signal how a connection is authenticated (MS-NTHT, RFC 4559).
 fn is_about_credentials(name: &HeaderName) -> bool {
-    matches!(name.as_str(), "www-authenticate" | "persistent-auth" | "proxy-support")
+    // Names are compared as values, because most of a response's are standard ones, which differ from these at once.
+    *name == WWW_AUTHENTICATE || *name == PERSISTENT_AUTH || *name == PROXY_SUPPORT
 }
 
 /// Whether a challenge is a step of a handshake on the connection to the backend: `Negotiate` or `NTLM` with a token. In
