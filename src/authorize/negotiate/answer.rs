@@ -46,9 +46,9 @@ fn verify<C: Context>(context: C, principal: &str, required: bool, response: &He
         return unproven("the backend's token isn't Base64".into());
     };
     match context.finish(&token) {
-        Ok(speaker) if *speaker == *principal => Ok(()),
-        Ok(speaker) => {
-            let text = format!("the request was {speaker}'s, and {principal} was meant");
+        Ok(initiator) if *initiator == *principal => Ok(()),
+        Ok(initiator) => {
+            let text = format!("the request was {initiator}'s, and {principal} was meant");
             observe::wrong_speaker(&text);
             Err(Error::with_source(ErrorKind::WrongSpeaker, text))
         }

@@ -109,7 +109,7 @@ impl Mechanism for Gss {
         text_of(&cred.name().map_err(|error| failure("reading the name of the credential", error))?)
     }
 
-    fn speaker(&self, cred: &Cred) -> Result<Arc<str>, Failure> {
+    fn initiator(&self, cred: &Cred) -> Result<Arc<str>, Failure> {
         require(cred, GSS_MECH_KRB5)?;
         // Without mutual authentication, a context of this mechanism is complete after its first step.
         let mut context = self.context(cred, CtxFlags::empty(), GSS_MECH_KRB5)?;

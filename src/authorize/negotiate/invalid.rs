@@ -2,7 +2,7 @@
 
 use std::{error, fmt};
 
-use super::{desk::NotStarted, mechanism::Failure};
+use super::{mechanism::Failure, workers::NotStarted};
 
 /// The error returned when a [`Negotiate`](super::Negotiate) can't sign in to a backend. Its text names what to set.
 ///

@@ -27,7 +27,7 @@ pub(super) trait Mechanism: Send + Sync + 'static {
     fn name(&self, cred: &Self::Cred) -> Result<Arc<str>, Failure>;
 
     /// Returns the principal that a context of a user's credential speaks for, without sending anything.
-    fn speaker(&self, cred: &Self::Cred) -> Result<Arc<str>, Failure>;
+    fn initiator(&self, cred: &Self::Cred) -> Result<Arc<str>, Failure>;
 
     /// Begins a context with mutual authentication; returns it and its first token.
     fn initiate(&self, cred: &Self::Cred, holder: Holder) -> Result<(Vec<u8>, Self::Context), Failure>;

@@ -23,17 +23,17 @@ const FAILURE_MEMORY: Duration = Duration::from_secs(1);
 const MAX_FAILURES: usize = 256;
 
 /// Whom a token is for.
-pub(super) enum Speaker<C> {
+pub(super) enum Initiator<C> {
     /// The front's own account.
     Own,
     /// The user of this credential, and of this name if there is one.
-    Delegated { credential: Arc<Handed<C>>, meant: Option<Arc<str>> },
+    Delegated { credential: Arc<Forwarded<C>>, meant: Option<Arc<str>> },
     /// A user of this name, for whom the front acquires a credential.
     User(Arc<str>),
 }
 
 /// A credential that the application has handed over.
-pub(super) struct Handed<C> {
+pub(super) struct Forwarded<C> {
     pub(super) cred: C,
     /// Tells credentials apart, because asking for the name of one may block.
     pub(super) id: u64,
@@ -41,7 +41,7 @@ pub(super) struct Handed<C> {
     principal: OnceLock<Arc<str>>,
 }
 
-impl<C> Handed<C> {
+impl<C> Forwarded<C> {
     pub(super) fn new(cred: C) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self { cred, id: NEXT.fetch_add(1, Ordering::Relaxed), principal: OnceLock::new() }
@@ -98,21 +98,21 @@ impl<M: Mechanism> Minter<M> {
     }
 
     /// Makes a token. A failure is remembered for a second.
-    pub(super) fn mint(&self, speaker: &Speaker<M::Cred>) -> Result<Minted<M::Context>, Failure> {
-        let key = match speaker {
-            Speaker::Own => Key::Own,
-            Speaker::Delegated { credential, .. } => Key::Delegated(credential.id),
-            Speaker::User(name) => Key::User(name.clone()),
+    pub(super) fn mint(&self, initiator: &Initiator<M::Cred>) -> Result<Minted<M::Context>, Failure> {
+        let key = match initiator {
+            Initiator::Own => Key::Own,
+            Initiator::Delegated { credential, .. } => Key::Delegated(credential.id),
+            Initiator::User(name) => Key::User(name.clone()),
         };
         if let Some((failure, until)) = lock(&self.failures).get(&key)
             && self.now() < *until
         {
             return Err(failure.clone());
         }
-        let minted = match speaker {
-            Speaker::Own => self.own(),
-            Speaker::Delegated { credential, meant } => self.delegated(credential, meant.as_deref()),
-            Speaker::User(name) => self.user(name).map_err(|failure| failure.of_user(name)),
+        let minted = match initiator {
+            Initiator::Own => self.own(),
+            Initiator::Delegated { credential, meant } => self.delegated(credential, meant.as_deref()),
+            Initiator::User(name) => self.user(name).map_err(|failure| failure.of_user(name)),
         };
         if let Err(failure) = &minted {
             self.remember(key, failure.clone());
@@ -138,11 +138,11 @@ impl<M: Mechanism> Minter<M> {
         })
     }
 
-    fn delegated(&self, credential: &Handed<M::Cred>, meant: Option<&str>) -> Result<Minted<M::Context>, Failure> {
+    fn delegated(&self, credential: &Forwarded<M::Cred>, meant: Option<&str>) -> Result<Minted<M::Context>, Failure> {
         let principal = match credential.principal.get() {
             Some(principal) => principal.clone(),
             None => {
-                let principal = self.mechanism.speaker(&credential.cred)?;
+                let principal = self.mechanism.initiator(&credential.cred)?;
                 let name = self.mechanism.name(&credential.cred)?;
                 if principal != name {
                     return Err(wrong_speaker(&name, &principal));
@@ -186,7 +186,7 @@ impl<M: Mechanism> Minter<M> {
             return Err(Failure::new(Reason::WrongSpeaker, text));
         }
         let user = self.mechanism.impersonate(&front.cred, name)?;
-        let principal = self.mechanism.speaker(&user.cred)?;
+        let principal = self.mechanism.initiator(&user.cred)?;
         match is_same(&principal, meant) {
             true => Ok(Acquired { principal, ..user }),
             false => Err(wrong_speaker(meant, &principal)),

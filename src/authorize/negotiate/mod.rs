@@ -55,7 +55,6 @@
 //! failure.
 
 mod answer;
-mod desk;
 mod gss;
 mod invalid;
 mod mechanism;
@@ -65,6 +64,7 @@ mod name;
 mod tests;
 mod users;
 mod wait;
+mod workers;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -77,10 +77,10 @@ use libgssapi::credential::Cred;
 
 pub use self::{answer::MutualAuth, invalid::InvalidNegotiate};
 use self::{
-    desk::Desk,
     gss::{Gss, GssContext},
-    minter::{Handed, Minted, Speaker},
+    minter::{Forwarded, Initiator, Minted},
     wait::token,
+    workers::Workers,
 };
 use super::{Ask, CredentialSource, Credentials, CredentialsFuture, source::missing_for_user};
 use crate::{
@@ -132,7 +132,7 @@ const START: Duration = Duration::from_secs(10);
 #[doc(alias("Kerberos", "SPNEGO", "GSSAPI", "UseDefaultCredentials", "KerberosConstrainedDelegation", "SPN"))]
 #[derive(Clone)]
 pub struct Negotiate {
-    desk: Arc<Desk<Gss>>,
+    workers: Arc<Workers<Gss>>,
     account: Account,
     principal: Option<Arc<Principal>>,
     require_mutual: bool,
@@ -197,8 +197,8 @@ impl Negotiate {
     fn of_front(service: &str, account: Option<&str>) -> Result<Self, InvalidNegotiate> {
         check_service(service)?;
         let gss = Gss::own(service, account).map_err(|failure| InvalidNegotiate::name(&failure))?;
-        let desk = Desk::start(gss, &["negotiate"], Some(START)).map_err(InvalidNegotiate::own)?;
-        Ok(Self::new(desk, Account::Own))
+        let workers = Workers::start(gss, &["negotiate"], Some(START)).map_err(InvalidNegotiate::own)?;
+        Ok(Self::new(workers, Account::Own))
     }
 
     /// Signs in as the user whose ticket the client has forwarded: the application accepts the client's token, and
@@ -224,8 +224,8 @@ impl Negotiate {
     pub fn delegated(service: &str) -> Result<Self, InvalidNegotiate> {
         check_service(service)?;
         let gss = Gss::own(service, None).map_err(|failure| InvalidNegotiate::name(&failure))?;
-        let desk = Desk::start(gss, &USERS, None).map_err(InvalidNegotiate::own)?;
-        Ok(Self::new(desk, Account::Delegated))
+        let workers = Workers::start(gss, &USERS, None).map_err(InvalidNegotiate::own)?;
+        Ok(Self::new(workers, Account::Delegated))
     }
 
     /// Signs in as the [`RemoteUser`] whom the application signed in by other means, without a ticket or a password of
@@ -264,13 +264,13 @@ impl Negotiate {
     pub fn on_behalf(service: &str) -> Result<Self, InvalidNegotiate> {
         check_service(service)?;
         let gss = Gss::on_behalf(service).map_err(|failure| InvalidNegotiate::name(&failure))?;
-        let desk = Desk::start(gss, &USERS, Some(START)).map_err(InvalidNegotiate::on_behalf)?;
-        Ok(Self::new(desk, Account::OnBehalf))
+        let workers = Workers::start(gss, &USERS, Some(START)).map_err(InvalidNegotiate::on_behalf)?;
+        Ok(Self::new(workers, Account::OnBehalf))
     }
 
-    fn new(desk: Desk<Gss>, account: Account) -> Self {
+    fn new(workers: Workers<Gss>, account: Account) -> Self {
         let deadline = Duration::from_secs(5);
-        Self { desk: Arc::new(desk), account, principal: None, require_mutual: false, deadline }
+        Self { workers: Arc::new(workers), account, principal: None, require_mutual: false, deadline }
     }
 
     /// Maps users to principals, such as `CORP\alice` to `alice@CORP.EXAMPLE`. A user who is mapped to `None` is
@@ -360,14 +360,14 @@ impl Negotiate {
     /// the user.
     #[must_use]
     pub fn cache(self, users: usize, age: Duration) -> Self {
-        self.desk.minter().limit_users(users, age);
+        self.workers.minter().limit_users(users, age);
         self
     }
 
     /// Returns whom the request is for. `None` if there is no user.
-    fn speaker(&self, ask: &Ask<'_>) -> Result<Option<Speaker<Cred>>, Error> {
+    fn initiator(&self, ask: &Ask<'_>) -> Result<Option<Initiator<Cred>>, Error> {
         match self.account {
-            Account::Own => Ok(Some(Speaker::Own)),
+            Account::Own => Ok(Some(Initiator::Own)),
             Account::Delegated => {
                 let Some(DelegatedCredential(credential)) = ask.extensions().get() else { return Ok(None) };
                 let meant = match (&self.principal, ask.user()) {
@@ -376,9 +376,9 @@ impl Negotiate {
                     (Some(_), None) => return Ok(None),
                     (None, _) => None,
                 };
-                Ok(Some(Speaker::Delegated { credential: credential.clone(), meant }))
+                Ok(Some(Initiator::Delegated { credential: credential.clone(), meant }))
             }
-            Account::OnBehalf => ask.user().map(|user| self.principal_of(user).map(Speaker::User)).transpose(),
+            Account::OnBehalf => ask.user().map(|user| self.principal_of(user).map(Initiator::User)).transpose(),
         }
     }
 
@@ -414,9 +414,9 @@ impl CredentialSource for Negotiate {
     type Future = CredentialsFuture<MutualAuth>;
 
     fn credentials(&self, ask: &Ask<'_>) -> Self::Future {
-        let token = |speaker| token(&self.desk, speaker, self.deadline);
+        let request = |initiator| token(&self.workers, initiator, self.deadline);
         let (of_front, required) = (self.account == Account::Own, self.require_mutual);
-        match self.speaker(ask).and_then(|speaker| speaker.map(token).transpose()) {
+        match self.initiator(ask).and_then(|initiator| initiator.map(request).transpose()) {
             Ok(Some(token)) => {
                 CredentialsFuture::pending(async move { Ok(Some(credentials(token.await?, of_front, required))) })
             }
@@ -455,11 +455,11 @@ fn credentials(minted: Minted<GssContext>, of_front: bool, required: bool) -> Cr
 ///
 /// A session keeps it, and inserts a clone into each request: a new one for each request would be looked at anew.
 #[derive(Clone)]
-pub struct DelegatedCredential(Arc<Handed<Cred>>);
+pub struct DelegatedCredential(Arc<Forwarded<Cred>>);
 
 impl From<Cred> for DelegatedCredential {
     fn from(credential: Cred) -> Self {
-        Self(Arc::new(Handed::new(credential)))
+        Self(Arc::new(Forwarded::new(credential)))
     }
 }
 

@@ -15,11 +15,11 @@ use tower::{Layer, ServiceExt, service_fn};
 
 use super::{
     Account, Negotiate, USERS,
-    desk::{Desk, NotStarted},
     gss::Gss,
     mechanism::{Acquired, Context, Failure, Holder, Mechanism, Reason},
-    minter::{Handed, Minted, Speaker},
+    minter::{Forwarded, Initiator, Minted},
     wait::token,
+    workers::{NotStarted, Workers},
 };
 use crate::{
     authorize::AuthorizationLayer,
@@ -52,7 +52,7 @@ struct State {
     failing: Option<(&'static str, Reason)>,
     panicking: bool,
     /// Whom the contexts of users speak for, if it's another principal than that of the credential.
-    speaker: Option<&'static str>,
+    initiator: Option<&'static str>,
 }
 
 impl Control {
@@ -133,8 +133,8 @@ impl Mechanism for Fake {
         Ok(format!("{cred}@K").into())
     }
 
-    fn speaker(&self, cred: &String) -> Result<Arc<str>, Failure> {
-        Ok(self.control.state().speaker.map_or_else(|| format!("{cred}@K").into(), Into::into))
+    fn initiator(&self, cred: &String) -> Result<Arc<str>, Failure> {
+        Ok(self.control.state().initiator.map_or_else(|| format!("{cred}@K").into(), Into::into))
     }
 
     fn initiate(&self, cred: &String, holder: Holder) -> Result<(Vec<u8>, NoContext), Failure> {
@@ -158,7 +158,7 @@ impl Context for NoContext {
 
 /// The threads of one mechanism, and its control.
 struct Kit {
-    desk: Desk<Fake>,
+    workers: Workers<Fake>,
     control: Arc<Control>,
     ended: Receiver<()>,
 }
@@ -166,25 +166,25 @@ struct Kit {
 impl Kit {
     fn new() -> Self {
         let (fake, control, ended) = fake();
-        Self { desk: Desk::start(fake, &["negotiate"], None).unwrap(), control, ended }
+        Self { workers: Workers::start(fake, &["negotiate"], None).unwrap(), control, ended }
     }
 
-    fn request(&self, speaker: Speaker<String>) -> impl Future<Output = Result<Minted<NoContext>, Error>> + use<> {
-        token(&self.desk, speaker, DEADLINE).unwrap()
+    fn request(&self, initiator: Initiator<String>) -> impl Future<Output = Result<Minted<NoContext>, Error>> + use<> {
+        token(&self.workers, initiator, DEADLINE).unwrap()
     }
 
     /// Returns the kind of a failure that no wait precedes.
-    fn refused_at_once(&self, speaker: Speaker<String>) -> Option<ErrorKind> {
-        kind(token(&self.desk, speaker, DEADLINE))
+    fn refused_at_once(&self, initiator: Initiator<String>) -> Option<ErrorKind> {
+        kind(token(&self.workers, initiator, DEADLINE))
     }
 
-    async fn mint(&self, speaker: Speaker<String>) -> Result<Minted<NoContext>, Error> {
-        timeout(BOUND, self.request(speaker)).await.expect("the request hangs")
+    async fn mint(&self, initiator: Initiator<String>) -> Result<Minted<NoContext>, Error> {
+        timeout(BOUND, self.request(initiator)).await.expect("the request hangs")
     }
 
     /// Returns the principal of the token, or the status and the cause of the error.
-    async fn outcome(&self, speaker: Speaker<String>) -> Result<String, (u16, String)> {
-        match self.mint(speaker).await {
+    async fn outcome(&self, initiator: Initiator<String>) -> Result<String, (u16, String)> {
+        match self.mint(initiator).await {
             Ok(minted) => Ok(minted.principal.to_string()),
             Err(error) => Err((error.status().as_u16(), error.source().map(ToString::to_string).unwrap_or_default())),
         }
@@ -197,16 +197,16 @@ fn fake() -> (Fake, Arc<Control>, Receiver<()>) {
     (Fake { control: control.clone(), _alive: alive }, control, ended)
 }
 
-fn user(name: &str) -> Speaker<String> {
-    Speaker::User(name.into())
+fn user(name: &str) -> Initiator<String> {
+    Initiator::User(name.into())
 }
 
-fn handed(name: &str) -> Arc<Handed<String>> {
-    Arc::new(Handed::new(name.into()))
+fn forwarded(name: &str) -> Arc<Forwarded<String>> {
+    Arc::new(Forwarded::new(name.into()))
 }
 
-fn delegated(credential: &Arc<Handed<String>>, meant: Option<&str>) -> Speaker<String> {
-    Speaker::Delegated { credential: credential.clone(), meant: meant.map(Into::into) }
+fn delegated(credential: &Arc<Forwarded<String>>, meant: Option<&str>) -> Initiator<String> {
+    Initiator::Delegated { credential: credential.clone(), meant: meant.map(Into::into) }
 }
 
 fn kind<T>(outcome: Result<T, Error>) -> Option<ErrorKind> {
@@ -218,19 +218,19 @@ async fn more_than_64_requests_do_not_wait_for_a_slow_call() {
     for (passes, waiting) in [(251, 64), (250, 1024)] {
         let kit = Kit::new();
         kit.control.stop();
-        let mut requests = vec![kit.request(Speaker::Own)];
+        let mut requests = vec![kit.request(Initiator::Own)];
         kit.control.wait_for("acquire front");
         kit.control.pass(Duration::from_millis(passes));
-        requests.extend((0..waiting).map(|_| kit.request(Speaker::Own)));
+        requests.extend((0..waiting).map(|_| kit.request(Initiator::Own)));
 
-        let refused = kit.refused_at_once(Speaker::Own);
+        let refused = kit.refused_at_once(Initiator::Own);
         assert_eq!(refused, Some(ErrorKind::CredentialsBusy), "{passes} ms");
 
         kit.control.go_on();
         for request in requests {
             assert_eq!(kind(timeout(BOUND, request).await.unwrap()), None, "{passes} ms");
         }
-        assert_eq!(kind(kit.mint(Speaker::Own).await), None, "{passes} ms");
+        assert_eq!(kind(kit.mint(Initiator::Own).await), None, "{passes} ms");
     }
 }
 
@@ -240,7 +240,7 @@ async fn a_request_waits_for_its_token_until_the_deadline() {
     let kit = Kit::new();
     kit.control.stop();
     let begun = tokio::time::Instant::now();
-    let (first, second) = (kit.request(Speaker::Own), kit.request(Speaker::Own));
+    let (first, second) = (kit.request(Initiator::Own), kit.request(Initiator::Own));
     let error = first.await.err().unwrap();
     assert_eq!((error.kind(), error.status().as_u16()), (ErrorKind::CredentialsTimeout, 504));
     assert_eq!(kind(second.await), Some(ErrorKind::CredentialsTimeout));
@@ -252,25 +252,25 @@ async fn a_request_waits_for_its_token_until_the_deadline() {
 async fn while_a_call_takes_longer_than_the_deadline_requests_fail_at_once() {
     let kit = Kit::new();
     kit.control.stop();
-    let first = kit.request(Speaker::Own);
+    let first = kit.request(Initiator::Own);
     kit.control.wait_for("acquire front");
     kit.control.pass(DEADLINE + Duration::from_millis(1));
-    assert_eq!(kit.refused_at_once(Speaker::Own), Some(ErrorKind::CredentialsTimeout));
+    assert_eq!(kit.refused_at_once(Initiator::Own), Some(ErrorKind::CredentialsTimeout));
     kit.control.go_on();
     assert_eq!(kind(timeout(BOUND, first).await.unwrap()), None);
-    assert_eq!(kind(kit.mint(Speaker::Own).await), None);
+    assert_eq!(kind(kit.mint(Initiator::Own).await), None);
 }
 
 #[tokio::test]
 async fn a_cancelled_request_costs_no_call() {
     let kit = Kit::new();
     kit.control.stop();
-    let first = kit.request(Speaker::Own);
+    let first = kit.request(Initiator::Own);
     kit.control.wait_for("acquire front");
     drop((kit.request(user("alice")), kit.request(user("bob"))));
     kit.control.go_on();
     assert_eq!(kind(timeout(BOUND, first).await.unwrap()), None);
-    assert_eq!(kind(kit.mint(Speaker::Own).await), None);
+    assert_eq!(kind(kit.mint(Initiator::Own).await), None);
     assert_eq!(kit.control.take_calls(), ["acquire front", "initiate front", "initiate front"]);
 }
 
@@ -279,13 +279,13 @@ async fn a_failure_answers_the_requests_of_a_second() {
     let kit = Kit::new();
     kit.control.fail("acquire");
     let refused = Err((502, "the KDC refuses".into()));
-    assert_eq!(kit.outcome(Speaker::Own).await, refused);
+    assert_eq!(kit.outcome(Initiator::Own).await, refused);
     kit.control.recover();
     kit.control.pass(Duration::from_millis(999));
-    assert_eq!(kit.outcome(Speaker::Own).await, refused);
+    assert_eq!(kit.outcome(Initiator::Own).await, refused);
     assert_eq!(kit.control.take_calls(), ["acquire front"]);
     kit.control.pass(Duration::from_millis(1));
-    assert_eq!(kit.outcome(Speaker::Own).await.as_deref(), Ok("front@K"));
+    assert_eq!(kit.outcome(Initiator::Own).await.as_deref(), Ok("front@K"));
 }
 
 #[tokio::test]
@@ -320,9 +320,9 @@ async fn a_failure_of_the_front_or_of_the_kdc_is_not_the_users() {
 #[tokio::test]
 async fn requests_of_one_user_acquire_one_credential() {
     let (fake, control, _ended) = fake();
-    let desk = Desk::start(fake, &["negotiate-0", "negotiate-1", "negotiate-2", "negotiate-3"], None).unwrap();
+    let workers = Workers::start(fake, &["negotiate-0", "negotiate-1", "negotiate-2", "negotiate-3"], None).unwrap();
     control.stop();
-    let requests: Vec<_> = (0..32).map(|_| token(&desk, user("alice"), DEADLINE).unwrap()).collect();
+    let requests: Vec<_> = (0..32).map(|_| token(&workers, user("alice"), DEADLINE).unwrap()).collect();
     control.wait_for("acquire front");
     control.go_on();
     for request in requests {
@@ -341,7 +341,7 @@ async fn a_users_credential_is_kept_for_its_age() {
         assert_eq!(kit.outcome(user("alice")).await.as_deref(), Ok("alice@K"));
         assert_eq!(kit.control.take_calls().len(), calls, "after {passes} s");
     }
-    kit.desk.minter().limit_users(0, HOUR);
+    kit.workers.minter().limit_users(0, HOUR);
     for _ in 0..2 {
         assert_eq!(kit.outcome(user("alice")).await.as_deref(), Ok("alice@K"));
         assert_eq!(kit.control.take_calls(), ["impersonate alice", "initiate alice"]);
@@ -367,39 +367,39 @@ async fn the_fronts_credential_is_acquired_anew_after_five_minutes_and_after_a_f
         (1, &["acquire front", "initiate front"]),
     ] {
         kit.control.pass(Duration::from_secs(passes));
-        assert_eq!(kit.outcome(Speaker::Own).await.as_deref(), Ok("front@K"));
+        assert_eq!(kit.outcome(Initiator::Own).await.as_deref(), Ok("front@K"));
         assert_eq!(kit.control.take_calls(), calls, "after {passes} s");
     }
     kit.control.fail("initiate");
-    assert_eq!(kit.outcome(Speaker::Own).await, Err((502, "the KDC refuses".into())));
+    assert_eq!(kit.outcome(Initiator::Own).await, Err((502, "the KDC refuses".into())));
     assert_eq!(kit.control.take_calls(), ["initiate front", "acquire front", "initiate front"]);
 }
 
 #[tokio::test]
 async fn an_unreachable_kdc_is_not_called_twice() {
     let kit = Kit::new();
-    assert_eq!(kit.outcome(Speaker::Own).await.as_deref(), Ok("front@K"));
+    assert_eq!(kit.outcome(Initiator::Own).await.as_deref(), Ok("front@K"));
     kit.control.take_calls();
     kit.control.change(|state| state.failing = Some(("initiate", Reason::Front)));
-    assert_eq!(kit.outcome(Speaker::Own).await, Err((502, "the KDC refuses".into())));
+    assert_eq!(kit.outcome(Initiator::Own).await, Err((502, "the KDC refuses".into())));
     assert_eq!(kit.control.take_calls(), ["initiate front"]);
 }
 
 #[tokio::test]
 async fn a_credential_that_cannot_be_renewed_is_used_until_it_expires() {
     let kit = Kit::new();
-    assert_eq!(kit.outcome(Speaker::Own).await.as_deref(), Ok("front@K"));
+    assert_eq!(kit.outcome(Initiator::Own).await.as_deref(), Ok("front@K"));
     kit.control.fail("acquire");
     kit.control.pass(HOUR - Duration::from_secs(1));
-    assert_eq!(kit.outcome(Speaker::Own).await.as_deref(), Ok("front@K"));
+    assert_eq!(kit.outcome(Initiator::Own).await.as_deref(), Ok("front@K"));
     kit.control.pass(Duration::from_secs(1));
-    assert_eq!(kit.outcome(Speaker::Own).await, Err((502, "the KDC refuses".into())));
+    assert_eq!(kit.outcome(Initiator::Own).await, Err((502, "the KDC refuses".into())));
 }
 
 #[tokio::test]
 async fn no_token_is_made_of_credentials_that_speak_for_another_principal() {
-    let alice = handed("alice");
-    for (speaker, meant) in [
+    let alice = forwarded("alice");
+    for (initiator, meant) in [
         (user("alice"), "front@K"),
         (user("alice"), "mallory@K"),
         (delegated(&alice, None), "front@K"),
@@ -409,8 +409,8 @@ async fn no_token_is_made_of_credentials_that_speak_for_another_principal() {
         (user("FRONT"), "FRONT@K"),
     ] {
         let kit = Kit::new();
-        kit.control.change(|state| state.speaker = Some(meant));
-        let error = kit.mint(speaker).await.err().unwrap();
+        kit.control.change(|state| state.initiator = Some(meant));
+        let error = kit.mint(initiator).await.err().unwrap();
         assert_eq!((error.kind(), error.status().as_u16()), (ErrorKind::WrongSpeaker, 502), "{meant}");
         let calls = kit.control.take_calls();
         assert!(!calls.iter().any(|call| call.starts_with("initiate")), "{calls:?}");
@@ -420,14 +420,14 @@ async fn no_token_is_made_of_credentials_that_speak_for_another_principal() {
 #[tokio::test]
 async fn the_owner_is_the_principal_that_the_kdc_has_established() {
     let kit = Kit::new();
-    kit.control.change(|state| state.speaker = Some("alice@K"));
+    kit.control.change(|state| state.initiator = Some("alice@K"));
     assert_eq!(kit.outcome(user("ALICE")).await.as_deref(), Ok("alice@K"));
 }
 
 #[tokio::test]
 async fn a_delegated_credential_needs_none_of_the_front() {
     let kit = Kit::new();
-    let alice = handed("alice");
+    let alice = forwarded("alice");
     for meant in [None, Some("alice")] {
         assert_eq!(kit.outcome(delegated(&alice, meant)).await.as_deref(), Ok("alice@K"));
         assert_eq!(kit.control.take_calls(), ["initiate alice"]);
@@ -437,8 +437,8 @@ async fn a_delegated_credential_needs_none_of_the_front() {
 #[tokio::test]
 async fn the_threads_end_with_the_last_handle() {
     let kit = Kit::new();
-    assert_eq!(kit.outcome(Speaker::Own).await.as_deref(), Ok("front@K"));
-    drop(kit.desk);
+    assert_eq!(kit.outcome(Initiator::Own).await.as_deref(), Ok("front@K"));
+    drop(kit.workers);
     assert_eq!(kit.ended.recv_timeout(BOUND), Err(mpsc::RecvTimeoutError::Disconnected));
 }
 
@@ -446,10 +446,10 @@ async fn the_threads_end_with_the_last_handle() {
 async fn dropping_the_last_handle_waits_for_no_call() {
     let kit = Kit::new();
     kit.control.stop();
-    let request = kit.request(Speaker::Own);
+    let request = kit.request(Initiator::Own);
     kit.control.wait_for("acquire front");
     // It would wait for the bound of the call.
-    drop(kit.desk);
+    drop(kit.workers);
     assert_eq!(kit.ended.try_recv(), Err(mpsc::TryRecvError::Empty));
     kit.control.go_on();
     assert_eq!(kind(timeout(BOUND, request).await.unwrap()), None);
@@ -460,16 +460,16 @@ async fn dropping_the_last_handle_waits_for_no_call() {
 async fn a_panic_of_the_mechanism_fails_its_request_only() {
     let kit = Kit::new();
     kit.control.change(|state| state.panicking = true);
-    assert_eq!(kind(kit.mint(Speaker::Own).await), Some(ErrorKind::CredentialsMissing));
+    assert_eq!(kind(kit.mint(Initiator::Own).await), Some(ErrorKind::CredentialsMissing));
     kit.control.change(|state| state.panicking = false);
-    assert_eq!(kit.outcome(Speaker::Own).await.as_deref(), Ok("front@K"));
+    assert_eq!(kit.outcome(Initiator::Own).await.as_deref(), Ok("front@K"));
 }
 
 #[test]
 fn a_start_without_a_credential_is_an_error() {
     let (fake, control, ended) = fake();
     control.fail("acquire");
-    let started = Desk::start(fake, &["negotiate"], Some(BOUND));
+    let started = Workers::start(fake, &["negotiate"], Some(BOUND));
     assert!(matches!(started.err(), Some(NotStarted::Credential(failure)) if failure.reason == Reason::Front));
     assert_eq!(ended.recv_timeout(BOUND), Err(mpsc::RecvTimeoutError::Disconnected));
 }
@@ -478,7 +478,7 @@ fn a_start_without_a_credential_is_an_error() {
 fn a_start_waits_for_a_silent_kdc_until_its_limit() {
     let (fake, control, ended) = fake();
     control.stop();
-    let started = Desk::start(fake, &["negotiate"], Some(Duration::from_millis(20)));
+    let started = Workers::start(fake, &["negotiate"], Some(Duration::from_millis(20)));
     assert!(matches!(started.err(), Some(NotStarted::Timeout(_))));
     control.go_on();
     assert_eq!(ended.recv_timeout(BOUND), Err(mpsc::RecvTimeoutError::Disconnected));
@@ -487,15 +487,15 @@ fn a_start_waits_for_a_silent_kdc_until_its_limit() {
 #[test]
 fn a_start_acquires_the_credential() {
     let (fake, control, _ended) = fake();
-    let desk = Desk::start(fake, &["negotiate"], Some(BOUND)).unwrap();
+    let workers = Workers::start(fake, &["negotiate"], Some(BOUND)).unwrap();
     assert_eq!(control.take_calls(), ["acquire front"]);
-    drop(desk);
+    drop(workers);
 }
 
 /// A source on the system's library that calls no KDC before its first token.
 fn on_behalf() -> Negotiate {
-    let desk = Desk::start(Gss::on_behalf("HTTP@backend.example").unwrap(), &USERS, None).unwrap();
-    Negotiate::new(desk, Account::OnBehalf)
+    let workers = Workers::start(Gss::on_behalf("HTTP@backend.example").unwrap(), &USERS, None).unwrap();
+    Negotiate::new(workers, Account::OnBehalf)
 }
 
 /// Sends a request of this user through the layer; returns whether it had an `Authorization`, or the error.

@@ -5,9 +5,9 @@ use std::{future::Future, time::Duration};
 use tokio::time::timeout;
 
 use super::{
-    desk::{Desk, Unavailable},
     mechanism::{Failure, Mechanism, Reason},
-    minter::{Minted, Speaker},
+    minter::{Initiator, Minted},
+    workers::{Unavailable, Workers},
 };
 use crate::{
     authorize::source::missing_for_user,
@@ -17,12 +17,12 @@ use crate::{
 
 /// Requests a token, and waits for it until the deadline. Dropping the future cancels the request.
 pub(super) fn token<M: Mechanism>(
-    desk: &Desk<M>,
-    speaker: Speaker<M::Cred>,
+    workers: &Workers<M>,
+    initiator: Initiator<M::Cred>,
     deadline: Duration,
 ) -> Result<impl Future<Output = Result<Minted<M::Context>, Error>> + Send + use<M>, Error> {
-    let of_user = !matches!(speaker, Speaker::Own);
-    let answer = timeout(deadline, desk.mint(speaker, deadline)?);
+    let of_user = !matches!(initiator, Initiator::Own);
+    let answer = timeout(deadline, workers.mint(initiator, deadline)?);
     Ok(async move {
         match answer.await {
             Ok(Ok(minted)) => minted.map_err(|failure| failed(failure, of_user)),

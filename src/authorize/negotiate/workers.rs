@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 use super::{
     mechanism::{Failure, Mechanism},
-    minter::{Minted, Minter, Speaker},
+    minter::{Initiator, Minted, Minter},
 };
 
 /// The requests that may wait for a call that is slow.
@@ -34,18 +34,18 @@ const SLOW: Duration = Duration::from_millis(250);
 pub(super) type Answer<M> = Result<Minted<<M as Mechanism>::Context>, Failure>;
 
 struct Task<M: Mechanism> {
-    speaker: Speaker<M::Cred>,
+    initiator: Initiator<M::Cred>,
     answer: oneshot::Sender<Answer<M>>,
 }
 
 /// The threads. They end when it's dropped, each after the call that it is in, which nothing waits for.
-pub(super) struct Desk<M: Mechanism> {
+pub(super) struct Workers<M: Mechanism> {
     minter: Arc<Minter<M>>,
-    lanes: Vec<Lane<M>>,
+    threads: Vec<Worker<M>>,
     hasher: RandomState,
 }
 
-struct Lane<M: Mechanism> {
+struct Worker<M: Mechanism> {
     queue: Sender<Task<M>>,
     load: Arc<Load>,
 }
@@ -101,19 +101,19 @@ pub(super) enum NotStarted {
     Timeout(Duration),
 }
 
-impl<M: Mechanism> Desk<M> {
+impl<M: Mechanism> Workers<M> {
     /// Starts the threads. With `acquire`, the first one acquires the front's own credential, which may take this time.
     pub(super) fn start(mechanism: M, names: &[&str], acquire: Option<Duration>) -> Result<Self, NotStarted> {
         let minter = Arc::new(Minter::new(mechanism));
         let (ready, is_ready) = mpsc::sync_channel(1);
         let mut ready = acquire.map(|_| ready);
-        let lanes = names.iter().map(|name| Lane::start(name, minter.clone(), ready.take()));
-        let lanes = lanes.collect::<Result<_, _>>().map_err(NotStarted::Thread)?;
+        let threads = names.iter().map(|name| Worker::start(name, minter.clone(), ready.take()));
+        let threads = threads.collect::<Result<_, _>>().map_err(NotStarted::Thread)?;
         if let Some(limit) = acquire {
             let acquired = is_ready.recv_timeout(limit).map_err(|_| NotStarted::Timeout(limit))?;
             acquired.map_err(NotStarted::Credential)?;
         }
-        Ok(Self { minter, lanes, hasher: RandomState::new() })
+        Ok(Self { minter, threads, hasher: RandomState::new() })
     }
 
     pub(super) fn minter(&self) -> &Minter<M> {
@@ -125,23 +125,23 @@ impl<M: Mechanism> Desk<M> {
     /// One thread makes all tokens of a user, so that the user's credential is acquired once.
     pub(super) fn mint(
         &self,
-        speaker: Speaker<M::Cred>,
+        initiator: Initiator<M::Cred>,
         deadline: Duration,
     ) -> Result<oneshot::Receiver<Answer<M>>, Unavailable> {
-        let hash = match &speaker {
-            Speaker::Own => 0,
-            Speaker::Delegated { credential, .. } => self.hasher.hash_one(credential.id),
-            Speaker::User(name) => self.hasher.hash_one(name),
+        let hash = match &initiator {
+            Initiator::Own => 0,
+            Initiator::Delegated { credential, .. } => self.hasher.hash_one(credential.id),
+            Initiator::User(name) => self.hasher.hash_one(name),
         };
-        let lane = &self.lanes[usize::try_from(hash % self.lanes.len() as u64).unwrap_or(0)];
-        lane.load.admit(self.minter.now(), deadline)?;
+        let worker = &self.threads[usize::try_from(hash % self.threads.len() as u64).unwrap_or(0)];
+        worker.load.admit(self.minter.now(), deadline)?;
         let (answer, answered) = oneshot::channel();
-        lane.queue.send(Task { speaker, answer }).map_err(|_| Unavailable::Ended)?;
+        worker.queue.send(Task { initiator, answer }).map_err(|_| Unavailable::Ended)?;
         Ok(answered)
     }
 }
 
-impl<M: Mechanism> Lane<M> {
+impl<M: Mechanism> Worker<M> {
     fn start(name: &str, minter: Arc<Minter<M>>, ready: Option<SyncSender<Result<(), Failure>>>) -> io::Result<Self> {
         let (queue, tasks) = mpsc::channel();
         let load = Arc::<Load>::default();
@@ -158,7 +158,7 @@ impl<M: Mechanism> Lane<M> {
 }
 
 fn work<M: Mechanism>(minter: &Minter<M>, tasks: &Receiver<Task<M>>, load: &Load) {
-    while let Ok(Task { speaker, answer }) = tasks.recv() {
+    while let Ok(Task { initiator, answer }) = tasks.recv() {
         load.lock().waiting -= 1;
         // Its request has been cancelled, or its deadline has passed.
         if answer.is_closed() {
@@ -166,7 +166,7 @@ fn work<M: Mechanism>(minter: &Minter<M>, tasks: &Receiver<Task<M>>, load: &Load
         }
         load.lock().since = Some(minter.now());
         // A panic would end the thread, and with it every later request of the account.
-        let minted = catch_unwind(AssertUnwindSafe(|| minter.mint(&speaker)));
+        let minted = catch_unwind(AssertUnwindSafe(|| minter.mint(&initiator)));
         load.lock().since = None;
         if let Ok(minted) = minted {
             let _ = answer.send(minted);
