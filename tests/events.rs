@@ -16,8 +16,13 @@ use std::{
     time::Duration,
 };
 
-use axum::{Extension, Router};
+use axum::{
+    Extension, Router,
+    body::Body,
+    http::{Request, Response, StatusCode},
+};
 use tokio::{io::AsyncWriteExt, net::TcpListener, sync::Notify};
+use tower::{Layer as _, ServiceExt, service_fn};
 use tower_reverse_proxy::{
     BasicAuthLayer, BearerLayer, Forwarded, RemoteUser, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer,
     Tunnels, authorize::Token,
@@ -544,6 +549,25 @@ async fn a_user_whom_the_application_maps_to_no_name_is_reported() {
     assert_eq!((&*event["level"], &*event["user"], &*event["header"]), ("ERROR", "\"alice\"", "remote-user"));
     assert!(event["message"].contains("`map`"), "{event:?}");
     assert_eq!((&*failure["level"], &*failure["kind"]), ("DEBUG", "UnrepresentableUser"));
+}
+
+/// The layer is an ordinary one: around another client, a URI may have the client's own credentials.
+#[tokio::test]
+async fn a_refusal_of_credentials_names_the_backend_without_the_userinfo_of_its_uri() {
+    let turn = Turn::take().await;
+    let refuses = service_fn(|_: Request<Body>| async {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::UNAUTHORIZED;
+        Ok::<_, tower_reverse_proxy::Error>(response)
+    });
+    for uri in ["http://user:s3cret@backend.example:8000/x", "http://s3cret@backend.example:8000/x"] {
+        let service = BasicAuthLayer::new("front", "s3cret").layer(refuses);
+        service.oneshot(Request::get(uri).body(Body::empty()).unwrap()).await.unwrap_err();
+        let events = turn.events();
+        let [event] = &events[..] else { panic!("one event: {events:?}") };
+        assert_eq!(event["backend"], "backend.example:8000");
+        assert!(!format!("{events:?}").contains("s3cret"), "{events:?}");
+    }
 }
 
 #[tokio::test]

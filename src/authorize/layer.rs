@@ -276,7 +276,7 @@ impl<C: CredentialSource> Shared<C> {
         if response.status() == StatusCode::UNAUTHORIZED {
             self.refused.store(true, Ordering::Relaxed);
             if !self.config.pass_challenges {
-                return Err(self.refusal(party, proof, backend, &response));
+                return Err(self.refusal(party, proof, backend.as_ref(), &response));
             }
         }
         // The request has been sent, so that a retry layer must not take the failure for one before it.
@@ -290,13 +290,14 @@ impl<C: CredentialSource> Shared<C> {
     }
 
     #[cold]
-    fn refusal<R>(&self, party: Party, proof: C::Proof, backend: Option<Authority>, response: &Response<R>) -> Error {
+    fn refusal<R>(&self, party: Party, proof: C::Proof, backend: Option<&Authority>, response: &Response<R>) -> Error {
         let schemes = challenge::schemes(response.headers());
         let status = match party {
             Party::Front => StatusCode::BAD_GATEWAY,
             Party::User => StatusCode::FORBIDDEN,
         };
-        let backend = backend.as_ref().map_or("", Authority::as_str);
+        // Without the userinfo of a URI, which may have a password: clients other than this crate's read it.
+        let backend = backend.map_or("", |backend| backend.as_str().rsplit('@').next().unwrap_or_default());
         observe::credentials_refused(party == Party::Front, backend, &schemes);
         // A last token of the backend may have the reason.
         let cause = proof.verify(response.headers()).err();
