@@ -44,8 +44,8 @@
 //! value of `backend`. Both are taken from this file, because a request could name any host. The key is made by
 //! `openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem`.
 //!
-//! The gateway has no sign-in of its own. `test_sign_in = true` takes the user's name and groups from the request without a
-//! check, for test beds. Without it no user is signed in, and `remote_user`, `assertion`, `basic_password` and
+//! The gateway has no sign-in of its own. `test_sign_in = true` takes the user's name and groups from the request without
+//! a check, for test beds. Without it no user is signed in, and `remote_user`, `assertion`, `basic_password` and
 //! `negotiate_as_user` send none: put a middleware that inserts a `RemoteUser` in its place, in `Front::answer`.
 //!
 //! `config` reads the file, `mounts` is the table of the mounts, and `serve` accepts connections and ends them. On

@@ -188,9 +188,9 @@ impl<'a> Common<'a> {
             }
             // Without the token, which is a secret.
             Some(token) if !is_bearer_token(token) => {
-                return Err("bearer: write a token without \"Bearer\" and blanks, of letters, digits and \"-._~+/\", then any number of \
-                            \"=\""
-                    .into());
+                let wrong = "bearer: write a token without \"Bearer\" and blanks, of letters, digits and \"-._~+/\", then \
+                             any number of \"=\"";
+                return Err(wrong.into());
             }
             token => token.as_deref().map(BearerLayer::fixed),
         };
