@@ -11,8 +11,8 @@ use http::HeaderValue;
 
 use crate::identity::RemoteUser;
 
-/// Each token is in the set that its hash selects, so that a look-up is short and locks one set only. The hash is keyed:
-/// no choice of names fills one set. Together they hold 2,048 tokens.
+/// Each token is in the set that the hash of its user selects, so that a look-up is short and locks one set only. The hash is
+/// keyed: no choice of names fills one set. Together they hold 2,048 tokens.
 const SETS: usize = 256;
 const TOKENS_OF_A_SET: usize = 8;
 
@@ -21,7 +21,7 @@ const TOKENS_OF_A_SET: usize = 8;
 const LONGEST: usize = 8 * 1024;
 
 /// What a token is for.
-#[derive(Clone, Copy, Hash)]
+#[derive(Clone, Copy)]
 pub(super) struct Subject<'a> {
     pub(super) user: &'a RemoteUser,
     pub(super) audience: Audience<'a>,
@@ -30,7 +30,7 @@ pub(super) struct Subject<'a> {
 }
 
 /// The audience, in parts as long as only a cached one is looked for.
-#[derive(Clone, Copy, Hash)]
+#[derive(Clone, Copy)]
 pub(super) enum Audience<'a> {
     Named(&'a str),
     Origin { scheme: &'a str, authority: &'a str },
@@ -114,7 +114,7 @@ impl Cache {
 
     fn set(&self, subject: Subject<'_>) -> MutexGuard<'_, Vec<Entry>> {
         // The remainder is below SETS.
-        let at = (self.state.hash_one(subject) % SETS as u64) as usize;
+        let at = (self.state.hash_one(subject.user.as_str()) % SETS as u64) as usize;
         self.sets[at].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
