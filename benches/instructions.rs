@@ -43,12 +43,15 @@ enum Mounted {
     Basic,
     Bearer,
     RemoteUser,
+    /// After the one of `RemoteUser`.
+    #[cfg(all(feature = "assertion", feature = "tls-ring"))]
+    Assertion,
 }
 
-const SCENARIOS: [Scenario; 8] = {
+const SCENARIOS: &[Scenario] = {
     use Mounted::{Basic, Bearer, Plain, RemoteUser};
     const SMALL: &str = "GET /mydir/small";
-    [
+    &[
         Scenario { name: "axum-alone", request: "GET /own", body: 0, mounted: None },
         Scenario { name: "pass-through", request: "GET /own", body: 0, mounted: Some(Plain) },
         Scenario { name: "small-get", request: SMALL, body: 0, mounted: Some(Plain) },
@@ -57,6 +60,8 @@ const SCENARIOS: [Scenario; 8] = {
         Scenario { name: "basic", request: SMALL, body: 0, mounted: Some(Basic) },
         Scenario { name: "bearer", request: SMALL, body: 0, mounted: Some(Bearer) },
         Scenario { name: "remote-user", request: SMALL, body: 0, mounted: Some(RemoteUser) },
+        #[cfg(all(feature = "assertion", feature = "tls-ring"))]
+        Scenario { name: "assertion", request: SMALL, body: 0, mounted: Some(Mounted::Assertion) },
     ]
 };
 
@@ -143,7 +148,7 @@ fn recorded() -> Outcome<HashMap<&'static str, u64>> {
 
 /// Prints the most expensive functions in a request of one scenario.
 fn by_function(name: &str, inclusive: bool) -> Outcome {
-    let names = SCENARIOS.map(|scenario| scenario.name).join(", ");
+    let names = SCENARIOS.iter().map(|scenario| scenario.name).collect::<Vec<_>>().join(", ");
     let scenario =
         SCENARIOS.iter().find(|scenario| scenario.name == name).ok_or(format!("{name:?} isn't one of {names}"))?;
     let before = functions(&run(scenario, FEW)?, inclusive)?;
@@ -308,6 +313,15 @@ fn proxy(name: &str, backend: &str) -> Outcome {
         // The application's layer that inserts the user is a part of the row.
         Some(Mounted::RemoteUser) => {
             app.layer(proxy().upstream_layer(RemoteUserLayer::new())).layer(Extension(RemoteUser::from("alice")))
+        }
+        #[cfg(all(feature = "assertion", feature = "tls-ring"))]
+        Some(Mounted::Assertion) => {
+            use tower_reverse_proxy::{AssertionKeys, AssertionLayer};
+            let keys = AssertionKeys::from_pem(rcgen::KeyPair::generate()?.serialize_pem())?;
+            // Far longer than a run, so that all but the first request find the assertion in the cache.
+            let assertion = AssertionLayer::new(keys, "https://front.example").lifetime(Duration::from_secs(24 * 3600));
+            let layers = tower::ServiceBuilder::new().layer(RemoteUserLayer::new()).layer(assertion);
+            app.layer(proxy().upstream_layer(layers)).layer(Extension(RemoteUser::from("alice")))
         }
     };
     thread::spawn(|| {
