@@ -510,7 +510,9 @@ impl Config {
 
 /// Returns the origin of the backend that a request is addressed to.
 fn origin(uri: &Uri) -> Option<Audience<'_>> {
-    Some(Audience::Origin { scheme: uri.scheme_str()?, authority: uri.authority()?.as_str() })
+    // An origin has no userinfo (RFC 6454, section 4).
+    let authority = uri.authority()?.as_str().rsplit('@').next()?;
+    Some(Audience::Origin { scheme: uri.scheme_str()?, authority })
 }
 
 fn no_backend() -> Error {

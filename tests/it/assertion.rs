@@ -382,6 +382,18 @@ async fn a_request_without_a_backend_is_refused_with_what_to_write() {
     assert_eq!(claims(&token(&sent))["aud"], "wiki");
 }
 
+/// Around another client, the URI may have the client's own credentials.
+#[tokio::test]
+async fn no_userinfo_of_the_uri_is_asserted() {
+    let request = Request::get("http://user:s3cret@backend.example:8000/x").extension(RemoteUser::from("alice"));
+    let sent = sent(layer().per_request(true), request.body(Body::empty()).unwrap()).await.unwrap();
+    let claims = claims(&token(&sent));
+    assert_eq!(
+        (&claims["aud"], &claims["htu"]),
+        (&"http://backend.example:8000".into(), &"http://backend.example:8000/x".into(),)
+    );
+}
+
 #[tokio::test]
 async fn the_layer_that_makes_the_user_sees_the_request_first() {
     let user = || RemoteUserLayer::from_extension(|name: &String| Some(name.clone()));
