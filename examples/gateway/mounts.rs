@@ -188,8 +188,8 @@ impl<'a> Common<'a> {
             }
             // Without the token, which is a secret.
             Some(token) if !is_bearer_token(token) => {
-                let wrong = "bearer: write a token without \"Bearer\" and blanks, of letters, digits and \"-._~+/\", then \
-                             any number of \"=\"";
+                let wrong = "bearer: write a token without \"Bearer\" and blanks, of letters, digits and \"-._~+/\", \
+                             then any number of \"=\"";
                 return Err(wrong.into());
             }
             token => token.as_deref().map(BearerLayer::fixed),

@@ -88,7 +88,8 @@ where
                         Poll::Pending => {
                             let Some(limit) = this.shared.deadline() else { return Poll::Pending };
                             ready!(deadline.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx));
-                            Err(ErrorKind::CredentialsTimeout.into())
+                            let cause = format!("the source had none after {limit:?}, the layer's `deadline`");
+                            Err(Error::with_source(ErrorKind::CredentialsTimeout, cause))
                         }
                     };
                     let Some((mut service, mut request)) = call.take() else { panic!("polled after completion") };

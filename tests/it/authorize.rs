@@ -368,6 +368,8 @@ async fn credentials_that_never_arrive_are_504_after_the_deadline() {
         let error = layer.layer(inner()).oneshot(Request::default()).await.unwrap_err();
         assert_eq!((error.kind(), error.phase()), (ErrorKind::CredentialsTimeout, Phase::Connect));
         assert_eq!((error.status().as_u16(), error.is_timeout(), error.is_unsent()), (504, true, true));
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains(&format!("{seconds}s, the layer's `deadline`")), "{cause}");
         assert_eq!(start.elapsed().as_secs(), seconds);
     }
     let endless = AuthorizationLayer::with_source(Never).deadline(None).layer(inner());
