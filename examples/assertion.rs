@@ -1,16 +1,16 @@
-//! A backend that doesn't have to trust the network: it verifies a signed assertion of the user, with the keys at a route of
-//! the front.
+//! A backend that doesn't have to trust the network: it verifies a signed assertion of the user, with the keys at a
+//! route of the front.
 //!
 //! ```sh
 //! cargo run --example assertion --features assertion,tls-ring
 //! cargo run --example assertion --features assertion,tls-ring -- http://127.0.0.1:8000 # its pages have to be below /app
 //! ```
 //!
-//! In an app of your own: `cargo add tower-reverse-proxy --features assertion,tls-ring`. The backend may be in any language:
-//! it needs a JWT library and the URL of the keys.
+//! In an app of your own: `cargo add tower-reverse-proxy --features assertion,tls-ring`. The backend may be in any
+//! language: it needs a JWT library and the URL of the keys.
 //!
-//! Environment: `ASSERTION_KEY`, the file of a key; in seconds `ROTATE_EVERY`, `MAX_AGE` of the keys and `LIFETIME` of an
-//! assertion; `PER_REQUEST`, to bind each assertion to its request.
+//! Environment: `ASSERTION_KEY`, the file of a key; in seconds `ROTATE_EVERY`, `MAX_AGE` of the keys and `LIFETIME` of
+//! an assertion; `PER_REQUEST`, to bind each assertion to its request.
 #![allow(clippy::print_stdout)]
 
 mod shared;

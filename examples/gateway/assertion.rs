@@ -57,8 +57,8 @@ impl Assertions {
         }
     }
 
-    /// Whether it's the route of the keys, which no mount takes: a backend that could respond there would choose the keys
-    /// that the other backends trust.
+    /// Whether it's the route of the keys, which no mount takes: a backend that could respond there would choose the
+    /// keys that the other backends trust.
     pub(crate) fn owns(&self, path: &str) -> bool {
         self.keys.is_some() && path == JWKS
     }

@@ -40,13 +40,13 @@
 //! body_idle_timeout_ms = 300000
 //! ```
 //!
-//! An assertion is a JWT (`ES256` or `EdDSA`) whose issuer is `http://` and the value of `listen`, and whose audience is the
-//! value of `backend`. Both are taken from this file, because a request could name any host. The key is made by
+//! An assertion is a JWT (`ES256` or `EdDSA`) whose issuer is `http://` and the value of `listen`, and whose audience
+//! is the value of `backend`. Both are taken from this file, because a request could name any host. The key is made by
 //! `openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem`.
 //!
-//! The gateway has no sign-in of its own. `test_sign_in = true` takes the user's name and groups from the request without
-//! a check, for test beds. Without it no user is signed in, and `remote_user`, `assertion`, `basic_password` and
-//! `negotiate_as_user` send none: put a middleware that inserts a `RemoteUser` in its place, in `Front::answer`.
+//! The gateway has no sign-in of its own. `test_sign_in = true` takes the user's name and groups from the request
+//! without a check, for test beds. Without it no user is signed in, and `remote_user`, `assertion`, `basic_password`
+//! and `negotiate_as_user` send none: put a middleware that inserts a `RemoteUser` in its place, in `Front::answer`.
 //!
 //! `config` reads the file, `mounts` is the table of the mounts, and `serve` accepts connections and ends them. On
 //! SIGTERM and Ctrl-C, tunnels and idle connections are closed at once, and requests may finish for 10 seconds.

@@ -11,8 +11,8 @@ use http::HeaderValue;
 
 use crate::identity::RemoteUser;
 
-/// Each token is in the set that the hash of its user selects, so that a look-up is short and locks one set only. The hash is
-/// keyed: no choice of names fills one set. Together they hold 2,048 tokens.
+/// Each token is in the set that the hash of its user selects, so that a look-up is short and locks one set only. The
+/// hash is keyed: no choice of names fills one set. Together they hold 2,048 tokens.
 const SETS: usize = 256;
 const TOKENS_OF_A_SET: usize = 8;
 
@@ -80,8 +80,8 @@ impl Cache {
         Self { state: RandomState::new(), sets: (0..SETS).map(|_| Mutex::default()).collect() }
     }
 
-    /// Returns a token that was signed less than `max_age` ago. One from the future isn't used, because a clock that was
-    /// set back would keep it for long.
+    /// Returns a token that was signed less than `max_age` ago. One from the future isn't used, because a clock that
+    /// was set back would keep it for long.
     pub(super) fn get(&self, subject: Subject<'_>, now: Duration, max_age: Duration) -> Option<HeaderValue> {
         let mut set = self.set(subject);
         let at = set.iter().position(|entry| entry.is_for(subject))?;

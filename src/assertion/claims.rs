@@ -27,8 +27,8 @@ impl Claims {
     /// [`serde_json::Value`](https://docs.rs/serde_json/1/serde_json/enum.Value.html). A claim of the same name is
     /// replaced.
     ///
-    /// The registered names `iss`, `sub`, `aud`, `exp`, `nbf`, `iat`, `jti`, `htm` and `htu` are the layer's own. To set
-    /// one of them has no effect, so that the claims of another token can be copied.
+    /// The registered names `iss`, `sub`, `aud`, `exp`, `nbf`, `iat`, `jti`, `htm` and `htu` are the layer's own. To
+    /// set one of them has no effect, so that the claims of another token can be copied.
     ///
     /// ```
     /// use tower_reverse_proxy::assertion::Claims;

@@ -99,8 +99,8 @@ impl Algorithm {
         }
     }
 
-    /// Returns the public point of a SubjectPublicKeyInfo: `x` and `y` of P-256, `x` of Ed25519. All that precedes it is
-    /// constant, an uncompressed point's 4 included (RFC 5480, section 2; RFC 8410, section 4).
+    /// Returns the public point of a SubjectPublicKeyInfo: `x` and `y` of P-256, `x` of Ed25519. All that precedes it
+    /// is constant, an uncompressed point's 4 included (RFC 5480, section 2; RFC 8410, section 4).
     fn public_point(self, spki: &[u8]) -> Option<&[u8]> {
         const P256: &[u8] = b"\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07\x03\x42\x00\x04";
         const ED25519: &[u8] = b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00";

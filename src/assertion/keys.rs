@@ -39,8 +39,9 @@ const LEEWAY: Duration = Duration::from_secs(60);
 ///
 /// # Rotation
 ///
-/// [`rotate`](Self::rotate) introduces the next key in three steps: it's published, later it signs, and the previous one
-/// is retired when its last token has expired. The steps follow from the clock at each use; there is no background task.
+/// [`rotate`](Self::rotate) introduces the next key in three steps: it's published, later it signs, and the previous
+/// one is retired when its last token has expired. The steps follow from the clock at each use; there is no background
+/// task.
 ///
 /// # Several instances
 ///
@@ -71,8 +72,8 @@ pub struct AssertionKeys {
 impl AssertionKeys {
     /// Reads one private key, as PKCS #8 in PEM, not encrypted. `pem` is the contents of a file, not its path.
     ///
-    /// The provider of cryptography is that of [TLS](crate::Tls#the-provider): the process's own, or that of the feature
-    /// `tls-aws-lc-rs` or `tls-ring`.
+    /// The provider of cryptography is that of [TLS](crate::Tls#the-provider): the process's own, or that of the
+    /// feature `tls-aws-lc-rs` or `tls-ring`.
     ///
     /// Such a key is made by
     /// `openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out assertion.pem`, or by
@@ -100,9 +101,9 @@ impl AssertionKeys {
 
     /// Rotates to the key that `next` signs with.
     ///
-    /// It's published from now on, and signs after `published_for`. The keys before it are retired when their last token
-    /// has expired: the [lifetime](crate::AssertionLayer::lifetime) of a token after that, and 60 s for a verifier's
-    /// leeway.
+    /// It's published from now on, and signs after `published_for`. The keys before it are retired when their last
+    /// token has expired: the [lifetime](crate::AssertionLayer::lifetime) of a token after that, and 60 s for a
+    /// verifier's leeway.
     ///
     /// `published_for` has to be at least as long as backends cache the keys: 300 s, unless
     /// [`Jwks::max_age`] says otherwise. A backend that doesn't fetch the keys again for an unknown `kid` would refuse
@@ -187,8 +188,8 @@ impl fmt::Debug for AssertionKeys {
     }
 }
 
-/// Returns the time since the epoch, in which a token's times are counted. The steps of a rotation are, too, so that both
-/// move together when the clock is set.
+/// Returns the time since the epoch, in which a token's times are counted. The steps of a rotation are, too, so that
+/// both move together when the clock is set.
 pub(super) fn now() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }

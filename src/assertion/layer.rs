@@ -92,8 +92,8 @@ const BACKDATED: Duration = Duration::from_secs(5);
 /// the log shows it.
 ///
 /// The backend has to verify the signature with one pinned algorithm (`ES256`, or `EdDSA`), `iss`, `aud` and `exp`, and
-/// to refuse a request without a token. A backend that accepts a token for any audience accepts those for other backends,
-/// which these could send to it. The audience is never taken from the client's request.
+/// to refuse a request without a token. A backend that accepts a token for any audience accepts those for other
+/// backends, which these could send to it. The audience is never taken from the client's request.
 ///
 /// The clocks of front and backend have to agree within the 5 s and the leeway that the verifier has.
 #[doc(alias("JWT", "JWS", "X-JWT-Assertion", "jwt assertion", "signed header"))]
@@ -155,8 +155,8 @@ impl AssertionLayer {
         }
     }
 
-    /// Sets the audience (`aud`), a name of the backend that it compares with. Default: the origin of the backend as it's
-    /// configured, such as `http://127.0.0.1:8000` or `https://backend.example`.
+    /// Sets the audience (`aud`), a name of the backend that it compares with. Default: the origin of the backend as
+    /// it's configured, such as `http://127.0.0.1:8000` or `https://backend.example`.
     ///
     /// A backend at a Unix socket has the origin `http://localhost`, as any other one has. Therefore it should get an
     /// audience of its own.
@@ -190,9 +190,11 @@ impl AssertionLayer {
         self
     }
 
-    /// Sets the name of the field, as `&str` or [`HeaderName`]. Default: `X-JWT-Assertion`. Its value is the token alone.
+    /// Sets the name of the field, as `&str` or [`HeaderName`]. Default: `X-JWT-Assertion`. Its value is the token
+    /// alone.
     ///
-    /// In `Authorization`, the token is a bearer token (RFC 6750, section 2.1), as resource servers of OAuth 2.0 read it.
+    /// In `Authorization`, the token is a bearer token (RFC 6750, section 2.1), as resource servers of OAuth 2.0 read
+    /// it.
     ///
     /// ```
     /// # #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))] {
@@ -221,8 +223,8 @@ impl AssertionLayer {
 
     /// Sets how long a token is valid, in whole seconds. Default: 120 s.
     ///
-    /// A token is used for the first half of it. A request that waits in a queue of the backend for longer than the other
-    /// half is refused there.
+    /// A token is used for the first half of it. A request that waits in a queue of the backend for longer than the
+    /// other half is refused there.
     ///
     /// ```
     /// # #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))] {
@@ -241,8 +243,8 @@ impl AssertionLayer {
     ///
     /// # Panics
     ///
-    /// If it's less than 1 s or more than a day. A user who signs out, or a key that is replaced, is valid at the backend
-    /// until then.
+    /// If it's less than 1 s or more than a day. A user who signs out, or a key that is replaced, is valid at the
+    /// backend until then.
     #[must_use]
     #[track_caller]
     pub fn lifetime(mut self, lifetime: Duration) -> Self {
@@ -430,8 +432,8 @@ where
 }
 
 /// The cause of a refused request whose backend the layer doesn't know.
-const NO_BACKEND: &str = "an AssertionLayer doesn't know the backend, because the request's URI has no authority: put the \
-                          layer around the client of an `Upstream`, or set `AssertionLayer::audience`, and leave \
+const NO_BACKEND: &str = "an AssertionLayer doesn't know the backend, because the request's URI has no authority: put \
+                          the layer around the client of an `Upstream`, or set `AssertionLayer::audience`, and leave \
                           `per_request` off";
 
 impl Config {

@@ -45,8 +45,8 @@ use crate::{
 /// # let _ = legacy;
 /// ```
 ///
-/// What becomes of a 401 of the backend is an option of every [`AuthorizationLayer`]. By default, the client gets 502 if
-/// the credentials are fixed ones, and 403 otherwise: a browser would answer a 401 with a prompt for a password that
+/// What becomes of a 401 of the backend is an option of every [`AuthorizationLayer`]. By default, the client gets 502
+/// if the credentials are fixed ones, and 403 otherwise: a browser would answer a 401 with a prompt for a password that
 /// isn't the front's.
 ///
 /// # Security
@@ -146,7 +146,8 @@ impl AuthorizationLayer<Basic> {
     /// If it returns `None`, or a password that Basic can't represent, the client gets 403
     /// ([`CredentialsMissing`](ErrorKind::CredentialsMissing)); if it fails, 503
     /// ([`IdentityUnknown`](ErrorKind::IdentityUnknown)), and the log has the error. After the
-    /// [`deadline`](Self::deadline) of 10 s, the client gets 504. In none of these cases anything is sent to the backend.
+    /// [`deadline`](Self::deadline) of 10 s, the client gets 504. In none of these cases anything is sent to the
+    /// backend.
     ///
     /// It's called for every attempt. A cache, and a limit on concurrent lookups, are part of the closure.
     ///

@@ -29,13 +29,13 @@ use crate::identity::ExpectedExtension;
 /// # let _ = api;
 /// ```
 ///
-/// What becomes of a 401 of the backend is an option of every [`AuthorizationLayer`]. By default, the client gets 502 for
-/// a token of the front, and 403 for one of a user.
+/// What becomes of a 401 of the backend is an option of every [`AuthorizationLayer`]. By default, the client gets 502
+/// for a token of the front, and 403 for one of a user.
 ///
 /// # Security
 ///
-/// The client's `Authorization` is always removed. Neither `Debug` nor errors nor events show a token. A token must have
-/// the characters of RFC 6750, section 2.1, so that it can't become another field or parameter.
+/// The client's `Authorization` is always removed. Neither `Debug` nor errors nor events show a token. A token must
+/// have the characters of RFC 6750, section 2.1, so that it can't become another field or parameter.
 #[doc(alias("token", "OAuth", "access_token", "client_credentials", "api key"))]
 pub type BearerLayer = AuthorizationLayer<Bearer>;
 
@@ -144,8 +144,8 @@ impl AuthorizationLayer<Bearer> {
         Self::with_source(Bearer { tokens: Tokens::OfUser(Arc::new(token)) })
     }
 
-    /// Sends a token of the front that `fetch` gets from a server for tokens, such as by the client credentials grant of
-    /// OAuth (RFC 6749, section 4.4).
+    /// Sends a token of the front that `fetch` gets from a server for tokens, such as by the client credentials grant
+    /// of OAuth (RFC 6749, section 4.4).
     ///
     /// - Requests without a token wait for one fetch, which they share.
     /// - After 80 % of the token's life, the next request starts a fetch in the background, and is sent with the old

@@ -13,8 +13,8 @@
 //!
 //! # Implementing a source
 //!
-//! A source is an ordinary value with one method. It reads from the [`Ask`] what it needs, and returns a future that owns
-//! it:
+//! A source is an ordinary value with one method. It reads from the [`Ask`] what it needs, and returns a future that
+//! owns it:
 //!
 //! ```
 //! use std::future::{Ready, ready};

@@ -17,12 +17,13 @@ pub trait CredentialSource: Clone + Send + Sync + 'static {
     /// What the response to these credentials proves. `()` if it proves nothing, as with Basic and Bearer.
     type Proof: Proof;
 
-    /// The future of the credentials. It owns what it needs of the [`Ask`], so that it can outlive the request's borrow.
+    /// The future of the credentials. It owns what it needs of the [`Ask`], so that it can outlive the request's
+    /// borrow.
     ///
     /// `Ok(None)` means that there are no credentials for this request, usually because no user is signed in. The
     /// request is sent without `Authorization`, or refused if they are
-    /// [required](super::AuthorizationLayer::required). An error is returned by the layer's service. A source that can't
-    /// get the credentials makes one with [`Error::rejected`].
+    /// [required](super::AuthorizationLayer::required). An error is returned by the layer's service. A source that
+    /// can't get the credentials makes one with [`Error::rejected`].
     type Future: Future<Output = Result<Option<Credentials<Self::Proof>>, Error>> + Send + 'static;
 
     /// Returns the credentials for one attempt.

@@ -356,8 +356,8 @@ impl Error {
     /// Returns `true` if nothing of the request was sent to a backend, because there was no connection: the backend
     /// couldn't be [reached](Self::is_connect), the connection closed before anything was written, or there was no
     /// capacity ([`Overloaded`](ErrorKind::Overloaded)); or there were no credentials for it
-    /// ([`CredentialsMissing`](ErrorKind::CredentialsMissing) and its siblings). An HTTP/2 stream that the backend has refused unprocessed
-    /// (RFC 9113, section 8.7) counts as unsent.
+    /// ([`CredentialsMissing`](ErrorKind::CredentialsMissing) and its siblings). An HTTP/2 stream that the backend has
+    /// refused unprocessed (RFC 9113, section 8.7) counts as unsent.
     ///
     /// A retry layer may send such a request again with any method, to this backend or to another one. If the failure
     /// is the [`Client`](crate::Client)'s, [`take_request`](Self::take_request) returns the request. It does so on the

@@ -66,8 +66,8 @@ fn is_about_credentials(name: &HeaderName) -> bool {
     *name == WWW_AUTHENTICATE || *name == PERSISTENT_AUTH || *name == PROXY_SUPPORT
 }
 
-/// Whether a challenge is a step of a handshake on the connection to the backend: `Negotiate` or `NTLM` with a token. In
-/// a line with an open quotation mark, clients differ in where its challenges begin, so that any occurrence counts.
+/// Whether a challenge is a step of a handshake on the connection to the backend: `Negotiate` or `NTLM` with a token.
+/// In a line with an open quotation mark, clients differ in where its challenges begin, so that any occurrence counts.
 fn is_handshake(challenge: &[u8]) -> bool {
     let scheme = scheme(challenge);
     let names: [&[u8]; 2] = [b"negotiate", b"ntlm"];

@@ -79,8 +79,8 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
     )
 }
 
-/// Whether the field is the connection's or the message's own, in any spelling that a server folds into its name, so that
-/// no layer may give it a user's name.
+/// Whether the field is the connection's or the message's own, in any spelling that a server folds into its name, so
+/// that no layer may give it a user's name.
 pub(crate) fn is_framing(name: &HeaderName) -> bool {
     let folded = name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
     HeaderName::try_from(folded)

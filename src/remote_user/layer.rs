@@ -173,8 +173,8 @@ impl RemoteUserLayer {
     /// follow. The closure returns an owned name.
     ///
     /// The head is that of the request to the backend, without the fields that the proxy and this layer remove. A layer
-    /// that replaces `Authorization` has to see the request after this one. With axum-extra's typed header fields, Basic
-    /// credentials that the application checks itself:
+    /// that replaces `Authorization` has to see the request after this one. With axum-extra's typed header fields,
+    /// Basic credentials that the application checks itself:
     ///
     /// ```
     /// use axum::http::request::Parts;

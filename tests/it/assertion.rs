@@ -1,5 +1,5 @@
-//! Signed assertions of the user, as a backend gets and verifies them. The verifier is jsonwebtoken, on other cryptography
-//! than the front's.
+//! Signed assertions of the user, as a backend gets and verifies them. The verifier is jsonwebtoken, on other
+//! cryptography than the front's.
 
 use std::{
     collections::BTreeSet,

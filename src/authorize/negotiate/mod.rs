@@ -338,7 +338,8 @@ impl Negotiate {
     }
 
     /// Sets for how many users, and how long, [`on_behalf`](Self::on_behalf) keeps credentials. Default: 256 users, 5
-    /// minutes; never longer than half of a credential's life. With 0 users, each request costs two round trips to the KDC.
+    /// minutes; never longer than half of a credential's life. With 0 users, each request costs two round trips to the
+    /// KDC.
     ///
     /// Clones share the cache. It's emptied by this call.
     ///
