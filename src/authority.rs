@@ -2,6 +2,8 @@
 
 use std::net::Ipv6Addr;
 
+use http::uri::Authority;
+
 /// Whether this is `uri-host [":" port]` (RFC 9110, section 7.2), with a non-empty host and a port below 65,536.
 pub(crate) fn is_authority(text: &[u8]) -> bool {
     let (host, port) = match text.iter().rposition(|&b| b == b':') {
@@ -14,6 +16,12 @@ pub(crate) fn is_authority(text: &[u8]) -> bool {
             || port.iter().all(u8::is_ascii_digit) && str::from_utf8(port).is_ok_and(|port| port.parse::<u16>().is_ok())
     });
     is_port && is_host(host)
+}
+
+/// Returns an authority without its userinfo, which no origin has (RFC 6454, section 4) and which may be a password.
+pub(crate) fn without_userinfo(authority: &Authority) -> &str {
+    let text = authority.as_str();
+    text.rsplit_once('@').map_or(text, |(_, host)| host)
 }
 
 fn is_host(host: &[u8]) -> bool {

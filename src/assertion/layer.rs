@@ -18,6 +18,7 @@ use super::{
     keys::{AssertionKeys, now},
 };
 use crate::{
+    authority::without_userinfo,
     error::{Error, ErrorKind},
     headers::owned,
     identity::{CredentialsUser, ExpectedExtension, RemoteUser},
@@ -512,9 +513,7 @@ impl Config {
 
 /// Returns the origin of the backend that a request is addressed to.
 fn origin(uri: &Uri) -> Option<Audience<'_>> {
-    // An origin has no userinfo (RFC 6454, section 4).
-    let authority = uri.authority()?.as_str().rsplit('@').next()?;
-    Some(Audience::Origin { scheme: uri.scheme_str()?, authority })
+    Some(Audience::Origin { scheme: uri.scheme_str()?, authority: without_userinfo(uri.authority()?) })
 }
 
 fn no_backend() -> Error {

@@ -14,6 +14,7 @@ use tower_layer::Layer;
 
 use super::{Ask, Authorization, CredentialSource, Credentials, Proof, source::Party};
 use crate::{
+    authority::without_userinfo,
     error::{Error, ErrorKind},
     headers::{challenge, retain_members},
     identity::{CredentialsUser, Owner},
@@ -296,8 +297,8 @@ impl<C: CredentialSource> Shared<C> {
             Party::Front => StatusCode::BAD_GATEWAY,
             Party::User => StatusCode::FORBIDDEN,
         };
-        // Without the userinfo of a URI, which may have a password: clients other than this crate's read it.
-        let backend = backend.map_or("", |backend| backend.as_str().rsplit('@').next().unwrap_or_default());
+        // Clients other than this crate's read the userinfo of a URI.
+        let backend = backend.map_or("", without_userinfo);
         observe::credentials_refused(party == Party::Front, backend, &schemes);
         // A last token of the backend may have the reason.
         let cause = proof.verify(response.headers()).err();
