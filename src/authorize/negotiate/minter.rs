@@ -92,6 +92,16 @@ impl<M: Mechanism> Minter<M> {
         lock(&self.users).limit(users, age);
     }
 
+    /// Whether a ticket for the backend is cached with the user's credential, because it has made a token before. As a
+    /// rule, the next one needs no call of the KDC.
+    pub(super) fn has_ticket(&self, initiator: &Initiator<M::Cred>) -> bool {
+        match initiator {
+            Initiator::Own => false,
+            Initiator::Delegated { credential, .. } => credential.principal.get().is_some(),
+            Initiator::User(name) => lock(&self.users).has(name, self.now()),
+        }
+    }
+
     /// Acquires the front's own credential.
     pub(super) fn acquire(&self) -> Result<(), Failure> {
         self.front(None).map(drop)

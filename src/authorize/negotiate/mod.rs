@@ -35,8 +35,8 @@
 //! # Threads
 //!
 //! The library's calls block, on an unreachable KDC for half a minute. Therefore each `Negotiate` has threads of its
-//! own: one for the account of the front, four for users, each user on one of them. A slow call for one user delays the
-//! others of its thread. The names of the threads begin with `negotiate`. They end with the last clone of the
+//! own: one for the account of the front, or four for users, each user on one of them, and one for users whose ticket for
+//! the backend is cached. A slow call for one user delays the others of its thread that have no ticket yet. The names of the threads begin with `negotiate`. They end with the last clone of the
 //! `Negotiate`; one that is in a call ends after it, and nothing waits for that.
 //!
 //! | | the request is refused with |
@@ -197,7 +197,7 @@ impl Negotiate {
     fn of_front(service: &str, account: Option<&str>) -> Result<Self, InvalidNegotiate> {
         check_service(service)?;
         let gss = Gss::own(service, account).map_err(|failure| InvalidNegotiate::name(&failure))?;
-        let workers = Workers::start(gss, &["negotiate"], Some(START)).map_err(InvalidNegotiate::own)?;
+        let workers = Workers::start(gss, &["negotiate"], None, Some(START)).map_err(InvalidNegotiate::own)?;
         Ok(Self::new(workers, Account::Own))
     }
 
@@ -224,7 +224,7 @@ impl Negotiate {
     pub fn delegated(service: &str) -> Result<Self, InvalidNegotiate> {
         check_service(service)?;
         let gss = Gss::own(service, None).map_err(|failure| InvalidNegotiate::name(&failure))?;
-        let workers = Workers::start(gss, &USERS, None).map_err(InvalidNegotiate::own)?;
+        let workers = Workers::start(gss, &USERS, Some(CACHED), None).map_err(InvalidNegotiate::own)?;
         Ok(Self::new(workers, Account::Delegated))
     }
 
@@ -264,7 +264,7 @@ impl Negotiate {
     pub fn on_behalf(service: &str) -> Result<Self, InvalidNegotiate> {
         check_service(service)?;
         let gss = Gss::on_behalf(service).map_err(|failure| InvalidNegotiate::name(&failure))?;
-        let workers = Workers::start(gss, &USERS, Some(START)).map_err(InvalidNegotiate::on_behalf)?;
+        let workers = Workers::start(gss, &USERS, Some(CACHED), Some(START)).map_err(InvalidNegotiate::on_behalf)?;
         Ok(Self::new(workers, Account::OnBehalf))
     }
 
@@ -395,6 +395,7 @@ impl Negotiate {
 }
 
 const USERS: [&str; 4] = ["negotiate-0", "negotiate-1", "negotiate-2", "negotiate-3"];
+const CACHED: &str = "negotiate-tickets";
 
 fn check_service(service: &str) -> Result<(), InvalidNegotiate> {
     if name::is_service(service) { Ok(()) } else { Err(InvalidNegotiate::service(service)) }

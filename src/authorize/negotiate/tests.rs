@@ -47,7 +47,8 @@ struct Control {
 #[derive(Default)]
 struct State {
     calls: Vec<String>,
-    is_stopped: bool,
+    /// The names of the calls that don't return begin so.
+    stopped: Option<&'static str>,
     elapsed: Duration,
     failing: Option<(&'static str, Reason)>,
     panicking: bool,
@@ -66,11 +67,15 @@ impl Control {
     }
 
     fn stop(&self) {
-        self.change(|state| state.is_stopped = true);
+        self.stop_only("");
+    }
+
+    fn stop_only(&self, call: &'static str) {
+        self.change(|state| state.stopped = Some(call));
     }
 
     fn go_on(&self) {
-        self.change(|state| state.is_stopped = false);
+        self.change(|state| state.stopped = None);
     }
 
     fn pass(&self, time: Duration) {
@@ -99,7 +104,8 @@ impl Control {
     /// Records a call, waits while the mechanism is stopped, and fails if it should.
     fn call(&self, name: &'static str, of: &str) -> Result<(), Failure> {
         self.change(|state| state.calls.push(format!("{name} {of}")));
-        let (state, outcome) = self.changed.wait_timeout_while(self.state(), BOUND, |state| state.is_stopped).unwrap();
+        let stopped = |state: &mut State| state.stopped.is_some_and(|call| name.starts_with(call));
+        let (state, outcome) = self.changed.wait_timeout_while(self.state(), BOUND, stopped).unwrap();
         let (failing, panicking) = (state.failing, state.panicking);
         drop(state);
         assert!(!outcome.timed_out(), "nothing ends the call");
@@ -166,7 +172,7 @@ struct Kit {
 impl Kit {
     fn new() -> Self {
         let (fake, control, ended) = fake();
-        Self { workers: Workers::start(fake, &["negotiate"], None).unwrap(), control, ended }
+        Self { workers: Workers::start(fake, &["negotiate"], Some("negotiate-tickets"), None).unwrap(), control, ended }
     }
 
     fn request(&self, initiator: Initiator<String>) -> impl Future<Output = Result<Minted<NoContext>, Error>> + use<> {
@@ -262,6 +268,24 @@ async fn while_a_call_takes_longer_than_the_deadline_requests_fail_at_once() {
 }
 
 #[tokio::test]
+async fn a_user_who_has_a_ticket_does_not_wait_for_one_who_needs_one() {
+    let kit = Kit::new();
+    let credential = forwarded("carol");
+    for initiator in [user("alice"), delegated(&credential, None)] {
+        assert_eq!(kind(kit.mint(initiator).await), None);
+    }
+    kit.control.stop_only("impersonate");
+    let bob = kit.request(user("bob"));
+    kit.control.wait_for("impersonate bob");
+    kit.control.pass(DEADLINE + Duration::from_millis(1));
+    assert_eq!(kit.refused_at_once(user("dave")), Some(ErrorKind::CredentialsTimeout));
+    assert_eq!(kit.outcome(user("alice")).await.as_deref(), Ok("alice@K"));
+    assert_eq!(kit.outcome(delegated(&credential, None)).await.as_deref(), Ok("carol@K"));
+    kit.control.go_on();
+    assert_eq!(kind(timeout(BOUND, bob).await.unwrap()), None);
+}
+
+#[tokio::test]
 async fn a_cancelled_request_costs_no_call() {
     let kit = Kit::new();
     kit.control.stop();
@@ -320,7 +344,8 @@ async fn a_failure_of_the_front_or_of_the_kdc_is_not_the_users() {
 #[tokio::test]
 async fn requests_of_one_user_acquire_one_credential() {
     let (fake, control, _ended) = fake();
-    let workers = Workers::start(fake, &["negotiate-0", "negotiate-1", "negotiate-2", "negotiate-3"], None).unwrap();
+    let workers =
+        Workers::start(fake, &["negotiate-0", "negotiate-1", "negotiate-2", "negotiate-3"], None, None).unwrap();
     control.stop();
     let requests: Vec<_> = (0..32).map(|_| token(&workers, user("alice"), DEADLINE).unwrap()).collect();
     control.wait_for("acquire front");
@@ -469,7 +494,7 @@ async fn a_panic_of_the_mechanism_fails_its_request_only() {
 fn a_start_without_a_credential_is_an_error() {
     let (fake, control, ended) = fake();
     control.fail("acquire");
-    let started = Workers::start(fake, &["negotiate"], Some(BOUND));
+    let started = Workers::start(fake, &["negotiate"], None, Some(BOUND));
     assert!(matches!(started.err(), Some(NotStarted::Credential(failure)) if failure.reason == Reason::Front));
     assert_eq!(ended.recv_timeout(BOUND), Err(mpsc::RecvTimeoutError::Disconnected));
 }
@@ -478,7 +503,7 @@ fn a_start_without_a_credential_is_an_error() {
 fn a_start_waits_for_a_silent_kdc_until_its_limit() {
     let (fake, control, ended) = fake();
     control.stop();
-    let started = Workers::start(fake, &["negotiate"], Some(Duration::from_millis(20)));
+    let started = Workers::start(fake, &["negotiate"], None, Some(Duration::from_millis(20)));
     assert!(matches!(started.err(), Some(NotStarted::Timeout(_))));
     control.go_on();
     assert_eq!(ended.recv_timeout(BOUND), Err(mpsc::RecvTimeoutError::Disconnected));
@@ -487,14 +512,14 @@ fn a_start_waits_for_a_silent_kdc_until_its_limit() {
 #[test]
 fn a_start_acquires_the_credential() {
     let (fake, control, _ended) = fake();
-    let workers = Workers::start(fake, &["negotiate"], Some(BOUND)).unwrap();
+    let workers = Workers::start(fake, &["negotiate"], None, Some(BOUND)).unwrap();
     assert_eq!(control.take_calls(), ["acquire front"]);
     drop(workers);
 }
 
 /// A source on the system's library that calls no KDC before its first token.
 fn on_behalf() -> Negotiate {
-    let workers = Workers::start(Gss::on_behalf("HTTP@backend.example").unwrap(), &USERS, None).unwrap();
+    let workers = Workers::start(Gss::on_behalf("HTTP@backend.example").unwrap(), &USERS, None, None).unwrap();
     Negotiate::new(workers, Account::OnBehalf)
 }
 

@@ -46,6 +46,10 @@ impl<C: Clone> Users<C> {
         Some((user.cred.clone(), user.principal.clone()))
     }
 
+    pub(super) fn has(&self, name: &str, now: Instant) -> bool {
+        self.users.get(name).is_some_and(|user| now < user.until)
+    }
+
     pub(super) fn remove(&mut self, name: &str) {
         self.users.remove(name);
     }

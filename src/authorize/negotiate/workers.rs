@@ -1,8 +1,9 @@
 //! The threads that make tokens, with a bounded queue in front of each.
 //!
 //! The library's calls block, on a dead KDC for half a minute, and it serialises the calls with one credential.
-//! Therefore they have threads of their own, of which more wouldn't help. A request waits for its token in a queue with
-//! a bound and a deadline.
+//! Therefore they have threads of their own, of which more wouldn't help. Tokens that need no call of the KDC have one of
+//! their own, so that the users who have tickets aren't delayed by those who need one. A request waits for its token in a
+//! queue with a bound and a deadline.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -42,6 +43,8 @@ struct Task<M: Mechanism> {
 pub(super) struct Workers<M: Mechanism> {
     minter: Arc<Minter<M>>,
     threads: Vec<Worker<M>>,
+    /// For tokens of tickets that are cached. `None`: the others make them.
+    cached: Option<Worker<M>>,
     hasher: RandomState,
 }
 
@@ -102,18 +105,26 @@ pub(super) enum NotStarted {
 }
 
 impl<M: Mechanism> Workers<M> {
-    /// Starts the threads. With `acquire`, the first one acquires the front's own credential, which may take this time.
-    pub(super) fn start(mechanism: M, names: &[&str], acquire: Option<Duration>) -> Result<Self, NotStarted> {
+    /// Starts the threads, and one for cached tickets. With `acquire`, the first one acquires the front's own credential,
+    /// which may take this time.
+    pub(super) fn start(
+        mechanism: M,
+        names: &[&str],
+        cached: Option<&str>,
+        acquire: Option<Duration>,
+    ) -> Result<Self, NotStarted> {
         let minter = Arc::new(Minter::new(mechanism));
         let (ready, is_ready) = mpsc::sync_channel(1);
         let mut ready = acquire.map(|_| ready);
         let threads = names.iter().map(|name| Worker::start(name, minter.clone(), ready.take()));
         let threads = threads.collect::<Result<_, _>>().map_err(NotStarted::Thread)?;
+        let cached = cached.map(|name| Worker::start(name, minter.clone(), None));
+        let cached = cached.transpose().map_err(NotStarted::Thread)?;
         if let Some(limit) = acquire {
             let acquired = is_ready.recv_timeout(limit).map_err(|_| NotStarted::Timeout(limit))?;
             acquired.map_err(NotStarted::Credential)?;
         }
-        Ok(Self { minter, threads, hasher: RandomState::new() })
+        Ok(Self { minter, threads, cached, hasher: RandomState::new() })
     }
 
     pub(super) fn minter(&self) -> &Minter<M> {
@@ -122,7 +133,7 @@ impl<M: Mechanism> Workers<M> {
 
     /// Queues a request for a token. Dropping the receiver cancels it.
     ///
-    /// One thread makes all tokens of a user, so that the user's credential is acquired once.
+    /// One thread makes the first tokens of a user, so that the user's credential is acquired once.
     pub(super) fn mint(
         &self,
         initiator: Initiator<M::Cred>,
@@ -133,7 +144,10 @@ impl<M: Mechanism> Workers<M> {
             Initiator::Delegated { credential, .. } => self.hasher.hash_one(credential.id),
             Initiator::User(name) => self.hasher.hash_one(name),
         };
-        let worker = &self.threads[usize::try_from(hash % self.threads.len() as u64).unwrap_or(0)];
+        let worker = match &self.cached {
+            Some(cached) if self.minter.has_ticket(&initiator) => cached,
+            _ => &self.threads[usize::try_from(hash % self.threads.len() as u64).unwrap_or(0)],
+        };
         worker.load.admit(self.minter.now(), deadline)?;
         let (answer, answered) = oneshot::channel();
         worker.queue.send(Task { initiator, answer }).map_err(|_| Unavailable::Ended)?;
