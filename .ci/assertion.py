@@ -257,7 +257,7 @@ def bad_keys(binary):
         (write_key("rsa", rsa.generate_private_key(65537, 2048)), "an RSA key"),
         (write_key("pkcs1", rsa.generate_private_key(65537, 2048), form.TraditionalOpenSSL), "an RSA key"),
         (write_key("p384", ec.generate_private_key(ec.SECP384R1())), "P-384"),
-        (os.path.join(ROOT, "Cargo.toml"), "no private key in it"),
+        (os.path.join(ROOT, "Cargo.toml"), "it isn't PEM"),
     ]:
         run = subprocess.run([binary], env={**os.environ, "ASSERTION_KEY": path}, capture_output=True, text=True, timeout=30)
         text = run.stdout + run.stderr

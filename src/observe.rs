@@ -127,6 +127,17 @@ pub(crate) fn credentials_not_renewed(principal: &str, error: &dyn fmt::Display)
     );
 }
 
+/// Logs that no KDC answers at the start, because the application starts nevertheless.
+#[cfg(all(unix, feature = "negotiate"))]
+#[cold]
+pub(crate) fn unreachable_at_start(error: &dyn fmt::Display) {
+    tracing::warn!(
+        target: "tower_reverse_proxy",
+        %error,
+        "no KDC answers; requests that need a Kerberos ticket fail until one does"
+    );
+}
+
 /// Logs that a token can't be fetched, which no response shows while the old one is valid.
 #[cold]
 pub(crate) fn failed_fetch(error: &Error) {

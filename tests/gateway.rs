@@ -623,7 +623,7 @@ fn a_mount_signs_in_with_a_bearer_token() {
 #[test]
 fn a_mount_sends_the_groups_of_a_user() {
     let origin = mirror();
-    let groups = "remote_user = true\nremote_groups_header = \"X-App-Groups\"";
+    let groups = "remote_groups_header = \"X-App-Groups\"";
     let mounts = [mount("/groups", &origin, groups), mount("/user", &origin, "remote_user = true")].concat();
     let gateway = Gateway::start(&format!("test_sign_in = true\n{mounts}"));
     let groups = |target: &str, fields: &str| {
@@ -673,7 +673,7 @@ fn configuration_errors_are_one_line_before_anything_listens() {
         (with("assertion = true"), "assertion: "),
         (with("bearer = \"Bearer token\""), "bearer: write a token without \"Bearer\""),
         (with("bearer = \"token\"\nbasic_password = \"a\""), "write one of basic_password, bearer and negotiate"),
-        (with("remote_groups_header = \"Remote-Groups\""), "remote_groups_header: write remote_user = true"),
+        (with("remote_user = false\nremote_groups_header = \"Remote-Groups\""), "remote_groups_header: leave out"),
         (with("remote_user = true\nremote_groups_header = \"a b\""), "remote_groups_header: write the name of a field"),
         (with("remote_user = true\nremote_groups_header = \"Remote_User\""), "remote_groups_header: write the name"),
         (with("remote_user = true\nremote_groups_header = \"Connection\""), "remote_groups_header: write the name"),

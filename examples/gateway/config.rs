@@ -92,8 +92,7 @@ pub(crate) struct Mount {
     pub(crate) host: Option<Host>,
     pub(crate) forwarded: Option<bool>,
     pub(crate) forwarded_proto: Option<Proto>,
-    #[serde(default)]
-    pub(crate) remote_user: bool,
+    pub(crate) remote_user: Option<bool>,
     pub(crate) remote_groups_header: Option<String>,
     #[serde(default)]
     pub(crate) assertion: bool,

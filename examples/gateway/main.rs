@@ -26,7 +26,7 @@
 //! host = "backend"                  # or "preserve"; absent: the crate's default
 //! forwarded = true                  # X-Forwarded-For/-Host/-Proto; default: true
 //! remote_user = true                # Remote-User from the signed-in user; default: false
-//! remote_groups_header = "Remote-Groups" # the user's groups, separated by commas, along with the user; absent: none
+//! remote_groups_header = "Remote-Groups" # the user's groups, separated by commas, with remote_user; absent: none
 //! assertion = true                  # X-JWT-Assertion, a signed assertion of the signed-in user; default: false
 //! basic_password = "s3cret"         # Basic with the signed-in user's name and this password; absent: none
 //! bearer = "token"                  # this bearer token with every request, in place of Basic; absent: none

@@ -206,18 +206,19 @@ impl<'a> Common<'a> {
     }
 }
 
-/// The layer for the user's name, and for the groups.
+/// The layer for the user's name, and for the groups, which imply it.
 fn remote_user(mount: &Mount) -> Result<Option<RemoteUserLayer>, Wrong> {
-    let layer = mount.remote_user.then(RemoteUserLayer::new);
-    let Some(name) = &mount.remote_groups_header else { return Ok(layer) };
-    let Some(layer) = layer else {
-        return Err("remote_groups_header: write remote_user = true as well, because groups belong to a user".into());
+    let Some(name) = &mount.remote_groups_header else {
+        return Ok(mount.remote_user.unwrap_or(false).then(RemoteUserLayer::new));
     };
+    if mount.remote_user == Some(false) {
+        return Err("remote_groups_header: leave out remote_user = false, because groups belong to a user".into());
+    }
     let name = name.parse().ok().filter(|name| !is_taken(name));
     let Some(name) = name else {
         return Err("remote_groups_header: write the name of a field of its own, such as \"Remote-Groups\"".into());
     };
-    Ok(Some(layer.also_list(name, ',', |groups: &Groups| groups.0.clone())))
+    Ok(Some(RemoteUserLayer::new().also_list(name, ',', |groups: &Groups| groups.0.clone())))
 }
 
 /// Whether a server may read the field as `Remote-User`, or as one of the connection's or the message's own.

@@ -15,6 +15,8 @@ use crate::{
 #[derive(Clone)]
 pub(super) struct Field {
     pub(super) name: HeaderName,
+    /// `None`: that of the layer.
+    pub(super) encoding: Option<Encoding>,
     /// Between the members of a list.
     separator: Option<char>,
     read: Read,
@@ -30,7 +32,7 @@ impl Field {
     {
         let expected = ExpectedExtension::new();
         let read = move |extensions: &Extensions| Some(value(expected.find(extensions)?).into_iter().collect());
-        Self { name, separator: None, read: Arc::new(read) }
+        Self { name, encoding: None, separator: None, read: Arc::new(read) }
     }
 
     pub(super) fn list<T>(
@@ -43,10 +45,11 @@ impl Field {
     {
         let expected = ExpectedExtension::new();
         let read = move |extensions: &Extensions| Some(members(expected.find(extensions)?));
-        Self { name, separator: Some(separator), read: Arc::new(read) }
+        Self { name, encoding: None, separator: Some(separator), read: Arc::new(read) }
     }
 
-    /// Returns the field's value for a request. `None` if it isn't sent.
+    /// Returns the field's value for a request, in the layer's encoding unless it has one of its own. `None` if it isn't
+    /// sent.
     pub(super) fn of(
         &self,
         extensions: &Extensions,
@@ -60,7 +63,7 @@ impl Field {
         if values.is_empty() {
             return Ok(None);
         }
-        match self.written(&values, encoding) {
+        match self.written(&values, self.encoding.unwrap_or(encoding)) {
             Ok(value) => Ok(Some(value)),
             Err(reason) => {
                 observe::unrepresentable_value(&self.name, reason);

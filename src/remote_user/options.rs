@@ -46,7 +46,8 @@ impl RemoteUserLayer {
         self.with_distinct_names()
     }
 
-    /// Sets how the names are written, those of further fields included. Default: [`Encoding::Utf8`].
+    /// Sets how the names are written, and further fields without an [encoding of their own](Self::encoding_of). Default:
+    /// [`Encoding::Utf8`].
     ///
     /// ```
     /// use tower_reverse_proxy::{RemoteUserLayer, remote_user::Encoding};
@@ -60,6 +61,34 @@ impl RemoteUserLayer {
     #[must_use]
     pub fn encoding(mut self, encoding: Encoding) -> Self {
         self.config_mut().encoding = encoding;
+        self
+    }
+
+    /// Sets how one of the further fields is written. Default: the layer's [`encoding`](Self::encoding).
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{RemoteUserLayer, remote_user::Encoding};
+    ///
+    /// # #[derive(Clone)]
+    /// # struct Claims { sub: String, name: String }
+    /// // The backend decodes the display name, and nothing else.
+    /// let layer = RemoteUserLayer::from_extension(|claims: &Claims| Some(claims.sub.clone()))
+    ///     .also("X-Display-Name", |claims: &Claims| Some(claims.name.clone()))
+    ///     .encoding_of("X-Display-Name", Encoding::Base64);
+    /// # let _ = layer;
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If the layer has no such field yet: it's added by [`also`](Self::also) or [`also_list`](Self::also_list) first.
+    #[must_use]
+    #[track_caller]
+    pub fn encoding_of(mut self, name: impl TryInto<HeaderName>, encoding: Encoding) -> Self {
+        let name = owned::field_name(name, EXAMPLE);
+        let Some(field) = self.config_mut().also.iter_mut().find(|field| field.name == name) else {
+            panic!("no field {name} in the layer: add it before, by `also` or `also_list`")
+        };
+        field.encoding = Some(encoding);
         self
     }
 
@@ -135,7 +164,7 @@ impl RemoteUserLayer {
     /// It's as [`also`](Self::also), with the members joined by `separator`, without blanks around it. The field isn't
     /// sent if there are none. A member that contains the separator refuses the request, because a group named
     /// `dev,admin` isn't the groups `dev` and `admin`. So does one that is empty, or has control characters or
-    /// surrounding whitespace. The [`encoding`](Self::encoding) is applied to each member.
+    /// surrounding whitespace. The [encoding](Self::encoding_of) is applied to each member.
     ///
     /// ```
     /// use tower_reverse_proxy::RemoteUserLayer;

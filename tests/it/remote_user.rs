@@ -274,6 +274,26 @@ async fn the_name_is_sent_in_the_encoding_of_the_layer() {
 }
 
 #[tokio::test]
+async fn a_field_may_have_an_encoding_of_its_own() {
+    let layer = RemoteUserLayer::from_extension(name)
+        .also("Remote-Email", |account: &Account| account.email.clone())
+        .also_list("Remote-Groups", '|', |account: &Account| account.groups.clone())
+        .encoding_of("Remote-Groups", Encoding::Base64)
+        .encoding(Encoding::Percent);
+    let account = Account { name: Some("jörg".into()), email: Some("a+b".into()), groups: vec!["Büro".into()] };
+    let addr = front(app(&mirror().await, layer).layer(Extension(account))).await;
+    let mirrored = get(addr, "/x", "").await.mirrored();
+    let fields = ["remote-user", "remote-email", "remote-groups"].map(|name| mirrored.field(name).unwrap());
+    assert_eq!(fields, ["j%C3%B6rg", "a%2Bb", "QsO8cm8="]);
+}
+
+#[test]
+#[should_panic(expected = "no field x-groups in the layer")]
+fn an_encoding_of_a_field_that_is_not_there_is_refused() {
+    let _ = RemoteUserLayer::new().encoding_of("X-Groups", Encoding::Base64);
+}
+
+#[tokio::test]
 async fn a_mapped_name_is_sent_and_the_user_stays() {
     let layers = ServiceBuilder::new()
         .layer(

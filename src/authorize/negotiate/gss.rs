@@ -12,8 +12,11 @@ use libgssapi::{
 
 use super::mechanism::{Acquired, Context, Failure, Holder, Mechanism, Reason};
 
-/// The codes `KRB5_KDC_UNREACH`, `KRB5_REALM_UNKNOWN` and `KRB5_REALM_CANT_RESOLVE` of MIT's library.
-const UNREACHABLE: [i32; 3] = [-1_765_328_228, -1_765_328_230, -1_765_328_164];
+/// The codes `KRB5_KDC_UNREACH` and `KRB5_REALM_CANT_RESOLVE` of MIT's library.
+const UNREACHABLE: [i32; 2] = [-1_765_328_228, -1_765_328_164];
+
+/// `KRB5_REALM_UNKNOWN`: the configuration names no KDC.
+const REALM_UNKNOWN: i32 = -1_765_328_230;
 
 /// `KRB5KDC_ERR_S_PRINCIPAL_UNKNOWN`, `KRB5KDC_ERR_BADOPTION` and `KRB5KDC_ERR_POLICY`.
 const UNKNOWN_SERVICE: i32 = -1_765_328_377;
@@ -197,9 +200,10 @@ fn text_of(name: &Name) -> Result<Arc<str>, Failure> {
 
 /// Takes the library's text at once, because it's kept for the thread of the call only.
 fn failure(doing: &str, error: Error) -> Failure {
-    let reason = match UNREACHABLE.contains(&error.minor.cast_signed()) {
-        true => Reason::Front,
-        false => Reason::Refused,
+    let reason = match error.minor.cast_signed() {
+        code if UNREACHABLE.contains(&code) => Reason::Unreachable,
+        REALM_UNKNOWN => Reason::Front,
+        _ => Reason::Refused,
     };
     let text = error.to_string();
     // The library's text for some errors.

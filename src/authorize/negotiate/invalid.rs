@@ -53,9 +53,6 @@ impl InvalidNegotiate {
     fn start(reason: NotStarted, advice: &str) -> Self {
         let text = match reason {
             NotStarted::Credential(failure) => format!("no Kerberos credential: {advice} ({failure})"),
-            NotStarted::Timeout(limit) => {
-                format!("no Kerberos credential within {limit:?}: check that the KDCs in krb5.conf answer")
-            }
             NotStarted::Thread(error) => format!("a thread can't be started: {error}"),
         };
         Self { text }

@@ -73,8 +73,10 @@ pub(super) struct Failure {
 pub(super) enum Reason {
     /// The library or the KDC refuses.
     Refused,
-    /// The KDC can't be reached, or the front's own credential is missing, whosever the token would have been.
+    /// The front's own credential is missing, whosever the token would have been.
     Front,
+    /// No KDC answers, which may be over in a moment.
+    Unreachable,
     /// The credential speaks for another principal than the one meant.
     WrongSpeaker,
 }
@@ -95,7 +97,7 @@ impl Failure {
     pub(super) fn of_user(self, name: &str) -> Self {
         match self.reason {
             Reason::Refused => Self::new(Reason::Refused, format!("for {name:?}: {self}")),
-            Reason::Front | Reason::WrongSpeaker => self,
+            Reason::Front | Reason::Unreachable | Reason::WrongSpeaker => self,
         }
     }
 }

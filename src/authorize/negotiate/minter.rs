@@ -177,7 +177,7 @@ impl<M: Mechanism> Minter<M> {
         if let Some((cred, principal)) = cached {
             match self.mechanism.initiate(&cred, Holder::User) {
                 Ok((token, context)) => return Ok(Minted { token, context, principal }),
-                Err(failure) if failure.reason == Reason::Front => return Err(failure),
+                Err(failure) if matches!(failure.reason, Reason::Front | Reason::Unreachable) => return Err(failure),
                 Err(_) => lock(&self.users).remove(name),
             }
         }

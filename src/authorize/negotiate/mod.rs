@@ -89,7 +89,7 @@ use crate::{
 };
 
 /// The longest time that a constructor waits for the front's own credential.
-const START: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_secs(5);
 
 /// Kerberos credentials for a backend: see the [module](self).
 ///
@@ -152,7 +152,7 @@ impl Negotiate {
     /// Signs in as the process's own account: the principal of its ticket cache or client keytab. All requests have its
     /// identity, with and without a user.
     ///
-    /// It acquires the credential at once, which may take a round trip to the KDC, and blocks meanwhile for up to 10
+    /// It acquires the credential at once, which may take a round trip to the KDC, and blocks meanwhile for up to 5
     /// seconds: call it at the start of the application.
     ///
     /// ```
@@ -164,7 +164,8 @@ impl Negotiate {
     ///
     /// # Errors
     ///
-    /// If the service name isn't `service@host`, if there is no credential, or if the KDC doesn't answer.
+    /// If the service name isn't `service@host`, or if there is no credential. A KDC that doesn't answer is no error: an
+    /// event says so, and requests fail until it does.
     pub fn own(service: &str) -> Result<Self, InvalidNegotiate> {
         Self::of_front(service, None)
     }
@@ -240,7 +241,7 @@ impl Negotiate {
     /// the same 403, because the library would read it as another user's; [`principal`](Self::principal) maps such
     /// names.
     ///
-    /// It acquires the front's own credential at once, and blocks meanwhile for up to 10 seconds.
+    /// It acquires the front's own credential at once, and blocks meanwhile for up to 5 seconds.
     ///
     /// ```no_run
     /// use tower_reverse_proxy::{Negotiate, NegotiateLayer};

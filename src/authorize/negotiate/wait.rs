@@ -57,6 +57,8 @@ fn failed(failure: Failure, of_user: bool) -> Error {
             Error::with_source(ErrorKind::WrongSpeaker, failure)
         }
         Reason::Refused if of_user => missing_for_user(failure),
-        Reason::Refused | Reason::Front => Error::with_source(ErrorKind::CredentialsMissing, failure),
+        Reason::Refused | Reason::Front | Reason::Unreachable => {
+            Error::with_source(ErrorKind::CredentialsMissing, failure)
+        }
     }
 }

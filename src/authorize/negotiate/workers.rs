@@ -20,9 +20,10 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    mechanism::{Failure, Mechanism},
+    mechanism::{Failure, Mechanism, Reason},
     minter::{Initiator, Minted, Minter},
 };
+use crate::observe;
 
 /// The requests that may wait for a call that is slow.
 const QUEUE: usize = 64;
@@ -100,13 +101,11 @@ pub(super) enum NotStarted {
     Thread(io::Error),
     /// The front's own credential can't be acquired.
     Credential(Failure),
-    /// It wasn't acquired in this time.
-    Timeout(Duration),
 }
 
 impl<M: Mechanism> Workers<M> {
     /// Starts the threads, and one for cached tickets. With `acquire`, the first one acquires the front's own credential,
-    /// which may take this time.
+    /// which is waited for so long.
     pub(super) fn start(
         mechanism: M,
         names: &[&str],
@@ -121,8 +120,13 @@ impl<M: Mechanism> Workers<M> {
         let cached = cached.map(|name| Worker::start(name, minter.clone(), None));
         let cached = cached.transpose().map_err(NotStarted::Thread)?;
         if let Some(limit) = acquire {
-            let acquired = is_ready.recv_timeout(limit).map_err(|_| NotStarted::Timeout(limit))?;
-            acquired.map_err(NotStarted::Credential)?;
+            // A KDC that doesn't answer now may answer later. The rest of the application starts meanwhile.
+            match is_ready.recv_timeout(limit) {
+                Ok(Ok(())) => {}
+                Ok(Err(failure)) if failure.reason == Reason::Unreachable => observe::unreachable_at_start(&failure),
+                Ok(Err(failure)) => return Err(NotStarted::Credential(failure)),
+                Err(_) => observe::unreachable_at_start(&format_args!("it's silent for {limit:?}")),
+            }
         }
         Ok(Self { minter, threads, cached, hasher: RandomState::new() })
     }
