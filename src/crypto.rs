@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio_rustls::rustls::crypto::CryptoProvider;
 
-/// What an error says if there is no provider.
+/// The text of errors that a missing provider causes.
 pub(crate) const NO_PROVIDER: &str = "no provider of cryptography; turn on the feature `tls-ring` or `tls-aws-lc-rs`, or \
                                       install one for the process";
 

@@ -1,6 +1,6 @@
 //! One key: what it signs, and its public half.
 
-use std::{error, fmt, sync::Arc};
+use std::{error, fmt};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use tokio_rustls::rustls::{
@@ -10,6 +10,7 @@ use tokio_rustls::rustls::{
     sign::{Signer, SigningKey},
 };
 
+use super::InvalidKey;
 use crate::crypto;
 
 /// A key that signs.
@@ -245,41 +246,6 @@ impl error::Error for SignError {
         }
     }
 }
-
-/// The error returned when a key can't sign assertions. Its text contains the cause and what to write instead, and
-/// nothing of the key.
-///
-/// ```
-/// use tower_reverse_proxy::AssertionKeys;
-///
-/// let error = AssertionKeys::from_pem("no PEM").unwrap_err();
-/// assert!(error.to_string().contains("openssl genpkey"));
-/// ```
-#[derive(Clone, Debug)]
-pub struct InvalidKey {
-    message: Arc<str>,
-}
-
-impl InvalidKey {
-    fn new(message: impl Into<Arc<str>>) -> Self {
-        Self { message: message.into() }
-    }
-
-    fn with_command(reason: impl fmt::Display) -> Self {
-        Self::new(format!(
-            "{reason}; write a P-256 key as PKCS #8 in PEM: \
-             `openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out assertion.pem`"
-        ))
-    }
-}
-
-impl fmt::Display for InvalidKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "invalid key for assertions: {}", self.message)
-    }
-}
-
-impl error::Error for InvalidKey {}
 
 #[cfg(test)]
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]

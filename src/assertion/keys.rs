@@ -6,10 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{
-    jwks::Jwks,
-    key::{InvalidKey, Key},
-};
+use super::{invalid::InvalidKey, jwks::Jwks, key::Key};
 
 /// How much longer than the lifetime of its last token a key is published. A verifier accepts an expired token for its
 /// leeway, which is rarely more.
@@ -105,8 +102,8 @@ impl AssertionKeys {
     /// token has expired: the [lifetime](crate::AssertionLayer::lifetime) of a token after that, and 60 s for a
     /// verifier's leeway.
     ///
-    /// `published_for` has to be at least as long as backends cache the keys: 300 s, unless
-    /// [`Jwks::max_age`] says otherwise. A backend that doesn't fetch the keys again for an unknown `kid` would refuse
+    /// `published_for` has to be at least as long as backends cache the keys: 300 s by default,
+    /// and what [`Jwks::max_age`] sets. A backend that doesn't fetch the keys again for an unknown `kid` would refuse
     /// the new key's tokens until its copy expires. Zero replaces the key at once.
     ///
     /// A rotation to the newest key can only hasten it, so that a task can reload a file at intervals. A rotation to

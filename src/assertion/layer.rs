@@ -1,35 +1,17 @@
 //! The layer that sends an assertion with each request.
 
-use std::{
-    fmt,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
-use http::{Extensions, HeaderName, HeaderValue, Request, StatusCode, Uri, header::AUTHORIZATION};
-use serde_json::Value;
+use http::{Extensions, HeaderName};
 use tower_layer::Layer;
-use tower_service::Service;
 
 use super::{
-    cache::{Audience, Cache, Subject},
+    Assertion,
     claims::Claims,
-    keys::{AssertionKeys, now},
+    config::{Config, json},
+    keys::AssertionKeys,
 };
-use crate::{
-    authority::without_userinfo,
-    error::{Error, ErrorKind},
-    headers::owned,
-    identity::{CredentialsUser, ExpectedExtension, RemoteUser},
-    observe,
-    reject::ResponseFuture,
-    service::FromRejection,
-};
-
-/// How far `iat` and `nbf` are in the past. Many verifiers refuse a token from the future without any leeway, and the
-/// clock of the backend may be a little slow. Whole seconds are cut off, so a millisecond would already matter.
-const BACKDATED: Duration = Duration::from_secs(5);
+use crate::{headers::owned, identity::ExpectedExtension};
 
 /// A layer that sends a signed assertion of the signed-in user to the backend: a JWT (RFC 7519) that the backend can
 /// verify with the keys at a [route](AssertionKeys::jwks) of the front.
@@ -37,7 +19,7 @@ const BACKDATED: Duration = Duration::from_secs(5);
 /// It belongs on the upstream side ([`upstream_layer`](crate::ReverseProxyLayer::upstream_layer)). It's an ordinary
 /// tower layer and works around any HTTP client whose error is `From<`[`Error`](crate::Error)`>`.
 ///
-/// The user is the [`RemoteUser`] in the request's extensions. Where the application inserts it, no
+/// The user is the [`RemoteUser`](crate::RemoteUser) in the request's extensions. Where the application inserts it, no
 /// [`RemoteUserLayer`](crate::RemoteUserLayer) is needed. Next to
 /// [`RemoteUserLayer::from_extension`](crate::RemoteUserLayer::from_extension), which makes the `RemoteUser`, that one
 /// has to see the request first, so it's added last, or stands first in a [`ServiceBuilder`](tower::ServiceBuilder). In
@@ -89,8 +71,8 @@ const BACKDATED: Duration = Duration::from_secs(5);
 /// # Security
 ///
 /// The client's own field is always removed, in every spelling that a server folds into the same variable, as a trailer
-/// and also when no user is signed in. The token is marked [sensitive](HeaderValue::set_sensitive); neither `Debug` nor
-/// the log shows it.
+/// and also when no user is signed in. The token is marked [sensitive](http::HeaderValue::set_sensitive); neither `Debug`
+/// nor the log shows it.
 ///
 /// The backend has to verify the signature with one pinned algorithm (`ES256`, or `EdDSA`), `iss`, `aud` and `exp`, and
 /// to refuse a request without a token. A backend that accepts a token for any audience accepts those for other
@@ -102,21 +84,6 @@ const BACKDATED: Duration = Duration::from_secs(5);
 pub struct AssertionLayer {
     config: Arc<Config>,
 }
-
-#[derive(Clone)]
-struct Config {
-    keys: AssertionKeys,
-    /// As a JSON string.
-    issuer: String,
-    audience: Option<Box<str>>,
-    header: HeaderName,
-    lifetime: Duration,
-    claims: Vec<Describe>,
-    per_request: bool,
-    required: bool,
-}
-
-type Describe = Arc<dyn Fn(&Extensions, &mut Claims) + Send + Sync>;
 
 impl AssertionLayer {
     /// Signs with `keys` as `issuer`, a name of the front that backends compare `iss` with, usually its URL.
@@ -355,10 +322,6 @@ impl AssertionLayer {
     }
 }
 
-fn json(text: &str) -> String {
-    Value::from(text).to_string()
-}
-
 impl fmt::Debug for AssertionLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AssertionLayer")
@@ -378,144 +341,6 @@ impl<S> Layer<S> for AssertionLayer {
 
     fn layer(&self, inner: S) -> Self::Service {
         self.config.keys.sign_for(self.config.lifetime);
-        Assertion { inner, config: self.config.clone(), cache: Arc::new(Cache::new()) }
+        Assertion::new(inner, self.config.clone())
     }
-}
-
-/// The service of an [`AssertionLayer`]. Its clones share the tokens.
-///
-/// ```
-/// # #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))] {
-/// use tower::Layer;
-/// use tower_reverse_proxy::{AssertionKeys, AssertionLayer, Client, assertion::Assertion};
-///
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let keys = AssertionKeys::from_pem(rcgen::KeyPair::generate()?.serialize_pem())?;
-/// let layer = AssertionLayer::new(keys, "https://front.example");
-/// let client: Assertion<Client> = layer.layer("http://127.0.0.1:8000".try_into()?);
-/// # let _ = client;
-/// # Ok(())
-/// # }
-/// # main().unwrap();
-/// # }
-/// ```
-#[derive(Clone)]
-pub struct Assertion<S> {
-    inner: S,
-    config: Arc<Config>,
-    cache: Arc<Cache>,
-}
-
-impl<S: fmt::Debug> fmt::Debug for Assertion<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Assertion").field("inner", &self.inner).finish_non_exhaustive()
-    }
-}
-
-impl<S, B> Service<Request<B>> for Assertion<S>
-where
-    S: Service<Request<B>, Error: FromRejection>,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = ResponseFuture<S::Future>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        match self.config.apply(&self.cache, &mut request) {
-            Ok(()) => ResponseFuture::calling(self.inner.call(request)),
-            Err(error) => ResponseFuture::rejected(error),
-        }
-    }
-}
-
-/// The cause of a refused request whose backend the layer doesn't know.
-const NO_BACKEND: &str = "an AssertionLayer doesn't know the backend, because the request's URI has no authority: put \
-                          the layer around the client of an `Upstream`, or set `AssertionLayer::audience`, and leave \
-                          `per_request` off";
-
-impl Config {
-    fn apply<B>(&self, cache: &Cache, request: &mut Request<B>) -> Result<(), Error> {
-        owned::remove(request, &self.header);
-        CredentialsUser::record(request.extensions_mut());
-        let Some(user) = request.extensions().get::<RemoteUser>() else {
-            return if self.required { Err(ErrorKind::SignInRequired.into()) } else { Ok(()) };
-        };
-        // A backend could take an empty `sub` for no user.
-        if user.as_str().is_empty() {
-            observe::unrepresentable_user(user.as_str(), &self.header);
-            return Err(ErrorKind::UnrepresentableUser.into());
-        }
-        let audience = match &self.audience {
-            Some(name) => Audience::Named(name),
-            None => origin(request.uri()).ok_or_else(no_backend)?,
-        };
-        let mut claims = String::new();
-        if !self.claims.is_empty() {
-            let mut described = Claims::default();
-            self.claims.iter().for_each(|describe| describe(request.extensions(), &mut described));
-            claims = described.into_members();
-        }
-        let subject = Subject { user, audience, claims: &claims };
-        let now = now();
-        let token = if self.per_request {
-            self.sign(subject, now, Some(request))?
-        } else if let Some(token) = cache.get(subject, now, self.lifetime / 2) {
-            token
-        } else {
-            let token = self.sign::<B>(subject, now, None)?;
-            cache.insert(subject, now, token.clone());
-            token
-        };
-        request.headers_mut().insert(&self.header, token);
-        Ok(())
-    }
-
-    /// Signs a token, for all requests or for one.
-    fn sign<B>(&self, subject: Subject<'_>, now: Duration, request: Option<&Request<B>>) -> Result<HeaderValue, Error> {
-        let failed = |error| Error::rejected(StatusCode::INTERNAL_SERVER_ERROR, error);
-        let key = self.keys.signing(now);
-        let mut claims = format!(
-            r#"{{"iss":{},"sub":{},"aud":{},"iat":{iat},"nbf":{iat},"exp":{}"#,
-            self.issuer,
-            json(subject.user.as_str()),
-            json(&subject.audience.to_string()),
-            // Rounded up, so that no token is valid for less than its lifetime.
-            (now + self.lifetime).as_secs() + 1,
-            iat = now.saturating_sub(BACKDATED).as_secs(),
-        );
-        if let Some(request) = request {
-            let backend = origin(request.uri()).ok_or_else(no_backend)?;
-            claims += &format!(
-                r#","jti":"{}","htm":{},"htu":{}"#,
-                key.random_id().map_err(failed)?,
-                json(request.method().as_str()),
-                json(&format!("{backend}{}", request.uri().path())),
-            );
-        }
-        if !subject.claims.is_empty() {
-            claims = claims + "," + subject.claims;
-        }
-        let mut token = key.sign((claims + "}").as_bytes()).map_err(failed)?;
-        if self.header == AUTHORIZATION {
-            token.insert_str(0, "Bearer ");
-        }
-        // Can't fail, because base64url and dots are visible characters.
-        let mut token =
-            HeaderValue::try_from(token).map_err(|error| Error::rejected(StatusCode::INTERNAL_SERVER_ERROR, error))?;
-        token.set_sensitive(true);
-        Ok(token)
-    }
-}
-
-/// Returns the origin of the backend that a request is addressed to.
-fn origin(uri: &Uri) -> Option<Audience<'_>> {
-    Some(Audience::Origin { scheme: uri.scheme_str()?, authority: without_userinfo(uri.authority()?) })
-}
-
-fn no_backend() -> Error {
-    Error::rejected(StatusCode::INTERNAL_SERVER_ERROR, NO_BACKEND)
 }

@@ -5,16 +5,15 @@
 
 mod cache;
 mod claims;
+mod config;
+mod invalid;
 mod jwks;
 mod key;
 mod keys;
 mod layer;
+mod service;
 
 pub use self::{
-    claims::Claims,
-    jwks::Jwks,
-    key::InvalidKey,
-    keys::AssertionKeys,
-    layer::{Assertion, AssertionLayer},
+    claims::Claims, invalid::InvalidKey, jwks::Jwks, keys::AssertionKeys, layer::AssertionLayer, service::Assertion,
 };
 pub use crate::reject::ResponseFuture;

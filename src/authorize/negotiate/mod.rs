@@ -55,6 +55,7 @@
 //! failure.
 
 mod answer;
+mod delegated;
 mod gss;
 mod invalid;
 mod mechanism;
@@ -75,10 +76,10 @@ use http::HeaderValue;
 pub use libgssapi;
 use libgssapi::credential::Cred;
 
-pub use self::{answer::MutualAuth, invalid::InvalidNegotiate};
+pub use self::{answer::MutualAuth, delegated::DelegatedCredential, invalid::InvalidNegotiate};
 use self::{
     gss::{Gss, GssContext},
-    minter::{Forwarded, Initiator, Minted},
+    minter::{Initiator, Minted},
     wait::token,
     workers::Workers,
 };
@@ -164,8 +165,8 @@ impl Negotiate {
     ///
     /// # Errors
     ///
-    /// If the service name isn't `service@host`, or if there is no credential. A KDC that doesn't answer is no error: an
-    /// event says so, and requests fail until it does.
+    /// If the service name isn't `service@host`, or if there is no credential. A KDC that doesn't answer isn't an
+    /// error: a warning is logged, and requests fail until a KDC answers.
     pub fn own(service: &str) -> Result<Self, InvalidNegotiate> {
         Self::of_front(service, None)
     }
@@ -436,38 +437,4 @@ fn credentials(minted: Minted<GssContext>, of_front: bool, required: bool) -> Cr
     let value = value.unwrap_or_else(|_| HeaderValue::from_static("Negotiate"));
     let credentials = if of_front { Credentials::of_front(value) } else { Credentials::of_user(value) };
     credentials.owner(Owner::Principal(principal.clone())).proof(MutualAuth { context, principal, required })
-}
-
-/// The credential of a user, which the client has forwarded to the application, as a request extension for
-/// [`Negotiate::delegated`].
-///
-/// The application accepts the client's token with `libgssapi`, takes the delegated credential from the context, and
-/// inserts this. Clones share one credential.
-///
-/// ```
-/// use axum::http::Request;
-/// use tower_reverse_proxy::{DelegatedCredential, authorize::negotiate::libgssapi::context::ServerCtx};
-///
-/// /// The application calls it once it has accepted the client's token.
-/// fn sign_in<B>(context: &mut ServerCtx, request: &mut Request<B>) {
-///     if let Some(credential) = context.take_delegated_cred() {
-///         request.extensions_mut().insert(DelegatedCredential::from(credential));
-///     }
-/// }
-/// ```
-///
-/// A session keeps it, and inserts a clone into each request: a new one for each request would be looked at anew.
-#[derive(Clone)]
-pub struct DelegatedCredential(Arc<Forwarded<Cred>>);
-
-impl From<Cred> for DelegatedCredential {
-    fn from(credential: Cred) -> Self {
-        Self(Arc::new(Forwarded::new(credential)))
-    }
-}
-
-impl fmt::Debug for DelegatedCredential {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DelegatedCredential").finish_non_exhaustive()
-    }
 }
