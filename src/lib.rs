@@ -166,6 +166,7 @@ mod headers;
 mod forwarded;
 mod reject;
 mod service;
+mod switched;
 mod timeout;
 mod tunnel_guard;
 mod upgrade;

@@ -8,16 +8,23 @@ mod tunnel;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version,
     header::{CONNECTION, CONTENT_LENGTH, UPGRADE},
 };
 use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 
 #[cfg(feature = "http2")]
 use self::extended_connect::Handshake;
 pub use self::tunnel::Tunnels;
-use crate::{error::ErrorKind, headers::members, tunnel_guard::TunnelGuard};
+use crate::{
+    error::ErrorKind,
+    headers::members,
+    switched::{Switched, SwitchedConnection},
+    tunnel_guard::TunnelGuard,
+};
 
 /// The protocols that a client may switch to.
 #[derive(Clone, Debug)]
@@ -111,7 +118,7 @@ impl UpgradeOffer {
     /// If the 101 switches to a protocol that wasn't offered.
     pub(crate) fn accept<B>(self, response: &mut Response<B>) -> Result<AcceptedUpgrade, ErrorKind> {
         let protocol = self.selected(response.headers()).ok_or(ErrorKind::UnexpectedUpgrade)?;
-        let backend = response.extensions_mut().remove::<OnUpgrade>().ok_or(ErrorKind::UnexpectedUpgrade)?;
+        let backend = BackendSide::take(response).ok_or(ErrorKind::UnexpectedUpgrade)?;
         let guard = response.extensions_mut().remove();
         #[cfg(feature = "http2")]
         if let Some(handshake) = &self.handshake {
@@ -148,7 +155,7 @@ impl UpgradeOffer {
 #[derive(Debug)]
 pub(crate) struct AcceptedUpgrade {
     client: OnUpgrade,
-    backend: OnUpgrade,
+    backend: BackendSide,
     /// The protocol for the response to an HTTP/1.1 client. `None` for an HTTP/2 client, whose response doesn't name
     /// it.
     protocol: Option<HeaderValue>,
@@ -171,6 +178,34 @@ impl AcceptedUpgrade {
     }
 }
 
+/// The backend's side of a tunnel.
+#[derive(Debug)]
+enum BackendSide {
+    /// Of an HTTP/1 connection of the crate's client.
+    Switched(SwitchedConnection),
+    /// Of an HTTP/2 stream, or of an upstream service with hyper's client.
+    OnUpgrade(OnUpgrade),
+}
+
+impl BackendSide {
+    fn take<B>(response: &mut Response<B>) -> Option<Self> {
+        let extensions = response.extensions_mut();
+        match extensions.remove::<Switched>() {
+            Some(switched) => switched.take().map(Self::Switched),
+            None => extensions.remove().map(Self::OnUpgrade),
+        }
+    }
+
+    async fn connection(self) -> hyper::Result<SwitchedConnection> {
+        match self {
+            Self::Switched(connection) => Ok(connection),
+            Self::OnUpgrade(upgrade) => {
+                Ok(SwitchedConnection { io: Box::new(TokioIo::new(upgrade.await?)), leftover: Bytes::new() })
+            }
+        }
+    }
+}
+
 /// Whether any `Connection` line has the option `upgrade`, also beside others: Firefox sends `keep-alive, Upgrade`.
 fn has_upgrade_option(headers: &HeaderMap) -> bool {
     members(headers, CONNECTION).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
@@ -183,4 +218,88 @@ fn has_member(tokens: &[u8], token: &[u8]) -> bool {
 /// Returns the allowed members of `Upgrade` as a list.
 pub(crate) fn allowed_tokens(headers: &HeaderMap, allowed: &AllowedUpgrades) -> Vec<u8> {
     members(headers, UPGRADE).filter(|token| allowed.allows(token)).collect::<Vec<_>>().join(&b", "[..])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, time::Duration};
+
+    use axum_core::body::Body;
+    use hyper::{header::HOST, server::conn::http1};
+    use hyper_util::service::TowerToHyperService;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+        time::timeout,
+    };
+    use tower::service_fn;
+
+    use super::*;
+    use crate::ReverseProxy;
+
+    /// A connection to a front whose upstream responds with a 101 and inserts `switched`.
+    fn front(switched: Switched) -> DuplexStream {
+        let proxy = ReverseProxy::with_upstream(service_fn(move |_: Request<Body>| {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+            response.extensions_mut().insert(switched.clone());
+            async { Ok::<_, Infallible>(response) }
+        }));
+        let (ours, theirs) = duplex(1024);
+        let service = TowerToHyperService::new(proxy);
+        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(theirs), service).with_upgrades());
+        ours
+    }
+
+    /// Offers an upgrade, and returns the head of the response.
+    async fn offer(client: &mut DuplexStream) -> String {
+        let offer = format!("GET / HTTP/1.1\r\n{HOST}: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
+        client.write_all(offer.as_bytes()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(within(client.read_u8()).await.unwrap());
+        }
+        String::from_utf8(head).unwrap()
+    }
+
+    async fn within<T>(future: impl Future<Output = T>) -> T {
+        timeout(Duration::from_secs(20), future).await.expect("it ends")
+    }
+
+    #[tokio::test]
+    async fn a_switched_connection_is_tunnelled_after_its_leftover() {
+        let (io, mut backend) = duplex(1024);
+        let mut client = front(Switched::new(io, Bytes::from_static(b"first ")));
+        assert!(offer(&mut client).await.starts_with("HTTP/1.1 101 "));
+        backend.write_all(b"second").await.unwrap();
+        let mut down = [0; 12];
+        within(client.read_exact(&mut down)).await.unwrap();
+        assert_eq!(&down, b"first second");
+        client.write_all(b"up").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut up = Vec::new();
+        within(backend.read_to_end(&mut up)).await.unwrap();
+        assert_eq!(up, b"up");
+    }
+
+    #[tokio::test]
+    async fn a_switched_connection_is_tunnelled_once() {
+        let (io, _backend) = duplex(1024);
+        let switched = Switched::new(io, Bytes::new());
+        assert!(offer(&mut front(switched.clone())).await.starts_with("HTTP/1.1 101 "));
+        assert!(offer(&mut front(switched)).await.starts_with("HTTP/1.1 502 "));
+    }
+
+    #[tokio::test]
+    async fn a_switched_connection_that_no_upgrade_takes_is_closed() {
+        let (io, mut backend) = duplex(1024);
+        let mut response = Response::new(());
+        response.extensions_mut().insert(Switched::new(io, Bytes::new()));
+        let clone = response.clone();
+        drop(response);
+        backend.write_all(b"open").await.unwrap();
+        drop(clone);
+        assert_eq!(within(backend.read(&mut [0])).await.unwrap(), 0);
+    }
 }

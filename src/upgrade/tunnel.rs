@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::{Buf, Bytes};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -23,6 +24,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::BackendSide;
 use crate::{
     observe::{self, EndedTunnel},
     timeout::bounded,
@@ -213,7 +215,7 @@ impl Tunnels {
     }
 
     /// Starts a tunnel between the two sides of an upgrade. The guard is dropped at its end.
-    pub(super) fn spawn(&self, client: OnUpgrade, backend: OnUpgrade, guard: Option<TunnelGuard>) {
+    pub(super) fn spawn(&self, client: OnUpgrade, backend: BackendSide, guard: Option<TunnelGuard>) {
         let tunnel = tunnel(client, backend, self.stop.clone(), self.timeouts);
         self.tracker.spawn(async move {
             let _guard = guard;
@@ -239,9 +241,9 @@ impl fmt::Debug for Tunnels {
 
 /// Copies bytes in both directions until both sides have ended, or one has failed. The end of a side is forwarded at
 /// once.
-async fn tunnel(client: OnUpgrade, backend: OnUpgrade, stop: CancellationToken, timeouts: Timeouts) {
+async fn tunnel(client: OnUpgrade, backend: BackendSide, stop: CancellationToken, timeouts: Timeouts) {
     // The client's side is ready after the response has been written, and fails if its connection ends before.
-    let both = async { Ok::<_, hyper::Error>((client.await?, backend.await?)) };
+    let both = async { Ok::<_, hyper::Error>((client.await?, backend.connection().await?)) };
     let (client, backend) = match stop.run_until_cancelled(both).await {
         Some(Ok(both)) => both,
         Some(Err(error)) => {
@@ -251,8 +253,9 @@ async fn tunnel(client: OnUpgrade, backend: OnUpgrade, stop: CancellationToken, 
         None => return,
     };
     let stats = Arc::new(TunnelStats::new());
-    let mut client = Side { name: "client", io: TokioIo::new(client), stats: stats.clone() };
-    let mut backend = Side { name: "backend", io: TokioIo::new(backend), stats: stats.clone() };
+    let client = TokioIo::new(client);
+    let mut client = Side { name: "client", io: client, leftover: Bytes::new(), stats: stats.clone() };
+    let mut backend = Side { name: "backend", io: backend.io, leftover: backend.leftover, stats: stats.clone() };
     let mut copied = pin!(copy_bidirectional_with_sizes(&mut client, &mut backend, TUNNEL_BUFFER, TUNNEL_BUFFER));
     // Unconstrained, because a side that always has data to read uses up the task's budget, and the timers would never
     // fire.
@@ -370,12 +373,20 @@ impl TunnelStats {
 struct Side<T> {
     name: &'static str,
     io: T,
+    /// What has been read from it before.
+    leftover: Bytes,
     stats: Arc<TunnelStats>,
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Side<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
+        if self.leftover.has_remaining() {
+            let size = self.leftover.len().min(buf.remaining());
+            buf.put_slice(&self.leftover.split_to(size));
+            self.stats.count(&self.stats.down, size);
+            return Poll::Ready(Ok(()));
+        }
         let outcome = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
         match buf.filled().len() - before {
             0 => self.stats.side_ended(self.name),
