@@ -15,7 +15,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::{runtime::Handle, sync::oneshot};
 
-use super::{http1::Connection, pool::Pool};
+use super::{dispatch::Pool, http1::Connection};
 use crate::error::{Error, ErrorKind};
 
 /// The body of a [`Client`](super::Client)'s response.

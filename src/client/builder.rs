@@ -8,9 +8,9 @@ use hyper::rt::{Read, Write};
 use hyper_util::client::legacy::connect::Connection;
 use tower_service::Service;
 
-#[cfg(feature = "tls")]
-use super::tls::{InvalidTls, Tls};
 use super::{Client, ClientOptions, connect::boxed};
+#[cfg(feature = "tls")]
+use super::{InvalidTls, Tls};
 use crate::{
     backend::{Backend, InvalidBackend},
     timeout::bounded,

@@ -18,11 +18,9 @@ use hyper::client::conn::TrySendError;
 use super::http2::Outcome;
 use super::{
     body::{Lease, ResponseBody},
-    http1::Connection,
-    pool::{Found, Need, Pool, Waiting},
-    repeat,
+    dispatch::{Found, Need, Pool, Waiting},
+    http1::{self, Connection, Upload},
     reuse::Reuse,
-    upload::Upload,
 };
 use crate::error::{Error, ErrorKind, classify};
 
@@ -102,11 +100,7 @@ impl Future for ResponseFuture {
 
 impl ResponseFuture {
     /// The outcome of an exchange; `None`: it goes on in another state.
-    fn sent(
-        &mut self,
-        sent: super::http1::Sent,
-        cx: &mut Context<'_>,
-    ) -> Option<Result<Response<ResponseBody>, Error>> {
+    fn sent(&mut self, sent: http1::Sent, cx: &mut Context<'_>) -> Option<Result<Response<ResponseBody>, Error>> {
         let State::Exchanging { mut connection, idle } = mem::replace(&mut self.state, State::Over) else {
             return None;
         };
@@ -151,7 +145,7 @@ impl ResponseFuture {
 fn begin(pool: &Arc<Pool>, request: Request<Body>) -> State {
     let reuse = Reuse::of(&request);
     // Credentials that authenticate a connection are used once, because the backend takes the second use for a replay.
-    let can_be_replayed = reuse == Reuse::Shared && repeat::is_harmless(&request);
+    let can_be_replayed = reuse == Reuse::Shared && http1::is_harmless(&request);
     let need = if can_be_replayed { Need::Any } else { Need::Safe };
     #[cfg(feature = "http2")]
     if pool.is_for_http2(&request, &reuse) {

@@ -8,19 +8,13 @@
 mod body;
 mod builder;
 mod connect;
+mod dispatch;
 mod future;
-mod gate;
 mod http1;
 #[cfg(feature = "http2")]
 mod http2;
-mod pool;
-mod repeat;
-mod resolve;
+
 mod reuse;
-mod stream;
-#[cfg(feature = "tls")]
-mod tls;
-mod upload;
 
 use std::{
     fmt,
@@ -33,17 +27,17 @@ use axum_core::body::Body;
 use http::{Request, Response};
 use tower_service::Service;
 
-#[cfg(feature = "http2")]
-use self::http2::{KeepAlive, Windows};
 #[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
-pub use self::tls::{InvalidTls, Tls};
+pub use self::connect::{InvalidTls, Tls};
+#[cfg(feature = "http2")]
+use self::http2::{KeepAlive, Windows};
 pub use self::{
     body::ResponseBody,
     builder::{ClientBuilder, InvalidClient},
     future::ResponseFuture,
 };
-use self::{connect::Dial, pool::Pool};
+use self::{connect::Dial, dispatch::Pool};
 use crate::{backend::Backend, error::Error};
 
 /// The HTTP client of one backend.

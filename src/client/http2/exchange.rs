@@ -14,7 +14,7 @@ use http_body::Body as _;
 use super::{
     super::{
         body::ResponseBody,
-        pool::{Found, Need, Pool},
+        dispatch::{Found, Need, Pool},
         reuse::{Reuse, authenticates_connection},
     },
     Stream, Taken,

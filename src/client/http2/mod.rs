@@ -37,7 +37,7 @@ pub(super) use self::{
     exchange::{Outcome, exchange},
     unread::Reader,
 };
-use super::{ClientOptions, pool::Found, stream::Stream as Io};
+use super::{ClientOptions, connect::Stream as Io, dispatch::Found};
 use crate::observe;
 
 /// The HTTP/2 connections to one backend.

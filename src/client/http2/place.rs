@@ -16,7 +16,7 @@ use tokio::sync::{MutexGuard, Notify};
 use super::{
     super::{
         connect::Offer,
-        pool::{Found, Need, Pool, Slot},
+        dispatch::{Found, Need, Pool, Slot},
     },
     Connections, Taken,
     head::Share,

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::{runtime::Handle, sync::oneshot};
 
-use super::{Found, Need, keep_alive::KeepAlive};
+use super::{super::http1::keep_alive::KeepAlive, Found, Need};
 use crate::{error::Error, identity::Owner};
 
 /// The waiting, each with a higher number than the one before.

@@ -7,7 +7,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Found, Idle, Need, Pool, State, keep_alive};
+use super::{super::http1::keep_alive, Found, Idle, Need, Pool, State};
 use crate::identity::Owner;
 
 /// How many connections of one owner may be idle for longer than a second. Fewer if the pool is to keep fewer.
@@ -73,7 +73,7 @@ impl Partitions {
 
 impl Pool {
     /// Takes an idle connection of this owner.
-    pub(in super::super) fn take_owned(self: &Arc<Self>, need: Need, owner: &Owner) -> Option<Found> {
+    pub(in crate::client) fn take_owned(self: &Arc<Self>, need: Need, owner: &Owner) -> Option<Found> {
         loop {
             let mut state = self.lock();
             if let Some(found) = self.take_youngest_owned(&mut state, need, owner) {

@@ -6,7 +6,6 @@
 //! sent twice gets none that the backend may just be closing ([`keep_alive`]). Connections that credentials have
 //! signed in stand apart, by their owner ([`owned`]).
 
-mod keep_alive;
 mod owned;
 mod queue;
 mod slot;
@@ -22,11 +21,19 @@ use std::{
 use tokio::{runtime::Handle, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use self::{keep_alive::KeepAlive, owned::Partitions, waiters::Queue};
+use self::{owned::Partitions, waiters::Queue};
 pub(super) use self::{queue::Waiting, slot::Slot};
 #[cfg(feature = "http2")]
 use super::http2::Connections;
-use super::{ClientOptions, InvalidClient, connect::Connector, http1::Connection, reuse::Reuse};
+use super::{
+    ClientOptions, InvalidClient,
+    connect::Connector,
+    http1::{
+        Connection,
+        keep_alive::{self, KeepAlive},
+    },
+    reuse::Reuse,
+};
 use crate::backend::Backend;
 
 /// The connections to one backend. Each backend has a pool of its own, so only connections with an owner need a key.

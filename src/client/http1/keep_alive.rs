@@ -7,28 +7,28 @@ use std::time::Duration;
 
 /// What is known of a backend. Nothing at first: it may close behind each answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct KeepAlive {
+pub(in crate::client) struct KeepAlive {
     /// The longest time that it has kept a connection, unless it has closed one sooner since.
     keeps: Duration,
 }
 
 /// By then a backend that closes behind each answer has done so.
-pub(super) const AT_ONCE: Duration = Duration::from_millis(100);
+pub(in crate::client) const AT_ONCE: Duration = Duration::from_millis(100);
 
 /// The longest time that is safe with any backend: of usual keep-alive times the shortest is gunicorn's, 2 s.
-pub(super) const USUAL: Duration = Duration::from_secs(1);
+pub(in crate::client) const USUAL: Duration = Duration::from_secs(1);
 
 impl KeepAlive {
     /// What is assumed where nothing can be learned.
-    pub(super) const ASSUMED: Self = Self { keeps: Duration::from_secs(2) };
+    pub(in crate::client) const ASSUMED: Self = Self { keeps: Duration::from_secs(2) };
 
     /// Whether the backend isn't about to close what has been idle for so long.
-    pub(super) fn is_safe(self, idle: Duration) -> bool {
+    pub(in crate::client) fn is_safe(self, idle: Duration) -> bool {
         idle < USUAL.min(self.keeps / 2)
     }
 
     /// Learns whether a connection was still open after so long.
-    pub(super) fn saw(&mut self, idle: Duration, is_open: bool) {
+    pub(in crate::client) fn saw(&mut self, idle: Duration, is_open: bool) {
         match is_open {
             true if idle >= AT_ONCE => self.keeps = self.keeps.max(idle),
             true => {}

@@ -1,6 +1,11 @@
 //! Connecting to one backend, over TCP, with or without TLS, a Unix socket, or what the operator has instead, within one
 //! timeout over name, address and handshakes.
 
+mod resolve;
+mod stream;
+#[cfg(feature = "tls")]
+mod tls;
+
 use std::{error, fmt, io, iter, sync::Arc, time::Duration};
 
 use axum_core::BoxError;
@@ -16,14 +21,13 @@ use hyper_util::{
 use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_service::Service;
 
+pub(super) use self::stream::Stream;
 #[cfg(feature = "tls")]
-use super::tls::{Handshaker, Tls};
-use super::{
-    ClientOptions, InvalidClient, http1,
-    pool::Slot,
-    resolve::SharedLookup,
-    stream::{Io, Stream},
-};
+use self::tls::Handshaker;
+#[cfg(feature = "tls")]
+pub use self::tls::{InvalidTls, Tls};
+use self::{resolve::SharedLookup, stream::Io};
+use super::{ClientOptions, InvalidClient, dispatch::Slot, http1};
 use crate::{
     backend::Backend,
     error::{Error, ErrorKind},

@@ -8,7 +8,7 @@ use crate::{error::MayBeProcessed, method::is_idempotent};
 
 /// A request that is under way, if sending it twice is as good as once.
 #[derive(Default)]
-pub(super) struct Repeat {
+pub(in crate::client) struct Repeat {
     line: Option<(Method, Uri)>,
     /// Name, value and whether it's sensitive, field by field: bytes, for nearly every one is thrown away unread.
     fields: Vec<u8>,
@@ -19,7 +19,7 @@ const USUAL: usize = 4096;
 
 impl Repeat {
     /// Keeps a request, if it may be sent again.
-    pub(super) fn keep(&mut self, request: &Request<Body>) {
+    pub(in crate::client) fn keep(&mut self, request: &Request<Body>) {
         if !is_harmless(request) {
             return;
         }
@@ -37,14 +37,14 @@ impl Repeat {
     }
 
     /// Forgets the request: it has been answered.
-    pub(super) fn forget(&mut self) {
+    pub(in crate::client) fn forget(&mut self) {
         self.line = None;
         self.fields.clear();
         self.fields.shrink_to(USUAL);
     }
 
     /// Takes the request, to be sent once more.
-    pub(super) fn take(&mut self) -> Option<Request<Body>> {
+    pub(in crate::client) fn take(&mut self) -> Option<Request<Body>> {
         let (method, uri) = self.line.take()?;
         let mut request = Request::new(Body::empty());
         (*request.method_mut(), *request.uri_mut()) = (method, uri);
@@ -68,7 +68,7 @@ fn part<'a>(fields: &mut &'a [u8]) -> Option<&'a [u8]> {
 }
 
 /// Whether a request may be sent again: it does no harm, and there's no body, of which nothing would be left.
-pub(super) fn is_harmless(request: &Request<Body>) -> bool {
+pub(in crate::client) fn is_harmless(request: &Request<Body>) -> bool {
     is_idempotent(request.method()) && request.body().is_end_stream()
 }
 

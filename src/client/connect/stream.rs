@@ -9,9 +9,9 @@ use std::{
 
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 
-use super::{pool::Slot, upload::Progress};
+use crate::client::{dispatch::Slot, http1::Progress};
 
-pub(super) trait Io: Read + Write + Send + Unpin {}
+pub(in crate::client) trait Io: Read + Write + Send + Unpin {}
 
 impl<T: Read + Write + Send + Unpin> Io for T {}
 
@@ -20,14 +20,14 @@ impl<T: Read + Write + Send + Unpin> Io for T {}
 /// A backend that refuses an upload may answer, close and reset the connection. The answer is there to be read then, and the
 /// failed write doesn't matter. What is left of the upload is thrown away, so that a client that sends all of it before it
 /// reads comes to its answer.
-pub(super) struct Stream {
+pub(in crate::client) struct Stream {
     io: Box<dyn Io>,
     #[cfg_attr(not(feature = "http2"), expect(dead_code, reason = "HTTP/2 isn't offered"))]
-    pub(super) is_http2: bool,
+    pub(in crate::client) is_http2: bool,
     /// Whether an end is certain to be the backend's: TLS says so itself.
     has_own_end: bool,
     /// How far the request has come, in HTTP/1.1. `None`: each failed write counts.
-    pub(super) progress: Option<Arc<Progress>>,
+    pub(in crate::client) progress: Option<Arc<Progress>>,
     /// A write has failed so, and it was passed over. The operating system tells it once.
     reset: Option<io::ErrorKind>,
     /// Whether the last write after that has waited for a turn of reading.
@@ -36,7 +36,7 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(io: Box<dyn Io>, is_http2: bool, has_own_end: bool, slot: Slot) -> Self {
+    pub(in crate::client) fn new(io: Box<dyn Io>, is_http2: bool, has_own_end: bool, slot: Slot) -> Self {
         Self { io, is_http2, has_own_end, progress: None, reset: None, has_waited: false, _slot: slot }
     }
 

@@ -10,7 +10,7 @@ use crate::error::Error;
 
 /// The right to be one of the connections. It's where the socket is: a tunnel has it too.
 #[derive(Debug)]
-pub(in super::super) struct Slot {
+pub(in crate::client) struct Slot {
     pool: Weak<Pool>,
 }
 
@@ -38,7 +38,7 @@ impl State {
 impl Pool {
     /// Takes the right to one more connection. `None`: there are as many as there may be, and none is idle.
     #[cfg(feature = "http2")]
-    pub(in super::super) fn slot(self: &Arc<Self>) -> Option<Slot> {
+    pub(in crate::client) fn slot(self: &Arc<Self>) -> Option<Slot> {
         let mut state = self.lock();
         if !self.is_full(&state) {
             return Some(self.reserve(&mut state));
@@ -57,7 +57,7 @@ impl Pool {
 
     /// Waits for what others have, no longer than a request may.
     #[cfg(feature = "http2")]
-    pub(in super::super) async fn in_time<T>(&self, waiting: impl Future<Output = T>) -> Result<T, Error> {
+    pub(in crate::client) async fn in_time<T>(&self, waiting: impl Future<Output = T>) -> Result<T, Error> {
         match (self.max_connections, self.queue_timeout) {
             (None, _) => self.connector.in_time(waiting).await,
             (Some(_), Some(timeout)) => tokio::time::timeout(timeout, waiting).await.map_err(|_| queue::overloaded()),

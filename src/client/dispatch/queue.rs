@@ -28,7 +28,7 @@ enum Step {
 
 impl Pool {
     /// Waits for a new connection, or for one of this owner. `None`: for one without an owner.
-    pub(in super::super) fn wait(self: &Arc<Self>, need: Need, owner: Option<Owner>) -> Waiting {
+    pub(in crate::client) fn wait(self: &Arc<Self>, need: Need, owner: Option<Owner>) -> Waiting {
         let (tell, outcome) = oneshot::channel();
         let mut state = self.lock();
         let number = state.queue.next;
@@ -217,7 +217,7 @@ impl Drop for Attempt {
 /// # Cancel safety
 ///
 /// Dropping it leaves the queue. A connection that is being made goes to another request.
-pub(in super::super) struct Waiting {
+pub(in crate::client) struct Waiting {
     pool: Arc<Pool>,
     number: u64,
     outcome: oneshot::Receiver<Result<Found, Error>>,

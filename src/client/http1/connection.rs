@@ -19,16 +19,14 @@ use hyper::{
 use tokio_util::sync::ReusableBoxFuture;
 
 use super::{
-    ClientOptions,
+    super::{ClientOptions, connect::Stream, reuse::Reuse},
     gate::Gate,
     repeat::Repeat,
-    reuse::Reuse,
-    stream::Stream,
     upload::{Progress, Upload},
 };
 
 /// A connection, idle or in one exchange. Dropping it closes it.
-pub(super) struct Connection {
+pub(in crate::client) struct Connection {
     sender: http1::SendRequest<Upload>,
     /// `None` when it has come to its end: what it still held is given up with it.
     driver: Option<Driver>,
@@ -39,11 +37,11 @@ pub(super) struct Connection {
     waker: Waker,
     progress: Arc<Progress>,
     /// The request under way, if it may be sent again.
-    pub(super) repeat: Repeat,
+    pub(in crate::client) repeat: Repeat,
     /// Which requests may use it next. It changes at most once, with the first request of an owner or the last of all.
-    pub(super) reuse: Reuse,
+    pub(in crate::client) reuse: Reuse,
     /// Whether hyper's buffer has grown with the last body. hyper has no way to shrink it.
-    pub(super) has_grown: bool,
+    pub(in crate::client) has_grown: bool,
 }
 
 /// What is read at once into a buffer that has grown, in bytes. It begins with 8 KiB and ends with some 400.
@@ -55,10 +53,10 @@ const USUAL_BUFFER: usize = 400 * 1024;
 type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 
 /// What sending a request led to. The error holds the request, if nothing of it was written.
-pub(super) type Sent = Result<Response<Incoming>, TrySendError<Request<Upload>>>;
+pub(in crate::client) type Sent = Result<Response<Incoming>, TrySendError<Request<Upload>>>;
 
 impl Connection {
-    pub(super) async fn handshake(mut stream: Stream, builder: &http1::Builder) -> hyper::Result<Self> {
+    pub(in crate::client) async fn handshake(mut stream: Stream, builder: &http1::Builder) -> hyper::Result<Self> {
         let progress = Arc::<Progress>::default();
         stream.progress = Some(progress.clone());
         let (sender, driver) = builder.handshake(stream).await?;
@@ -77,14 +75,14 @@ impl Connection {
     }
 
     /// Begins an exchange; [`poll_response`](Self::poll_response) carries it on.
-    pub(super) fn send(&mut self, request: Request<Body>) {
+    pub(in crate::client) fn send(&mut self, request: Request<Body>) {
         self.has_grown = false;
         let request = self.progress.begin(request);
         // It wakes the driver, which is polled next in any case, and would wake the last one who polled it.
         self.gate.hush(|| self.response.set(self.sender.try_send_request(request)));
     }
 
-    pub(super) fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Sent> {
+    pub(in crate::client) fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Sent> {
         let Self { driver, response, gate, waker, .. } = self;
         gate.poll(waker, cx, |cx| {
             drive(driver, cx);
@@ -93,7 +91,7 @@ impl Connection {
         })
     }
 
-    pub(super) fn poll_frame(
+    pub(in crate::client) fn poll_frame(
         &mut self,
         body: &mut Incoming,
         cx: &mut Context<'_>,
@@ -116,7 +114,7 @@ impl Connection {
     }
 
     /// Whether the last exchange is over in both directions, and nothing stray is left of it.
-    pub(super) fn is_idle(&mut self) -> bool {
+    pub(in crate::client) fn is_idle(&mut self) -> bool {
         // The driver says so when it has come to the end of a message and found nothing behind it.
         !self.progress.is_broken() && ((self.driver.is_some() && self.sender.is_ready()) || self.is_reusable())
     }
@@ -125,7 +123,7 @@ impl Connection {
     ///
     /// It costs no system call while nothing has come. As a side effect, the connection's waker is replaced.
     /// Calling it before a [`send`](Self::send) is unnecessary, because the driver reads before it writes.
-    pub(super) fn is_reusable(&mut self) -> bool {
+    pub(in crate::client) fn is_reusable(&mut self) -> bool {
         let Self { driver, gate, waker, .. } = self;
         let _ = gate.poll(waker, &mut Context::from_waker(Waker::noop()), |cx| {
             drive(driver, cx);
@@ -135,12 +133,12 @@ impl Connection {
     }
 
     /// Whether the request's body is still under way.
-    pub(super) fn is_uploading(&self) -> bool {
+    pub(in crate::client) fn is_uploading(&self) -> bool {
         self.driver.is_some() && self.progress.is_uploading()
     }
 
     /// Carries the exchange on until it's over in both directions, for a body that is polled elsewhere.
-    pub(super) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(in crate::client) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Self { driver, gate, waker, sender, .. } = self;
         gate.poll(waker, cx, |cx| {
             drive(driver, cx);
@@ -149,7 +147,7 @@ impl Connection {
     }
 
     /// Lets the driver finish what it does at its end: it hands over an upgraded connection.
-    pub(super) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(in crate::client) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.progress.end();
         let Self { driver, gate, waker, .. } = self;
         gate.poll(waker, cx, |cx| {
@@ -160,7 +158,7 @@ impl Connection {
 }
 
 /// How connections are made of streams.
-pub(super) fn builder(options: &ClientOptions) -> http1::Builder {
+pub(in crate::client) fn builder(options: &ClientOptions) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .preserve_header_case(options.preserve_header_case)

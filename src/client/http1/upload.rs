@@ -18,7 +18,7 @@ use http_body::{Body as _, Frame, SizeHint};
 /// How far the request of a connection has come. The connection, its stream and the request's body share it; all of them are
 /// used by the task that drives the connection.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
+pub(in crate::client) struct Progress {
     written: AtomicU8,
     uploading: AtomicBool,
 }
@@ -34,7 +34,7 @@ const BROKEN: u8 = 3;
 
 impl Progress {
     /// Begins with another request.
-    pub(super) fn begin(self: &Arc<Self>, request: Request<Body>) -> Request<Upload> {
+    pub(in crate::client) fn begin(self: &Arc<Self>, request: Request<Body>) -> Request<Upload> {
         self.written.store(UNWRITTEN, Ordering::Relaxed);
         let uploading = (!request.body().is_end_stream()).then(|| {
             self.uploading.store(true, Ordering::Relaxed);
@@ -44,45 +44,45 @@ impl Progress {
     }
 
     /// The connection becomes a tunnel.
-    pub(super) fn end(&self) {
+    pub(in crate::client) fn end(&self) {
         self.written.store(TUNNEL, Ordering::Relaxed);
     }
 
-    pub(super) fn wrote(&self) {
+    pub(in crate::client) fn wrote(&self) {
         if self.written.load(Ordering::Relaxed) == UNWRITTEN {
             self.written.store(WRITTEN, Ordering::Relaxed);
         }
     }
 
     /// A write has failed: the backend takes no more, and the connection serves no other request.
-    pub(super) fn fail(&self) {
+    pub(in crate::client) fn fail(&self) {
         self.written.store(BROKEN, Ordering::Relaxed);
     }
 
-    pub(super) fn is_broken(&self) -> bool {
+    pub(in crate::client) fn is_broken(&self) -> bool {
         self.written.load(Ordering::Relaxed) == BROKEN
     }
 
     /// Whether an answer may come: something of the request is written.
-    pub(super) fn is_written(&self) -> bool {
+    pub(in crate::client) fn is_written(&self) -> bool {
         self.written.load(Ordering::Relaxed) == WRITTEN
     }
 
     /// Whether the request's body is under way.
-    pub(super) fn is_uploading(&self) -> bool {
+    pub(in crate::client) fn is_uploading(&self) -> bool {
         self.uploading.load(Ordering::Relaxed)
     }
 }
 
 /// The body of a request.
-pub(super) struct Upload {
+pub(in crate::client) struct Upload {
     body: Body,
     /// hyper drops the body when it has taken all of it.
     uploading: Option<Uploading>,
 }
 
 impl Upload {
-    pub(super) fn into_inner(self) -> Body {
+    pub(in crate::client) fn into_inner(self) -> Body {
         self.body
     }
 }
