@@ -1,5 +1,8 @@
 //! HTTP/1.1 connections to a backend, which their holder drives.
 
+#[cfg_attr(not(test), expect(dead_code, reason = "the connection is still hyper's"))]
+#[expect(unused_imports, reason = "the connection is still hyper's")]
+mod codec;
 mod connection;
 mod gate;
 pub(super) mod keep_alive;

@@ -1,0 +1,176 @@
+//! How a message is delimited (RFC 9112, section 6.3), and whether its connection is reused (section 9.3).
+
+use http::{
+    HeaderName, StatusCode, Version,
+    header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
+};
+
+use super::RequestKind;
+
+/// How a response's body is delimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    Empty,
+    Length(u64),
+    Chunked,
+    /// Until the backend closes the connection.
+    UntilClose,
+}
+
+/// What the fields of a head declare about its framing and connection, read in one pass over the fields.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Declared {
+    pub(super) length: Length,
+    pub(super) coding: Coding,
+    /// `Connection: close`.
+    close: bool,
+    /// `Connection: keep-alive`.
+    keep_alive: bool,
+}
+
+/// The `Content-Length` lines of a head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Length {
+    #[default]
+    Absent,
+    /// One number, in one line, without leading zeros.
+    Canonical(u64),
+    /// One number in several lines, or members, or with leading zeros.
+    Repeated(u64),
+    Invalid,
+}
+
+/// The `Transfer-Encoding` lines of a head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Coding {
+    #[default]
+    Absent,
+    /// One `chunked`, and nothing else.
+    Chunked,
+    Other,
+}
+
+impl Declared {
+    #[inline]
+    pub(super) fn read(&mut self, name: &HeaderName, value: &[u8]) {
+        match *name {
+            CONTENT_LENGTH => self.length.read(value),
+            TRANSFER_ENCODING => self.coding.read(value),
+            CONNECTION => self.read_connection(value),
+            _ => {}
+        }
+    }
+
+    fn read_connection(&mut self, value: &[u8]) {
+        for option in members(value) {
+            self.close |= option.eq_ignore_ascii_case(b"close");
+            // In a value with octets that no option has, the option isn't certain.
+            self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive") && value.is_ascii();
+        }
+    }
+
+    /// Whether the connection persists after the message (RFC 9112, section 9.3), as far as its fields decide.
+    #[inline]
+    pub(super) fn persists(&self, version: Version) -> bool {
+        !self.close && (version == Version::HTTP_11 || self.keep_alive)
+    }
+
+    /// Decides how the body of a response is delimited (RFC 9112, section 6.3).
+    ///
+    /// # Errors
+    ///
+    /// If the fields contradict each other, or name what the decoder can't undo. Every other reading would be a guess
+    /// that another recipient may make differently (response splitting, RFC 9112, section 11.1).
+    #[inline]
+    pub(super) fn response(
+        &self,
+        status: StatusCode,
+        version: Version,
+        request: RequestKind,
+    ) -> Result<Framing, &'static str> {
+        // 1 and 2: whatever the fields are.
+        let is_empty = matches!(status.as_u16(), 100..=199 | 204 | 304)
+            || request == RequestKind::Head
+            || (request == RequestKind::Connect && status.is_success());
+        if is_empty {
+            return Ok(Framing::Empty);
+        }
+        match (self.coding, self.length) {
+            (Coding::Absent, Length::Canonical(length) | Length::Repeated(length)) => Ok(Framing::Length(length)),
+            // 5. An error rather than a body that is forwarded without its length.
+            (Coding::Absent, Length::Invalid) => Err("Content-Length isn't one number"),
+            // 8.
+            (Coding::Absent, Length::Absent) => Ok(Framing::UntilClose),
+            // 3. RFC 9112, section 6.1: an HTTP/1.0 message with Transfer-Encoding has faulty framing.
+            _ if version == Version::HTTP_10 => Err("Transfer-Encoding in HTTP/1.0"),
+            (Coding::Chunked, Length::Absent) => Ok(Framing::Chunked),
+            (Coding::Chunked, _) => Err("both Transfer-Encoding and Content-Length"),
+            // 4. The body would reach the client with a coding that no field names.
+            (Coding::Other, _) => Err("Transfer-Encoding isn't exactly one `chunked`"),
+        }
+    }
+}
+
+impl Length {
+    #[inline]
+    fn read(&mut self, value: &[u8]) {
+        *self = match (parse_decimal(value), *self) {
+            (Some(length), Self::Absent) if value[0] != b'0' || value.len() == 1 => Self::Canonical(length),
+            _ => self.with_members(value),
+        }
+    }
+
+    /// RFC 9112, section 6.3: a list of equal numbers counts as one of them.
+    #[cold]
+    fn with_members(self, value: &[u8]) -> Self {
+        members(value).fold(self, |declared, member| match (parse_decimal(member), declared) {
+            (Some(length), Self::Absent) => Self::Repeated(length),
+            (Some(length), Self::Canonical(other) | Self::Repeated(other)) if length == other => Self::Repeated(length),
+            _ => Self::Invalid,
+        })
+    }
+
+    pub(super) fn is_present(self) -> bool {
+        self != Self::Absent
+    }
+
+    pub(super) fn number(self) -> Option<u64> {
+        match self {
+            Self::Canonical(length) | Self::Repeated(length) => Some(length),
+            Self::Absent | Self::Invalid => None,
+        }
+    }
+}
+
+impl Coding {
+    #[inline]
+    fn read(&mut self, value: &[u8]) {
+        let is_chunked = *self == Self::Absent && value.eq_ignore_ascii_case(b"chunked");
+        *self = if is_chunked { Self::Chunked } else { Self::Other };
+    }
+}
+
+/// The members of a list, without the blanks around them. Empty ones are among them.
+pub(super) fn members(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&octet| octet == b',').map(<[u8]>::trim_ascii)
+}
+
+/// Reads a length of less than 2⁶³ octets, digits only.
+///
+/// Recipients that hold lengths in signed numbers read a larger one differently.
+#[inline]
+fn parse_decimal(digits: &[u8]) -> Option<u64> {
+    // 19 digits fit into 64 bits.
+    if digits.is_empty() || digits.len() > 19 {
+        return None;
+    }
+    let mut number = 0;
+    for &octet in digits {
+        let digit = octet.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        number = number * 10 + u64::from(digit);
+    }
+    (number <= i64::MAX as u64).then_some(number)
+}

@@ -1,0 +1,58 @@
+//! HTTP/1.1 as a client speaks it (RFC 9112), without I/O: octets in, messages out, and the other way round.
+//!
+//! A connection keeps one [`HeadDecoder`], and an input buffer that it fills. [`HeadDecoder::decode`] takes a head off
+//! that buffer, and the head's [`BodyDecoder`] takes the frames of the body. [`encode_head`] writes a request's head into
+//! an [`Output`], and the [`BodyEncoder`] appends the body.
+//!
+//! What is decoded shares the octets of the input, so that a response costs the allocation of its header map, of names
+//! that aren't standard, and nothing else.
+//!
+//! # Strictness
+//!
+//! An intermediary that accepts a message which others read differently lets one response pass for two (RFC 9112,
+//! section 11). An invalid message is therefore an error, after which the connection is of no use. The decoders are
+//! stricter than hyper's client:
+//!
+//! 1. An empty line before the status line.
+//! 2. A line of a head or of trailers that ends with a bare LF.
+//! 3. `Transfer-Encoding` together with `Content-Length`.
+//! 4. `Transfer-Encoding` that isn't exactly one `chunked`: another coding, `chunked` twice, an empty member.
+//! 5. A `Content-Length`, or a member of it, that has more than 19 digits or is 2⁶³ or more.
+//! 6. A chunk size of more than 16 digits.
+//! 7. A control character in a chunk extension.
+//! 8. The limit of a body's chunk extensions counts the blanks and semicolons in front of them, too.
+//! 9. Octets outside of ASCII don't hide a `close` among the members of `Connection`.
+//!
+//! Two differences aren't refusals. Equal `Content-Length` lines or members, and those with leading zeros, become one
+//! number. A reason phrase outside of ASCII is kept; hyper's client drops it.
+
+mod body;
+mod chunked;
+mod encode;
+mod fields;
+mod framing;
+mod head;
+mod output;
+
+pub(crate) use self::{
+    body::{BodyDecoder, InvalidBody},
+    encode::{BodyEncoder, EncodedHead, InvalidUpload, NameStyle, encode_head},
+    head::{Head, HeadDecoder, InvalidHead, RequestKind},
+    output::Output,
+};
+
+/// The limits of a response's head, and of its trailers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// The maximum size, with the status line and the empty line at the end.
+    pub(crate) bytes: usize,
+    /// The maximum number of field lines.
+    pub(crate) fields: usize,
+}
+
+impl Limits {
+    /// The part of the input that a head, or trailers, may occupy.
+    fn section<'a>(&self, input: &'a [u8]) -> &'a [u8] {
+        &input[..input.len().min(self.bytes)]
+    }
+}
