@@ -15,7 +15,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::{runtime::Handle, sync::oneshot};
 
-use super::{dispatch::Pool, http1::Connection};
+use super::{dispatch::Dispatcher, http1::Connection};
 use crate::error::{Error, ErrorKind};
 
 /// The body of a [`Client`](super::Client)'s response.
@@ -68,12 +68,12 @@ enum Rest {
 /// A connection that is to go back to its pool.
 pub(super) struct Lease {
     pub(super) connection: Box<Connection>,
-    pub(super) pool: Arc<Pool>,
+    pub(super) dispatcher: Arc<Dispatcher>,
 }
 
 impl Lease {
     fn end(self) {
-        self.pool.put(self.connection);
+        self.dispatcher.put(self.connection);
     }
 
     /// Carries the exchange on for a body that is polled elsewhere. Without that, it ends.

@@ -18,7 +18,7 @@ use hyper::client::conn::TrySendError;
 use super::http2::Outcome;
 use super::{
     body::{Lease, ResponseBody},
-    dispatch::{Found, Need, Pool, Waiting},
+    dispatch::{Acquire, Checkout, Dispatcher, Freshness},
     http1::{self, Connection, Upload},
     reuse::Reuse,
 };
@@ -32,12 +32,12 @@ use crate::error::{Error, ErrorKind, classify};
 /// leaves the queue; a connection that is being made for it goes to another request, or to the pool.
 #[must_use = "futures do nothing unless polled"]
 pub struct ResponseFuture {
-    pool: Arc<Pool>,
+    dispatcher: Arc<Dispatcher>,
     state: State,
 }
 
 enum State {
-    Waiting(Waiting, Request<Body>),
+    Acquire(Acquire, Request<Body>),
     Exchanging {
         connection: Box<Connection>,
         /// How long it had been idle.
@@ -51,8 +51,8 @@ enum State {
 }
 
 impl ResponseFuture {
-    pub(super) fn new(pool: Arc<Pool>, request: Request<Body>) -> Self {
-        Self { state: begin(&pool, request), pool }
+    pub(super) fn new(dispatcher: Arc<Dispatcher>, request: Request<Body>) -> Self {
+        Self { state: begin(&dispatcher, request), dispatcher }
     }
 }
 
@@ -63,9 +63,9 @@ impl Future for ResponseFuture {
         let this = self.get_mut();
         loop {
             match &mut this.state {
-                State::Waiting(waiting, _) => {
+                State::Acquire(waiting, _) => {
                     let found = ready!(Pin::new(waiting).poll(cx));
-                    let State::Waiting(_, request) = mem::replace(&mut this.state, State::Over) else { continue };
+                    let State::Acquire(_, request) = mem::replace(&mut this.state, State::Over) else { continue };
                     let found = match found {
                         Ok(found) => found,
                         Err(error) => return Poll::Ready(Err(error.with_unsent(request))),
@@ -112,7 +112,7 @@ impl ResponseFuture {
             }
             Ok(response) => {
                 connection.repeat.forget();
-                let lease = Lease { connection, pool: self.pool.clone() };
+                let lease = Lease { connection, dispatcher: self.dispatcher.clone() };
                 let (head, body) = response.into_parts();
                 Some(ResponseBody::leased(body, lease, cx).map(|body| Response::from_parts(head, body)))
             }
@@ -127,11 +127,11 @@ impl ResponseFuture {
                     }));
                 };
                 // An idle connection that the backend closed as it was taken (hyper issue 2136).
-                self.pool.saw(idle, false);
+                self.dispatcher.saw(idle, false);
                 match unsent.or_else(|| connection.repeat.take()) {
                     Some(request) => {
                         let owner = Reuse::of(&request).owner().cloned();
-                        self.state = State::Waiting(self.pool.wait(Need::New, owner), request);
+                        self.state = State::Acquire(self.dispatcher.wait(Freshness::New, owner), request);
                         None
                     }
                     None => Some(Err(classify(error.into_error().into(), ErrorKind::ConnectionClosed))),
@@ -142,33 +142,33 @@ impl ResponseFuture {
 }
 
 /// Takes a connection from the pool, or begins to wait for one.
-fn begin(pool: &Arc<Pool>, request: Request<Body>) -> State {
+fn begin(dispatcher: &Arc<Dispatcher>, request: Request<Body>) -> State {
     let reuse = Reuse::of(&request);
     // Credentials that authenticate a connection are used once, because the backend takes the second use for a replay.
     let can_be_replayed = reuse == Reuse::Shared && http1::is_harmless(&request);
-    let need = if can_be_replayed { Need::Any } else { Need::Safe };
+    let freshness = if can_be_replayed { Freshness::Any } else { Freshness::Recent };
     #[cfg(feature = "http2")]
-    if pool.is_for_http2(&request, &reuse) {
+    if dispatcher.is_for_http2(&request, &reuse) {
         // What the backend chose before is used up first.
-        let idle = if pool.http2.are_http1() { pool.take(need) } else { None };
+        let idle = if dispatcher.http2.are_http1() { dispatcher.take(freshness) } else { None };
         return match idle {
             Some(found) => exchange(found, request, reuse),
-            None => State::Http2(Box::pin(super::http2::exchange(pool.clone(), request, need))),
+            None => State::Http2(Box::pin(super::http2::exchange(dispatcher.clone(), request, freshness))),
         };
     }
     let owner = reuse.owner();
     let found = match owner {
-        None => pool.take(need),
-        Some(owner) => pool.take_owned(need, owner),
+        None => dispatcher.take(freshness),
+        Some(owner) => dispatcher.take_owned(freshness, owner),
     };
     match found {
         Some(found) => exchange(found, request, reuse),
-        None => State::Waiting(pool.wait(need, owner.cloned()), request),
+        None => State::Acquire(dispatcher.wait(freshness, owner.cloned()), request),
     }
 }
 
 /// Sends the request over a connection.
-fn exchange(Found { mut connection, idle }: Found, mut request: Request<Body>, reuse: Reuse) -> State {
+fn exchange(Checkout { mut connection, idle }: Checkout, mut request: Request<Body>, reuse: Reuse) -> State {
     // Origin-form: the connection leads to the backend.
     let target = mem::take(request.uri_mut()).into_parts().path_and_query;
     *request.uri_mut() = Uri::from(target.unwrap_or(PathAndQuery::from_static("/")));

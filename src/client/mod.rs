@@ -13,7 +13,7 @@ mod future;
 mod http1;
 #[cfg(feature = "http2")]
 mod http2;
-
+mod limit;
 mod reuse;
 
 use std::{
@@ -37,7 +37,7 @@ pub use self::{
     builder::{ClientBuilder, InvalidClient},
     future::ResponseFuture,
 };
-use self::{connect::Dial, dispatch::Pool};
+use self::{connect::Dial, dispatch::Dispatcher};
 use crate::{backend::Backend, error::Error};
 
 /// The HTTP client of one backend.
@@ -125,7 +125,7 @@ use crate::{backend::Backend, error::Error};
 #[doc(alias = "connection pool")]
 #[derive(Clone)]
 pub struct Client {
-    pool: Arc<Pool>,
+    dispatcher: Arc<Dispatcher>,
 }
 
 /// What can be chosen of a [`Client`].
@@ -184,7 +184,7 @@ impl ClientOptions {
 
 impl Client {
     fn new(backend: Backend, options: &ClientOptions) -> Result<Self, InvalidClient> {
-        Ok(Self { pool: Pool::new(backend, options)? })
+        Ok(Self { dispatcher: Dispatcher::new(backend, options)? })
     }
 
     /// Returns the backend.
@@ -197,7 +197,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn backend(&self) -> &Backend {
-        &self.pool.backend
+        &self.dispatcher.backend
     }
 }
 
@@ -211,7 +211,7 @@ impl Service<Request<Body>> for Client {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        ResponseFuture::new(self.pool.clone(), request)
+        ResponseFuture::new(self.dispatcher.clone(), request)
     }
 }
 

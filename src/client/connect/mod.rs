@@ -27,7 +27,7 @@ use self::tls::Handshaker;
 #[cfg(feature = "tls")]
 pub use self::tls::{InvalidTls, Tls};
 use self::{resolve::SharedLookup, stream::Io};
-use super::{ClientOptions, InvalidClient, dispatch::Slot, http1};
+use super::{ClientOptions, InvalidClient, http1, limit::Permit};
 use crate::{
     backend::Backend,
     error::{Error, ErrorKind},
@@ -127,10 +127,10 @@ impl Connector {
     pub(super) async fn connect<T, E: Into<BoxError>>(
         &self,
         offer: Offer,
-        slot: Slot,
+        permit: Permit,
         handshake: impl AsyncFnOnce(Stream) -> Result<T, E>,
     ) -> Result<T, Error> {
-        let connecting = async { handshake(self.dial(offer, slot).await?).await.map_err(Into::into) };
+        let connecting = async { handshake(self.dial(offer, permit).await?).await.map_err(Into::into) };
         let failed = |kind, cause| Error::with_source(kind, ConnectError { origin: self.origin.clone(), cause });
         match self.in_time(connecting).await {
             Ok(Ok(connected)) => Ok(connected),
@@ -141,8 +141,8 @@ impl Connector {
     }
 
     /// Makes an HTTP/1.1 connection.
-    pub(super) async fn connect_http1(&self, slot: Slot) -> Result<Box<http1::Connection>, Error> {
-        self.connect(Offer::Http1, slot, async |stream| self.handshake_http1(stream).await).await
+    pub(super) async fn connect_http1(&self, permit: Permit) -> Result<Box<http1::Connection>, Error> {
+        self.connect(Offer::Http1, permit, async |stream| self.handshake_http1(stream).await).await
     }
 
     pub(super) async fn handshake_http1(&self, stream: Stream) -> hyper::Result<Box<http1::Connection>> {
@@ -157,7 +157,7 @@ impl Connector {
         }
     }
 
-    async fn dial(&self, offer: Offer, slot: Slot) -> Result<Stream, BoxError> {
+    async fn dial(&self, offer: Offer, permit: Permit) -> Result<Stream, BoxError> {
         let dial = match offer {
             #[cfg(feature = "tls")]
             Offer::Http1 => self.dial_http1.as_ref().unwrap_or(&self.dial),
@@ -168,7 +168,7 @@ impl Connector {
         if is_http2 && offer == Offer::Http1 {
             return Err(HTTP1_IS_NEEDED.into());
         }
-        Ok(Stream::new(io, is_http2, has_own_end, slot))
+        Ok(Stream::new(io, is_http2, has_own_end, permit))
     }
 }
 

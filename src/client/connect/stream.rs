@@ -9,7 +9,7 @@ use std::{
 
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 
-use crate::client::{dispatch::Slot, http1::Progress};
+use crate::client::{http1::Progress, limit::Permit};
 
 pub(in crate::client) trait Io: Read + Write + Send + Unpin {}
 
@@ -32,12 +32,12 @@ pub(in crate::client) struct Stream {
     reset: Option<io::ErrorKind>,
     /// Whether the last write after that has waited for a turn of reading.
     has_waited: bool,
-    _slot: Slot,
+    _permit: Permit,
 }
 
 impl Stream {
-    pub(in crate::client) fn new(io: Box<dyn Io>, is_http2: bool, has_own_end: bool, slot: Slot) -> Self {
-        Self { io, is_http2, has_own_end, progress: None, reset: None, has_waited: false, _slot: slot }
+    pub(in crate::client) fn new(io: Box<dyn Io>, is_http2: bool, has_own_end: bool, permit: Permit) -> Self {
+        Self { io, is_http2, has_own_end, progress: None, reset: None, has_waited: false, _permit: permit }
     }
 
     /// Passes over a failed write if an answer may be there: reading then shows it, or fails.

@@ -7,8 +7,8 @@
 //! signed in stand apart, by their owner ([`owned`]).
 
 mod owned;
+mod permits;
 mod queue;
-mod slot;
 mod sweep;
 mod waiters;
 
@@ -21,8 +21,8 @@ use std::{
 use tokio::{runtime::Handle, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::queue::Acquire;
 use self::{owned::Partitions, waiters::Queue};
-pub(super) use self::{queue::Waiting, slot::Slot};
 #[cfg(feature = "http2")]
 use super::http2::Connections;
 use super::{
@@ -37,7 +37,7 @@ use super::{
 use crate::backend::Backend;
 
 /// The connections to one backend. Each backend has a pool of its own, so only connections with an owner need a key.
-pub(super) struct Pool {
+pub(super) struct Dispatcher {
     pub(super) backend: Backend,
     pub(super) connector: Arc<Connector>,
     #[cfg(feature = "http2")]
@@ -62,7 +62,7 @@ struct State {
     connecting: usize,
     /// How many there are, these included.
     open: usize,
-    /// Whether a call of [`Pool::serve`] is at work: it sees what is changed meanwhile.
+    /// Whether a call of [`Dispatcher::serve`] is at work: it sees what is changed meanwhile.
     serving: bool,
     /// Closes idle connections, as long as there are any and its runtime isn't shut down.
     sweeper: Option<JoinHandle<()>>,
@@ -90,7 +90,7 @@ impl Idle {
 
 /// A connection for a request.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct Checkout {
     pub(super) connection: Box<Connection>,
     /// How long it has been idle: the backend may be closing it. `None`: it's new.
     pub(super) idle: Option<Duration>,
@@ -98,24 +98,24 @@ pub(super) struct Found {
 
 /// Which connection a request may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Need {
+pub(super) enum Freshness {
     Any,
-    /// None that the backend may just be closing: the request can't be sent twice.
-    Safe,
+    /// Connections that the backend is not about to close, because the request can't be sent twice.
+    Recent,
     New,
 }
 
-impl Need {
+impl Freshness {
     fn is_met(self, idle: Option<Duration>, keep_alive: KeepAlive) -> bool {
         match (self, idle) {
             (Self::Any, _) | (_, None) => true,
-            (Self::Safe, Some(idle)) => keep_alive.is_safe(idle),
+            (Self::Recent, Some(idle)) => keep_alive.is_safe(idle),
             (Self::New, Some(_)) => false,
         }
     }
 }
 
-impl Pool {
+impl Dispatcher {
     pub(super) fn new(backend: Backend, options: &ClientOptions) -> Result<Arc<Self>, InvalidClient> {
         Ok(Arc::new(Self {
             connector: Arc::new(Connector::new(&backend, options)?),
@@ -133,10 +133,10 @@ impl Pool {
 
     /// Takes an idle connection without an owner. Whether the backend has closed it shows when a request is sent: it
     /// comes back unsent.
-    pub(super) fn take(self: &Arc<Self>, need: Need) -> Option<Found> {
+    pub(super) fn take(self: &Arc<Self>, freshness: Freshness) -> Option<Checkout> {
         loop {
             let mut state = self.lock();
-            if let Some(found) = self.take_youngest(&mut state, need) {
+            if let Some(found) = self.take_youngest(&mut state, freshness) {
                 return Some(found);
             }
             // None of them will do. The oldest may show that some will.
@@ -158,7 +158,7 @@ impl Pool {
             if is_open {
                 let mut state = self.lock();
                 state.idle.insert(0, oldest);
-                let found = self.take_youngest(&mut state, need);
+                let found = self.take_youngest(&mut state, freshness);
                 // A request that came meanwhile didn't find it.
                 self.serve(state);
                 return found;
@@ -167,11 +167,11 @@ impl Pool {
     }
 
     /// Takes the connection that was used last, if it will do.
-    fn take_youngest(&self, state: &mut State, need: Need) -> Option<Found> {
+    fn take_youngest(&self, state: &mut State, freshness: Freshness) -> Option<Checkout> {
         let idle = state.idle.last()?.since.elapsed();
-        let will_do = !self.is_expired(idle) && need.is_met(Some(idle), self.keep_alive(state));
+        let will_do = !self.is_expired(idle) && freshness.is_met(Some(idle), self.keep_alive(state));
         let Idle { connection, .. } = state.idle.pop_if(|_| will_do)?;
-        Some(Found { connection, idle: Some(idle) })
+        Some(Checkout { connection, idle: Some(idle) })
     }
 
     /// Where there are as many connections as there may be, none would be idle for long enough to learn from it: each
@@ -189,12 +189,12 @@ impl Pool {
     /// closes it otherwise.
     pub(super) fn put(self: &Arc<Self>, mut connection: Box<Connection>) {
         if connection.reuse != Reuse::Never && connection.is_idle() {
-            self.give(self.lock(), Found { connection, idle: Some(Duration::ZERO) });
+            self.give(self.lock(), Checkout { connection, idle: Some(Duration::ZERO) });
         }
     }
 
     /// Keeps a connection that no request waits for. Returns those that aren't kept, to be closed without the lock.
-    fn keep(self: &Arc<Self>, state: &mut State, Found { connection, idle }: Found) -> Vec<Idle> {
+    fn keep(self: &Arc<Self>, state: &mut State, Checkout { connection, idle }: Checkout) -> Vec<Idle> {
         let is_spare = connection.has_grown || idle.is_none();
         let now = Instant::now();
         let since = now.checked_sub(idle.unwrap_or_default()).unwrap_or(now);
@@ -222,20 +222,20 @@ impl Pool {
         self.idle_timeout.is_some_and(|timeout| idle >= timeout)
     }
 
-    /// No connection may be dropped under the lock: its [`Slot`] takes it.
+    /// No connection may be dropped under the lock: its permit takes it.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Pool {
+impl Drop for Dispatcher {
     fn drop(&mut self) {
         self.gone.cancel();
     }
 }
 
-impl fmt::Debug for Pool {
+impl fmt::Debug for Dispatcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("state", &self.state).finish_non_exhaustive()
+        f.debug_struct("Dispatcher").field("state", &self.state).finish_non_exhaustive()
     }
 }

@@ -7,7 +7,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{super::http1::keep_alive, Found, Idle, Need, Pool, State};
+use super::{super::http1::keep_alive, Checkout, Dispatcher, Freshness, Idle, State};
 use crate::identity::Owner;
 
 /// How many connections of one owner may be idle for longer than a second. Fewer if the pool is to keep fewer.
@@ -71,12 +71,12 @@ impl Partitions {
     }
 }
 
-impl Pool {
+impl Dispatcher {
     /// Takes an idle connection of this owner.
-    pub(in crate::client) fn take_owned(self: &Arc<Self>, need: Need, owner: &Owner) -> Option<Found> {
+    pub(in crate::client) fn take_owned(self: &Arc<Self>, freshness: Freshness, owner: &Owner) -> Option<Checkout> {
         loop {
             let mut state = self.lock();
-            if let Some(found) = self.take_youngest_owned(&mut state, need, owner) {
+            if let Some(found) = self.take_youngest_owned(&mut state, freshness, owner) {
                 return Some(found);
             }
             // None of them will do. The oldest may show that some will.
@@ -97,21 +97,26 @@ impl Pool {
             }
             if is_open {
                 // A request of this owner that came meanwhile didn't find it.
-                self.give(self.lock(), Found { connection, idle: Some(idle) });
-                return self.take_youngest_owned(&mut self.lock(), need, owner);
+                self.give(self.lock(), Checkout { connection, idle: Some(idle) });
+                return self.take_youngest_owned(&mut self.lock(), freshness, owner);
             }
         }
     }
 
     /// Takes the connection of this owner that was used last, if it will do.
-    pub(super) fn take_youngest_owned(&self, state: &mut State, need: Need, owner: &Owner) -> Option<Found> {
+    pub(super) fn take_youngest_owned(
+        &self,
+        state: &mut State,
+        freshness: Freshness,
+        owner: &Owner,
+    ) -> Option<Checkout> {
         let keep_alive = self.keep_alive(state);
         let Idle { connection, since, .. } = state.owned.take(owner, |idle| {
             let age = idle.last()?.since.elapsed();
-            let will_do = !self.is_owned_expired(age) && need.is_met(Some(age), keep_alive);
+            let will_do = !self.is_owned_expired(age) && freshness.is_met(Some(age), keep_alive);
             idle.pop_if(|_| will_do)
         })?;
-        Some(Found { connection, idle: Some(since.elapsed()) })
+        Some(Checkout { connection, idle: Some(since.elapsed()) })
     }
 
     pub(super) fn is_owned_expired(&self, idle: Duration) -> bool {

@@ -11,7 +11,11 @@ use std::{
 
 use tokio::{runtime::Handle, sync::oneshot, time::Sleep};
 
-use super::{super::http1::Connection, Found, Idle, Need, Pool, Slot, State, waiters::Waiter};
+use super::{
+    super::{http1::Connection, limit::Permit},
+    Checkout, Dispatcher, Freshness, Idle, State,
+    waiters::Waiter,
+};
 use crate::{
     error::{Error, ErrorKind},
     identity::Owner,
@@ -19,23 +23,23 @@ use crate::{
 
 /// What is done next for the waiters.
 enum Step {
-    Give(Waiter, Found),
+    Give(Waiter, Checkout),
     /// An idle connection that none of them can use makes room for a new one.
     Close(Box<Connection>),
     /// A connection is made on this runtime.
-    Connect(Attempt, Slot, Handle),
+    Connect(Attempt, Permit, Handle),
 }
 
-impl Pool {
+impl Dispatcher {
     /// Waits for a new connection, or for one of this owner. `None`: for one without an owner.
-    pub(in crate::client) fn wait(self: &Arc<Self>, need: Need, owner: Option<Owner>) -> Waiting {
+    pub(in crate::client) fn wait(self: &Arc<Self>, freshness: Freshness, owner: Option<Owner>) -> Acquire {
         let (tell, outcome) = oneshot::channel();
         let mut state = self.lock();
         let number = state.queue.next;
         state.queue.next += 1;
         let found = match &owner {
-            None => self.take_youngest(&mut state, need),
-            Some(owner) => self.take_youngest_owned(&mut state, need, owner),
+            None => self.take_youngest(&mut state, freshness),
+            Some(owner) => self.take_youngest_owned(&mut state, freshness, owner),
         };
         let patience = if let Some(found) = found {
             // It came back a moment ago.
@@ -43,12 +47,12 @@ impl Pool {
             None
         } else {
             let runtime = Handle::current();
-            state.queue.waiters.push_back(Waiter { number, tell, need, owner, runtime });
+            state.queue.waiters.push_back(Waiter { number, tell, freshness, owner, runtime });
             // Who has only to wait for the connect has a time of its own for that.
             self.queue_timeout.filter(|_| self.is_overfull(&state)).map(|timeout| Box::pin(tokio::time::sleep(timeout)))
         };
         self.serve(state);
-        Waiting { pool: self.clone(), number, outcome, patience }
+        Acquire { pool: self.clone(), number, outcome, patience }
     }
 
     /// Whether the last waiter gets no connection of its own: not all that the waiters need have been reserved yet
@@ -59,7 +63,7 @@ impl Pool {
     }
 
     /// Gives a connection to the first waiter that it will do for, or keeps it.
-    pub(super) fn give<'a>(self: &'a Arc<Self>, mut state: MutexGuard<'a, State>, mut found: Found) {
+    pub(super) fn give<'a>(self: &'a Arc<Self>, mut state: MutexGuard<'a, State>, mut found: Checkout) {
         loop {
             let (keep_alive, connecting) = (self.keep_alive(&state), state.connecting);
             let owner = found.connection.reuse.owner();
@@ -99,7 +103,7 @@ impl Pool {
                     }
                 }
                 Step::Close(connection) => drop(connection),
-                Step::Connect(attempt, slot, runtime) => drop(runtime.spawn(self.connect(attempt, slot))),
+                Step::Connect(attempt, permit, runtime) => drop(runtime.spawn(self.connect(attempt, permit))),
             }
             state = self.lock();
         }
@@ -110,7 +114,7 @@ impl Pool {
         drop(state);
         #[cfg(feature = "http2")]
         if is_one_wanted {
-            // As it's closed, its slot comes back here.
+            // As it's closed, its permit comes back here.
             self.http2.forget_one_unused();
         }
         #[cfg(feature = "http2")]
@@ -131,7 +135,7 @@ impl Pool {
             if let Some(waiter) = state.queue.pop(Some(age), None, keep_alive, connecting)
                 && let Some(Idle { connection, .. }) = state.idle.pop()
             {
-                return Some(Step::Give(waiter, Found { connection, idle: Some(age) }));
+                return Some(Step::Give(waiter, Checkout { connection, idle: Some(age) }));
             }
         }
         if self.is_full(state) && waiting > connecting {
@@ -145,12 +149,12 @@ impl Pool {
         Some(Step::Connect(attempt, self.reserve(state), runtime))
     }
 
-    fn connect(&self, mut attempt: Attempt, slot: Slot) -> impl Future<Output = ()> + Send + use<> {
+    fn connect(&self, mut attempt: Attempt, permit: Permit) -> impl Future<Output = ()> + Send + use<> {
         let (connector, gone) = (self.connector.clone(), self.gone.clone());
         async move {
             attempt.has_begun = true;
-            if let Some(outcome) = gone.run_until_cancelled(connector.connect_http1(slot)).await {
-                attempt.end(outcome.map(|connection| Found { connection, idle: None }));
+            if let Some(outcome) = gone.run_until_cancelled(connector.connect_http1(permit)).await {
+                attempt.end(outcome.map(|connection| Checkout { connection, idle: None }));
             }
         }
     }
@@ -158,7 +162,7 @@ impl Pool {
 
 /// Lets others serve if this call unwinds.
 struct Serving<'a> {
-    pool: &'a Pool,
+    pool: &'a Dispatcher,
 }
 
 impl Drop for Serving<'_> {
@@ -169,7 +173,7 @@ impl Drop for Serving<'_> {
 
 /// A connection that is being made. It counts until it's there, or given up.
 struct Attempt {
-    pool: Weak<Pool>,
+    pool: Weak<Dispatcher>,
     /// The waiter on whose runtime it is made. Another one may get it.
     waiter: u64,
     /// Whether it has been polled. If not by its end, its runtime has been shut down.
@@ -177,7 +181,7 @@ struct Attempt {
 }
 
 impl Attempt {
-    fn end(mut self, outcome: Result<Found, Error>) {
+    fn end(mut self, outcome: Result<Checkout, Error>) {
         let Some(pool) = mem::take(&mut self.pool).upgrade() else { return };
         let mut state = pool.lock();
         state.connecting -= 1;
@@ -217,16 +221,16 @@ impl Drop for Attempt {
 /// # Cancel safety
 ///
 /// Dropping it leaves the queue. A connection that is being made goes to another request.
-pub(in crate::client) struct Waiting {
-    pool: Arc<Pool>,
+pub(in crate::client) struct Acquire {
+    pool: Arc<Dispatcher>,
     number: u64,
-    outcome: oneshot::Receiver<Result<Found, Error>>,
+    outcome: oneshot::Receiver<Result<Checkout, Error>>,
     /// How long it may take to get out of the queue.
     patience: Option<Pin<Box<Sleep>>>,
 }
 
-impl Future for Waiting {
-    type Output = Result<Found, Error>;
+impl Future for Acquire {
+    type Output = Result<Checkout, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let Poll::Ready(outcome) = Pin::new(&mut self.outcome).poll(cx) {
@@ -240,7 +244,7 @@ impl Future for Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for Acquire {
     fn drop(&mut self) {
         self.outcome.close();
         match self.outcome.try_recv() {
@@ -252,9 +256,9 @@ impl Drop for Waiting {
     }
 }
 
-impl fmt::Debug for Waiting {
+impl fmt::Debug for Acquire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Waiting").finish_non_exhaustive()
+        f.debug_struct("Acquire").finish_non_exhaustive()
     }
 }
 

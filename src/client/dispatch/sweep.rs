@@ -6,14 +6,14 @@ use std::{
     time::Duration,
 };
 
-use super::{Found, Idle, Pool, owned};
+use super::{Checkout, Dispatcher, Idle, owned};
 
 /// How long a connection may be idle that is spare, or one too many. Under load it's used sooner: with a limit that
 /// is always kept, more requests at a time than that would mean as many connects.
 const SPARE_IDLE: Duration = Duration::from_secs(1);
 
 /// Sweeps for as long as there is a pool with something in it.
-pub(super) async fn sweep(pool: Weak<Pool>, interval: Duration) {
+pub(super) async fn sweep(pool: Weak<Dispatcher>, interval: Duration) {
     loop {
         tokio::time::sleep(interval).await;
         if !pool.upgrade().is_some_and(|pool| pool.sweep()) {
@@ -22,7 +22,7 @@ pub(super) async fn sweep(pool: Weak<Pool>, interval: Duration) {
     }
 }
 
-impl Pool {
+impl Dispatcher {
     /// Often enough to close what the backend has closed long before descriptors run out.
     pub(super) fn sweep_interval(&self) -> Duration {
         let most = Duration::from_secs(1);
@@ -55,7 +55,7 @@ impl Pool {
             self.retain_usable(&mut idle, self.max_idle.min(owned::MAX_IDLE), |idle| self.is_owned_expired(idle));
             for Idle { connection, since, .. } in idle {
                 // A request of this owner that came meanwhile found none of them.
-                self.give(self.lock(), Found { connection, idle: Some(since.elapsed()) });
+                self.give(self.lock(), Checkout { connection, idle: Some(since.elapsed()) });
             }
         }
     }

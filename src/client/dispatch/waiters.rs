@@ -4,7 +4,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::{runtime::Handle, sync::oneshot};
 
-use super::{super::http1::keep_alive::KeepAlive, Found, Need};
+use super::{super::http1::keep_alive::KeepAlive, Checkout, Freshness};
 use crate::{error::Error, identity::Owner};
 
 /// The waiting, each with a higher number than the one before.
@@ -20,8 +20,8 @@ pub(super) struct Queue {
 #[derive(Debug)]
 pub(super) struct Waiter {
     pub(super) number: u64,
-    pub(super) tell: oneshot::Sender<Result<Found, Error>>,
-    pub(super) need: Need,
+    pub(super) tell: oneshot::Sender<Result<Checkout, Error>>,
+    pub(super) freshness: Freshness,
     /// The owner of the connections that it may use besides new ones. `None`: connections without an owner.
     pub(super) owner: Option<Owner>,
     /// Where its connection is made.
@@ -35,7 +35,7 @@ const OVERTAKEN: usize = 8;
 impl Waiter {
     /// Whether it may have a connection that has been idle for so long. `None`: a new one, which has no owner yet.
     fn is_served_by(&self, idle: Option<Duration>, owner: Option<&Owner>, keep_alive: KeepAlive) -> bool {
-        self.need.is_met(idle, keep_alive) && (idle.is_none() || self.owner.as_ref() == owner)
+        self.freshness.is_met(idle, keep_alive) && (idle.is_none() || self.owner.as_ref() == owner)
     }
 }
 
@@ -75,10 +75,10 @@ mod tests {
     use super::*;
 
     impl Queue {
-        fn push(&mut self, need: Need, owner: Option<&str>) {
+        fn push(&mut self, freshness: Freshness, owner: Option<&str>) {
             let (tell, _) = oneshot::channel();
             let owner = owner.map(|owner| Owner::Principal(owner.into()));
-            self.waiters.push_back(Waiter { number: self.next, tell, need, owner, runtime: Handle::current() });
+            self.waiters.push_back(Waiter { number: self.next, tell, freshness, owner, runtime: Handle::current() });
             self.next += 1;
         }
 
@@ -93,10 +93,13 @@ mod tests {
     #[tokio::test]
     async fn a_returned_connection_goes_to_the_first_waiter_of_its_owner() {
         let mut queue = Queue::default();
-        for (need, owner) in
-            [(Need::New, None), (Need::Safe, Some("alice")), (Need::Safe, Some("bob")), (Need::Any, None)]
-        {
-            queue.push(need, owner);
+        for (freshness, owner) in [
+            (Freshness::New, None),
+            (Freshness::Recent, Some("alice")),
+            (Freshness::Recent, Some("bob")),
+            (Freshness::Any, None),
+        ] {
+            queue.push(freshness, owner);
         }
         assert_eq!(queue.popped(Some(0), Some("carol"), 0), None);
         assert_eq!(queue.popped(Some(5000), Some("bob"), 0), None);
@@ -112,10 +115,10 @@ mod tests {
     #[tokio::test]
     async fn the_first_waiter_is_overtaken_a_limited_number_of_times() {
         let mut queue = Queue::default();
-        queue.push(Need::Safe, Some("alice"));
-        queue.push(Need::Safe, Some("alice"));
+        queue.push(Freshness::Recent, Some("alice"));
+        queue.push(Freshness::Recent, Some("alice"));
         for _ in 0..3 * OVERTAKEN {
-            queue.push(Need::Any, None);
+            queue.push(Freshness::Any, None);
         }
         for _ in 0..OVERTAKEN {
             assert!(queue.popped(Some(0), None, 0).is_some());

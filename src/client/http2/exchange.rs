@@ -14,7 +14,7 @@ use http_body::Body as _;
 use super::{
     super::{
         body::ResponseBody,
-        dispatch::{Found, Need, Pool},
+        dispatch::{Checkout, Dispatcher, Freshness},
         reuse::{Reuse, authenticates_connection},
     },
     Stream, Taken,
@@ -32,10 +32,10 @@ use crate::{
 pub(in super::super) enum Outcome {
     Answered(Response<ResponseBody>),
     /// The backend has chosen HTTP/1.1, or nothing else carries it.
-    Http1(Found, Request<Body>),
+    Http1(Checkout, Request<Body>),
 }
 
-impl Pool {
+impl Dispatcher {
     /// Whether HTTP/2 is to be spoken for a request.
     ///
     /// Credentials that authenticate a connection (RFC 4559, section 6) never go over HTTP/2, because other clients' requests
@@ -50,16 +50,16 @@ impl Pool {
 
 /// Sends a request, and resends it if the backend can't have processed it.
 pub(in super::super) async fn exchange(
-    pool: Arc<Pool>,
+    pool: Arc<Dispatcher>,
     mut request: Request<Body>,
-    need: Need,
+    freshness: Freshness,
 ) -> Result<Outcome, Error> {
     let is_upgrade = request.headers().contains_key(UPGRADE);
     if is_upgrade && (pool.http2.lacks_connect() || !websocket::is_asked_for(&request)) {
-        return over_http1(&pool, need, request).await;
+        return over_http1(&pool, freshness, request).await;
     }
     let head = HeadSize::of(&request);
-    let mut stream = match take(&pool, need, head, is_upgrade).await {
+    let mut stream = match take(&pool, freshness, head, is_upgrade).await {
         Ok(Taken::Http2(stream)) => stream,
         Ok(Taken::Http1(found)) => return Ok(Outcome::Http1(found, request)),
         Err(error) => return Err(error.with_unsent(request)),
@@ -68,7 +68,7 @@ pub(in super::super) async fn exchange(
         if !stream.can_connect() {
             drop(stream);
             // What carries it then is HTTP/1.1, if the backend has that too.
-            return over_http1(&pool, need, request).await;
+            return over_http1(&pool, freshness, request).await;
         }
         let accept = websocket::as_connect(&mut request);
         let response = send(&pool, &mut stream, as_http2(request)?, head).await.map_err(|(error, _)| error)?;
@@ -81,7 +81,7 @@ pub(in super::super) async fn exchange(
         Err((error, None)) => return Err(error),
     };
     drop(stream);
-    match take(&pool, need, head, false).await {
+    match take(&pool, freshness, head, false).await {
         Ok(Taken::Http2(mut stream)) => match send(&pool, &mut stream, unread, head).await {
             Ok(response) => Ok(Outcome::Answered(answered(response, stream))),
             Err((error, Some(unread))) => Err(error.with_unsent(as_http1(unread))),
@@ -94,8 +94,8 @@ pub(in super::super) async fn exchange(
 }
 
 /// Waits for an HTTP/1.1 connection.
-async fn over_http1(pool: &Arc<Pool>, need: Need, request: Request<Body>) -> Result<Outcome, Error> {
-    match pool.wait(need, None).await {
+async fn over_http1(pool: &Arc<Dispatcher>, freshness: Freshness, request: Request<Body>) -> Result<Outcome, Error> {
+    match pool.wait(freshness, None).await {
         Ok(found) => Ok(Outcome::Http1(found, request)),
         Err(error) => Err(error.with_unsent(request)),
     }
@@ -103,14 +103,14 @@ async fn over_http1(pool: &Arc<Pool>, need: Need, request: Request<Body>) -> Res
 
 /// Takes a place for a request with such a head. An upgrade has a connection of its own, as in HTTP/1.1: small frames that a tunnel's
 /// client doesn't read would end it.
-async fn take(pool: &Arc<Pool>, need: Need, head: HeadSize, is_upgrade: bool) -> Result<Taken, Error> {
+async fn take(pool: &Arc<Dispatcher>, freshness: Freshness, head: HeadSize, is_upgrade: bool) -> Result<Taken, Error> {
     let share = if is_upgrade { Share::Alone } else { Share::Shared };
-    let taken = pool.take_http2(need, share).await?;
+    let taken = pool.take_http2(freshness, share).await?;
     let Taken::Http2(stream) = &taken else { return Ok(taken) };
     match pool.http2.heads.admit(head, stream.load.max_head())? {
         Share::Alone if share == Share::Shared => {
             drop(taken);
-            let taken = pool.take_http2(need, Share::Alone).await?;
+            let taken = pool.take_http2(freshness, Share::Alone).await?;
             if let Taken::Http2(stream) = &taken {
                 // Another connection may have another limit.
                 pool.http2.heads.admit(head, stream.load.max_head())?;
@@ -127,7 +127,7 @@ fn answered(response: Response<hyper::body::Incoming>, stream: Stream) -> Respon
 
 /// Sends a request on a stream. With the error comes the request, if the backend can't have processed it.
 async fn send(
-    pool: &Pool,
+    pool: &Dispatcher,
     stream: &mut Stream,
     mut request: Request<Body>,
     head: HeadSize,

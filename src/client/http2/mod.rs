@@ -37,7 +37,7 @@ pub(super) use self::{
     exchange::{Outcome, exchange},
     unread::Reader,
 };
-use super::{ClientOptions, connect::Stream as Io, dispatch::Found};
+use super::{ClientOptions, connect::Stream as Io, dispatch::Checkout};
 use crate::observe;
 
 /// The HTTP/2 connections to one backend.
@@ -67,7 +67,7 @@ pub(super) struct Connections {
 #[derive(Debug)]
 pub(super) enum Taken {
     Http2(Stream),
-    Http1(Found),
+    Http1(Checkout),
 }
 
 /// A connection, and how full it is.

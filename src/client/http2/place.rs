@@ -16,7 +16,8 @@ use tokio::sync::{MutexGuard, Notify};
 use super::{
     super::{
         connect::Offer,
-        dispatch::{Found, Need, Pool, Slot},
+        dispatch::{Checkout, Dispatcher, Freshness},
+        limit::Permit,
     },
     Connections, Taken,
     head::Share,
@@ -27,31 +28,31 @@ use crate::error::Error;
 enum Place<'a> {
     Taken(Taken),
     /// The right to make a connection. The guard goes where others could share it.
-    Slot(Slot, Option<MutexGuard<'a, ()>>),
+    Permitted(Permit, Option<MutexGuard<'a, ()>>),
 }
 
-impl Pool {
+impl Dispatcher {
     /// Takes a place on an HTTP/2 connection, on a new one if the streams of those that are open have run out, or if it's to be
-    /// the only one. `need` is for a backend that has chosen HTTP/1.1.
-    pub(super) async fn take_http2(self: &Arc<Self>, need: Need, share: Share) -> Result<Taken, Error> {
+    /// the only one. `freshness` is for a backend that has chosen HTTP/1.1.
+    pub(super) async fn take_http2(self: &Arc<Self>, freshness: Freshness, share: Share) -> Result<Taken, Error> {
         if share == Share::Shared
             && !self.http2.freed.is_awaited()
             && let Some(stream) = self.http2.take()
         {
             return Ok(Taken::Http2(stream));
         }
-        let place = self.in_time(self.place(need, share)).await?;
-        let (slot, _connecting) = match place {
+        let place = self.in_time(self.place(freshness, share)).await?;
+        let (permit, _connecting) = match place {
             Place::Taken(taken) => return Ok(taken),
-            Place::Slot(slot, connecting) => (slot, connecting),
+            Place::Permitted(permit, connecting) => (permit, connecting),
         };
         self.connector
-            .connect(Offer::Http2, slot, async |io| {
+            .connect(Offer::Http2, permit, async |io| {
                 let chose_http1 = self.connector.negotiates() && !io.is_http2;
                 self.http2.set_http1(chose_http1);
                 if chose_http1 {
                     let connection = self.connector.handshake_http1(io).await?;
-                    return Ok::<_, BoxError>(Taken::Http1(Found { connection, idle: None }));
+                    return Ok::<_, BoxError>(Taken::Http1(Checkout { connection, idle: None }));
                 }
                 Ok(Taken::Http2(self.http2.open(io, share).await?))
             })
@@ -59,7 +60,7 @@ impl Pool {
     }
 
     /// Waits for a place, or until it's this one's turn to make one.
-    async fn place(self: &Arc<Self>, need: Need, share: Share) -> Place<'_> {
+    async fn place(self: &Arc<Self>, freshness: Freshness, share: Share) -> Place<'_> {
         let _awaited = self.http2.freed.awaited();
         let _turn = self.http2.turn.lock().await;
         // There's one request at a time here. A permit of `freed` is stored for it as soon as something has changed.
@@ -70,7 +71,7 @@ impl Pool {
                 return Place::Taken(Taken::Http2(stream));
             }
             if self.http2.are_http1()
-                && let Some(found) = self.take(need)
+                && let Some(found) = self.take(freshness)
             {
                 return Place::Taken(Taken::Http1(found));
             }
@@ -81,8 +82,8 @@ impl Pool {
                 self.http2.freed_or_connected().await;
                 continue;
             }
-            if let Some(slot) = self.slot() {
-                return Place::Slot(slot, connecting);
+            if let Some(permit) = self.permit() {
+                return Place::Permitted(permit, connecting);
             }
             drop(connecting);
             match share {

@@ -1,26 +1,21 @@
 //! How many connections there may be.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 #[cfg(feature = "http2")]
 use super::queue;
-use super::{Idle, Pool, State};
+use super::{
+    super::limit::{Issuer, Permit},
+    Dispatcher, Idle, State,
+};
 #[cfg(feature = "http2")]
 use crate::error::Error;
 
-/// The right to be one of the connections. It's where the socket is: a tunnel has it too.
-#[derive(Debug)]
-pub(in crate::client) struct Slot {
-    pool: Weak<Pool>,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        if let Some(pool) = self.pool.upgrade() {
-            let mut state = pool.lock();
-            state.open -= 1;
-            pool.serve(state);
-        }
+impl Issuer for Dispatcher {
+    fn release(self: Arc<Self>) {
+        let mut state = self.lock();
+        state.open -= 1;
+        self.serve(state);
     }
 }
 
@@ -35,24 +30,24 @@ impl State {
     }
 }
 
-impl Pool {
+impl Dispatcher {
     /// Takes the right to one more connection. `None`: there are as many as there may be, and none is idle.
     #[cfg(feature = "http2")]
-    pub(in crate::client) fn slot(self: &Arc<Self>) -> Option<Slot> {
+    pub(in crate::client) fn permit(self: &Arc<Self>) -> Option<Permit> {
         let mut state = self.lock();
         if !self.is_full(&state) {
             return Some(self.reserve(&mut state));
         }
         let oldest = state.pop_oldest()?;
-        let slot = self.reserve(&mut state);
+        let permit = self.reserve(&mut state);
         drop(state);
         drop(oldest);
-        Some(slot)
+        Some(permit)
     }
 
-    pub(super) fn reserve(self: &Arc<Self>, state: &mut State) -> Slot {
+    pub(super) fn reserve(self: &Arc<Self>, state: &mut State) -> Permit {
         state.open += 1;
-        Slot { pool: Arc::downgrade(self) }
+        Permit::new(self)
     }
 
     /// Waits for what others have, no longer than a request may.
