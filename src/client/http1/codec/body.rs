@@ -92,6 +92,11 @@ impl BodyDecoder {
         if self.is_ended() { Ok(()) } else { Err(InvalidBody::Incomplete) }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_chunked(&self) -> bool {
+        matches!(self.kind, Kind::Chunked(_))
+    }
+
     /// The number of octets that are left, if it's known.
     pub(crate) fn length(&self) -> Option<u64> {
         match self.kind {

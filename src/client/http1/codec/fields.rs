@@ -140,3 +140,48 @@ fn has_end(octets: &[u8]) -> bool {
     let mut ends = octets.iter().enumerate().filter(|&(_, &octet)| octet == b'\n').map(|(at, _)| &octets[at + 1..]);
     ends.any(|next| next.starts_with(b"\n") || next.starts_with(b"\r\n"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_lf_follows_a_cr() {
+        for (octets, is_whole) in [
+            (&b""[..], true),
+            (b"a", true),
+            (b"\r\n", true),
+            (b"a\r\nb\r\n\r\n", true),
+            (b"\n", false),
+            (b"a\n", false),
+            (b"\r\n\n", false),
+            (b"a\r\nb\nc\r\n", false),
+        ] {
+            assert_eq!(has_whole_line_ends(octets), is_whole, "{octets:?}");
+        }
+    }
+
+    #[test]
+    fn a_section_is_parsed_again_at_its_end_its_limit_or_twice_its_length() {
+        let mut attempts = Attempts::default();
+        let mut octets = b"x".repeat(100);
+        assert!(attempts.is_new() && attempts.is_due(&octets, 1000));
+        attempts.incomplete(100);
+        let mut is_due_with = |more: &[u8]| {
+            octets.extend_from_slice(more);
+            attempts.is_due(&octets, 1000)
+        };
+        assert!(!is_due_with(b""));
+        assert!(!is_due_with(b"x\r"));
+        assert!(!is_due_with(b"\nx\r\n"));
+        assert!(!is_due_with(b"\r"));
+        assert!(is_due_with(b"\n"));
+        assert!(!is_due_with(b"xx"));
+        assert!(is_due_with(b"\n\n"));
+        assert!(!is_due_with(b"xx"));
+        assert!(!is_due_with(&b"x".repeat(199 - 114)));
+        assert!(is_due_with(b"x"));
+        attempts.incomplete(999);
+        assert!(attempts.is_due(&b"x".repeat(1000), 1000));
+    }
+}

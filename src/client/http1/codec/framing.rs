@@ -174,3 +174,125 @@ fn parse_decimal(digits: &[u8]) -> Option<u64> {
     }
     (number <= i64::MAX as u64).then_some(number)
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+
+    use super::*;
+
+    const CL: HeaderName = CONTENT_LENGTH;
+    const TE: HeaderName = TRANSFER_ENCODING;
+
+    fn declared(lines: &[(HeaderName, &str)]) -> Declared {
+        let mut declared = Declared::default();
+        for (name, value) in lines {
+            declared.read(name, value.as_bytes());
+        }
+        declared
+    }
+
+    #[test]
+    fn the_fields_delimit_a_response() {
+        const CONTRADICTION: Result<Framing, &str> = Err("both Transfer-Encoding and Content-Length");
+        const CODING: Result<Framing, &str> = Err("Transfer-Encoding isn't exactly one `chunked`");
+        const LENGTH: Result<Framing, &str> = Err("Content-Length isn't one number");
+        for (lines, framing) in [
+            (&[][..], Ok(Framing::UntilClose)),
+            (&[(CL, "0")], Ok(Framing::Length(0))),
+            (&[(CL, "12")], Ok(Framing::Length(12))),
+            (&[(CL, "007")], Ok(Framing::Length(7))),
+            (&[(CL, "9223372036854775807")], Ok(Framing::Length(i64::MAX as u64))),
+            (&[(CL, "5"), (CL, "5")], Ok(Framing::Length(5))),
+            (&[(CL, "5, 5"), (CL, " 05 ,5")], Ok(Framing::Length(5))),
+            (&[(CL, "9223372036854775808")], LENGTH),
+            (&[(CL, "18446744073709551616")], LENGTH),
+            (&[(CL, "00000000000000000001")], LENGTH),
+            (&[(CL, "5"), (CL, "6")], LENGTH),
+            (&[(CL, "5, 6")], LENGTH),
+            (&[(CL, "5,")], LENGTH),
+            (&[(CL, "5"), (CL, "")], LENGTH),
+            (&[(CL, "x"), (CL, "5"), (CL, "5")], LENGTH),
+            (&[(CL, "")], LENGTH),
+            (&[(CL, "+5")], LENGTH),
+            (&[(CL, "-5")], LENGTH),
+            (&[(CL, "5 5")], LENGTH),
+            (&[(CL, "0x5")], LENGTH),
+            (&[(CL, "5.0")], LENGTH),
+            (&[(TE, "chunked")], Ok(Framing::Chunked)),
+            (&[(TE, "CHUNKED")], Ok(Framing::Chunked)),
+            (&[(TE, "chunked"), (CL, "5")], CONTRADICTION),
+            (&[(CL, "5"), (TE, "chunked")], CONTRADICTION),
+            (&[(CL, "x"), (TE, "chunked")], CONTRADICTION),
+            (&[(TE, "gzip, chunked")], CODING),
+            (&[(TE, "gzip"), (TE, "chunked")], CODING),
+            (&[(TE, "chunked, chunked")], CODING),
+            (&[(TE, "chunked"), (TE, "chunked")], CODING),
+            (&[(TE, "chunked,")], CODING),
+            (&[(TE, "chunked;a=b")], CODING),
+            (&[(TE, "identity")], CODING),
+            (&[(TE, "gzip")], CODING),
+            (&[(TE, "gzip"), (CL, "5")], CODING),
+            (&[(TE, "")], CODING),
+            (&[(TE, "xchunked")], CODING),
+        ] {
+            let declared = declared(lines);
+            let response = |version| declared.response(StatusCode::OK, version, RequestKind::Other);
+            assert_eq!(response(Version::HTTP_11), framing, "{lines:?}");
+            // RFC 9112, section 6.1.
+            let framing =
+                if declared.coding == Coding::Absent { framing } else { Err("Transfer-Encoding in HTTP/1.0") };
+            assert_eq!(response(Version::HTTP_10), framing, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn the_status_and_the_request_decide_first() {
+        for lines in [&[][..], &[(CL, "5")], &[(TE, "chunked")], &[(CL, "x"), (TE, "gzip")]] {
+            for (method, status, is_empty) in [
+                (Method::GET, 100, true),
+                (Method::GET, 101, true),
+                (Method::GET, 199, true),
+                (Method::GET, 200, false),
+                (Method::GET, 204, true),
+                (Method::GET, 205, false),
+                (Method::GET, 304, true),
+                (Method::GET, 404, false),
+                (Method::HEAD, 200, true),
+                (Method::HEAD, 404, true),
+                (Method::CONNECT, 200, true),
+                (Method::CONNECT, 299, true),
+                (Method::CONNECT, 300, false),
+                (Method::CONNECT, 407, false),
+            ] {
+                let (status, request) = (StatusCode::from_u16(status).unwrap(), RequestKind::of(&method));
+                let framing = declared(lines).response(status, Version::HTTP_11, request);
+                assert_eq!(framing == Ok(Framing::Empty), is_empty, "{method} {status} {lines:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_connection_persists_unless_a_line_ends_it() {
+        for (lines, http_11, http_10) in [
+            (&[][..], true, false),
+            (&["close"], false, false),
+            (&["keep-alive"], true, true),
+            (&["Keep-Alive"], true, true),
+            (&["CLOSE"], false, false),
+            (&["x, keep-alive ,y"], true, true),
+            (&["x,\tclose"], false, false),
+            (&["keep-alive, close"], false, false),
+            (&["close", "keep-alive"], false, false),
+            (&["keep-alive", "close"], false, false),
+            (&["closed", "keep-alive-x", ""], true, false),
+            (&["keep-alive, \u{e4}"], true, false),
+            (&["close, \u{e4}"], false, false),
+        ] {
+            let lines: Vec<_> = lines.iter().map(|&value| (CONNECTION, value)).collect();
+            let declared = declared(&lines);
+            let persists = (declared.persists(Version::HTTP_11), declared.persists(Version::HTTP_10));
+            assert_eq!(persists, (http_11, http_10), "{lines:?}");
+        }
+    }
+}

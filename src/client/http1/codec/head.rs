@@ -42,7 +42,6 @@ pub(crate) struct Head {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InvalidHead {
     Syntax(&'static str),
-    /// Over one of the limits, which it names.
     TooLarge(&'static str),
     /// It isn't certain where the body ends.
     Framing(&'static str),
@@ -80,7 +79,7 @@ impl HeadDecoder {
         let Some(line) = parse(octets, self.limits.fields, &mut lines)? else {
             // All of it belongs to the head, which has at least one more octet.
             if octets.len() == self.limits.bytes {
-                return Err(InvalidHead::TooLarge("bytes"));
+                return Err(InvalidHead::TooLarge("it has more bytes than the limit"));
             }
             self.attempts.incomplete(octets.len());
             return Ok(None);
@@ -105,7 +104,7 @@ impl HeadDecoder {
         let mut response = Response::new(());
         *response.status_mut() = line.status;
         *response.version_mut() = line.version;
-        *response.headers_mut() = headers.ok_or(InvalidHead::TooLarge("names"))?;
+        *response.headers_mut() = headers.ok_or(InvalidHead::TooLarge("a field name has more than 64 KiB"))?;
         let framing = declared.response(line.status, line.version, request).map_err(InvalidHead::Framing)?;
         if let (Framing::Length(length), Length::Repeated(_)) = (framing, declared.length) {
             // RFC 9110, section 8.6: a list of equal lengths is forwarded as one of them.
@@ -194,7 +193,7 @@ impl From<httparse::Error> for InvalidHead {
             NewLine => Self::Syntax("invalid end of line"),
             Status => Self::Syntax("invalid response status"),
             Token => Self::Syntax("invalid token"),
-            TooManyHeaders => Self::TooLarge("fields"),
+            TooManyHeaders => Self::TooLarge("it has more fields than the limit"),
             Version => Self::Syntax("invalid HTTP version"),
         }
     }
@@ -204,7 +203,7 @@ impl fmt::Display for InvalidHead {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Syntax(what) | Self::Framing(what) => write!(f, "invalid message head: {what}"),
-            Self::TooLarge(limit) => write!(f, "message head is too large: over the limit of its {limit}"),
+            Self::TooLarge(what) => write!(f, "message head is too large: {what}"),
         }
     }
 }
@@ -213,27 +212,282 @@ impl std::error::Error for InvalidHead {}
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
 
     const LIMITS: Limits = Limits { bytes: 4096, fields: 100 };
 
-    /// The head, and what is left of the input.
-    fn decode(octets: &[u8], request: RequestKind) -> Result<Option<(Head, Vec<u8>)>, InvalidHead> {
-        let mut input = BytesMut::from(octets);
-        let head = HeadDecoder::new(LIMITS).decode(&mut input, request)?;
-        Ok(head.map(|head| (head, input.to_vec())))
+    /// Decodes a head that comes in pieces, and describes it in a line. The rest of the input stands behind it.
+    fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, request: RequestKind) -> Result<String, InvalidHead> {
+        let (mut decoder, mut input) = (HeadDecoder::new(LIMITS), BytesMut::new());
+        let mut pieces = pieces.into_iter();
+        while let Some(piece) = pieces.next() {
+            input.extend_from_slice(piece);
+            if let Some(head) = decoder.decode(&mut input, request)? {
+                pieces.for_each(|piece| input.extend_from_slice(piece));
+                return Ok(describe(&head) + &format!(" | {}", text(&input)));
+            }
+        }
+        Ok("incomplete".to_owned())
     }
 
-    fn fields(head: &Head) -> Vec<(&str, &[u8])> {
-        head.response.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect()
+    fn describe(head: &Head) -> String {
+        let response = &head.response;
+        let mut line = format!("{:?} {}", response.version(), response.status().as_u16());
+        if let Some(reason) = response.extensions().get::<ReasonPhrase>() {
+            write!(line, " ({})", text(reason.as_bytes())).unwrap();
+        }
+        for (name, value) in response.headers() {
+            write!(line, " [{name}: {}]", text(value.as_bytes())).unwrap();
+        }
+        match (head.body.length(), head.body.is_chunked()) {
+            (Some(length), _) => write!(line, " length {length}").unwrap(),
+            (None, true) => line += " chunked",
+            (None, false) => line += " until close",
+        }
+        line + if head.keep_alive { ", keep-alive" } else { ", close" }
+    }
+
+    /// One character for each octet.
+    fn text(octets: &[u8]) -> String {
+        octets.iter().map(|&octet| char::from(octet)).collect()
+    }
+
+    fn octets(text: &str) -> Vec<u8> {
+        text.chars().map(|character| u8::try_from(character).unwrap()).collect()
+    }
+
+    /// Decodes a head at once, in two pieces that are cut anywhere, and octet by octet.
+    #[track_caller]
+    fn assert_decodes(head: &str, request: RequestKind, expected: Result<&str, InvalidHead>) {
+        let (octets, expected) = (octets(head), expected.map(str::to_owned));
+        for cut in 0..octets.len() {
+            let (one, other) = octets.split_at(cut);
+            assert_eq!(decode([one, other], request), expected, "{head:?} cut at {cut}");
+        }
+        assert_eq!(decode(octets.chunks(1), request), expected, "{head:?}");
     }
 
     #[test]
-    fn a_head_is_taken_off_the_buffer() {
-        let octets = b"HTTP/1.1 200 OK\r\nServer: a\r\nX-Own:\tb \r\nContent-Length: 5\r\n\r\nhello";
-        let (head, left) = decode(octets, RequestKind::Other).unwrap().unwrap();
-        assert_eq!((head.response.status(), head.response.version()), (StatusCode::OK, Version::HTTP_11));
-        assert_eq!(fields(&head), [("server", &b"a"[..]), ("x-own", b"b"), ("content-length", b"5")]);
-        assert_eq!((head.body.length(), head.keep_alive, &left[..]), (Some(5), true, &b"hello"[..]));
+    fn heads_are_decoded_wherever_the_input_is_cut() {
+        for (head, decoded) in [
+            ("HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200 until close, close | "),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+                "HTTP/1.1 200 [content-length: 5] length 5, keep-alive | hello",
+            ),
+            (
+                "HTTP/1.1 404 Not Found\r\nTransfer-Encoding: Chunked\r\n\r\n",
+                "HTTP/1.1 404 [transfer-encoding: Chunked] chunked, keep-alive | ",
+            ),
+            // The order is the header map's.
+            (
+                "HTTP/1.1 204 No Content\r\nA: 1\r\nb:2\r\na:\t3 \t\r\n\r\n",
+                "HTTP/1.1 204 [a: 1] [a: 3] [b: 2] length 0, keep-alive | ",
+            ),
+            // RFC 9112, section 5.1: blanks before the colon.
+            (
+                "HTTP/1.1 204 No Content\r\nA : 1\r\nB\t \t: 2\r\n\r\n",
+                "HTTP/1.1 204 [a: 1] [b: 2] length 0, keep-alive | ",
+            ),
+            (
+                "HTTP/1.1 204 No Content\r\nA:\r\nB: \t\r\nC: \u{e4}\r\n\r\n",
+                "HTTP/1.1 204 [a: ] [b: ] [c: \u{e4}] length 0, keep-alive | ",
+            ),
+            // Reason phrases of their own.
+            ("HTTP/1.1 204\r\n\r\n", "HTTP/1.1 204 () length 0, keep-alive | "),
+            ("HTTP/1.1 204 \r\n\r\n", "HTTP/1.1 204 () length 0, keep-alive | "),
+            ("HTTP/1.1 204 Own \r\n\r\n", "HTTP/1.1 204 (Own ) length 0, keep-alive | "),
+            ("HTTP/1.1 204  Own\r\n\r\n", "HTTP/1.1 204 ( Own) length 0, keep-alive | "),
+            ("HTTP/1.1 204 \u{e4}\u{ff} x\r\n\r\n", "HTTP/1.1 204 (\u{e4}\u{ff} x) length 0, keep-alive | "),
+            (
+                "HTTP/1.1 999 ?\r\nContent-Length: 0\r\n\r\n",
+                "HTTP/1.1 999 (?) [content-length: 0] length 0, keep-alive | ",
+            ),
+        ] {
+            assert_decodes(head, RequestKind::Other, Ok(decoded));
+        }
+    }
+
+    #[test]
+    fn a_head_that_is_cut_is_incomplete() {
+        let head = b"HTTP/1.1 200 OK\r\nA: b\r\nContent-Length: 5\r\n\r\n";
+        for length in 0..head.len() {
+            assert_eq!(decode([&head[..length]], RequestKind::Other).as_deref(), Ok("incomplete"), "{length}");
+        }
+    }
+
+    #[test]
+    fn invalid_heads_are_refused() {
+        for (head, what) in [
+            ("\r\nHTTP/1.1 200 OK\r\n\r\n", "invalid HTTP version"),
+            ("\nHTTP/1.1 200 OK\r\n\r\n", "invalid HTTP version"),
+            (" HTTP/1.1 200 OK\r\n\r\n", "invalid HTTP version"),
+            ("SSH-2.0-x\r\n\r\n", "invalid HTTP version"),
+            ("ICY 200 OK\r\n\r\n", "invalid HTTP version"),
+            ("HTTP/2.0 200 OK\r\n\r\n", "invalid HTTP version"),
+            ("HTTP/1.2 200 OK\r\n\r\n", "invalid HTTP version"),
+            ("HTTP/0.9 200 OK\r\n\r\n", "invalid HTTP version"),
+            ("http/1.1 200 OK\r\n\r\n", "invalid HTTP version"),
+            ("HTTP/1.1  200 OK\r\n\r\n", "invalid response status"),
+            ("HTTP/1.1\t200 OK\r\n\r\n", "invalid HTTP version"),
+            ("HTTP/1.1 20 OK\r\n\r\n", "invalid response status"),
+            ("HTTP/1.1 2000 OK\r\n\r\n", "invalid response status"),
+            ("HTTP/1.1 099 OK\r\n\r\n", "invalid response status"),
+            ("HTTP/1.1 +20 OK\r\n\r\n", "invalid response status"),
+            ("HTTP/1.1 200\tOK\r\n\r\n", "invalid response status"),
+            ("HTTP/1.1 200 O\0K\r\n\r\n", "invalid response status"),
+            ("HTTP/1.1 200 O\rK\r\n\r\n", "invalid response status"),
+            ("HTTP/1.1 200 O\x7fK\r\n\r\n", "invalid response status"),
+            ("HTTP/1.1 200 OK\r\nA\r\n\r\n", "invalid field name"),
+            ("HTTP/1.1 200 OK\r\n: b\r\n\r\n", "invalid field name"),
+            ("HTTP/1.1 200 OK\r\n A: b\r\n\r\n", "invalid field name"),
+            ("HTTP/1.1 200 OK\r\nA b: c\r\n\r\n", "invalid field name"),
+            ("HTTP/1.1 200 OK\r\nA\0: c\r\n\r\n", "invalid field name"),
+            ("HTTP/1.1 200 OK\r\nA\u{e4}: c\r\n\r\n", "invalid field name"),
+            // Obsolete line folding (RFC 9112, section 5.2).
+            ("HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n", "invalid field name"),
+            ("HTTP/1.1 200 OK\r\nA: b\r\n\tc\r\n\r\n", "invalid field name"),
+            ("HTTP/1.1 200 OK\r\nA: b\0\r\n\r\n", "invalid field value"),
+            ("HTTP/1.1 200 OK\r\nA: \x08b\r\n\r\n", "invalid field value"),
+            ("HTTP/1.1 200 OK\r\nA: b\x7f\r\n\r\n", "invalid field value"),
+            ("HTTP/1.1 200 OK\r\nA: b\rc\r\n\r\n", "invalid field value"),
+            ("HTTP/1.1 200 OK\r\nA: b\r\n\rc\r\n", "invalid end of line"),
+            ("HTTP/1.1 200 OK\nA: b\r\n\r\n", "a line ends without CR"),
+            ("HTTP/1.1 200\nA: b\r\n\r\n", "a line ends without CR"),
+            ("HTTP/1.1 200 OK\r\nA: b\n\r\n", "a line ends without CR"),
+            ("HTTP/1.1 200 OK\r\nA:\n\r\n", "a line ends without CR"),
+            ("HTTP/1.1 200 OK\r\nA: b\r\n\n", "a line ends without CR"),
+            ("HTTP/1.1 200 OK\n\n", "a line ends without CR"),
+        ] {
+            assert_decodes(head, RequestKind::Other, Err(InvalidHead::Syntax(what)));
+        }
+    }
+
+    #[test]
+    fn garbage_is_detected_at_its_first_octets() {
+        let mut decoder = HeadDecoder::new(LIMITS);
+        let mut input = BytesMut::new();
+        for octet in b"HTTP/1.1 2" {
+            input.extend_from_slice(&[*octet]);
+            assert!(decoder.decode(&mut input, RequestKind::Other).unwrap().is_none());
+        }
+        input.extend_from_slice(b"x");
+        assert!(decoder.decode(&mut input, RequestKind::Other).is_err());
+    }
+
+    #[test]
+    fn a_decoder_decodes_one_head_after_another() {
+        let mut decoder = HeadDecoder::new(LIMITS);
+        let mut input =
+            BytesMut::from(&b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1."[..]);
+        let mut next = |more: &[u8]| {
+            input.extend_from_slice(more);
+            decoder.decode(&mut input, RequestKind::Other).unwrap().map(|head| describe(&head))
+        };
+        assert_eq!(next(b"").as_deref(), Some("HTTP/1.1 103 [link: a] length 0, keep-alive"));
+        assert_eq!(next(b"").as_deref(), Some("HTTP/1.1 100 length 0, keep-alive"));
+        assert_eq!(next(b""), None);
+        assert_eq!(next(b"0 200 OK\r\n\r\n").as_deref(), Some("HTTP/1.0 200 until close, close"));
+        assert_eq!(next(b""), None);
+    }
+
+    #[test]
+    fn the_size_of_a_head_is_limited() {
+        const HEAD: &str = "HTTP/1.1 204 No Content\r\nA: \r\n\r\n";
+        let error = Err(InvalidHead::TooLarge("it has more bytes than the limit"));
+        for (size, is_valid) in [(LIMITS.bytes, true), (LIMITS.bytes + 1, false), (3 * LIMITS.bytes, false)] {
+            let value = "v".repeat(size - HEAD.len());
+            let head = HEAD.replace("A: ", &format!("A: {value}"));
+            let decoded = format!("HTTP/1.1 204 [a: {value}] length 0, keep-alive | ");
+            let expected = if is_valid { Ok(decoded) } else { error.clone() };
+            assert!(decode([head.as_bytes()], RequestKind::Other) == expected, "{size}");
+            assert!(decode(head.as_bytes().chunks(1), RequestKind::Other) == expected, "{size} in octets");
+            assert!(decode(head.as_bytes().chunks(1000), RequestKind::Other) == expected, "{size} in pieces");
+        }
+        // Without an end, and with a body behind the head.
+        assert_eq!(decode(vec![b'H'; 10_000].chunks(1), RequestKind::Other).map_err(|_| ()), Err(()));
+        assert_eq!(
+            decode(octets(&("HTTP/1.1 200 ".to_owned() + &"x".repeat(10_000))).chunks(1), RequestKind::Other),
+            error
+        );
+        let body = HEAD.to_owned() + &"x".repeat(10_000);
+        assert!(decode([body.as_bytes()], RequestKind::Other).is_ok());
+    }
+
+    #[test]
+    fn the_number_of_fields_is_limited() {
+        for limit in [1, FEW - 1, FEW, FEW + 1, 300] {
+            for (count, is_valid) in [(limit, true), (limit + 1, false)] {
+                let fields: String = (0..count).map(|number| format!("x-{number}: {number}\r\n")).collect();
+                let head = format!("HTTP/1.1 204 No Content\r\n{fields}\r\n");
+                for size in [1, head.len()] {
+                    let mut decoder = HeadDecoder::new(Limits { bytes: 10_000, fields: limit });
+                    let (mut input, mut outcome) = (BytesMut::new(), Ok(None));
+                    for piece in head.as_bytes().chunks(size) {
+                        input.extend_from_slice(piece);
+                        outcome = decoder.decode(&mut input, RequestKind::Other);
+                        if outcome.is_err() {
+                            break;
+                        }
+                    }
+                    let expected = if is_valid {
+                        Ok(count)
+                    } else {
+                        Err(InvalidHead::TooLarge("it has more fields than the limit"))
+                    };
+                    let outcome = outcome.map(|head| {
+                        let head = head.unwrap();
+                        let headers = head.response.headers();
+                        let text = |number: usize| number.to_string();
+                        assert!((0..count).all(|number| headers[format!("x-{number}")] == text(number)));
+                        headers.len()
+                    });
+                    assert_eq!(outcome, expected, "{count} of {limit} in pieces of {size}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn as_many_fields_as_a_map_holds_are_decoded() {
+        let fields: String = (0..24_576).map(|number| format!("x{number}:\r\n")).collect();
+        let mut input = BytesMut::from(&*format!("HTTP/1.1 204 No Content\r\n{fields}\r\n"));
+        let mut decoder = HeadDecoder::new(Limits { bytes: 1_000_000, fields: 24_576 });
+        let head = decoder.decode(&mut input, RequestKind::Other).unwrap().unwrap();
+        assert_eq!(head.response.headers().len(), 24_576);
+    }
+
+    #[test]
+    fn a_name_of_64_kib_is_too_large() {
+        let mut input = BytesMut::from(&*format!("HTTP/1.1 204 No Content\r\n{}: a\r\n\r\n", "x".repeat(65_536)));
+        let mut decoder = HeadDecoder::new(Limits { bytes: 1_000_000, fields: 100 });
+        let outcome = decoder.decode(&mut input, RequestKind::Other);
+        assert!(matches!(outcome, Err(InvalidHead::TooLarge(_))));
+    }
+
+    #[test]
+    fn a_head_that_comes_octet_by_octet_costs_linear_work() {
+        let fields = "a: b\r\n".repeat(50) + &format!("c: {}\r\n", "d".repeat(200_000));
+        let head = format!("HTTP/1.1 204 No Content\r\n{fields}\r\n");
+        let mut decoder = HeadDecoder::new(Limits { bytes: 1_000_000, fields: 100 });
+        let mut input = BytesMut::new();
+        let mut decoded = None;
+        for octet in head.as_bytes().chunks(1) {
+            input.extend_from_slice(octet);
+            decoded = decoder.decode(&mut input, RequestKind::Other).unwrap();
+        }
+        assert!(decoded.is_some() && decoder.attempts.count < 60, "{}", decoder.attempts.count);
+    }
+
+    #[test]
+    fn values_share_the_octets_of_the_input() {
+        let mut input = BytesMut::from(&b"HTTP/1.1 204 Own\r\nA: value\r\n\r\n"[..]);
+        let range = input.as_ptr_range();
+        let head = HeadDecoder::new(LIMITS).decode(&mut input, RequestKind::Other).unwrap().unwrap();
+        let reason = head.response.extensions().get::<ReasonPhrase>().unwrap();
+        assert!(range.contains(&head.response.headers()["a"].as_bytes().as_ptr()));
+        assert!(range.contains(&reason.as_bytes().as_ptr()));
     }
 }
