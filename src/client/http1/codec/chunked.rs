@@ -143,8 +143,9 @@ impl Chunked {
             (State::Size | State::Blank | State::Extension, b'\r') => Ok(State::LineEnd),
             // RFC 9112, section 7.1.1: the blanks are "bad", and are to be accepted.
             (State::Size | State::Blank, b' ' | b'\t') => self.extension(State::Blank),
-            (State::Size | State::Blank, b';') => self.extension(State::Extension),
-            (State::Extension, b'\t' | b' '..=b'~' | 0x80..) => self.extension(State::Extension),
+            (State::Size | State::Blank, b';') | (State::Extension, b'\t' | b' '..=b'~' | 0x80..) => {
+                self.extension(State::Extension)
+            }
             (State::Extension, _) => Err("its extension contains a control character"),
             (State::LineEnd, b'\n') => {
                 self.digits = 0;

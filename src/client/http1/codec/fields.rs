@@ -176,11 +176,11 @@ mod tests {
         assert!(!is_due_with(b"\nx\r\n"));
         assert!(!is_due_with(b"\r"));
         assert!(is_due_with(b"\n"));
-        assert!(!is_due_with(b"xx"));
-        assert!(is_due_with(b"\n\n"));
-        assert!(!is_due_with(b"xx"));
-        assert!(!is_due_with(&b"x".repeat(199 - 114)));
-        assert!(is_due_with(b"x"));
+        attempts.incomplete(101);
+        assert!(attempts.is_due(b"\nx\n\n".repeat(30).as_slice(), 1000));
+        attempts.incomplete(100);
+        assert!(!attempts.is_due(&b"x".repeat(199), 1000));
+        assert!(attempts.is_due(&b"x".repeat(200), 1000));
         attempts.incomplete(999);
         assert!(attempts.is_due(&b"x".repeat(1000), 1000));
     }
