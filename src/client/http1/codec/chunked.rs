@@ -109,8 +109,21 @@ impl Chunked {
                     break;
                 }
                 State::Ended | State::Invalid(_) => break,
+                State::DataCr if input[at..].starts_with(b"\r\n") => {
+                    at += 2;
+                    self.state = State::Size;
+                }
                 _ => {
                     let Some(&octet) = input.get(at) else { break };
+                    if self.state == State::Size
+                        && self.digits == 0
+                        && let Some((size, length)) = whole_size(&input[at..])
+                    {
+                        at += length;
+                        self.left = size;
+                        self.state = if size == 0 { State::Trailers } else { State::Data };
+                        continue;
+                    }
                     at += 1;
                     self.state = self.next(octet).unwrap_or_else(|what| State::Invalid(InvalidBody::Chunk(what)));
                 }
@@ -128,17 +141,18 @@ impl Chunked {
 
     /// Reads an octet between data.
     fn next(&mut self, octet: u8) -> Result<State, &'static str> {
-        match (self.state, octet) {
-            (State::Size, _) if octet.is_ascii_hexdigit() => {
-                // 16 digits fit into 64 bits.
-                if self.digits == 16 {
-                    return Err("its size has more than 16 digits");
-                }
-                self.digits += 1;
-                let digit = if octet.is_ascii_digit() { octet - b'0' } else { (octet | 0x20) - b'a' + 10 };
-                self.left = self.left << 4 | u64::from(digit);
-                Ok(State::Size)
+        if self.state == State::Size
+            && let Some(digit) = digit(octet)
+        {
+            // 16 digits fit into 64 bits.
+            if self.digits == 16 {
+                return Err("its size has more than 16 digits");
             }
+            self.digits += 1;
+            self.left = self.left << 4 | digit;
+            return Ok(State::Size);
+        }
+        match (self.state, octet) {
             (State::Size, _) if self.digits == 0 => Err("its size is missing"),
             (State::Size | State::Blank | State::Extension, b'\r') => Ok(State::LineEnd),
             // RFC 9112, section 7.1.1: the blanks are "bad", and are to be accepted.
@@ -190,10 +204,30 @@ impl Chunked {
             return Ok(None);
         };
         let octets = input.split_to(length).freeze();
-        if !has_whole_line_ends(&octets) {
-            return Err(InvalidBody::Trailers("a line ends without CR"));
-        }
         lines.to_map(&octets, |_, _| {}).map(Some).ok_or(InvalidBody::Trailers("a name is too long"))
+    }
+}
+
+/// Reads a size with the end of its line, if both are there and nothing else. The length of the line stands behind it.
+///
+/// Most sizes are read so. The others are read octet by octet, so that no octet is read twice for each piece that comes.
+fn whole_size(octets: &[u8]) -> Option<(u64, usize)> {
+    let mut size = 0;
+    for (at, &octet) in octets.iter().enumerate().take(17) {
+        let Some(digit) = digit(octet) else {
+            return (at > 0 && octets[at..].starts_with(b"\r\n")).then_some((size, at + 2));
+        };
+        size = size << 4 | digit;
+    }
+    None
+}
+
+fn digit(octet: u8) -> Option<u64> {
+    match octet {
+        b'0'..=b'9' => Some(u64::from(octet - b'0')),
+        b'a'..=b'f' => Some(u64::from(octet - b'a' + 10)),
+        b'A'..=b'F' => Some(u64::from(octet - b'A' + 10)),
+        _ => None,
     }
 }
 
@@ -208,6 +242,7 @@ fn parse(octets: &[u8], fields: usize, lines: &mut Lines) -> Result<Option<usize
         outcome = httparse::parse_headers(octets, &mut large);
     }
     match outcome {
+        Ok(Status::Complete((length, _))) if !has_whole_line_ends(&octets[..length]) => Err("a line ends without CR"),
         Ok(Status::Complete((length, fields))) => {
             lines.record(octets, fields);
             Ok(Some(length))

@@ -116,8 +116,10 @@ fn push_target<B>(request: &Request<B>, out: &mut Vec<u8>) {
     out.extend_from_slice(target.as_bytes());
 }
 
+#[inline]
 fn push_field(out: &mut Vec<u8>, name: &HeaderName, value: &[u8], style: NameStyle) {
     let name = name.as_str().as_bytes();
+    // Once for the four parts.
     out.reserve(name.len() + value.len() + 4);
     match style {
         NameStyle::Lower => out.extend_from_slice(name),

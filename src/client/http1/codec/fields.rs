@@ -31,22 +31,27 @@ impl Lines {
         Self { few: [Line::default(); FEW], many: Vec::new(), count: 0 }
     }
 
-    /// Records the lines that a parser has found in `octets`.
+    /// Records the lines that a parser has found in `octets`. Returns whether a CR follows each value directly.
     #[inline]
-    pub(super) fn record(&mut self, octets: &[u8], headers: &[Header<'_>]) {
+    pub(super) fn record(&mut self, octets: &[u8], headers: &[Header<'_>]) -> bool {
         let position = |part: &[u8]| {
-            // A section has less than 4 GiB: `Limits::section`.
+            // The limit of a section is below 4 GiB: `HeadDecoder::new`.
             let start = (part.as_ptr() as usize - octets.as_ptr() as usize) as u32;
             (start, start + part.len() as u32)
         };
         self.count = headers.len();
-        if headers.len() > FEW {
+        let lines = if headers.len() > FEW {
             self.many.resize(headers.len(), Line::default());
-        }
-        let lines = if headers.len() > FEW { &mut self.many[..] } else { &mut self.few[..] };
+            &mut self.many[..]
+        } else {
+            &mut self.few[..]
+        };
+        let mut has_cr = true;
         for (line, header) in lines.iter_mut().zip(headers) {
             *line = Line { name: position(header.name.as_bytes()), value: position(header.value) };
+            has_cr &= octets.get(line.value.1 as usize) == Some(&b'\r');
         }
+        has_cr
     }
 
     /// Makes a map of the lines, whose values share `octets`. `read` gets each field.

@@ -51,7 +51,7 @@ pub(super) enum Coding {
 }
 
 impl Declared {
-    #[inline]
+    #[inline(always)] // almost every field is none of the three
     pub(super) fn read(&mut self, name: &HeaderName, value: &[u8]) {
         match *name {
             CONTENT_LENGTH => self.length.read(value),
@@ -61,6 +61,7 @@ impl Declared {
         }
     }
 
+    #[inline(never)]
     fn read_connection(&mut self, value: &[u8]) {
         for option in members(value) {
             self.close |= option.eq_ignore_ascii_case(b"close");

@@ -38,6 +38,9 @@ pub(crate) struct Head {
     pub(crate) keep_alive: bool,
 }
 
+/// The length of a status line before its reason phrase.
+const BEFORE_REASON: usize = "HTTP/1.1 200 ".len();
+
 /// Why a response head can't be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InvalidHead {
@@ -59,6 +62,8 @@ struct StatusLine {
 
 impl HeadDecoder {
     pub(crate) fn new(limits: Limits) -> Self {
+        // Positions in a head have 32 bits.
+        let limits = Limits { bytes: limits.bytes.min(u32::MAX as usize), ..limits };
         Self { limits, attempts: Attempts::default() }
     }
 
@@ -86,9 +91,6 @@ impl HeadDecoder {
         };
         self.attempts.reset();
         let octets = input.split_to(line.length).freeze();
-        if !has_whole_line_ends(&octets) {
-            return Err(InvalidHead::Syntax("a line ends without CR"));
-        }
         self.head(&line, &lines, &octets, request).map(Some)
     }
 
@@ -165,20 +167,25 @@ fn parse_into<'b>(
         Ok(Status::Partial) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    lines.record(octets, response.headers);
+    let reason = response.reason.unwrap_or_default();
+    let has_cr = |at: usize| octets.get(at) == Some(&b'\r');
+    // The parser has found a LF behind each of these CRs. With all of them, no LF is left.
+    let ends = lines.record(octets, response.headers) & has_cr(BEFORE_REASON + reason.len()) & has_cr(length - 2);
+    if !ends && !has_whole_line_ends(&octets[..length]) {
+        return Err(InvalidHead::Syntax("a line ends without CR"));
+    }
     let status = response.code.and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.ok_or(InvalidHead::Syntax("invalid response status"))?;
     let version = if response.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
-    Ok(Some(StatusLine { length, version, status, has_own_reason: response.reason != status.canonical_reason() }))
+    Ok(Some(StatusLine { length, version, status, has_own_reason: Some(reason) != status.canonical_reason() }))
 }
 
 /// Keeps the reason phrase as it is. It's read from the octets, because the parser drops those that aren't ASCII.
 #[cold]
 fn insert_reason(response: &mut Response<()>, octets: &Bytes) {
-    const BEFORE: usize = "HTTP/1.1 200".len();
-    let end = octets.iter().position(|&octet| octet == b'\r').unwrap_or(BEFORE).max(BEFORE);
-    // The blank before it is optional, if the phrase is empty.
-    let reason = octets.slice((BEFORE + 1).min(end)..end);
+    let end = octets.iter().position(|&octet| octet == b'\r').unwrap_or_default();
+    // The blank before it is optional if the phrase is empty.
+    let reason = octets.slice(BEFORE_REASON.min(end)..end);
     if let Ok(reason) = ReasonPhrase::try_from(reason) {
         response.extensions_mut().insert(reason);
     }
