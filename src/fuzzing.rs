@@ -10,6 +10,7 @@ use http::{
 use http_body::SizeHint;
 
 use crate::{
+    client::oracle,
     headers::{
         cookie,
         forwarded::ForwardedPolicy,
@@ -243,6 +244,22 @@ pub fn forwarded(data: &[u8]) {
     assert!(!quoted && parameters == 2, "{element:?}");
 }
 
+/// A response in pieces: the client's codec reads it as hyper's client does, or refuses it for a reason that it documents.
+///
+/// The first octet chooses the method of the request, the limits and the pieces.
+pub fn response(data: &[u8]) {
+    let Some(case) = oracle::response::Case::from_octets(data) else { return };
+    case.check().unwrap_or_else(|what| panic!("{what}"));
+}
+
+/// A request: the client's codec writes it as hyper's client does, or as it documents. It can be read back.
+///
+/// The first three octets choose the method, the length that the body announces, and the sizes of the writes.
+pub fn request(data: &[u8]) {
+    let Some(case) = oracle::request::Case::from_octets(data) else { return };
+    case.check().unwrap_or_else(|what| panic!("{what}"));
+}
+
 /// Parses fields, one per line, without surrounding whitespace, as the HTTP stack returns them.
 fn fields(data: &[u8]) -> HeaderMap {
     data.split(|&b| b == b'\n')
@@ -308,7 +325,7 @@ mod tests {
     #[test]
     fn seeds_and_past_findings_pass() {
         type Target = fn(&[u8]);
-        let targets: [(&str, Target); 8] = [
+        let targets: [(&str, Target); 10] = [
             ("cookie", cookie),
             ("forwarded", forwarded),
             ("framing", framing),
@@ -316,6 +333,8 @@ mod tests {
             ("location", location),
             ("path", path),
             ("refresh", refresh),
+            ("request", request),
+            ("response", response),
             ("trailers", trailers),
         ];
         let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");

@@ -30,6 +30,8 @@ use tower_service::Service;
 #[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 pub use self::connect::{InvalidTls, Tls};
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::http1::codec::oracle;
 #[cfg(feature = "http2")]
 use self::http2::{KeepAlive, Windows};
 pub use self::{

@@ -2,7 +2,7 @@
 
 #[cfg_attr(not(test), expect(dead_code, reason = "the connection is still hyper's"))]
 #[expect(unused_imports, reason = "the connection is still hyper's")]
-mod codec;
+pub(super) mod codec;
 mod connection;
 mod gate;
 pub(super) mod keep_alive;

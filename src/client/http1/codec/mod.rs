@@ -25,6 +25,12 @@
 //!
 //! Two differences aren't refusals. Equal `Content-Length` lines or members, and those with leading zeros, become one
 //! number. A reason phrase outside of ASCII is kept; hyper's client drops it.
+//!
+//! Requests differ from those that hyper's client writes, apart from the order of their fields, as follows. A
+//! `Content-Length` that the body contradicts is replaced, and equal ones become one number. A body of unknown length is
+//! sent with `GET` and `HEAD`, too. A body that isn't as long as it announced is an error.
+//!
+//! The tests in `oracle` compare the codec with hyper's client, and have an example of each difference.
 
 mod body;
 mod chunked;
@@ -32,6 +38,8 @@ mod encode;
 mod fields;
 mod framing;
 mod head;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod oracle;
 mod output;
 
 pub(crate) use self::{

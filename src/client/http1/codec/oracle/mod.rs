@@ -1,0 +1,43 @@
+//! Compares the codec with hyper's HTTP/1 client: both read the same responses in the same pieces, and write the same
+//! requests.
+//!
+//! The codec may be stricter than hyper in the classes of `Strictness`, each of which has an example. It's laxer in
+//! none. Compiled for tests and for the fuzz targets.
+
+mod reference;
+pub(crate) mod request;
+pub(crate) mod response;
+mod strictness;
+mod subject;
+
+#[cfg(test)]
+mod grammar;
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+
+    use proptest::prelude::*;
+
+    use super::grammar;
+
+    /// So many cases, or as many as `PROPTEST_CASES` has. A failure becomes a seed of a fuzz target, not a file of proptest's.
+    fn config(cases: u32) -> ProptestConfig {
+        let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+        if env::var_os("PROPTEST_CASES").is_some() { config } else { ProptestConfig { cases, ..config } }
+    }
+
+    proptest! {
+        #![proptest_config(config(3000))]
+
+        #[test]
+        fn responses_are_read_as_hyper_reads_them(case in grammar::response::case()) {
+            case.check().map_err(TestCaseError::fail)?;
+        }
+
+        #[test]
+        fn requests_are_written_as_hyper_writes_them(case in grammar::request::case()) {
+            case.check().map_err(TestCaseError::fail)?;
+        }
+    }
+}

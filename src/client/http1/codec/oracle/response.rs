@@ -1,0 +1,263 @@
+//! One response, as octets in pieces, and what a client makes of it.
+
+use std::fmt;
+
+use http::{HeaderMap, Method, StatusCode, Version, header::CONTENT_LENGTH};
+
+use super::{super::Limits, reference, strictness, subject};
+
+/// What a backend sends in answer to one request.
+#[derive(Clone)]
+pub(crate) struct Case {
+    /// Of the request: `GET` or `HEAD`. The client sends no `CONNECT`.
+    pub(crate) method: Method,
+    pub(crate) limits: Limits,
+    pub(crate) octets: Vec<u8>,
+    /// How many octets each read returns, over and over. Empty: one read returns them all.
+    pub(crate) pieces: Vec<usize>,
+}
+
+/// What a client makes of a response.
+#[derive(Clone, Default)]
+pub(super) struct Seen {
+    pub(super) informational: Vec<Head>,
+    pub(super) head: Option<Head>,
+    pub(super) body: Vec<u8>,
+    pub(super) trailers: Option<HeaderMap>,
+    pub(super) end: End,
+    /// Whether the connection may carry another request before the backend ends it.
+    pub(super) is_reusable: bool,
+    /// After each piece: how many heads, and how many octets of the body, have come out.
+    pub(super) progress: Vec<(usize, usize)>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Head {
+    pub(super) version: Version,
+    pub(super) status: StatusCode,
+    /// Of a 1xx, hyper doesn't show it.
+    pub(super) reason: Vec<u8>,
+    pub(super) fields: HeaderMap,
+}
+
+/// How the exchange ended.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) enum End {
+    /// It hasn't yet.
+    #[default]
+    Open,
+    /// The response was complete before the connection ended.
+    Complete,
+    /// The end of the connection completed the response.
+    ByClose,
+    /// The connection speaks another protocol. The body is what came after the head.
+    Switched,
+    /// The connection ended in the midst of the response.
+    Cut,
+    /// The response was refused before the connection ended.
+    Refused,
+}
+
+impl Case {
+    /// Reads a case of a fuzz target: one octet for the request, the limits and the pieces; then the response.
+    pub(crate) fn from_octets(data: &[u8]) -> Option<Self> {
+        let (&options, octets) = data.split_first()?;
+        let size = usize::from(options >> 4) + 1;
+        let method = if options & 1 == 0 { Method::GET } else { Method::HEAD };
+        let limits =
+            if options & 2 == 0 { Limits { bytes: 64 * 1024, fields: 256 } } else { Limits { bytes: 100, fields: 3 } };
+        let pieces = match options >> 2 & 3 {
+            0 => vec![],
+            1 => vec![size],
+            2 => vec![size, 1],
+            _ => vec![1, 20 * size],
+        };
+        Some(Self { method, limits, octets: octets.to_vec(), pieces })
+    }
+
+    /// Reads the response with hyper and with the codec.
+    ///
+    /// # Errors
+    ///
+    /// The codec made something else of it, and no class of [`Strictness`](strictness::Strictness) explains that; or the
+    /// pieces in which it read make a difference.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let (hyper, ours) = (reference::read(self), subject::read(self));
+        let whole = subject::read(&Self { pieces: Vec::new(), ..self.clone() });
+        let fail = |what, other: &Seen, name| Err(format!("{what}\n{self:?}\n{name}: {other:?}\nours: {ours:?}"));
+        if let Some(what) = whole.is_unlike(&ours) {
+            return fail(what, &whole, "ours, read at once");
+        }
+        match self.difference(&hyper, &ours) {
+            Ok(()) => Ok(()),
+            Err(Difference::Strict(stage)) if strictness::classes(self).iter().any(|class| class.stage() == stage) => {
+                Ok(())
+            }
+            Err(Difference::Strict(Stage::Head)) => fail("a head is refused", &hyper, "hyper"),
+            Err(Difference::Strict(Stage::Body)) => fail("a body is refused", &hyper, "hyper"),
+            Err(Difference::Strict(Stage::Reuse)) => fail("a connection is closed", &hyper, "hyper"),
+            Err(Difference::Lax(what)) => fail(what, &hyper, "hyper"),
+        }
+    }
+
+    /// Compares what hyper and the codec made of it.
+    pub(super) fn difference(&self, hyper: &Seen, ours: &Seen) -> Result<(), Difference> {
+        let lax = |what| Err(Difference::Lax(what));
+        for (hyper, ours) in hyper.informational.iter().zip(&ours.informational) {
+            if hyper.status != ours.status || hyper.version != ours.version || hyper.fields != ours.fields {
+                return lax("informational heads differ");
+            }
+        }
+        let heads = |seen: &Seen| seen.informational.len() + usize::from(seen.head.is_some());
+        match (heads(hyper), heads(ours)) {
+            (hyper, ours) if hyper < ours => return lax("a head that hyper refuses"),
+            // hyper parses a head again only when it may be complete, and the codec only when it has grown.
+            (theirs, count)
+                if theirs == count && ours.head.is_none() && ours.end.is_failure() && hyper.end.is_failure() =>
+            {
+                return Ok(());
+            }
+            (hyper, count) if hyper > count && ours.end.is_failure() => return Err(Difference::Strict(Stage::Head)),
+            (hyper, ours) if hyper > ours => return lax("a head is missing"),
+            _ => {}
+        }
+        if let (Some(hyper), Some(ours)) = (&hyper.head, &ours.head)
+            && !self.is_same_head(hyper, ours)
+        {
+            return lax("the heads differ");
+        }
+        match (hyper.end, ours.end) {
+            (hyper, ours) if hyper == ours => {}
+            // The codec looks at trailers before they are complete.
+            (End::Cut, End::Refused) => {}
+            (hyper, ours) if !hyper.is_failure() && ours.is_failure() => return Err(Difference::Strict(Stage::Body)),
+            _ => return lax("the ends differ"),
+        }
+        if ours.end.is_failure() {
+            if !hyper.body.starts_with(&ours.body) && !ours.body.starts_with(&hyper.body) {
+                return lax("the bodies differ before they fail");
+            }
+        } else if hyper.body != ours.body {
+            return lax("the bodies differ");
+        } else if hyper.trailers != ours.trailers {
+            return lax("the trailers differ");
+        }
+        let mut progress = hyper.progress.iter().zip(&ours.progress);
+        if !matches!(ours.end, End::Refused | End::Switched)
+            && progress.any(|(hyper, ours)| hyper.0 > ours.0 || hyper.1 > ours.1)
+        {
+            return lax("something comes out later");
+        }
+        match (hyper.is_reusable, ours.is_reusable) {
+            (true, false) => Err(Difference::Strict(Stage::Reuse)),
+            (false, true) => lax("a connection is kept"),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_same_head(&self, hyper: &Head, ours: &Head) -> bool {
+        let is_same_reason = match ours.reason.is_ascii() {
+            true => hyper.reason == ours.reason,
+            // hyper drops it.
+            false => hyper.reason.is_empty() && self.has_line_end(&ours.reason),
+        };
+        let mut fields = hyper.fields.clone();
+        // A list of equal lengths is forwarded as one of them, where it frames the body.
+        if fields.get_all(CONTENT_LENGTH) != ours.fields.get_all(CONTENT_LENGTH)
+            && let Some(length) = length(&fields)
+        {
+            fields.insert(CONTENT_LENGTH, length.into());
+        }
+        is_same_reason && (hyper.version, hyper.status, &fields) == (ours.version, ours.status, &ours.fields)
+    }
+
+    /// Whether a line ends so, behind a blank.
+    fn has_line_end(&self, end: &[u8]) -> bool {
+        let end = [b" ", end, b"\r\n"].concat();
+        self.octets.windows(end.len()).any(|octets| octets == end)
+    }
+
+    /// Calls the function for each piece.
+    pub(super) fn each_piece(&self, mut f: impl FnMut(&[u8])) {
+        let mut rest = &self.octets[..];
+        let mut sizes = self.pieces.iter().cycle();
+        while !rest.is_empty() {
+            let size = sizes.next().map_or(rest.len(), |size| (*size).clamp(1, rest.len()));
+            let (piece, behind) = rest.split_at(size);
+            f(piece);
+            rest = behind;
+        }
+    }
+}
+
+/// How the codec differs from hyper.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Difference {
+    /// The codec refuses it, and hyper doesn't.
+    Strict(Stage),
+    /// Something else, for which there is no excuse.
+    Lax(&'static str),
+}
+
+/// What is refused.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Stage {
+    Head,
+    /// Of a head that was accepted.
+    Body,
+    /// The connection is closed after the response.
+    Reuse,
+}
+
+impl Seen {
+    /// Whether the codec made something else of the same octets in other pieces.
+    fn is_unlike(&self, other: &Self) -> Option<&'static str> {
+        let is_same_end = self.end == other.end || (self.end.is_failure() && other.end.is_failure());
+        if self.informational != other.informational || self.head != other.head {
+            Some("the heads differ by the pieces")
+        } else if !is_same_end || self.is_reusable != other.is_reusable {
+            Some("the ends differ by the pieces")
+        } else if self.body != other.body || self.trailers != other.trailers {
+            Some("the bodies differ by the pieces")
+        } else {
+            None
+        }
+    }
+}
+
+/// The number that every member of every `Content-Length` is.
+fn length(fields: &HeaderMap) -> Option<u64> {
+    let mut numbers = fields.get_all(CONTENT_LENGTH).iter().flat_map(|value| value.as_bytes().split(|&b| b == b','));
+    let parse = |member: &[u8]| str::from_utf8(member.trim_ascii()).ok()?.parse::<u64>().ok();
+    let first = parse(numbers.next()?)?;
+    numbers.all(|member| parse(member) == Some(first)).then_some(first)
+}
+
+impl End {
+    pub(super) fn is_failure(self) -> bool {
+        matches!(self, Self::Cut | Self::Refused)
+    }
+}
+
+impl fmt::Debug for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { informational, head, body, trailers, end, is_reusable, progress } = self;
+        for head in informational.iter().chain(head) {
+            let Head { version, status, reason, fields } = head;
+            write!(f, "\n    {version:?} {} \"{}\" {fields:?}", status.as_u16(), reason.escape_ascii())?;
+        }
+        write!(f, "\n    \"{}\" {trailers:?}", body.escape_ascii())?;
+        write!(f, "\n    {end:?}, reusable: {is_reusable}, {progress:?}")
+    }
+}
+
+impl fmt::Debug for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { method, limits, octets, pieces } = self;
+        write!(f, "{method}, at most {} bytes and {} fields, read in {pieces:?}:", limits.bytes, limits.fields)?;
+        for line in octets.split_inclusive(|&b| b == b'\n') {
+            write!(f, "\n    \"{}\"", line.escape_ascii())?;
+        }
+        Ok(())
+    }
+}
