@@ -1,18 +1,24 @@
-//! The allocations of a request. A binary of its own, because the counter replaces the global allocator.
+//! The allocations of a request, and the memory of a tunnel. A binary of its own, because the counter replaces the global allocator.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::{
     convert::Infallible,
     future::{Future, Ready, ready},
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
     pin::pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
+    thread,
+    time::Duration,
 };
 
 use allocation_counter::{measure, opt_out};
 use axum::{body::Body, extract::Request, response::Response};
 use http::{HeaderValue, Method, Uri, request::Parts};
+use tokio::sync::Notify;
 use tower::{Layer, Service};
-use tower_reverse_proxy::{Error, RemoteUserLayer, ReverseProxyLayer};
+use tower_reverse_proxy::{Error, RemoteUserLayer, ReverseProxyLayer, Tunnels};
 
 /// A service that is ready at once. The allocations of its own response aren't counted.
 #[derive(Clone)]
@@ -157,4 +163,79 @@ fn a_user_allocates_within_its_budget_and_one_box_for_a_lookup() {
     let [extension, parts, lookup] = [extension, parts, lookup].map(|layer| allocations_upstream(&layer));
     assert!(extension <= 4, "{extension}");
     assert_eq!((parts, lookup), (extension, extension + 1));
+}
+
+/// What a tunnel holds while no byte passes, measured on the thread of a front that is otherwise idle; without what the
+/// allocator and the kernel add. It's the task of the tunnel, the connections of both sides with tokio's registrations,
+/// and hyper's wrappers of the client's side. There is no buffer in it: the one that the thread has for all tunnels is
+/// allocated by the first of them, which isn't counted.
+#[test]
+fn an_idle_tunnel_costs_at_most_2_kib() {
+    const TUNNELS: usize = 50;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let backend = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let tunnels = Tunnels::new();
+    let layer = ReverseProxyLayer::new(format!("http://{}", backend.local_addr().unwrap())).tunnels(tunnels.clone());
+    let front = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a free port");
+    let addr = front.local_addr().unwrap();
+    runtime.spawn(async { axum::serve(front, axum::Router::new().layer(layer)).await });
+
+    // The peers have a thread of their own, so that their memory isn't counted.
+    let (opened, more) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (report, requested) = (opened.clone(), more.clone());
+    let peers = thread::spawn(move || {
+        let waiting = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let mut open = vec![open_tunnel(addr, &backend)];
+        report.notify_one();
+        waiting.block_on(requested.notified());
+        open.extend((0..TUNNELS).map(|_| open_tunnel(addr, &backend)));
+        report.notify_one();
+        waiting.block_on(requested.notified());
+    });
+    let until_opened = || {
+        runtime.block_on(async {
+            tokio::time::timeout(PATIENCE, opened.notified()).await.expect("the tunnels open");
+            // The tasks that have opened them end.
+            tokio::task::yield_now().await;
+        });
+    };
+    until_opened();
+    more.notify_one();
+    let info = measure(until_opened);
+    assert_eq!(tunnels.count(), 1 + TUNNELS);
+    let bytes = info.bytes_current / i64::try_from(TUNNELS).unwrap();
+    assert!((1..=2 * 1024).contains(&bytes), "{bytes} bytes, {} allocations", info.count_current);
+    more.notify_one();
+    peers.join().expect("the peers");
+}
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Opens a tunnel and sends a byte through it in each direction; returns its two ends.
+fn open_tunnel(front: SocketAddr, backend: &TcpListener) -> (TcpStream, TcpStream) {
+    let mut client = TcpStream::connect(front).expect("the front listens");
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let offer = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    client.write_all(offer).unwrap();
+    let (mut backend, _) = backend.accept().expect("the proxy connects");
+    backend.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(head(&mut backend).starts_with("GET / HTTP/1.1\r\n"));
+    let accept = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    backend.write_all(accept).unwrap();
+    assert!(head(&mut client).starts_with("HTTP/1.1 101 "));
+    let mut byte = [0];
+    client.write_all(b"x").unwrap();
+    backend.read_exact(&mut byte).expect("a byte from the client");
+    backend.write_all(&byte).unwrap();
+    client.read_exact(&mut byte).expect("a byte from the backend");
+    (client, backend)
+}
+
+fn head(stream: &mut TcpStream) -> String {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte).expect("a head");
+        head.extend(byte);
+    }
+    String::from_utf8(head).unwrap()
 }

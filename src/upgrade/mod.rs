@@ -2,6 +2,7 @@
 //!
 //! No byte is forwarded before the backend has switched to an offered protocol.
 
+mod copy;
 #[cfg(feature = "http2")]
 mod extended_connect;
 mod tunnel;

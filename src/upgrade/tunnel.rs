@@ -2,31 +2,32 @@
 
 use std::{
     fmt,
-    future::{Future, pending, poll_fn},
+    future::Future,
     io,
     pin::{Pin, pin},
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
-    },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use pin_project_lite::pin_project;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes},
-    sync::Notify,
     task::unconstrained,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, Sleep, sleep_until},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, WaitForCancellationFutureOwned},
+    task::TaskTracker,
+};
 
-use super::BackendSide;
+use super::{
+    BackendSide,
+    copy::{BidirectionalCopy, Side},
+};
 use crate::{
     observe::{self, EndedTunnel},
+    switched::{SwitchedConnection, Transport},
     timeout::bounded,
     tunnel_guard::TunnelGuard,
 };
@@ -216,11 +217,9 @@ impl Tunnels {
 
     /// Starts a tunnel between the two sides of an upgrade. The guard is dropped at its end.
     pub(super) fn spawn(&self, client: OnUpgrade, backend: BackendSide, guard: Option<TunnelGuard>) {
-        let tunnel = tunnel(client, backend, self.stop.clone(), self.timeouts);
-        self.tracker.spawn(async move {
-            let _guard = guard;
-            tunnel.await;
-        });
+        let stage = Stage::Opening(Box::pin(opened(client, backend)), self.timeouts);
+        let stop = self.stop.clone().cancelled_owned();
+        self.tracker.spawn(Tunnel { stage, stop, _guard: guard });
     }
 }
 
@@ -239,178 +238,151 @@ impl fmt::Debug for Tunnels {
     }
 }
 
-/// Copies bytes in both directions until both sides have ended, or one has failed. The end of a side is forwarded at
-/// once.
-async fn tunnel(client: OnUpgrade, backend: BackendSide, stop: CancellationToken, timeouts: Timeouts) {
+pin_project! {
+    /// The task of a tunnel.
+    struct Tunnel {
+        stage: Stage,
+        #[pin]
+        stop: WaitForCancellationFutureOwned,
+        _guard: Option<TunnelGuard>,
+    }
+}
+
+type Sides = (Upgraded, SwitchedConnection);
+
+enum Stage {
+    /// In a box, which is freed when the tunnel opens.
+    Opening(Pin<Box<dyn Future<Output = hyper::Result<Sides>> + Send>>, Timeouts),
+    Open(OpenTunnel),
+}
+
+/// Waits until both sides can be copied.
+async fn opened(client: OnUpgrade, backend: BackendSide) -> hyper::Result<Sides> {
     // The client's side is ready after the response has been written, and fails if its connection ends before.
-    let both = async { Ok::<_, hyper::Error>((client.await?, backend.connection().await?)) };
-    let (client, backend) = match stop.run_until_cancelled(both).await {
-        Some(Ok(both)) => both,
-        Some(Err(error)) => {
-            observe::incomplete_upgrade(&error);
-            return;
-        }
-        None => return,
-    };
-    let stats = Arc::new(TunnelStats::new());
-    let client = TokioIo::new(client);
-    let mut client = Side { name: "client", io: client, leftover: Bytes::new(), stats: stats.clone() };
-    let mut backend = Side { name: "backend", io: backend.io, leftover: backend.leftover, stats: stats.clone() };
-    let mut copied = pin!(copy_bidirectional_with_sizes(&mut client, &mut backend, TUNNEL_BUFFER, TUNNEL_BUFFER));
-    // Unconstrained, because a side that always has data to read uses up the task's budget, and the timers would never
-    // fire.
-    let (mut idle, mut age) =
-        (pin!(unconstrained(stats.idle(timeouts.idle))), pin!(unconstrained(after(timeouts.max_age))));
-    let mut half_closed = pin!(unconstrained(stats.half_closed(timeouts.half_closed)));
-    let mut stop = pin!(unconstrained(stop.cancelled()));
-    let mut expired = false;
-    let error = poll_fn(|cx| {
-        if let Poll::Ready(outcome) = copied.as_mut().poll(cx) {
-            return Poll::Ready(outcome.err().map(|error| error.to_string()));
-        }
-        for (over, why) in [
-            (idle.as_mut().poll(cx), "idle timeout"),
-            (age.as_mut().poll(cx), "maximum age"),
-            (stop.as_mut().poll(cx), "shutdown"),
-        ] {
-            if over.is_ready() {
-                stats.ended_by(why);
-                return Poll::Ready(None);
+    Ok((client.await?, backend.connection().await?))
+}
+
+impl Future for Tunnel {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        // Unconstrained, because a connection may use up the task's budget in each poll.
+        let stop = pin!(unconstrained(this.stop));
+        if let Stage::Opening(opening, timeouts) = this.stage {
+            match opening.as_mut().poll(cx) {
+                Poll::Ready(Ok((client, backend))) => {
+                    let tunnel = OpenTunnel::new(client, backend, *timeouts);
+                    *this.stage = Stage::Open(tunnel);
+                }
+                Poll::Ready(Err(error)) => {
+                    observe::incomplete_upgrade(&error);
+                    return Poll::Ready(());
+                }
+                Poll::Pending => return stop.poll(cx),
             }
         }
-        if half_closed.as_mut().poll(cx).is_ready() {
-            expired = true;
-            return Poll::Ready(None);
+        match this.stage {
+            Stage::Open(tunnel) => tunnel.poll(cx, stop),
+            Stage::Opening(..) => Poll::Pending,
+        }
+    }
+}
+
+const HALF_CLOSED: &str = "half-closed timeout";
+
+/// A tunnel whose sides are both open, or were.
+struct OpenTunnel {
+    copy: BidirectionalCopy<TokioIo<Upgraded>, Box<dyn Transport>>,
+    timeouts: Timeouts,
+    start: Instant,
+    /// When the last byte was read, or the first side ended. Recorded only while a timeout depends on it.
+    last: Instant,
+    /// Due at the earliest timeout or before. `None` as long as no timeout runs.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl OpenTunnel {
+    fn new(client: Upgraded, backend: SwitchedConnection, timeouts: Timeouts) -> Self {
+        let copy = BidirectionalCopy::new(TokioIo::new(client), backend.io, backend.leftover);
+        let start = Instant::now();
+        Self { copy, timeouts, start, last: start, timer: None }
+    }
+
+    /// Ready when both sides have ended, one has failed, a timeout has expired, or on shutdown.
+    fn poll(&mut self, cx: &mut Context<'_>, stop: Pin<&mut impl Future<Output = ()>>) -> Poll<()> {
+        let (cause, error) = if let Poll::Ready(outcome) = self.poll_copy(cx) {
+            (None, outcome.err().map(|error| error.to_string()))
+        } else if stop.poll(cx).is_ready() {
+            (Some("shutdown"), None)
+        } else {
+            (Some(ready!(self.poll_expired(cx))), None)
+        };
+        let ended_by = match (self.copy.ended(), cause) {
+            (_, Some(HALF_CLOSED)) => HALF_CLOSED,
+            (Some(Side::Client), _) => "client",
+            (Some(Side::Backend), _) => "backend",
+            (None, cause) => cause.unwrap_or_default(),
+        };
+        observe::ended_tunnel(&EndedTunnel {
+            up: self.copy.up(),
+            down: self.copy.down(),
+            age: self.start.elapsed(),
+            ended_by,
+            error: error.as_deref(),
+        });
+        Poll::Ready(())
+    }
+
+    /// Copies, and records when the last byte was read.
+    fn poll_copy(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let before = (self.copy.up(), self.copy.down(), self.copy.ended());
+        let outcome = self.copy.poll(cx);
+        let is_timed = self.timeouts.idle.is_some() || self.copy.ended().is_some();
+        if is_timed && before != (self.copy.up(), self.copy.down(), self.copy.ended()) {
+            self.last = Instant::now();
+        }
+        outcome
+    }
+
+    /// Ready with the cause if a timeout has expired.
+    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<&'static str> {
+        while let Some((due, cause)) = self.due() {
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+            if due < timer.deadline() {
+                timer.as_mut().reset(due);
+            }
+            ready!(pin!(unconstrained(timer.as_mut())).poll(cx));
+            if due <= Instant::now() {
+                return Poll::Ready(cause);
+            }
+            // Bytes have postponed the timeout since the timer was set.
+            timer.as_mut().reset(due);
         }
         Poll::Pending
-    })
-    .await;
-    observe::ended_tunnel(&EndedTunnel {
-        up: stats.up.load(Ordering::Relaxed),
-        down: stats.down.load(Ordering::Relaxed),
-        age: stats.start.elapsed(),
-        ended_by: if expired { "half-closed timeout" } else { stats.end.get().copied().unwrap_or_default() },
-        error: error.as_deref(),
-    });
-}
+    }
 
-/// The size of the buffer of each direction, in bytes.
-///
-/// With 8, 16, 32 and 64 KiB, a GiB costs 1.0, 0.8, 0.5 and 0.5 seconds of CPU. Most tunnels are silent most of the
-/// time and keep both buffers, so their memory counts more than the difference.
-const TUNNEL_BUFFER: usize = 16 * 1024;
-
-async fn after(time: Option<Duration>) {
-    match time {
-        Some(time) => sleep(time).await,
-        None => pending().await,
+    /// Returns the earliest timeout, and the cause of the end that it is.
+    fn due(&self) -> Option<(Instant, &'static str)> {
+        let half_closed = self.timeouts.half_closed.filter(|_| self.copy.ended().is_some());
+        let timeouts = [
+            self.timeouts.idle.map(|timeout| (self.last + timeout, "idle timeout")),
+            self.timeouts.max_age.map(|timeout| (self.start + timeout, "maximum age")),
+            half_closed.map(|timeout| (self.last + timeout, HALF_CLOSED)),
+        ];
+        timeouts.into_iter().flatten().min_by_key(|(due, _)| *due)
     }
 }
 
-/// The bytes, times and end of a tunnel.
-#[derive(Debug)]
-struct TunnelStats {
-    start: Instant,
-    /// Milliseconds from the start to the last byte.
-    last: AtomicU64,
-    up: AtomicU64,
-    down: AtomicU64,
-    /// The first cause of the end: a side, a timeout, or the shutdown.
-    end: OnceLock<&'static str>,
-    /// Notified when the first side has ended.
-    closed: Notify,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl TunnelStats {
-    fn new() -> Self {
-        let zero = AtomicU64::default;
-        let (end, closed) = (OnceLock::new(), Notify::new());
-        Self { start: Instant::now(), last: zero(), up: zero(), down: zero(), end, closed }
-    }
-
-    fn ended_by(&self, name: &'static str) {
-        let _ = self.end.set(name);
-    }
-
-    /// Records the end of a side. It restarts the idle timeout as a byte does.
-    fn side_ended(&self, name: &'static str) {
-        if self.end.set(name).is_ok() {
-            self.touch();
-            self.closed.notify_one();
-        }
-    }
-
-    fn count(&self, counter: &AtomicU64, bytes: usize) {
-        counter.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.touch();
-    }
-
-    fn touch(&self) {
-        let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last.store(elapsed, Ordering::Relaxed);
-    }
-
-    /// Ready when one side has ended, and the timeout has elapsed since then without a byte.
-    async fn half_closed(&self, timeout: Option<Duration>) {
-        self.closed.notified().await;
-        self.idle(timeout).await;
-    }
-
-    /// Ready when the timeout has elapsed without a byte.
-    async fn idle(&self, timeout: Option<Duration>) {
-        let Some(timeout) = timeout else { return pending().await };
-        loop {
-            let due = self.start + Duration::from_millis(self.last.load(Ordering::Relaxed)) + timeout;
-            if due <= Instant::now() {
-                return;
-            }
-            sleep_until(due).await;
-        }
-    }
-}
-
-/// One side of a tunnel, whose bytes and end are recorded.
-struct Side<T> {
-    name: &'static str,
-    io: T,
-    /// What has been read from it before.
-    leftover: Bytes,
-    stats: Arc<TunnelStats>,
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Side<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        if self.leftover.has_remaining() {
-            let size = self.leftover.len().min(buf.remaining());
-            buf.put_slice(&self.leftover.split_to(size));
-            self.stats.count(&self.stats.down, size);
-            return Poll::Ready(Ok(()));
-        }
-        let outcome = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
-        match buf.filled().len() - before {
-            0 => self.stats.side_ended(self.name),
-            bytes if self.name == "client" => self.stats.count(&self.stats.up, bytes),
-            bytes => self.stats.count(&self.stats.down, bytes),
-        }
-        Poll::Ready(outcome)
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Side<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let outcome = ready!(Pin::new(&mut self.io).poll_write(cx, buf));
-        if outcome.is_err() {
-            self.stats.ended_by(self.name);
-        }
-        Poll::Ready(outcome)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+    /// In bytes, on a 64-bit machine. The future is the task of an open tunnel.
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn the_future_of_a_tunnel_is_small() {
+        let size = size_of::<Tunnel>();
+        assert!(size <= 344, "{size}");
     }
 }

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use axum::Router;
+use bytes::BufMut;
 use tokio::{
-    io::{AsyncWriteExt, DuplexStream},
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    net::TcpStream,
     sync::mpsc::unbounded_channel,
     time::{sleep, timeout},
 };
@@ -88,6 +90,81 @@ async fn the_half_closed_timeout_can_be_turned_off() {
     assert_eq!(client.bytes(4).await, b"late");
     drop(backend);
     tunnels.wait().await;
+}
+
+#[tokio::test]
+async fn bytes_go_both_ways_at_once_to_slow_readers() {
+    const SIZE: usize = 4 << 20;
+    /// Sends bytes of its own and compares what arrives; it reads late, and in small pieces.
+    async fn exchange(stream: TcpStream, own: u8, other: u8) {
+        let (mut read, mut write) = stream.into_split();
+        let send = async {
+            within(write.write_all(&sequence(own))).await.unwrap();
+            write.shutdown().await.unwrap();
+        };
+        let receive = async {
+            let mut got = Vec::with_capacity(SIZE);
+            // By now, the sockets are full, and the tunnel holds what it couldn't write.
+            sleep(Duration::from_millis(200)).await;
+            while within(read.read_buf(&mut (&mut got).limit(3000))).await.unwrap() > 0 {}
+            assert!(got == sequence(other), "{} bytes", got.len());
+        };
+        tokio::join!(send, receive);
+    }
+    fn sequence(seed: u8) -> Vec<u8> {
+        (0..SIZE).map(|i| (i % 251) as u8 ^ seed).collect()
+    }
+    let origin = backend(|mut wire| async move {
+        wire.head().await;
+        wire.send(ACCEPT).await;
+        exchange(wire.stream, 1, 2).await;
+    })
+    .await;
+    let tunnels = Tunnels::new();
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(origin).tunnels(tunnels.clone()))).await;
+    let mut wire = client(addr).await;
+    wire.send(OFFER).await;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(within(wire.stream.read_u8()).await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101 "));
+    exchange(wire.stream, 2, 1).await;
+    within(tunnels.wait()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_backend_may_end_first_and_read_on() {
+    let mut memory = InMemory::new(|layer| layer);
+    let (mut client, mut backend) = opened(&mut memory).await;
+    backend.send(b"bye").await;
+    backend.stream.shutdown().await.unwrap();
+    assert_eq!(client.bytes(3).await, b"bye");
+    assert!(client.closed().await);
+    client.send(b"late").await;
+    assert_eq!(backend.bytes(4).await, b"late");
+    client.stream.shutdown().await.unwrap();
+    assert!(backend.closed().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_half_closed_timeout_applies_although_a_longer_timeout_runs() {
+    let tunnels = Tunnels::new().idle_timeout(Duration::from_secs(3600)).max_age(Duration::from_secs(24 * 3600));
+    let account = tunnels.clone();
+    let mut memory = InMemory::new(|layer| layer.tunnels(account));
+    let (mut client, mut backend) = opened(&mut memory).await;
+    sleep(Duration::from_secs(3599)).await;
+    client.send(b"x").await;
+    assert_eq!(backend.bytes(1).await, b"x");
+    // A byte restarts the idle timeout.
+    sleep(Duration::from_secs(3599)).await;
+    assert_eq!(tunnels.count(), 1);
+    client.stream.shutdown().await.unwrap();
+    assert!(backend.closed().await);
+    sleep(Duration::from_secs(59)).await;
+    assert_eq!(tunnels.count(), 1);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(tunnels.count(), 0);
 }
 
 #[tokio::test]
