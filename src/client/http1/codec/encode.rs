@@ -88,11 +88,15 @@ pub(crate) fn encode_head<B: Body>(request: &Request<B>, style: NameStyle, out: 
     for (name, value) in headers {
         match *name {
             // They're written behind the others, as the body needs them.
-            CONTENT_LENGTH | TRANSFER_ENCODING => {
-                declared.read(name, value.as_bytes());
+            CONTENT_LENGTH => {
+                declared.length.read(value.as_bytes());
                 continue;
             }
-            CONNECTION => declared.read(name, value.as_bytes()),
+            TRANSFER_ENCODING => {
+                declared.coding.read(value.as_bytes());
+                continue;
+            }
+            CONNECTION => declared.read_connection(value.as_bytes()),
             TRAILER => has_trailer = true,
             _ => {}
         }
@@ -116,7 +120,7 @@ fn push_target<B>(request: &Request<B>, out: &mut Vec<u8>) {
     out.extend_from_slice(target.as_bytes());
 }
 
-#[inline]
+#[inline(always)] // for the loop over the fields
 fn push_field(out: &mut Vec<u8>, name: &HeaderName, value: &[u8], style: NameStyle) {
     let name = name.as_str().as_bytes();
     // Once for the four parts.

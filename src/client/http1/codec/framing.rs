@@ -62,7 +62,7 @@ impl Declared {
     }
 
     #[inline(never)]
-    fn read_connection(&mut self, value: &[u8]) {
+    pub(super) fn read_connection(&mut self, value: &[u8]) {
         for option in members(value) {
             self.close |= option.eq_ignore_ascii_case(b"close");
             // In a value with octets that no option has, the option isn't certain.
@@ -113,8 +113,7 @@ impl Declared {
 }
 
 impl Length {
-    #[inline]
-    fn read(&mut self, value: &[u8]) {
+    pub(super) fn read(&mut self, value: &[u8]) {
         *self = match (parse_decimal(value), *self) {
             (Some(length), Self::Absent) if value[0] != b'0' || value.len() == 1 => Self::Canonical(length),
             _ => self.with_members(value),
@@ -144,8 +143,7 @@ impl Length {
 }
 
 impl Coding {
-    #[inline]
-    fn read(&mut self, value: &[u8]) {
+    pub(super) fn read(&mut self, value: &[u8]) {
         let is_chunked = *self == Self::Absent && value.eq_ignore_ascii_case(b"chunked");
         *self = if is_chunked { Self::Chunked } else { Self::Other };
     }
