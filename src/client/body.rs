@@ -62,7 +62,7 @@ enum Rest {
     },
     /// An HTTP/2 body: a task of its own drives its connection.
     #[cfg(feature = "http2")]
-    Shared(super::http2::Reader),
+    Shared(super::http2::Body),
 }
 
 /// A connection that is to go back to its pool.
@@ -141,10 +141,8 @@ impl ResponseBody {
     }
 
     #[cfg(feature = "http2")]
-    pub(super) fn shared(body: Incoming, stream: super::http2::Stream) -> Self {
-        let mut this = Self::new(&body);
-        this.rest = Rest::Shared(super::http2::Reader::new(body, stream));
-        this
+    pub(super) fn shared(body: super::http2::Body) -> Self {
+        Self { length: body.length(), rest: Rest::Shared(body), ..Self::empty() }
     }
 
     fn new(body: &Incoming) -> Self {
@@ -192,9 +190,9 @@ impl ResponseBody {
                 (frame.map(|frame| frame.map_err(failed)), body.is_end_stream())
             }
             #[cfg(feature = "http2")]
-            Rest::Shared(reader) => {
-                let frame = ready!(reader.poll_frame(cx));
-                (frame, reader.is_end_stream())
+            Rest::Shared(body) => {
+                let frame = ready!(body.poll_frame(cx));
+                (frame, body.is_end_stream())
             }
         };
         let failed = matches!(frame, Some(Err(_)));
@@ -236,7 +234,7 @@ impl http_body::Body for ResponseBody {
                 Rest::Ended => true,
                 Rest::Leased(body, _) | Rest::Driven { body, .. } => body.is_end_stream(),
                 #[cfg(feature = "http2")]
-                Rest::Shared(reader) => reader.is_end_stream(),
+                Rest::Shared(body) => body.is_end_stream(),
             }
     }
 

@@ -86,7 +86,7 @@ impl Future for ResponseFuture {
                 }
                 #[cfg(feature = "http2")]
                 State::Http2(outcome) => match ready!(outcome.as_mut().poll(cx))? {
-                    Outcome::Answered(response) => return Poll::Ready(Ok(response)),
+                    Outcome::Answered(response) => return Poll::Ready(Ok(response.map(ResponseBody::shared))),
                     Outcome::Http1(found, request) => {
                         let reuse = Reuse::of(&request);
                         this.state = exchange(found, request, reuse);

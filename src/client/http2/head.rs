@@ -1,7 +1,8 @@
-//! How large a request's head is, and over which connection it may go: HTTP/2 servers end the whole connection when a head is
-//! larger than they take, and not all of them say before how large that is.
+//! The size of a request's head, and the connections that it may use.
+//!
+//! HTTP/2 servers end the whole connection for a head that is too large for them, and not all of them announce their limit.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use axum_core::body::Body;
 use http::Request;
@@ -9,49 +10,43 @@ use http::Request;
 use crate::error::{Error, ErrorKind};
 
 /// The size of a request's head, in bytes as RFC 9113, section 6.5.2, counts them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct HeadSize {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in super::super) struct HeadSize {
     total: usize,
-    /// The largest field: name and value alone.
+    /// Name and value of the largest field.
     field: usize,
 }
 
-/// Which connection a request may go over.
+/// Which connection a request may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Share {
+pub(in super::super) enum Share {
     Shared,
-    /// One of its own: the backend may end it for the head's sake.
+    /// A dedicated one: the backend may end it because of the request.
     Alone,
 }
 
-/// What heads the backend takes.
+/// The heads that the backend accepts.
 #[derive(Debug, Default)]
 pub(super) struct HeadLimit {
     /// The operator's limit.
-    most: Option<usize>,
-    /// The largest head, and the largest field, that were answered though the backend had set no limit.
-    proven: HeadSizes,
-}
-
-#[derive(Debug, Default)]
-struct HeadSizes {
-    total: AtomicUsize,
-    field: AtomicUsize,
+    max: Option<usize>,
+    /// The largest head and the largest field that got a response, where the backend had set no limit.
+    proven: Mutex<HeadSize>,
 }
 
 /// The limit where neither the operator nor the backend has set one.
-const USUAL: usize = 64 * 1024;
+const DEFAULT_MAX: usize = 64 * 1024;
 
-/// What servers take that set no limit: nginx, by default, a field of 8 KiB and four times that together.
+/// A head that servers accept which set no limit. nginx's defaults are a field of 8 KiB, and four times that together.
 const ORDINARY: HeadSize = HeadSize { total: 32_000, field: 8000 };
 
-/// What a field costs beside its name and value.
+/// What a field counts beside its name and value.
 const PER_FIELD: usize = 32;
 
 impl HeadSize {
-    pub(super) fn of(request: &Request<Body>) -> Self {
+    pub(in super::super) fn of(request: &Request<Body>) -> Self {
         let target = request.uri().path_and_query().map_or(1, |target| target.as_str().len());
-        // `:authority` is `host`, by another name. The longest scheme is `https`.
+        // `:authority` replaces `host`. The longest scheme is `https`.
         let pseudo = [":method".len() + request.method().as_str().len(), ":path".len() + target, ":scheme".len() + 5];
         let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
         let mut size = Self { total: ":authority".len() - "host".len(), field: 0 };
@@ -68,44 +63,49 @@ impl HeadSize {
 }
 
 impl HeadLimit {
-    pub(super) fn new(most: Option<usize>) -> Self {
-        Self { most, proven: HeadSizes::default() }
+    pub(super) fn new(max: Option<usize>) -> Self {
+        Self { max, proven: Mutex::default() }
     }
 
-    /// Decides over which connection a request may go to a backend with this limit of its own.
+    /// Decides which connection a request may use, where the backend has set this limit.
     ///
     /// # Errors
     ///
-    /// The head is too large for any.
+    /// The head is larger than the limit.
     pub(super) fn admit(&self, head: HeadSize, backends: Option<usize>) -> Result<Share, Error> {
-        let most = match (self.most, backends) {
-            (Some(most), Some(backends)) => most.min(backends),
-            (most, backends) => most.or(backends).unwrap_or(USUAL),
+        let max = match (self.max, backends) {
+            (Some(max), Some(backends)) => max.min(backends),
+            (max, backends) => max.or(backends).unwrap_or(DEFAULT_MAX),
         };
-        if head.total > most {
-            let why = format!("its {} bytes are more than the {most} that may be sent", head.total);
+        if head.total > max {
+            let why = format!("its {} bytes are more than the {max} that may be sent", head.total);
             return Err(Error::with_source(ErrorKind::RequestHeadTooLarge, why));
         }
-        let proven = HeadSize {
-            total: self.proven.total.load(Ordering::Relaxed).max(ORDINARY.total),
-            field: self.proven.field.load(Ordering::Relaxed).max(ORDINARY.field),
-        };
-        let is_known = backends.is_some() || head.is_within(proven);
-        Ok(if is_known { Share::Shared } else { Share::Alone })
+        let is_accepted = backends.is_some() || head.is_within(ORDINARY) || head.is_within(self.proven());
+        Ok(if is_accepted { Share::Shared } else { Share::Alone })
     }
 
-    /// Learns that the backend has answered a request with such a head.
+    /// Records that the backend has responded to a request with such a head.
     pub(super) fn prove(&self, head: HeadSize) {
-        self.proven.total.fetch_max(head.total, Ordering::Relaxed);
-        self.proven.field.fetch_max(head.field, Ordering::Relaxed);
+        let mut proven = self.lock();
+        *proven = HeadSize { total: proven.total.max(head.total), field: proven.field.max(head.field) };
     }
 
-    /// Forgets what was learned, when a request failed that was sent for its sake: the backend may be another by now.
+    /// Forgets what was recorded, if a request failed that relied on it: the backend may have been replaced.
     pub(super) fn doubt(&self, head: HeadSize) {
         if !head.is_within(ORDINARY) {
-            self.proven.total.store(0, Ordering::Relaxed);
-            self.proven.field.store(0, Ordering::Relaxed);
+            *self.lock() = HeadSize::default();
         }
+    }
+
+    /// Returns the largest head that is known to be accepted.
+    fn proven(&self) -> HeadSize {
+        let proven = *self.lock();
+        HeadSize { total: proven.total.max(ORDINARY.total), field: proven.field.max(ORDINARY.field) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HeadSize> {
+        self.proven.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -148,12 +148,12 @@ mod tests {
         limit.prove(size(20_000, 1));
         assert_eq!(limit.admit(size(16_000, 1), None).unwrap(), Share::Shared);
         assert_eq!(limit.admit(size(20_001, 1), None).unwrap(), Share::Alone);
-        // Nothing is learned of heads that any server takes.
+        // A failure of a head that every server accepts shows nothing.
         limit.doubt(size(100, 1));
         assert_eq!(limit.admit(size(16_000, 1), None).unwrap(), Share::Shared);
         limit.doubt(size(16_000, 1));
         assert_eq!(limit.admit(size(16_000, 1), None).unwrap(), Share::Alone);
-        // The operator's word is a limit, not a promise of the backend.
+        // The operator's limit doesn't say what the backend accepts.
         let limit = HeadLimit::new(Some(100_000));
         assert_eq!(limit.admit(size(66_000, 1), None).unwrap(), Share::Alone);
         assert!(limit.admit(size(66_000, 1), Some(65_536)).is_err());

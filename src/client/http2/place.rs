@@ -20,7 +20,9 @@ use super::{
         limit::Permit,
     },
     Connections, Taken,
+    connection::Observer,
     head::Share,
+    pool,
 };
 use crate::error::Error;
 
@@ -37,7 +39,7 @@ impl Dispatcher {
     pub(super) async fn take_http2(self: &Arc<Self>, freshness: Freshness, share: Share) -> Result<Taken, Error> {
         if share == Share::Shared
             && !self.http2.freed.is_awaited()
-            && let Some(stream) = self.http2.take()
+            && let Some(stream) = self.http2.open.take()
         {
             return Ok(Taken::Http2(stream));
         }
@@ -54,7 +56,7 @@ impl Dispatcher {
                     let connection = self.connector.handshake_http1(io).await?;
                     return Ok::<_, BoxError>(Taken::Http1(Checkout { connection, idle: None }));
                 }
-                Ok(Taken::Http2(self.http2.open(io, share).await?))
+                Ok(Taken::Http2(self.http2.open.open(io, share, self.http2.observer()).await?))
             })
             .await
     }
@@ -66,7 +68,7 @@ impl Dispatcher {
         // There's one request at a time here. A permit of `freed` is stored for it as soon as something has changed.
         loop {
             if share == Share::Shared
-                && let Some(stream) = self.http2.take()
+                && let Some(stream) = self.http2.open.take()
             {
                 return Place::Taken(Taken::Http2(stream));
             }
@@ -89,7 +91,7 @@ impl Dispatcher {
             match share {
                 Share::Shared => {
                     // One that may be frozen is better than none.
-                    if let Some(stream) = self.http2.take_silent() {
+                    if let Some(stream) = self.http2.open.take_silent() {
                         return Place::Taken(Taken::Http2(stream));
                     }
                 }
@@ -114,8 +116,9 @@ impl Connections {
 }
 
 /// That a stream or a connection has ended, where there are as many as there may be.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Freed {
+    open: Arc<pool::Pool>,
     notify: Notify,
     /// How many wait for it: it isn't for requests that come after. Who is woken doesn't depend on it.
     waiting: AtomicUsize,
@@ -124,6 +127,10 @@ pub(super) struct Freed {
 }
 
 impl Freed {
+    pub(super) fn new(open: Arc<pool::Pool>) -> Self {
+        Self { open, notify: Notify::new(), waiting: AtomicUsize::new(0), is_unused_wanted: AtomicBool::new(false) }
+    }
+
     /// Has the waiter look again. If there's none now, the next one does, once more than it needs.
     pub(super) fn tell(&self) {
         self.notify.notify_one();
@@ -136,6 +143,19 @@ impl Freed {
     fn awaited(&self) -> Awaited<'_> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         Awaited { freed: self }
+    }
+}
+
+impl Observer for Freed {
+    fn stream_ended(&self, is_unused: bool) {
+        self.tell();
+        if is_unused && self.is_unused_wanted.load(Ordering::SeqCst) {
+            self.open.remove_unused();
+        }
+    }
+
+    fn capacity_changed(&self) {
+        self.tell();
     }
 }
 

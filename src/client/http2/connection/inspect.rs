@@ -1,4 +1,4 @@
-//! A connection's octets, looked at as hyper reads them.
+//! The I/O of a connection, which parses the backend's frames as hyper reads them.
 
 use std::{
     io,
@@ -9,35 +9,34 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{frames::Frames, load::Load};
+use super::{frames::Frames, shared::Connection};
 
-/// A connection whose peer's frames are followed for its [`Load`].
+/// The I/O of a connection.
 pub(super) struct Inspected<T> {
     inner: T,
     frames: Frames,
-    /// How many of the peer's SETTINGS the load knows.
+    /// How many of the backend's SETTINGS the connection knows.
     known: u32,
-    load: Arc<Load>,
+    connection: Arc<Connection>,
 }
 
 impl<T> Inspected<T> {
-    pub(super) fn new(inner: T, load: Arc<Load>) -> Self {
-        Self { inner, frames: Frames::default(), known: 0, load }
+    pub(super) fn new(inner: T, connection: Arc<Connection>) -> Self {
+        Self { inner, frames: Frames::default(), known: 0, connection }
     }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Inspected<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { inner, frames, known, load } = self.get_mut();
+        let Self { inner, frames, known, connection } = self.get_mut();
         let peer = frames.peer();
-        if peer.frames != *known {
-            *known = peer.frames;
+        if peer.settings != *known {
+            *known = peer.settings;
             // h2 reads on when it has applied what came before.
-            load.settle(peer);
+            connection.set(peer);
         }
-        if frames.is_charged(load.windows.allowance()) {
-            load.make_room(frames);
-            // An answer whose head has just come has no reader yet: its task gets a turn.
+        if connection.make_room(frames) {
+            // A response whose head has just come has no reader yet: its task runs first.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -45,10 +44,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Inspected<T> {
         ready!(Pin::new(inner).poll_read(cx, buf))?;
         let read = &buf.filled()[before..];
         if !read.is_empty() {
-            load.hear();
+            frames.read(read);
+            connection.read(frames);
         }
-        frames.read(read);
-        load.watch(frames);
         Poll::Ready(Ok(()))
     }
 }

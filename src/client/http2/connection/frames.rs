@@ -1,60 +1,51 @@
-//! The frames that a peer sends (RFC 9113, section 4.1), followed in passing: hyper shows neither the peer's limit for request
-//! heads nor what its small frames cost.
+//! A parser of the frames that the backend sends (RFC 9113, section 4.1), for what hyper doesn't show of them.
 
-/// Follows the octets of one direction, in pieces of any size. It keeps a frame's head and one setting, never a payload.
+use super::charges::Charges;
+
+/// Parses the octets of one direction, in pieces of any size. It stores a frame's header and one setting, never a payload.
 #[derive(Debug, Default)]
-pub(in super::super) struct Frames {
-    /// A frame's head, or a part of its payload, as far as it has come.
-    part: [u8; HEAD],
-    have: usize,
-    /// How much of the frame's payload is to come.
+pub(super) struct Frames {
+    /// A frame's header, or a part of its payload, of which `filled` octets have come.
+    part: [u8; HEADER],
+    filled: usize,
+    /// How much of the frame's payload is still to come.
     left: usize,
     payload: Payload,
     peer: Peer,
-    /// How large the head of an answer is that comes, in octets as they are sent.
+    /// The size of the field block that is coming, in octets on the wire.
     block: usize,
-    /// The largest one since this was asked last.
+    /// The largest block since the last call of [`largest_block`](Self::largest_block).
     largest: usize,
-    /// The first frame wasn't SETTINGS: the peer doesn't speak HTTP/2.
+    /// Whether the first frame wasn't SETTINGS: the peer doesn't speak HTTP/2.
     is_foreign: bool,
     charges: Charges,
 }
 
-/// What h2 charges a connection for DATA frames, as it counts (0.4.20, `proto/streams/counts.rs`). It ends a connection that is
-/// charged half of its window, or that has had more than 100 empty frames.
-#[derive(Debug, Default)]
-struct Charges {
-    /// For small frames that are unread, or that came on streams that had been reset: h2 never takes those back.
-    open: usize,
-    /// For small frames at all, since this was asked last.
-    fresh: usize,
-    empty: usize,
-}
-
-/// What is read of a frame's payload.
+/// The part of a frame's payload that is parsed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Payload {
     #[default]
     Nothing,
     Settings,
     GoAway,
-    /// How much padding a DATA frame has.
+    /// The length of a DATA frame's padding.
     Padding,
 }
 
-/// What the peer has set (RFC 9113, section 6.5) and said of the connection.
+/// What the peer has sent about the connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in super::super) struct Peer {
-    /// How many SETTINGS frames have come whole.
-    pub(super) frames: u32,
+pub(super) struct Peer {
+    /// How many SETTINGS frames are complete.
+    pub(super) settings: u32,
+    /// SETTINGS_MAX_HEADER_LIST_SIZE (RFC 9113, section 6.5.2).
     pub(super) max_header_list_size: Option<u32>,
-    /// Why it ends the connection: the code of its last GOAWAY.
-    pub(super) goes_for: Option<u32>,
+    /// The error code of the last GOAWAY.
+    pub(super) goaway: Option<u32>,
 }
 
-const HEAD: usize = 9;
+const HEADER: usize = 9;
 const SETTING: usize = 6;
-/// The last stream, and the error code.
+/// The last stream's identifier, and the error code.
 const LAST_AND_CODE: usize = 8;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -66,12 +57,9 @@ const END_STREAM: u8 = 1;
 const PADDED: u8 = 8;
 const MAX_HEADER_LIST_SIZE: u16 = 6;
 
-/// What h2 takes for the least payload of a DATA frame that is worth its head.
-pub(super) const WORTHWHILE: usize = 256;
-
 impl Frames {
-    /// Follows what was read next.
-    pub(in super::super) fn read(&mut self, mut bytes: &[u8]) {
+    /// Parses the octets that were read next.
+    pub(super) fn read(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && !self.is_foreign {
             let part = match self.payload {
                 Payload::Nothing => usize::MAX,
@@ -80,15 +68,15 @@ impl Frames {
                 Payload::Padding => 1,
             };
             if self.left == 0 {
-                if self.fill(&mut bytes, HEAD) {
+                if self.fill(&mut bytes, HEADER) {
                     self.begin();
                 }
-            } else if self.left + self.have >= part {
-                let before = self.have;
+            } else if self.left + self.filled >= part {
+                let before = self.filled;
                 let is_whole = self.fill(&mut bytes, part);
-                self.left -= if is_whole { part } else { self.have } - before;
+                self.left -= if is_whole { part } else { self.filled } - before;
                 if is_whole {
-                    self.set();
+                    self.parse_payload();
                 }
                 self.end();
             } else {
@@ -100,20 +88,20 @@ impl Frames {
         }
     }
 
-    /// Collects a part of so many octets; `true` if it's whole.
+    /// Collects a part of so many octets. Returns whether it's complete.
     fn fill(&mut self, bytes: &mut &[u8], size: usize) -> bool {
-        let (taken, rest) = bytes.split_at(bytes.len().min(size - self.have));
-        self.part[self.have..self.have + taken.len()].copy_from_slice(taken);
+        let (taken, rest) = bytes.split_at(bytes.len().min(size - self.filled));
+        self.part[self.filled..self.filled + taken.len()].copy_from_slice(taken);
         *bytes = rest;
-        self.have += taken.len();
-        let is_whole = self.have == size;
+        self.filled += taken.len();
+        let is_whole = self.filled == size;
         if is_whole {
-            self.have = 0;
+            self.filled = 0;
         }
         is_whole
     }
 
-    /// Reads a frame's head.
+    /// Parses a frame's header.
     fn begin(&mut self) {
         let [a, b, c, kind, flags, stream @ ..] = self.part;
         self.left = u32::from_be_bytes([0, a, b, c]) as usize;
@@ -122,7 +110,7 @@ impl Frames {
             GOAWAY => Payload::GoAway,
             _ => Payload::Nothing,
         };
-        if self.peer.frames == 0 && !(self.payload == Payload::Settings && stream == [0; 4]) {
+        if self.peer.settings == 0 && !(self.payload == Payload::Settings && stream == [0; 4]) {
             self.is_foreign = true;
             return;
         }
@@ -142,11 +130,12 @@ impl Frames {
         self.end();
     }
 
-    fn set(&mut self) {
+    /// Parses a part of a frame's payload.
+    fn parse_payload(&mut self) {
         let [a, b, c, d, e, f, g, h, _] = self.part;
         match self.payload {
             Payload::GoAway => {
-                self.peer.goes_for = Some(u32::from_be_bytes([e, f, g, h]));
+                self.peer.goaway = Some(u32::from_be_bytes([e, f, g, h]));
                 self.payload = Payload::Nothing;
             }
             Payload::Padding => {
@@ -160,63 +149,30 @@ impl Frames {
         }
     }
 
+    /// Ends the frame, if all of its payload has come.
     fn end(&mut self) {
         if self.left > 0 {
             return;
         }
-        self.have = 0;
+        self.filled = 0;
         if self.payload == Payload::Settings {
-            self.peer.frames = self.peer.frames.saturating_add(1);
+            self.peer.settings = self.peer.settings.saturating_add(1);
         }
         self.payload = Payload::Nothing;
     }
 
-    /// Returns how large the largest head of an answer is that has come, or is coming, since this was asked last, in octets as they
-    /// are sent; 0 if there is none. What follows it in the same read doesn't hide it.
+    /// Returns the size of the largest field block that has come, or is coming, since the last call, in octets on the wire; 0 if
+    /// there was none. Frames that follow it in the same read don't hide it.
     pub(super) fn largest_block(&mut self) -> usize {
         std::mem::take(&mut self.largest)
     }
 
-    /// Whether small frames have been charged so much since it was asked last.
-    pub(super) fn is_charged(&mut self, allowance: usize) -> bool {
-        let is_charged = self.charges.fresh >= allowance;
-        if is_charged {
-            self.charges.fresh = 0;
-        }
-        is_charged
+    pub(super) fn charges(&mut self) -> &mut Charges {
+        &mut self.charges
     }
 
-    /// Takes back what was charged for frames that have been read.
-    pub(super) fn release(&mut self, charge: usize) {
-        self.charges.open = self.charges.open.saturating_sub(charge);
-    }
-
-    /// Returns what is charged.
-    pub(super) fn charged(&self) -> usize {
-        self.charges.open
-    }
-
-    /// Returns how many empty frames have come.
-    pub(super) fn empty(&self) -> usize {
-        self.charges.empty
-    }
-
-    /// Returns what the peer has set.
-    pub(in super::super) fn peer(&self) -> Peer {
+    pub(super) fn peer(&self) -> Peer {
         self.peer
-    }
-}
-
-impl Charges {
-    fn add(&mut self, payload: usize) {
-        if payload == 0 {
-            self.empty = self.empty.saturating_add(1);
-        } else if payload < WORTHWHILE {
-            self.open = self.open.saturating_add(WORTHWHILE - payload);
-            self.fresh = self.fresh.saturating_add(WORTHWHILE - payload);
-        } else {
-            self.open = self.open.saturating_sub(payload - WORTHWHILE);
-        }
     }
 }
 
@@ -243,7 +199,7 @@ mod tests {
             frame(8, 0, 0, &[0; 4]),
             frame(DATA, 0, 1, &setting(6, 9)),
             frame(SETTINGS, 0, 0, &[]),
-            // One octet too many: it's h2's to refuse.
+            // One octet too many, which h2 refuses.
             frame(SETTINGS, 0, 0, &[&setting(6, 7)[..], &[1]].concat()),
             frame(SETTINGS, 0, 0, &setting(6, 8)),
             frame(GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 11, b'w', b'h', b'y']),
@@ -257,10 +213,10 @@ mod tests {
                 frames.read(piece);
                 seen.push(frames.peer());
             }
-            assert_eq!(frames.peer(), Peer { frames: 4, max_header_list_size: Some(8), goes_for: Some(11) }, "{size}");
-            assert!(!frames.is_foreign && seen.is_sorted_by_key(|peer| peer.frames), "{size}");
+            assert_eq!(frames.peer(), Peer { settings: 4, max_header_list_size: Some(8), goaway: Some(11) }, "{size}");
+            assert!(!frames.is_foreign && seen.is_sorted_by_key(|peer| peer.settings), "{size}");
             if size == 1 {
-                let first = Peer { frames: 1, max_header_list_size: Some(0x0102_0304), goes_for: None };
+                let first = Peer { settings: 1, max_header_list_size: Some(0x0102_0304), goaway: None };
                 assert!(seen.contains(&first));
             }
         }
@@ -294,43 +250,35 @@ mod tests {
     }
 
     #[test]
-    fn small_frames_are_counted_as_h2_counts_them() {
+    fn data_frames_are_charged_for_their_payload_without_padding() {
         let padded = |padding: u8, data: usize| [&[padding][..], &vec![0; data + usize::from(padding)]].concat();
-        for (flags, payload, cost, empty) in [
-            (0, vec![0; 1], 255, 0),
-            (0, vec![0; 16], 240, 0),
-            (0, vec![0; 256], 0, 0),
-            (0, vec![], 0, 1),
-            (1, vec![0; 1], 0, 0),
-            (1, vec![], 0, 0),
-            (8, padded(0, 1), 255, 0),
-            (8, padded(100, 56), 200, 0),
-            (8, padded(255, 0), 0, 1),
-            (8, padded(9, 4000), 0, 0),
+        for (flags, payload, charged) in [
+            (0, vec![0; 1], &[1][..]),
+            (0, vec![0; 256], &[256]),
+            (0, vec![], &[0]),
+            // The end of a stream costs nothing.
+            (1, vec![0; 1], &[]),
+            (1, vec![], &[]),
+            (8, padded(0, 1), &[1]),
+            (8, padded(100, 56), &[56]),
+            (8, padded(255, 0), &[0]),
+            (8, padded(9, 4000), &[4000]),
         ] {
+            let mut expected = Charges::default();
+            charged.iter().for_each(|payload| expected.add(*payload));
             for size in [1, 7, 10_000] {
                 let mut frames = Frames::default();
                 frames.read(&frame(SETTINGS, 0, 0, &[]));
                 for piece in frame(DATA, flags, 1, &payload).chunks(size) {
                     frames.read(piece);
                 }
-                let seen = (frames.charged(), frames.charges.fresh, frames.empty());
-                assert_eq!(seen, (cost, cost, empty), "{flags} {payload:?}");
+                assert_eq!(format!("{:?}", frames.charges), format!("{expected:?}"), "{flags} {payload:?}");
             }
         }
-        // Large frames take back, and so does what was read.
-        let mut frames = Frames::default();
-        frames.read(&frame(SETTINGS, 0, 0, &[]));
-        frames.read(&frame(DATA, 0, 1, &[0]).repeat(10));
-        frames.read(&frame(DATA, 0, 1, &[0; 300]));
-        assert_eq!(frames.charged(), 2550 - 44);
-        frames.release(2550);
-        assert_eq!(frames.charged(), 0);
-        assert!(frames.is_charged(2550) && !frames.is_charged(1));
     }
 
     proptest! {
-        /// Whatever comes: nothing panics, and what shows doesn't depend on how it's read.
+        /// Arbitrary octets cause no panic, and the result doesn't depend on the pieces in which they come.
         #[test]
         fn frames_are_parsed_the_same_in_any_pieces(bytes in vec(any::<u8>(), 0..200), size in 1..50_usize, is_http2: bool) {
             let start = if is_http2 { frame(SETTINGS, 0, 0, &[]) } else { Vec::new() };
