@@ -1,4 +1,4 @@
-//! Instructions per request, counted by callgrind. The figure doesn't depend on the load of the machine.
+//! Instructions and code lines per request, counted by callgrind. The figures don't depend on the load of the machine.
 //!
 //! ```sh
 //! cargo bench --bench instructions
@@ -9,10 +9,13 @@
 //! This process is the client and the backend. The proxy is a child process under valgrind, and only its instructions
 //! are counted. It runs twice for each scenario, with few requests and with many, so that the difference excludes the
 //! start.
+//!
+//! A code line is a piece of 64 bytes of code, as the CPU's instruction cache has them. One is counted if an instruction in
+//! it is executed at least once for every second request that the longer run has more.
 #![allow(clippy::exit, clippy::print_stdout)] // the child ends with its input, whatever it serves
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     env,
     error::Error,
     fs,
@@ -43,6 +46,9 @@ enum Mounted {
     Basic,
     Bearer,
     RemoteUser,
+    /// In front of a backend that speaks HTTP/2, in cleartext and without negotiation.
+    #[cfg(feature = "http2")]
+    Http2,
     /// After the one of `RemoteUser`.
     #[cfg(all(feature = "assertion", feature = "tls-ring"))]
     Assertion,
@@ -60,6 +66,10 @@ const SCENARIOS: &[Scenario] = {
         Scenario { name: "basic", request: SMALL, body: 0, mounted: Some(Basic) },
         Scenario { name: "bearer", request: SMALL, body: 0, mounted: Some(Bearer) },
         Scenario { name: "remote-user", request: SMALL, body: 0, mounted: Some(RemoteUser) },
+        #[cfg(feature = "http2")]
+        Scenario { name: "h2-get", request: SMALL, body: 0, mounted: Some(Mounted::Http2) },
+        #[cfg(feature = "http2")]
+        Scenario { name: "h2-post", request: "POST /mydir/echo", body: 1024, mounted: Some(Mounted::Http2) },
         #[cfg(all(feature = "assertion", feature = "tls-ring"))]
         Scenario { name: "assertion", request: SMALL, body: 0, mounted: Some(Mounted::Assertion) },
     ]
@@ -71,8 +81,12 @@ const MANY: usize = 2500;
 const CONNECTIONS: usize = 8;
 /// The body of a small response.
 const SMALL: [u8; 128] = [b'x'; 128];
-/// By how many percent a row may differ from the recorded one.
+/// By how many percent the instructions of a row may differ from the recorded ones.
 const TOLERANCE: f64 = 3.0;
+/// The same for its code lines. They depend on where the linker puts a function.
+const LINES_TOLERANCE: f64 = 5.0;
+/// The size of a code line, as a power of two.
+const LINE_BITS: u32 = 6;
 /// The number of functions that are listed.
 const FUNCTIONS: usize = 60;
 /// The timeout of a response, far above what it takes.
@@ -108,42 +122,78 @@ fn main() -> ExitCode {
 
 // ---- The reports ----
 
+/// The cost of a request.
+struct Cost {
+    instructions: u64,
+    lines: u64,
+}
+
 /// Prints the cost of a request in each scenario. With `check`, compares it with the table in the README.
 fn table(check: bool) -> Outcome {
-    let recorded_counts = if check { recorded()? } else { HashMap::new() };
-    let counts = SCENARIOS.iter().map(|scenario| {
-        let (few, many) = (total(&run(scenario, FEW)?)?, total(&run(scenario, MANY)?)?);
-        Ok(many.saturating_sub(few) / (MANY - FEW) as u64)
-    });
-    let counts = counts.collect::<Outcome<Vec<u64>>>()?;
+    let recorded_costs = if check { recorded()? } else { HashMap::new() };
     let (mut above, mut below) = (false, false);
-    println!("| scenario | instructions per request |{}", if check { " recorded | change |" } else { "" });
-    println!("|---|---:|{}", if check { "---:|---:|" } else { "" });
-    for (Scenario { name, .. }, count) in SCENARIOS.iter().zip(counts) {
-        print!("| {name} | {} |", grouped(count));
-        if check {
-            let recorded = *recorded_counts.get(name).ok_or(format!("benches/README.md has no row {name}"))?;
-            let change = (count as f64 / recorded as f64 - 1.0) * 100.0;
-            above |= change > TOLERANCE;
-            below |= change < -TOLERANCE;
-            print!(" {} | {change:+.1} % |", grouped(recorded));
+    if check {
+        println!(
+            "| scenario | instructions per request | recorded | change | code lines per request | recorded | change |"
+        );
+        println!("|---|---:|---:|---:|---:|---:|---:|");
+    } else {
+        println!("| scenario | instructions per request | code lines per request |");
+        println!("|---|---:|---:|");
+    }
+    for scenario in SCENARIOS {
+        let (name, cost) = (scenario.name, cost(scenario)?);
+        if !check {
+            println!("| {name} | {} | {} |", grouped(cost.instructions), grouped(cost.lines));
+            continue;
         }
-        println!();
+        let recorded = recorded_costs.get(name).ok_or(format!("benches/README.md has no row {name}"))?;
+        let mut compare = |count: u64, recorded: u64, tolerance: f64| {
+            let change = (count as f64 / recorded as f64 - 1.0) * 100.0;
+            above |= change > tolerance;
+            below |= change < -tolerance;
+            format!("{} | {} | {change:+.1} %", grouped(count), grouped(recorded))
+        };
+        let instructions = compare(cost.instructions, recorded.instructions, TOLERANCE);
+        let lines = compare(cost.lines, recorded.lines, LINES_TOLERANCE);
+        println!("| {name} | {instructions} | {lines} |");
     }
     if below {
         eprintln!("instructions: fewer than recorded; update the table in benches/README.md");
     }
-    if above { Err(format!("more than {TOLERANCE} % above the table in benches/README.md").into()) } else { Ok(()) }
+    if above {
+        let tolerance = format!("{TOLERANCE} % (code lines: {LINES_TOLERANCE} %)");
+        return Err(format!("more than {tolerance} above the table in benches/README.md").into());
+    }
+    Ok(())
+}
+
+/// Runs a scenario with few requests and with many.
+fn cost(scenario: &Scenario) -> Outcome<Cost> {
+    let (few, many) = (run(scenario, FEW)?, run(scenario, MANY)?);
+    let requests = (MANY - FEW) as u64;
+    let instructions = total(&many)?.saturating_sub(total(&few)?) / requests;
+    let (few, many) = (executions(&few)?, executions(&many)?);
+    let lines: HashSet<_> = many
+        .iter()
+        .filter(|&(place, count)| (count - few.get(place).unwrap_or(&0).min(count)) * 2 >= requests)
+        .map(|((object, address), _)| (object, address >> LINE_BITS))
+        .collect();
+    Ok(Cost { instructions, lines: lines.len() as u64 })
 }
 
 /// Reads the rows of the table in the README.
-fn recorded() -> Outcome<HashMap<&'static str, u64>> {
+fn recorded() -> Outcome<HashMap<&'static str, Cost>> {
     let rows = include_str!("README.md").lines().filter_map(|line| {
         let mut cells = line.split('|').skip(1).map(str::trim);
-        let (name, count) = (cells.next()?, cells.next()?);
-        SCENARIOS.iter().any(|scenario| scenario.name == name).then_some((name, count))
+        let (name, instructions, lines) = (cells.next()?, cells.next()?, cells.next()?);
+        SCENARIOS.iter().any(|scenario| scenario.name == name).then_some((name, instructions, lines))
     });
-    rows.map(|(name, count)| Ok((name, count.replace(',', "").parse()?))).collect()
+    let number = |cell: &str| cell.replace(',', "").parse::<u64>();
+    rows.map(|(name, instructions, lines)| {
+        Ok((name, Cost { instructions: number(instructions)?, lines: number(lines)? }))
+    })
+    .collect()
 }
 
 /// Prints the most expensive functions in a request of one scenario.
@@ -195,7 +245,9 @@ fn run(scenario: &Scenario, requests: usize) -> Outcome<PathBuf> {
     let counts = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("callgrind.{}.{requests}", scenario.name));
     let mut command = Command::new("valgrind");
     command.args(["--quiet", "--tool=callgrind"]).arg(format!("--callgrind-out-file={}", counts.display()));
-    command.arg(env::current_exe()?).args(["--proxy", scenario.name]).arg(backend()?);
+    // A count for each instruction, with names and addresses in full.
+    command.args(["--dump-instr=yes", "--compress-strings=no", "--compress-pos=no"]);
+    command.arg(env::current_exe()?).args(["--proxy", scenario.name]).arg(backend(scenario)?);
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => "valgrind isn't installed".to_owned(),
@@ -238,8 +290,38 @@ fn total(counts: &PathBuf) -> Outcome<u64> {
     Ok(total.ok_or("callgrind counted nothing")?.trim().parse()?)
 }
 
+/// Reads how often each instruction was executed: by the file of its code, and its address there.
+fn executions(counts: &PathBuf) -> Outcome<HashMap<(String, u64), u64>> {
+    let mut executions: HashMap<_, u64> = HashMap::new();
+    let (mut object, mut is_call) = ("", false);
+    let text = fs::read_to_string(counts)?;
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("ob=") {
+            object = name;
+        } else if line.starts_with("calls=") {
+            // The next line has what the called function cost.
+            is_call = true;
+        } else if let Some(line) = line.strip_prefix("0x") {
+            // The address, the number of the source line, and the count.
+            let mut columns = line.split(' ');
+            let (address, count) = (columns.next(), columns.nth(1));
+            if let (false, Some(address), Some(count)) = (is_call, address, count) {
+                let place = (object.to_owned(), u64::from_str_radix(address, 16)?);
+                *executions.entry(place).or_default() += count.parse::<u64>()?;
+            }
+            is_call = false;
+        }
+    }
+    if executions.is_empty() { Err("callgrind counted no instruction".into()) } else { Ok(executions) }
+}
+
 /// Starts a backend and returns its origin.
-fn backend() -> io::Result<String> {
+fn backend(scenario: &Scenario) -> io::Result<String> {
+    let answer = match scenario.mounted {
+        #[cfg(feature = "http2")]
+        Some(Mounted::Http2) => http2::answer,
+        _ => answer,
+    };
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let origin = format!("http://{}", listener.local_addr()?);
     thread::spawn(move || {
@@ -298,6 +380,92 @@ fn message(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
+/// The backend that speaks HTTP/2.
+#[cfg(feature = "http2")]
+mod http2 {
+    use std::{
+        io::{self, Read, Write},
+        net::TcpStream,
+    };
+
+    use super::SMALL;
+
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    // Kinds of frames (RFC 9113, section 6), and flags.
+    const DATA: u8 = 0;
+    const HEADERS: u8 = 1;
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+    const WINDOW_UPDATE: u8 = 8;
+    const END_STREAM: u8 = 1;
+    const ACK: u8 = 1;
+    const END_HEADERS: u8 = 4;
+
+    /// Answers each request in a single write. A `POST` is one with a body, which is the response's.
+    pub(super) fn answer(mut stream: TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        stream.read_exact(&mut [0; PREFACE.len()])?;
+        // The connection's window never fills: it is the largest possible one.
+        let window = (i32::MAX as u32 - 65_535).to_be_bytes();
+        stream.write_all(&[frame(SETTINGS, 0, 0, &[]), frame(WINDOW_UPDATE, 0, 0, &window)].concat())?;
+        let (mut body, mut is_first) = (Vec::new(), true);
+        loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head)?;
+            let [a, b, c, kind, flags, id @ ..] = head;
+            let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+            stream.read_exact(&mut payload)?;
+            match kind {
+                SETTINGS if flags & ACK == 0 => stream.write_all(&frame(SETTINGS, ACK, 0, &[]))?,
+                PING if flags & ACK == 0 => stream.write_all(&frame(PING, ACK, 0, &payload))?,
+                DATA => body.extend_from_slice(&payload),
+                _ => {}
+            }
+            if matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0 {
+                let (id, body) = (u32::from_be_bytes(id), std::mem::take(&mut body));
+                let body = if body.is_empty() { &SMALL[..] } else { &body };
+                let head = frame(HEADERS, END_HEADERS, id, &fields(body.len(), is_first));
+                stream.write_all(&[head, frame(DATA, END_STREAM, id, body)].concat())?;
+                is_first = false;
+            }
+        }
+    }
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let [_, length @ ..] = u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes();
+        [&length[..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    }
+
+    /// The fields of a response (RFC 7541): the first adds them to the table, and the others refer to it, as those of most
+    /// servers. All responses on a connection are of the same length.
+    fn fields(length: usize, is_first: bool) -> Vec<u8> {
+        let length = length.to_string();
+        let fields = [
+            ("server", "bench"),
+            ("date", "Mon, 01 Jan 2024 00:00:00 GMT"),
+            ("content-type", "text/plain; charset=utf-8"),
+            ("cache-control", "no-store"),
+            ("content-length", &*length),
+        ];
+        // `:status: 200`.
+        let mut block = vec![0x88];
+        for (number, (name, value)) in (0..).zip(fields) {
+            if is_first {
+                block.push(0x40);
+                for text in [name, value] {
+                    // Shorter than 127, so its length is one octet.
+                    block.push(text.len() as u8);
+                    block.extend_from_slice(text.as_bytes());
+                }
+            } else {
+                // The last one that was added is number 62.
+                block.push(0x80 | (62 + fields.len() as u8 - 1 - number));
+            }
+        }
+        block
+    }
+}
+
 // ---- The proxy ----
 
 /// Serves the app of a scenario until the input ends.
@@ -313,6 +481,11 @@ fn proxy(name: &str, backend: &str) -> Outcome {
         // The application's layer that inserts the user is a part of the row.
         Some(Mounted::RemoteUser) => {
             app.layer(proxy().upstream_layer(RemoteUserLayer::new())).layer(Extension(RemoteUser::from("alice")))
+        }
+        #[cfg(feature = "http2")]
+        Some(Mounted::Http2) => {
+            let client = tower_reverse_proxy::Client::builder(backend).http2(true);
+            app.layer(ReverseProxyLayer::new(client).prefix("/mydir"))
         }
         #[cfg(all(feature = "assertion", feature = "tls-ring"))]
         Some(Mounted::Assertion) => {
