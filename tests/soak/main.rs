@@ -1,10 +1,17 @@
-//! Thousands of tunnels and streams, over HTTP/1.1 and HTTP/2, TCP and Unix sockets, that end at random in every way
-//! from either side, and leave no tasks, descriptors or memory.
+//! Thousands of tunnels and streams, over HTTP/1.1 and HTTP/2 on either side, TCP and Unix sockets, that end at random in
+//! every way from either side, and leave no tasks, descriptors, memory or permits.
 //!
 //! A binary of its own, because it counts the tasks and descriptors of the whole process.
 #![allow(clippy::expect_used, clippy::unwrap_used)] // a missing value fails the test
 
-#[path = "it/support/websocket.rs"]
+#[cfg(feature = "http2")]
+#[path = "../it/support/frames.rs"]
+#[allow(dead_code, reason = "of the other binary")]
+mod frames;
+mod http1;
+#[cfg(feature = "http2")]
+mod http2;
+#[path = "../it/support/websocket.rs"]
 mod websocket;
 
 use std::{
@@ -13,7 +20,7 @@ use std::{
     hash::BuildHasher,
     io,
     net::SocketAddr,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -24,7 +31,7 @@ use axum::{
 };
 use http_body_util::{BodyExt, Channel};
 use hyper::{
-    client::conn::http2::{self, SendRequest},
+    client::conn::http2::{SendRequest, handshake},
     ext::Protocol,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -35,13 +42,20 @@ use tokio::{
     task::{JoinSet, yield_now},
     time::timeout,
 };
-use tower_reverse_proxy::{Client, ReverseProxyLayer, Tunnels};
-
-use self::websocket::accept_of;
+use tower_reverse_proxy::{Client, ClientBuilder, ReverseProxyLayer, Tunnels};
 
 const EXCHANGES: usize = 3_000;
 const AT_ONCE: usize = 50;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The connections of a client that has a limit, below what the exchanges that go on at once would take.
+const LIMIT: usize = 4;
+/// How long a connection stays in the pool: longer than between two exchanges, and not long to wait for its end.
+const IDLE: Duration = Duration::from_millis(20);
+/// For some of the requests of a client at its limit, too short.
+const QUEUE: Duration = Duration::from_millis(50);
+/// The timeouts of exchanges and tunnels. They end those whose other side is gone without that the front can see it: behind
+/// octets of an upload that the backend doesn't take.
+const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A number below `bound`, another one each time.
 fn random(bound: u64) -> u64 {
@@ -49,14 +63,37 @@ fn random(bound: u64) -> u64 {
     RandomState::new().hash_one(CALLS.fetch_add(1, Ordering::Relaxed)) % bound
 }
 
+/// Whether the backends answer every request and hold every connection.
+static IS_CALM: AtomicBool = AtomicBool::new(false);
+
+fn is_calm() -> bool {
+    IS_CALM.load(Ordering::Relaxed)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ended_exchanges_leave_no_tasks_descriptors_or_memory() {
-    let tunnels = Tunnels::new();
-    let mut fronts = vec![over_tcp(&tunnels).await];
+async fn ended_exchanges_leave_no_tasks_descriptors_memory_or_permits() {
+    let tunnels = Tunnels::new().half_closed_timeout(TIMEOUT);
+    let plain = |client: ClientBuilder| client.pool_max_idle(0);
+    let pooled = |client: ClientBuilder| client.pool_idle_timeout(IDLE);
+    let limited = |client: ClientBuilder| pooled(client).max_connections(LIMIT).queue_timeout(QUEUE);
+    let (http1, limited_http1) = (over_tcp().await, over_tcp().await);
+    let mut fronts = vec![
+        front(plain(Client::builder(http1.clone())), &tunnels).await,
+        front(pooled(Client::builder(http1)), &tunnels).await,
+    ];
+    #[cfg_attr(not(feature = "http2"), expect(unused_mut, reason = "HTTP/2 adds one"))]
+    let mut limited_fronts = vec![front(limited(Client::builder(limited_http1)), &tunnels).await];
     #[cfg(unix)]
     let directory = tempfile::tempdir().unwrap();
     #[cfg(unix)]
-    fronts.push(over_unix_sockets(directory.path(), &tunnels).await);
+    fronts.push(front(plain(Client::builder(over_unix_sockets(directory.path()))), &tunnels).await);
+    #[cfg(feature = "http2")]
+    {
+        let (http2, limited_http2) = (over_http2().await, over_http2().await);
+        fronts.push(front(pooled(Client::builder(http2).http2(true)), &tunnels).await);
+        limited_fronts.push(front(limited(Client::builder(limited_http2).http2(true)), &tunnels).await);
+    }
+    fronts.extend(&limited_fronts);
     let any = || fronts[usize::try_from(random(fronts.len() as u64)).unwrap()];
 
     // One-time allocations have been made.
@@ -78,6 +115,10 @@ async fn ended_exchanges_leave_no_tasks_descriptors_or_memory() {
         while running.join_next().await.is_some() {}
         settle(&tunnels, Some(base)).await;
         resident.push(memory());
+        for &front in &limited_fronts {
+            assert_permits(front).await;
+        }
+        settle(&tunnels, Some(base)).await;
     }
     // The first thousand brings the allocator to its size. A leak keeps growing: a leaked buffer per tunnel would be 16
     // MiB.
@@ -85,31 +126,66 @@ async fn ended_exchanges_leave_no_tasks_descriptors_or_memory() {
     assert!(growth < 8 << 20, "resident after each thousand: {resident:?}");
 }
 
-async fn over_tcp(tunnels: &Tunnels) -> SocketAddr {
+/// Opens as many WebSockets as the limit has connections, each of which needs a connection of its own: one that is lost
+/// leaves a request in the queue, which gets 503.
+async fn assert_permits(front: SocketAddr) {
+    IS_CALM.store(true, Ordering::Relaxed);
+    let mut open = Vec::new();
+    for number in 0..LIMIT {
+        let mut stream = TcpStream::connect(front).await.unwrap();
+        stream.write_all(WEBSOCKET.as_bytes()).await.unwrap();
+        let mut start = [0; 12];
+        timeout(PATIENCE, stream.read_exact(&mut start)).await.expect("an answer").unwrap();
+        let start = String::from_utf8_lossy(&start);
+        assert_eq!(start, "HTTP/1.1 101", "WebSocket {number} of {LIMIT}");
+        open.push(stream);
+    }
+    drop(open);
+    IS_CALM.store(false, Ordering::Relaxed);
+}
+
+const WEBSOCKET: &str = "GET /x HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+
+/// Starts a backend, and returns its origin.
+async fn over_tcp() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let origin = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(converse(stream));
+            tokio::spawn(http1::converse(stream, Vec::new()));
         }
     });
-    front(origin, tunnels).await
+    origin
 }
 
 #[cfg(unix)]
-async fn over_unix_sockets(directory: &std::path::Path, tunnels: &Tunnels) -> SocketAddr {
+fn over_unix_sockets(directory: &std::path::Path) -> String {
     let path = directory.join("backend.sock");
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(converse(stream));
+            tokio::spawn(http1::converse(stream, Vec::new()));
         }
     });
-    front(format!("unix:{}", path.display()), tunnels).await
+    format!("unix:{}", path.display())
 }
 
-async fn front(origin: String, tunnels: &Tunnels) -> SocketAddr {
-    let layer = ReverseProxyLayer::new(Client::builder(origin).pool_max_idle(0)).tunnels(tunnels.clone());
+/// A backend that speaks HTTP/2, and HTTP/1.1 where WebSockets need it.
+#[cfg(feature = "http2")]
+async fn over_http2() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(http2::converse(stream));
+        }
+    });
+    origin
+}
+
+async fn front(client: ClientBuilder, tunnels: &Tunnels) -> SocketAddr {
+    let layer = ReverseProxyLayer::new(client).tunnels(tunnels.clone());
+    let layer = layer.header_timeout(TIMEOUT).body_idle_timeout(TIMEOUT);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let front = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, Router::new().layer(layer)).await });
@@ -153,7 +229,7 @@ async fn exchange(front: SocketAddr) {
     let mut stream = TcpStream::connect(front).await.unwrap();
     let (head, piece): (&str, &[u8]) = match random(5) {
         0 => return exchange_http2(stream).await,
-        1 => ("GET /x HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", b"some octets"),
+        1 => (WEBSOCKET, b"some octets"),
         2 => ("POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", b"5\r\nhello\r\n"),
         3 => ("PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: 22\r\n\r\n", b"some octets"),
         _ => ("GET /x HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n", b""),
@@ -168,7 +244,7 @@ async fn exchange(front: SocketAddr) {
 
 /// A client with several concurrent streams, each ended or reset on its own.
 async fn exchange_http2(stream: TcpStream) {
-    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     let mut streams = JoinSet::new();
     for _ in 0..=random(4) {
@@ -224,41 +300,8 @@ async fn download(sender: &mut SendRequest<Body>) {
     }
 }
 
-/// A backend that accepts every request, sends something, and ends in one of many ways.
-async fn converse(mut stream: impl Peer) {
-    let mut head = vec![0; 4096];
-    let Ok(count) = stream.read(&mut head).await else { return };
-    // The proxy sends field names in lower case.
-    let head = String::from_utf8_lossy(&head[..count]);
-    let answer = match () {
-        () if head.contains("upgrade:") => {
-            let key = head.lines().find_map(|line| line.strip_prefix("sec-websocket-key: "));
-            let accept = accept_of(key.unwrap_or_default());
-            let fields = format!("Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {accept}");
-            format!("HTTP/1.1 101 Switching Protocols\r\n{fields}\r\n\r\n")
-        }
-        () if head.contains("text/event-stream") => {
-            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: hello\n\n".to_owned()
-        }
-        () => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n".to_owned(),
-    };
-    // One backend in eight never responds.
-    if random(8) > 0 {
-        let _ = stream.write_all(answer.as_bytes()).await;
-    }
-    // Some continue with a part of the body or octets of the tunnel, or with the proper end.
-    for _ in 0..random(4) {
-        let _ = stream.write_all(b"5\r\nhello\r\n").await;
-        yield_now().await;
-    }
-    if random(4) == 0 {
-        let _ = stream.write_all(b"0\r\n\r\n").await;
-    }
-    end(stream).await;
-}
-
 /// One end of a connection, which can be reset.
-trait Peer: AsyncRead + AsyncWrite + Unpin + Send {
+pub(crate) trait Peer: AsyncRead + AsyncWrite + Unpin + Send {
     fn reset(self);
 }
 
