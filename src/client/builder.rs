@@ -256,6 +256,8 @@ impl ClientBuilder {
     ///
     /// A ping interval of 0 is an error.
     ///
+    /// What to set when: [windows and limits](crate::guide::pooling_and_retries#windows-and-limits).
+    ///
     /// ```
     /// use std::time::Duration;
     /// use tower_reverse_proxy::Client;
@@ -278,6 +280,8 @@ impl ClientBuilder {
 
     /// Sets whether [pings](Self::http2_keep_alive) are also sent while no stream is open. Default: `false`.
     ///
+    /// What to set when: [windows and limits](crate::guide::pooling_and_retries#windows-and-limits).
+    ///
     /// ```
     /// use tower_reverse_proxy::Client;
     ///
@@ -297,6 +301,8 @@ impl ClientBuilder {
     /// connection's. Further requests go over further connections.
     ///
     /// Less than 65,535, the protocol's initial window, or more than 2,147,483,647 is an error.
+    ///
+    /// What to set when: [windows and limits](crate::guide::pooling_and_retries#windows-and-limits).
     ///
     /// ```
     /// use tower_reverse_proxy::Client;
@@ -326,6 +332,8 @@ impl ClientBuilder {
     ///
     /// 0, or more than 2,147,483,647, is an error.
     ///
+    /// What to set when: [windows and limits](crate::guide::pooling_and_retries#windows-and-limits).
+    ///
     /// ```
     /// use tower_reverse_proxy::Client;
     ///
@@ -349,6 +357,8 @@ impl ClientBuilder {
     /// 8,000 in one field) goes over a connection of its own, until one like it has been answered.
     ///
     /// 0 is an error.
+    ///
+    /// What to set when: [windows and limits](crate::guide::pooling_and_retries#windows-and-limits).
     ///
     /// ```
     /// use tower_reverse_proxy::Client;
@@ -391,6 +401,8 @@ impl ClientBuilder {
     ///
     /// 0, or more than the 24,576 that a header map holds, is an error.
     ///
+    /// What to set when: [windows and limits](crate::guide::pooling_and_retries#windows-and-limits).
+    ///
     /// ```
     /// use tower_reverse_proxy::Client;
     ///
@@ -414,6 +426,8 @@ impl ClientBuilder {
     /// complete.
     ///
     /// 0 is an error.
+    ///
+    /// What to set when: [windows and limits](crate::guide::pooling_and_retries#windows-and-limits).
     ///
     /// ```
     /// use tower_reverse_proxy::Client;
