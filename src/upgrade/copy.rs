@@ -471,11 +471,27 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_before_the_copy_comes_first() {
-        let client = Script::writing([Ok(4), Ok(ALL), Ok(ALL)]);
-        let mut copy = BidirectionalCopy::new(client, Script::reading([Ok("second")]), Bytes::from_static(b"first "));
+    fn what_was_read_before_the_copy_comes_first_and_is_freed_when_it_is_written() {
+        let memory = Arc::new(*b"first ");
+        let leftover = Bytes::from_owner(Shared(memory.clone()));
+        let mut copy = BidirectionalCopy::new(Script::writing([Ok(4)]), Script::default(), leftover);
         assert_eq!(poll(&mut copy), PENDING);
-        assert_eq!((copy.client.log(), copy.down()), ("first second<flush><read>".into(), 12));
+        assert_eq!((copy.client.log(), Arc::strong_count(&memory)), ("firs<read>".into(), 2));
+        copy.client.writes.push_back(Ok(ALL));
+        assert_eq!(poll(&mut copy), PENDING);
+        assert_eq!((copy.client.log(), Arc::strong_count(&memory)), ("<read>t <flush>".into(), 1));
+        copy.backend.reads.push_back(Ok("second"));
+        copy.client.writes.push_back(Ok(ALL));
+        assert_eq!(poll(&mut copy), PENDING);
+        assert_eq!((copy.client.log(), copy.down()), ("second<flush><read>".into(), 12));
+    }
+
+    struct Shared(Arc<[u8; 6]>);
+
+    impl AsRef<[u8]> for Shared {
+        fn as_ref(&self) -> &[u8] {
+            &*self.0
+        }
     }
 
     /// The bytes up and down, and the side that ended first.

@@ -157,7 +157,7 @@ async fn the_half_closed_timeout_applies_although_a_longer_timeout_runs() {
     client.send(b"x").await;
     assert_eq!(backend.bytes(1).await, b"x");
     // A byte restarts the idle timeout.
-    sleep(Duration::from_secs(3599)).await;
+    sleep(Duration::from_secs(10)).await;
     assert_eq!(tunnels.count(), 1);
     client.stream.shutdown().await.unwrap();
     assert!(backend.closed().await);
