@@ -3,6 +3,9 @@
 use std::{fmt, sync::Arc};
 
 /// Dropped at the end of the tunnel that the response opens. The client inserts it, and the upgrade takes it.
+///
+/// It's the stream of an HTTP/2 connection. A connection of HTTP/1 has its resources inside
+/// [`Switched`](crate::switched::Switched).
 #[derive(Clone)]
 pub(crate) struct TunnelGuard {
     _resource: Arc<dyn Send + Sync>,
