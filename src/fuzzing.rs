@@ -4,7 +4,7 @@
 
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Uri, Version,
-    header::{CONTENT_LENGTH, COOKIE, HOST, REFRESH, SET_COOKIE, TRAILER, TRANSFER_ENCODING},
+    header::{CONTENT_LENGTH, COOKIE, REFRESH, SET_COOKIE, TRAILER, TRANSFER_ENCODING},
     uri::Scheme,
 };
 use http_body::SizeHint;
@@ -13,9 +13,10 @@ use crate::{
     client::oracle,
     headers::{
         cookie,
-        forwarded::ForwardedPolicy,
+        forwarded::{ForwardedPolicy, Received},
         framing, hop,
         location::{self, Origin},
+        present::Present,
         trailers::{self, ForbiddenTrailers},
         via::{self, Pseudonym},
     },
@@ -81,7 +82,8 @@ pub fn framing(data: &[u8]) {
     let given = fields(data);
     for length in [None, Some(5)] {
         let mut headers = given.clone();
-        if framing::reconcile_response(&mut headers, length).is_ok() {
+        let has = Present::in_response(&headers);
+        if framing::reconcile_response(&mut headers, has, length).is_ok() {
             let lengths: Vec<_> = headers.get_all(CONTENT_LENGTH).iter().collect();
             assert!(lengths.len() <= usize::from(!given.contains_key(TRANSFER_ENCODING)), "{lengths:?}");
             for value in lengths {
@@ -228,9 +230,9 @@ pub fn forwarded(data: &[u8]) {
     if !crate::authority::is_authority(host.as_bytes()) {
         return;
     }
-    let mut headers = HeaderMap::from_iter([(HOST, host)]);
+    let mut headers = HeaderMap::new();
     let policy = ForwardedPolicy { forwarded: true, ..ForwardedPolicy::default() };
-    policy.apply(&mut headers, None, None);
+    policy.apply(&mut headers, Received { host: Some(&host), ..Received::default() });
     let element = headers["forwarded"].as_bytes();
     let (mut quoted, mut parameters) = (false, 1);
     for byte in element {

@@ -17,7 +17,7 @@ use pin_project_lite::pin_project;
 use super::{
     expect::Expectation,
     idle::Idle,
-    upload::{ExchangeUpload, Upload, WaitingOn},
+    upload::{ExchangeUpload, Upload},
 };
 use crate::{
     error::{Error, ErrorKind, classify_request_body, classify_response_body},
@@ -38,14 +38,14 @@ pin_project! {
         version: Version,
         forbidden: Option<ForbiddenTrailers>,
         ended: bool,
-        #[pin]
-        expectation: Option<Expectation>,
+        // Boxed, because few requests have one and its timer is large.
+        expectation: Option<Pin<Box<Expectation>>>,
     }
 
     impl PinnedDrop for RequestBody {
         fn drop(this: Pin<&mut Self>) {
             // hyper doesn't poll for the end of a body whose `Content-Length` it has read.
-            this.upload.set_waiting_on(WaitingOn::Nothing);
+            this.upload.end();
         }
     }
 }
@@ -57,7 +57,7 @@ impl RequestBody {
         inner: Body,
         version: Version,
         forbidden: Option<ForbiddenTrailers>,
-        expectation: Option<Expectation>,
+        expectation: Option<Pin<Box<Expectation>>>,
         idle_timeout: Option<Duration>,
         upload: Arc<Upload>,
     ) -> Self {
@@ -71,9 +71,9 @@ impl http_body::Body for RequestBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut this = self.project();
-        if let Some(expectation) = this.expectation.as_mut().as_pin_mut() {
-            ready!(expectation.poll(cx));
-            this.expectation.set(None);
+        if let Some(expectation) = this.expectation {
+            ready!(expectation.as_mut().poll(cx));
+            *this.expectation = None;
         }
         let polled = if *this.ended { Poll::Ready(None) } else { this.inner.as_mut().poll_frame(cx) };
         let frame = match polled {
@@ -83,7 +83,7 @@ impl http_body::Body for RequestBody {
             {
                 if !*this.ended {
                     *this.ended = true;
-                    this.upload.set_waiting_on(WaitingOn::Nothing);
+                    this.upload.end();
                 }
                 let is_end = ready!(confirmation.poll_end(cx));
                 (!is_end).then(|| Err(ErrorKind::ClientGone.into()))
@@ -99,14 +99,13 @@ impl http_body::Body for RequestBody {
             }
         };
         this.idle.stop();
-        let waiting_on = match frame {
-            Some(Ok(_)) if !this.inner.is_end_stream() => WaitingOn::Backend,
-            _ => WaitingOn::Nothing,
-        };
         if let Some(Err(error)) = &frame {
             this.upload.fail(error);
         }
-        this.upload.set_waiting_on(waiting_on);
+        match frame {
+            Some(Ok(_)) if !this.inner.is_end_stream() => this.upload.wait_for_backend(),
+            _ => this.upload.end(),
+        }
         let forbidden = this.forbidden.as_ref();
         Poll::Ready(frame.and_then(|frame| {
             match frame {

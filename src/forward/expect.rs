@@ -37,27 +37,36 @@ pin_project! {
 }
 
 impl Expectation {
-    /// Returns the expectation of a request that has one. Registers for the backend's informational responses.
-    pub(super) fn from_request<B>(request: &mut Request<B>, timeout: Duration) -> Option<Self> {
+    /// Returns the expectation of a request that has one.
+    pub(super) fn from_request<B>(request: &mut Request<B>, timeout: Duration) -> Option<Pin<Box<Self>>> {
         let expects = request
             .headers()
             .get_all(EXPECT)
             .iter()
             .any(|value| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"100-continue"));
-        if !expects && !observe::shows_informational_responses() {
+        if !expects {
             return None;
         }
         let signal = ContinueSignal::default();
         let continued = signal.clone();
+        // For hyper's clients, which don't know the signal.
         hyper::ext::on_informational(request, move |response| match response.status() {
             StatusCode::CONTINUE => continued.release(),
             status => observe::informational_response(status),
         });
-        if !expects {
-            return None;
-        }
         request.extensions_mut().insert(signal.clone());
-        Some(Self { signal, timeout, sleep: None })
+        Some(Box::pin(Self { signal, timeout, sleep: None }))
+    }
+}
+
+/// Registers for the backend's informational responses if they would be seen.
+pub(super) fn observe_informational_responses<B>(request: &mut Request<B>) {
+    if observe::shows_informational_responses() {
+        hyper::ext::on_informational(request, |response| {
+            if response.status() != StatusCode::CONTINUE {
+                observe::informational_response(response.status());
+            }
+        });
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -18,7 +19,7 @@ use tower_service::Service;
 use super::{
     body::RequestBody,
     config::ForwardConfig,
-    expect::Expectation,
+    expect::{self, Expectation},
     failure::{self, RequestHead},
     idle::poll_timer,
     request::{self, Refusal, RequestContext},
@@ -45,15 +46,19 @@ where
             return ForwardFuture { state: State::Refused { response: Some(response) } };
         }
     };
-    let expectation = Expectation::from_request(&mut request, config.continue_timeout);
+    expect::observe_informational_responses(&mut request);
     let mut upload = None;
     if !request.body().is_end_stream() {
+        let has_expect = context.has_expect;
+        let expectation =
+            has_expect.then(|| Expectation::from_request(&mut request, config.continue_timeout)).flatten();
         let shared = Arc::new(Upload::new(version));
         upload = Some(ExchangeUpload::new(shared.clone()));
         let forbidden = request::forbidden_trailers(&mut request, version);
-        request = request.map(|body| {
-            Body::new(RequestBody::new(body, version, forbidden, expectation, config.body_idle_timeout, shared))
-        });
+        // In place, because a request is large to move.
+        let body = mem::take(request.body_mut());
+        *request.body_mut() =
+            Body::new(RequestBody::new(body, version, forbidden, expectation, config.body_idle_timeout, shared));
     }
     let call = Oneshot::new(upstream, request);
     ForwardFuture { state: State::Calling { call, clock: None, upload, context, head, config } }
@@ -139,7 +144,11 @@ fn poll_overdue(
     };
     let Some(shortest) = shortest else { return Poll::Pending };
     if clock.is_none() {
-        clock.set(Some(tokio::time::sleep(shortest)));
+        let timer = tokio::time::sleep(shortest);
+        if let Some(upload) = upload {
+            upload.exchange_waits(timer.deadline() - shortest);
+        }
+        clock.set(Some(timer));
     }
     let Some(mut clock) = clock.as_pin_mut() else { return Poll::Pending };
     loop {
@@ -156,7 +165,7 @@ fn poll_overdue(
             WaitingOn::Client => (None, ErrorKind::RequestBodyTimeout),
         };
         let now = Instant::now();
-        match timeout.map(|timeout| since + timeout) {
+        match timeout.map(|timeout| since.unwrap_or(now) + timeout) {
             Some(due) if due <= now => return Poll::Ready(kind),
             Some(due) => clock.as_mut().reset(due.min(now + shortest)),
             None => clock.as_mut().reset(now + shortest),

@@ -15,9 +15,11 @@ use crate::{
     headers::{
         self, cookie,
         destination::{self, DESTINATION},
-        forwarded, framing,
+        forwarded::{self, Received},
+        framing,
         front::Front,
         grpc, hop, host, location,
+        present::Present,
         reserved::{self, KeptFields},
         trailers::{self, ForbiddenTrailers},
         via,
@@ -38,6 +40,8 @@ pub(super) struct RequestContext {
     pub(super) is_grpc: bool,
     /// The public prefix and origin, if the backend sees another directory than the client.
     pub(super) public: Option<Box<Public>>,
+    /// Whether the request has an `Expect`.
+    pub(super) has_expect: bool,
     /// The protocols that the client offers to switch to.
     pub(super) offer: Option<UpgradeOffer>,
 }
@@ -67,23 +71,32 @@ impl From<ErrorKind> for Refusal {
 ///
 /// A refused request is left partly transformed.
 pub(super) fn prepare(config: &ForwardConfig, request: &mut Request<Body>) -> Result<RequestContext, Refusal> {
-    let (version, is_grpc) = (request.version(), grpc::is_grpc(request.headers()));
-    let peer = peer(request.extensions());
+    let version = request.version();
     // An HTTP/1 parser removes the whitespace around a value.
     if version > Version::HTTP_11 {
         headers::trim_values(request.headers_mut());
     }
+    let peer = peer(request.extensions());
+    let trusted = config.forwarded.trusts(peer);
+    let keep = KeptFields {
+        forwarding: trusted,
+        identity_claims: trusted || config.keep_identity_claims,
+        underscores: config.keep_underscores,
+    };
+    let has = Present::in_request(request.headers(), keep);
+    let is_grpc = has.content_type && grpc::is_grpc(request.headers());
 
     // 1  refuse requests that must not be forwarded
     refuse_method(request.method())?;
-    let trusted = config.forwarded.trusts(peer);
     let Destinations { target, public_prefix, destination } = destinations(config, request, trusted)?;
     if let Some(destination) = destination {
         request.headers_mut().insert(DESTINATION, destination);
     }
-    let host = host::authority(request.uri(), version, request.headers())?;
-    framing::check_transfer_encoding(request.headers())?;
-    if config.via.as_ref().is_some_and(|via| via.is_in(request.headers())) {
+    let host = host::requested(request.uri(), version, request.headers())?;
+    if has.transfer_encoding {
+        framing::check_transfer_encoding(request.headers())?;
+    }
+    if has.via && config.via.as_ref().is_some_and(|via| via.is_in(request.headers())) {
         return Err(ErrorKind::LoopDetected.into());
     }
     if request.method() == Method::OPTIONS && !via::decrement_max_forwards(request.headers_mut()) {
@@ -94,28 +107,28 @@ pub(super) fn prepare(config: &ForwardConfig, request: &mut Request<Body>) -> Re
     let offer = UpgradeOffer::take(request, &config.upgrades)?;
 
     // 3, 4  hop-by-hop fields, and fields that only the proxy may set
-    let keep = KeptFields {
-        forwarding: trusted,
-        identity_claims: trusted || config.keep_identity_claims,
-        underscores: config.keep_underscores,
-    };
-    hop::remove_from_request(request.headers_mut(), |name| {
-        let is_reserved = reserved::is_for_the_proxy_only(name.as_str(), keep);
-        if is_reserved {
-            trace_removed(name.as_str(), keep);
-        }
-        is_reserved
-    });
-    trailers::filter_announced_in_request(request.headers_mut());
+    if has.unwanted {
+        hop::remove_from_request(request.headers_mut(), |name| {
+            let is_reserved = reserved::is_for_the_proxy_only(name, keep);
+            if is_reserved {
+                trace_removed(name.as_str(), keep);
+            }
+            is_reserved
+        });
+    }
+    if has.trailer {
+        trailers::filter_announced_in_request(request.headers_mut());
+    }
 
     // 5  the target, in origin-form
     *request.uri_mut() = Uri::from(target);
 
     // 6  the fields that the front adds
-    if let Some(host) = host {
-        request.headers_mut().insert(HOST, host);
+    if let Some(host) = host.as_ref().filter(|host| host.is_from_target) {
+        request.headers_mut().insert(HOST, host.value.clone());
     }
-    config.forwarded.apply(request.headers_mut(), peer, public_prefix.as_deref());
+    let (host, prefix) = (host.as_ref().map(|host| &host.value), public_prefix.as_deref());
+    config.forwarded.apply(request.headers_mut(), Received { peer, is_trusted: trusted, host, prefix });
     let public = public_prefix.map(|prefix| Box::new(Public { prefix, front: Front::of(request.headers()) }));
     if let Some(via) = &config.via {
         via.append_to(request.headers_mut(), version);
@@ -125,12 +138,15 @@ pub(super) fn prepare(config: &ForwardConfig, request: &mut Request<Body>) -> Re
 
     // 7, 8  framing and version
     let size = http_body::Body::size_hint(request.body());
-    framing::reconcile_request(request.headers_mut(), &size)?;
+    // A body of known length needs no field: the client adds it.
+    if has.content_length || size.exact().is_none() {
+        framing::reconcile_request(request.headers_mut(), &size)?;
+    }
     *request.version_mut() = Version::HTTP_11;
     if let Some(offer) = &offer {
         offer.apply_to(request);
     }
-    Ok(RequestContext { method: request.method().clone(), version, is_grpc, public, offer })
+    Ok(RequestContext { method: request.method().clone(), version, is_grpc, public, has_expect: has.expect, offer })
 }
 
 /// Logs the removal of an identity claim, which an operator may look for.
@@ -191,7 +207,7 @@ fn destination(
 /// these are part of the chunked coding, so a body with a length has none.
 pub(super) fn forbidden_trailers(request: &mut Request<Body>, version: Version) -> Option<ForbiddenTrailers> {
     let has_length =
-        request.headers().contains_key(CONTENT_LENGTH) || http_body::Body::size_hint(request.body()).exact().is_some();
+        http_body::Body::size_hint(request.body()).exact().is_some() || request.headers().contains_key(CONTENT_LENGTH);
     if version <= Version::HTTP_11 && has_length {
         return None;
     }

@@ -3,14 +3,14 @@
 use axum_core::{BoxError, body::Body};
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Response, StatusCode, Version,
+    HeaderMap, HeaderValue, Method, Response, StatusCode, Version,
     header::{CONNECTION, CONTENT_LENGTH},
 };
 
 use super::{body::ResponseBody, config::ForwardConfig, request::RequestContext, upload::ExchangeUpload};
 use crate::{
     error::{Error, ErrorKind},
-    headers::{self, cookie, framing, hop, location, trailers},
+    headers::{self, cookie, framing, hop, location, present::Present, trailers},
     path::PathPolicy,
 };
 
@@ -39,15 +39,20 @@ where
         headers::trim_values(response.headers_mut());
     }
     // 13  one framing, the version, `Via`. The framing is read from `Transfer-Encoding`, which is removed afterwards.
+    let has = Present::in_response(response.headers());
     let is_bodiless = is_bodiless(&context.method, response.status());
     let length = if is_bodiless { None } else { response.body().size_hint().exact() };
-    framing::reconcile_response(response.headers_mut(), length)?;
+    framing::reconcile_response(response.headers_mut(), has, length)?;
     // A 204 must not have one (RFC 9110, section 8.6), and hyper would send it over HTTP/2.
     if response.status() == StatusCode::NO_CONTENT {
         response.headers_mut().remove(CONTENT_LENGTH);
     }
-    hop::remove_from_response(response.headers_mut());
-    trailers::filter_announced_in_response(response.headers_mut());
+    if has.unwanted {
+        hop::remove_from_response(response.headers_mut());
+    }
+    if has.trailer {
+        trailers::filter_announced_in_response(response.headers_mut());
+    }
     if let Some(via) = &config.via {
         via.append_to(response.headers_mut(), version);
     }
@@ -76,14 +81,14 @@ where
     }
 
     // 15  the body
-    let has_length = response.headers().contains_key(CONTENT_LENGTH);
-    if context.version == Version::HTTP_10 && !has_length && !is_bodiless && length.is_none() {
+    let has_length = |headers: &HeaderMap| headers.contains_key(CONTENT_LENGTH);
+    if context.version == Version::HTTP_10 && !is_bodiless && length.is_none() && !has_length(response.headers()) {
         // Such a body ends with the connection. To an HTTP/1.0 client that asks for it, hyper's server announces
         // `keep-alive` on any response of version 1.1, regardless of its length and its `Connection`.
         *response.version_mut() = Version::HTTP_10;
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    let hide_length = is_bodiless && !has_length;
+    let hide_length = is_bodiless && !has_length(response.headers());
     Ok(response.map(|body| Body::new(ResponseBody::new(body, config.body_idle_timeout, hide_length, upload))))
 }
 

@@ -3,12 +3,8 @@
 
 use std::{
     ops::Deref,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::Context,
-    time::Duration,
 };
 
 use http::Version;
@@ -20,12 +16,7 @@ use crate::error::Error;
 /// Which side the upload waits for, and since when. The request's body writes it, and the exchange reads it.
 #[derive(Debug)]
 pub(super) struct Upload {
-    start: Instant,
-    /// Milliseconds since `start`, shifted left by two, and the [`WaitingOn`]. One atomic, so that both are read
-    /// together.
-    state: AtomicU64,
-    /// Milliseconds from `start` to the last frame of the response, plus one. 0: its head hasn't arrived.
-    response_progress: AtomicU64,
+    progress: Mutex<Progress>,
     /// The body's error. The HTTP stack doesn't always return it, and the error that it returns instead blames the
     /// backend.
     failure: OnceLock<Error>,
@@ -33,24 +24,31 @@ pub(super) struct Upload {
     end_confirmation: Option<EndConfirmation>,
 }
 
+#[derive(Debug)]
+struct Progress {
+    waiting_on: WaitingOn,
+    /// `None` until the body is first polled, or the exchange first waits.
+    since: Option<Instant>,
+    /// When the last frame of the response arrived; `None` before its head.
+    response: Option<Instant>,
+}
+
 /// The side that has to act next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WaitingOn {
     /// The client: the body waits for its next frame.
-    Client = 0,
+    Client,
     /// The backend: it has been given a frame and hasn't polled for more.
-    Backend = 1,
+    Backend,
     /// Neither side: the body has ended, or was dropped. The backend's response is next.
-    Nothing = 2,
+    Nothing,
 }
 
 impl Upload {
     /// `version` is the client's.
     pub(super) fn new(version: Version) -> Self {
         Self {
-            start: Instant::now(),
-            state: AtomicU64::new(WaitingOn::Backend as u64),
-            response_progress: AtomicU64::new(0),
+            progress: Mutex::new(Progress { waiting_on: WaitingOn::Backend, since: None, response: None }),
             failure: OnceLock::new(),
             end_confirmation: (version == Version::HTTP_2).then(EndConfirmation::default),
         }
@@ -76,51 +74,64 @@ impl Upload {
         self.failure().unwrap_or(consequence)
     }
 
-    pub(super) fn set_waiting_on(&self, waiting_on: WaitingOn) {
-        self.state.store((self.elapsed() << 2) | waiting_on as u64, Ordering::Release);
+    /// Records when the exchange first waits. An upload that hasn't been polled by then waits since.
+    pub(super) fn exchange_waits(&self, since: Instant) {
+        self.progress().since.get_or_insert(since);
     }
 
     /// Records that the body waits for the client. Keeps the time of the first call, because the body may be polled
     /// again before a frame arrives.
     pub(super) fn wait_for_client(&self) {
-        if self.waiting_on().0 != WaitingOn::Client {
-            self.set_waiting_on(WaitingOn::Client);
-        }
+        self.progress().wait_for(WaitingOn::Client);
+    }
+
+    /// Records that the body waits for the backend, which has been given a frame.
+    pub(super) fn wait_for_backend(&self) {
+        let mut progress = self.progress();
+        (progress.waiting_on, progress.since) = (WaitingOn::Backend, Some(Instant::now()));
+    }
+
+    /// Records that the body has ended. Keeps the time of the first call, because an ended body is dropped later.
+    pub(super) fn end(&self) {
+        self.progress().wait_for(WaitingOn::Nothing);
     }
 
     /// Returns the side that the upload waits for, and since when.
-    pub(super) fn waiting_on(&self) -> (WaitingOn, Instant) {
-        let state = self.state.load(Ordering::Acquire);
-        let waiting_on = match state & 3 {
-            0 => WaitingOn::Client,
-            1 => WaitingOn::Backend,
-            _ => WaitingOn::Nothing,
-        };
-        (waiting_on, self.start + Duration::from_millis(state >> 2))
+    pub(super) fn waiting_on(&self) -> (WaitingOn, Option<Instant>) {
+        let progress = self.progress();
+        (progress.waiting_on, progress.since)
     }
 
     /// Returns when the body last made progress; `None` if it has failed.
     pub(super) fn last_request_progress(&self) -> Option<Instant> {
-        self.failure.get().is_none().then(|| self.waiting_on().1)
+        if self.failure.get().is_some() { None } else { self.progress().since }
     }
 
     /// Records that the response's head or a frame of its body has arrived.
     pub(super) fn response_progressed(&self) {
+        let mut progress = self.progress();
         // Fast path: the upload has usually ended by now, and nothing reads the time.
-        if self.state.load(Ordering::Acquire) & 3 == WaitingOn::Nothing as u64 {
-            return;
+        if progress.waiting_on != WaitingOn::Nothing {
+            progress.response = Some(Instant::now());
         }
-        self.response_progress.store(self.elapsed() + 1, Ordering::Release);
     }
 
     /// Returns when the last frame of the response arrived; `None` before its head.
     pub(super) fn last_response_progress(&self) -> Option<Instant> {
-        let millis = self.response_progress.load(Ordering::Acquire).checked_sub(1)?;
-        Some(self.start + Duration::from_millis(millis))
+        self.progress().response
     }
 
-    fn elapsed(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX).min(u64::MAX >> 2)
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Progress {
+    /// Changes the side, and keeps the time if the upload waits for it already.
+    fn wait_for(&mut self, waiting_on: WaitingOn) {
+        if self.waiting_on != waiting_on {
+            (self.waiting_on, self.since) = (waiting_on, Some(Instant::now()));
+        }
     }
 }
 

@@ -11,11 +11,7 @@ use std::{
     },
 };
 
-use http::{
-    HeaderMap, HeaderName, HeaderValue,
-    header::{Entry, FORWARDED, HOST},
-    uri::Scheme,
-};
+use http::{HeaderMap, HeaderName, HeaderValue, header::FORWARDED, uri::Scheme};
 use ipnet::IpNet;
 
 use super::{eq_folded, is_token_byte, members};
@@ -58,48 +54,61 @@ impl Default for ForwardedPolicy {
     }
 }
 
+/// How a request has reached the front, which the fields describe.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Received<'a> {
+    pub(crate) peer: Option<IpAddr>,
+    /// Whether the peer is trusted. The fields of an untrusted peer must have been removed before.
+    pub(crate) is_trusted: bool,
+    pub(crate) host: Option<&'a HeaderValue>,
+    /// The public prefix, if the backend doesn't see it in the path.
+    pub(crate) prefix: Option<&'a str>,
+}
+
 impl ForwardedPolicy {
     /// Whether the forwarding fields of this peer are kept.
     pub(crate) fn trusts(&self, peer: Option<IpAddr>) -> bool {
         peer.map_or(self.trust_unix, |peer| self.trusted.iter().any(|net| net.contains(&peer)))
     }
 
-    /// Sets the fields. Those of an untrusted peer must have been removed before.
-    ///
-    /// `prefix` is the public prefix, if the backend doesn't see it in the path.
-    pub(crate) fn apply(&self, headers: &mut HeaderMap, peer: Option<IpAddr>, prefix: Option<&str>) {
+    /// Sets the fields.
+    pub(crate) fn apply(&self, headers: &mut HeaderMap, received: Received<'_>) {
         if self.x_forwarded {
-            self.apply_x_forwarded(headers, peer, prefix);
+            self.apply_x_forwarded(headers, received);
         }
         if self.forwarded {
-            let element = self.element(peer, headers.get(HOST));
+            let element = self.element(received.peer, received.host);
             append_member(headers, FORWARDED, &element);
         }
         if self.x_real_ip
-            && let Some(peer) = peer
-            && !headers.contains_key(X_REAL_IP)
+            && let Some(peer) = received.peer
+            && !received.has(headers, &X_REAL_IP)
         {
             headers.insert(X_REAL_IP, ip_value(peer));
         }
     }
 
-    fn apply_x_forwarded(&self, headers: &mut HeaderMap, peer: Option<IpAddr>, prefix: Option<&str>) {
-        if let Some(peer) = peer {
-            match headers.entry(X_FORWARDED_FOR) {
-                Entry::Vacant(entry) => drop(entry.insert(ip_value(peer))),
-                Entry::Occupied(_) => append_member(headers, X_FORWARDED_FOR, &peer.to_string()),
+    fn apply_x_forwarded(&self, headers: &mut HeaderMap, received: Received<'_>) {
+        match received.peer {
+            Some(peer) if received.has(headers, &X_FORWARDED_FOR) => {
+                append_member(headers, X_FORWARDED_FOR, &peer.to_string());
             }
-        } else if !self.trust_unix {
-            self.warn_no_address();
+            Some(peer) => drop(headers.insert(X_FORWARDED_FOR, ip_value(peer))),
+            None if self.trust_unix => {}
+            None => self.warn_no_address(),
         }
-        if let Some(host) = headers.get(HOST).cloned() {
-            headers.entry(X_FORWARDED_HOST).or_insert(host);
+        if let Some(host) = received.host
+            && !received.has(headers, &X_FORWARDED_HOST)
+        {
+            headers.insert(X_FORWARDED_HOST, host.clone());
         }
-        if let Some(proto) = &self.proto {
-            headers.entry(X_FORWARDED_PROTO).or_insert_with(|| scheme_value(proto));
+        if let Some(proto) = &self.proto
+            && !received.has(headers, &X_FORWARDED_PROTO)
+        {
+            headers.insert(X_FORWARDED_PROTO, scheme_value(proto));
         }
         // A trusted proxy in front may have stripped a prefix too. The public prefix is both, one after the other.
-        if let Some(prefix) = prefix {
+        if let Some(prefix) = received.prefix {
             let outer = headers.get(X_FORWARDED_PREFIX).and_then(|value| value.to_str().ok()).unwrap_or_default();
             let whole = [outer.trim_end_matches('/'), prefix].concat();
             if let Ok(value) = HeaderValue::try_from(whole)
@@ -138,6 +147,13 @@ impl ForwardedPolicy {
     }
 }
 
+impl Received<'_> {
+    /// Whether the peer has set a field. Without a look-up for an untrusted peer, whose fields have been removed.
+    fn has(&self, headers: &HeaderMap, name: &HeaderName) -> bool {
+        self.is_trusted && headers.contains_key(name)
+    }
+}
+
 /// Returns the hosts in `X-Forwarded-Host`, which a proxy in front has set.
 pub(crate) fn hosts(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     members(headers, X_FORWARDED_HOST)
@@ -172,15 +188,22 @@ fn append_member(headers: &mut HeaderMap, name: HeaderName, member: &str) {
 fn ip_value(ip: IpAddr) -> HeaderValue {
     let value = match ip {
         IpAddr::V4(ip) => {
-            let (mut text, mut length) = ([b'.'; 15], 0);
+            let (mut text, mut length) = ([0; 15], 0);
+            let mut push = |byte| {
+                text[length] = byte;
+                length += 1;
+            };
             for (index, octet) in ip.octets().into_iter().enumerate() {
-                length += usize::from(index > 0);
-                for (above, divisor) in [(100, 100), (10, 10), (0, 1)] {
-                    if octet >= above {
-                        text[length] = b'0' + octet / divisor % 10;
-                        length += 1;
-                    }
+                if index > 0 {
+                    push(b'.');
                 }
+                if octet >= 100 {
+                    push(b'0' + octet / 100);
+                }
+                if octet >= 10 {
+                    push(b'0' + octet / 10 % 10);
+                }
+                push(b'0' + octet % 10);
             }
             HeaderValue::from_bytes(&text[..length])
         }
@@ -209,7 +232,9 @@ mod tests {
             .iter()
             .map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
             .collect();
-        policy.apply(&mut headers, Some(peer.parse().unwrap()), prefix);
+        let host = headers.get("host").cloned();
+        let peer = Some(peer.parse().unwrap());
+        policy.apply(&mut headers, Received { peer, is_trusted: true, host: host.as_ref(), prefix });
         headers
     }
 
@@ -244,6 +269,21 @@ mod tests {
         assert_eq!(headers["x-forwarded-for"], "203.0.113.9, 198.51.100.1, 198.51.100.2, 192.0.2.1");
         assert_eq!(headers.get_all("x-forwarded-for").iter().count(), 1);
         assert_eq!(headers["x-forwarded-host"], "outer");
+    }
+
+    #[test]
+    fn an_untrusted_peer_has_no_say() {
+        let mut headers = HeaderMap::new();
+        for name in [X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REAL_IP] {
+            headers.insert(name, HeaderValue::from_static("forged"));
+        }
+        let policy = ForwardedPolicy { x_real_ip: true, proto: Some(Scheme::HTTPS), ..ForwardedPolicy::default() };
+        let host = HeaderValue::from_static("front.example");
+        let peer = Some([192, 0, 2, 1].into());
+        policy.apply(&mut headers, Received { peer, host: Some(&host), ..Received::default() });
+        let values = [X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REAL_IP].map(|name| &headers[name]);
+        assert_eq!(values, ["192.0.2.1", "front.example", "https", "192.0.2.1"]);
+        assert_eq!(headers.len(), 4);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use http::{
 };
 use http_body::SizeHint;
 
-use super::members;
+use super::{members, present::Present};
 use crate::error::ErrorKind;
 
 /// Refuses a message whose `Transfer-Encoding` isn't exactly one `chunked`.
@@ -57,17 +57,19 @@ pub(crate) fn reconcile_request(headers: &mut HeaderMap, body: &SizeHint) -> Res
 /// The `Content-Length` of a chunked response is removed, and equal lengths become one. If the body's `length` is
 /// known, it replaces a different `Content-Length`, which an upstream layer may have left.
 ///
-/// Must be called before `Transfer-Encoding` is removed.
+/// `has` is what the response had before `Transfer-Encoding` is removed.
 ///
 /// # Errors
 ///
 /// If there is a coding other than `chunked`, because the client would take the encoded body for the decoded one; and
 /// if the lengths differ or aren't numbers.
-pub(crate) fn reconcile_response(headers: &mut HeaderMap, length: Option<u64>) -> Result<(), ErrorKind> {
-    if headers.contains_key(TRANSFER_ENCODING) {
+pub(crate) fn reconcile_response(headers: &mut HeaderMap, has: Present, length: Option<u64>) -> Result<(), ErrorKind> {
+    if has.transfer_encoding {
         check_transfer_encoding(headers).map_err(|_| ErrorKind::InvalidResponse)?;
         headers.remove(CONTENT_LENGTH);
-    } else if let Some(declared) = content_length(headers) {
+    } else if has.content_length
+        && let Some(declared) = content_length(headers)
+    {
         let length = length.or(declared.length).ok_or(ErrorKind::InvalidResponse)?;
         if declared.length != Some(length) || !declared.canonical {
             headers.insert(CONTENT_LENGTH, length.into());
@@ -191,16 +193,19 @@ mod tests {
             (&["2, 3"], None, None),
         ] {
             let mut headers = map(&lines.iter().map(|&line| (CONTENT_LENGTH, line)).collect::<Vec<_>>());
-            let outcome = reconcile_response(&mut headers, length);
+            let has = Present::in_response(&headers);
+            let outcome = reconcile_response(&mut headers, has, length);
             assert_eq!(outcome.is_ok(), result.is_some(), "{lines:?}");
             if let Some(result) = result {
                 assert_eq!(headers.get_all(CONTENT_LENGTH).iter().collect::<Vec<_>>(), [result], "{lines:?}");
             }
         }
         let mut headers = map(&[(CONTENT_LENGTH, "3"), (TRANSFER_ENCODING, "chunked")]);
-        assert_eq!(reconcile_response(&mut headers, None), Ok(()));
+        let has = Present::in_response(&headers);
+        assert_eq!(reconcile_response(&mut headers, has, None), Ok(()));
         assert!(!headers.contains_key(CONTENT_LENGTH));
         let mut headers = map(&[(TRANSFER_ENCODING, "gzip, chunked")]);
-        assert_eq!(reconcile_response(&mut headers, None), Err(ErrorKind::InvalidResponse));
+        let has = Present::in_response(&headers);
+        assert_eq!(reconcile_response(&mut headers, has, None), Err(ErrorKind::InvalidResponse));
     }
 }

@@ -2,21 +2,25 @@
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{ALT_SVC, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRAILER},
+    header::{
+        ALT_SVC, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+        TRANSFER_ENCODING, UPGRADE,
+    },
 };
 
 use super::members;
+
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("proxy-authentication-info");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Removes the hop-by-hop fields of a request, and the fields for which `also` returns `true`.
 ///
 /// `TE: trailers` stays, because the response's trailers are forwarded.
 pub(crate) fn remove_from_request(headers: &mut HeaderMap, also: impl Fn(&HeaderName) -> bool) {
-    let unwanted = unwanted(headers, also);
-    if unwanted.is_empty() {
-        return;
-    }
     let trailers = members(headers, TE).any(accepts_trailers);
-    remove(headers, unwanted);
+    remove(headers, |name| is_hop_by_hop(name) || also(name));
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -28,20 +32,15 @@ pub(crate) fn remove_from_request(headers: &mut HeaderMap, also: impl Fn(&Header
 /// section 2). Fields about the whole host (`Strict-Transport-Security`, `Clear-Site-Data`) are forwarded, because the
 /// backend serves a part of that host.
 pub(crate) fn remove_from_response(headers: &mut HeaderMap) {
-    let unwanted = unwanted(headers, |name| name == ALT_SVC);
-    if !unwanted.is_empty() {
-        remove(headers, unwanted);
-    }
+    remove(headers, |name| is_hop_by_hop(name) || name == ALT_SVC);
 }
 
-/// Returns the names of the fields to remove. If there are none, there is no `Connection` and no `TE` either.
-fn unwanted(headers: &HeaderMap, also: impl Fn(&HeaderName) -> bool) -> Vec<HeaderName> {
-    headers.keys().filter(|name| is_hop_by_hop(name) || also(name)).cloned().collect()
-}
-
-/// Removes these fields, and those that `Connection` nominates.
-fn remove(headers: &mut HeaderMap, unwanted: Vec<HeaderName>) {
-    for name in nominated(headers).into_iter().chain(unwanted) {
+/// Removes the fields for whose names `unwanted` returns `true`, and those that `Connection` nominates.
+fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
+    let mut names = headers.keys().filter(|name| unwanted(name)).cloned();
+    // A list is an allocation, and many messages have no other such field than `Connection`.
+    let (first, others) = (names.next(), names.collect::<Vec<_>>());
+    for name in nominated(headers).into_iter().chain(first).chain(others) {
         headers.remove(name);
     }
 }
@@ -63,20 +62,10 @@ fn is_option(member: &[u8]) -> bool {
     [&b"close"[..], b"keep-alive", b"upgrade", b"te"].iter().any(|option| member.eq_ignore_ascii_case(option))
 }
 
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    matches!(
-        name.as_str(),
-        "connection"
-            | "http2-settings"
-            | "keep-alive"
-            | "proxy-authenticate"
-            | "proxy-authentication-info"
-            | "proxy-authorization"
-            | "proxy-connection"
-            | "te"
-            | "transfer-encoding"
-            | "upgrade"
-    )
+/// Whether the field is hop-by-hop. Compares names that the `http` crate knows by their number.
+pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
+    [CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE].contains(name)
+        || [HTTP2_SETTINGS, KEEP_ALIVE, PROXY_AUTHENTICATION_INFO, PROXY_CONNECTION].contains(name)
 }
 
 /// Whether the field is the connection's or the message's own, in any spelling that a server folds into its name, so

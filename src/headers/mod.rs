@@ -11,6 +11,7 @@ pub(crate) mod hop;
 pub(crate) mod host;
 pub(crate) mod location;
 pub(crate) mod owned;
+pub(crate) mod present;
 pub(crate) mod reserved;
 pub(crate) mod trailers;
 pub(crate) mod via;

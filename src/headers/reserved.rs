@@ -1,7 +1,14 @@
 //! Fields that only the proxy may set, because a backend reads them as an identity or as variables of its own. Every
 //! spelling that a server folds into the same variable counts.
 
-use http::{HeaderMap, HeaderName, header::TRAILER};
+use http::{
+    HeaderMap, HeaderName,
+    header::{
+        ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH,
+        CONTENT_TYPE, COOKIE, DNT, HOST, IF_MODIFIED_SINCE, IF_NONE_MATCH, ORIGIN, PRAGMA, RANGE, REFERER, TRAILER,
+        UPGRADE_INSECURE_REQUESTS, USER_AGENT,
+    },
+};
 
 use super::{eq_folded, forwarded::is_forwarding_field, remove_where, retain_members};
 
@@ -17,11 +24,41 @@ pub(crate) struct KeptFields {
 }
 
 /// Whether only the proxy may set the field, so that a client's is removed.
-pub(crate) fn is_for_the_proxy_only(name: &str, keep: KeptFields) -> bool {
+pub(crate) fn is_for_the_proxy_only(name: &HeaderName, keep: KeptFields) -> bool {
+    !is_common(name) && is_claimed(name.as_str(), keep)
+}
+
+fn is_claimed(name: &str, keep: KeptFields) -> bool {
     (!keep.forwarding && is_forwarding_field(name))
         || (!keep.identity_claims && is_identity_claim(name))
         || is_reserved(name)
         || (!keep.underscores && has_underscore(name))
+}
+
+/// Fast path: whether the field is one of those that most requests have, none of which is for the proxy only.
+fn is_common(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        ACCEPT
+            | ACCEPT_ENCODING
+            | ACCEPT_LANGUAGE
+            | AUTHORIZATION
+            | CACHE_CONTROL
+            | CONNECTION
+            | CONTENT_LENGTH
+            | CONTENT_TYPE
+            | COOKIE
+            | DNT
+            | HOST
+            | IF_MODIFIED_SINCE
+            | IF_NONE_MATCH
+            | ORIGIN
+            | PRAGMA
+            | RANGE
+            | REFERER
+            | UPGRADE_INSECURE_REQUESTS
+            | USER_AGENT
+    )
 }
 
 /// Whether the field is removed from every request.
@@ -110,6 +147,34 @@ mod tests {
         }
         for name in ["proxy-x", "remote-users", "x-original-host", "x-rewrite-urls", "x", "accept", ""] {
             assert!(!is_reserved(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn no_common_field_is_for_the_proxy_only() {
+        for name in [
+            "accept",
+            "accept-encoding",
+            "accept-language",
+            "authorization",
+            "cache-control",
+            "connection",
+            "content-length",
+            "content-type",
+            "cookie",
+            "dnt",
+            "host",
+            "if-modified-since",
+            "if-none-match",
+            "origin",
+            "pragma",
+            "range",
+            "referer",
+            "upgrade-insecure-requests",
+            "user-agent",
+        ] {
+            assert!(is_common(&HeaderName::from_static(name)), "{name}");
+            assert!(!is_claimed(name, KeptFields::default()), "{name}");
         }
     }
 

@@ -104,7 +104,7 @@ fn is_allowed_in_request(name: &HeaderName) -> bool {
             "authorization" | "cookie" | "expect" | "max-forwards" | "origin" | "range" | "referer"
         )
         && !name.as_str().starts_with("if-")
-        && !is_for_the_proxy_only(name.as_str(), KeptFields::default())
+        && !is_for_the_proxy_only(name, KeptFields::default())
 }
 
 /// Excludes framing, response control and credentials, which would mislead a client that merges trailers; and

@@ -7,10 +7,14 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
-use http::{HeaderValue, Request, Response, Uri, Version, header::HOST, uri::PathAndQuery};
+use http::{
+    HeaderValue, Request, Response, Uri, Version,
+    header::{CONTENT_LOCATION, HOST, LOCATION, REFRESH, SET_COOKIE},
+    uri::PathAndQuery,
+};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -288,6 +292,10 @@ impl Destination {
         if response.version() > Version::HTTP_11 {
             trim_values(response.headers_mut());
         }
+        // Fast path: one pass over the few names costs less than a look-up for each.
+        if !response.headers().keys().any(|name| [LOCATION, CONTENT_LOCATION, REFRESH, SET_COOKIE].contains(name)) {
+            return;
+        }
         let scheme = self.backend.scheme();
         let own = Origin { scheme, authority: self.backend.authority().as_str().as_bytes() };
         let sent = Origin { scheme, authority: host.as_bytes() };
@@ -324,10 +332,10 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut response = ready!(this.inner.poll(cx))?;
-        if let Some(destination) = this.destination {
-            destination.rewrite_response(&mut response, this.host, *this.schemes);
+        let mut polled = this.inner.poll(cx);
+        if let (Poll::Ready(Ok(response)), Some(destination)) = (&mut polled, this.destination) {
+            destination.rewrite_response(response, this.host, *this.schemes);
         }
-        Poll::Ready(Ok(response))
+        polled
     }
 }
