@@ -9,15 +9,16 @@ use crate::error::Error;
 
 /// A service that a proxy can forward requests to.
 ///
-/// It's an alias: every `Service<Request<Body>, Response = Response<B>>` implements it that is [`Clone`], whose error
-/// is `Into<BoxError>`, and whose response body `B` is an [`http_body::Body`] of [`Bytes`] that is `Send + 'static`.
-/// `Body` is [`axum_core::body::Body`], which axum re-exports. It can't be implemented otherwise.
+/// It's a trait alias, which types can't implement themselves. It's implemented for every
+/// `Service<Request<Body>, Response = Response<B>>` that is [`Clone`], whose error is `Into<BoxError>`, and whose
+/// response body `B` is an [`http_body::Body`] of [`Bytes`] that is `Send + 'static`. `Body` is
+/// [`axum_core::body::Body`], which axum re-exports.
 ///
-/// An [`Upstream`](crate::Upstream) is one, and so are a [`ServiceBuilder`](tower::ServiceBuilder)'s stack around it, a
-/// balancer, a [`service_fn`](tower::service_fn) and a `Router`. To be used in axum, it has to be
-/// `Send + Sync + 'static` and its future `Send`, too.
+/// An [`Upstream`](crate::Upstream) is such a service. So are a [`ServiceBuilder`](tower::ServiceBuilder) stack
+/// around it, a balancer, a [`service_fn`](tower::service_fn) and a `Router`. In axum, the service must also be
+/// `Send + Sync + 'static` and its future `Send`.
 ///
-/// The proxy clones it for each request, waits until the clone is ready, and calls it.
+/// The proxy clones the service for each request, waits until the clone is ready, and calls it.
 ///
 /// ```
 /// use axum::{Router, body::Body, http::Request, routing::get};
@@ -25,7 +26,7 @@ use crate::error::Error;
 ///
 /// fn is_an_upstream<U: HttpService>(_: &U) {}
 ///
-/// // In a test, a router in the backend's place.
+/// // A test uses a router in place of the backend.
 /// let backend = Router::new().route("/mydir/page", get(|| async { "from the backend" }));
 /// is_an_upstream(&backend);
 /// let proxy = ReverseProxyLayer::with_upstream(backend).prefix("/mydir");
@@ -34,7 +35,9 @@ use crate::error::Error;
 ///
 /// # What isn't an upstream
 ///
-/// The compiler's message names what is missing. A service of another request or response type:
+/// The compiler's message names what is missing.
+///
+/// An address isn't a service:
 ///
 /// ```compile_fail,E0277
 /// use tower_reverse_proxy::ReverseProxyLayer;
@@ -43,9 +46,9 @@ use crate::error::Error;
 /// let proxy = ReverseProxyLayer::with_upstream("http://127.0.0.1:8000");
 /// ```
 ///
-/// axum's `from_fn` as an upstream layer, because it wraps only services that never fail. A
-/// [`MapRequestLayer`](tower::util::MapRequestLayer) or your own layer does the same on the upstream side; or
-/// `from_fn` stands around the router.
+/// axum's `from_fn` can't be an upstream layer, because it wraps only services that never fail. A
+/// [`MapRequestLayer`](tower::util::MapRequestLayer) or your own layer does the same on the upstream side. On the
+/// client's side, `from_fn` is added to the router.
 ///
 /// ```compile_fail,E0277
 /// use axum::{body::Body, extract::Request, middleware::{Next, from_fn}, response::Response};
@@ -72,8 +75,8 @@ use crate::error::Error;
 /// # let _ = proxy;
 /// ```
 ///
-/// A rate limit, which isn't `Clone`, because its clones would each have a limit of their own. A buffer around it
-/// shares one:
+/// A rate limit isn't `Clone`, because each clone would have a separate limit. The clones of a buffer around it share
+/// one limit:
 ///
 /// ```compile_fail,E0277
 /// use std::time::Duration;
@@ -96,9 +99,9 @@ use crate::error::Error;
 /// # });
 /// ```
 ///
-/// A layer that rejects requests, around a service whose error isn't `From<`[`Error`](crate::Error)`>`, such as a
-/// `Router`, whose error is `Infallible`. [`BoxUpstream::new`](crate::BoxUpstream::new) makes a service of it whose
-/// error is a [`BoxError`]:
+/// A layer that rejects requests can't wrap a service whose error isn't `From<`[`Error`](crate::Error)`>`, such as a
+/// `Router`, whose error is `Infallible`. [`BoxUpstream::new`](crate::BoxUpstream::new) converts the error to
+/// [`BoxError`]:
 ///
 /// ```compile_fail,E0277
 /// use axum::Router;
@@ -145,19 +148,19 @@ where
 
 /// An error that a layer which rejects requests can return: any error that is `From<`[`Error`]`>`.
 ///
-/// It's an alias: [`Error`] itself, `BoxError` and every other type with that conversion implement it. The layers for the
-/// upstream side that reject requests wrap services with such an error. `Infallible`, the error of a `Router`, isn't
-/// one.
+/// It's a trait alias, which [`Error`] itself, `BoxError` and every other type with that conversion implement. Upstream
+/// layers that reject requests wrap services with such an error. `Infallible`, the error of a `Router`, doesn't
+/// implement it.
 ///
 /// ```compile_fail,E0277
 /// use axum::Router;
 /// use tower_reverse_proxy::RemoteUserLayer;
 ///
-/// // It belongs on the upstream side.
+/// // This layer belongs on the upstream side.
 /// let app: Router = Router::new().layer(RemoteUserLayer::new());
 /// ```
 ///
-/// A layer of one's own, which rejects requests around any client:
+/// Your own layer rejects requests around any client:
 ///
 /// ```
 /// use std::task::{Context, Poll};
