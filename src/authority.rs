@@ -6,6 +6,10 @@ use http::uri::Authority;
 
 /// Whether this is `uri-host [":" port]` (RFC 9110, section 7.2), with a non-empty host and a port below 65,536.
 pub(crate) fn is_authority(text: &[u8]) -> bool {
+    // Fast path: without a port or an IPv6 address, the host is all there is.
+    if is_name(text) {
+        return true;
+    }
     let (host, port) = match text.iter().rposition(|&b| b == b':') {
         // All colons of an IPv6 address stand before its closing bracket.
         Some(colon) if !text[colon..].contains(&b']') => (&text[..colon], Some(&text[colon + 1..])),
@@ -27,23 +31,27 @@ pub(crate) fn without_userinfo(authority: &Authority) -> &str {
 fn is_host(host: &[u8]) -> bool {
     match host {
         [b'[', address @ .., b']'] => str::from_utf8(address).is_ok_and(|address| address.parse::<Ipv6Addr>().is_ok()),
-        // reg-name: unreserved, sub-delims and percent-encoded (RFC 3986, section 3.2.2). The comma is excluded,
-        // because it separates the hosts in a list such as X-Forwarded-Host.
-        _ => !host.is_empty() && host.iter().all(|&b| HOST_BYTES[usize::from(b)]),
+        _ => is_name(host),
     }
 }
 
+/// Whether this is a reg-name: unreserved, sub-delims and percent-encoded (RFC 3986, section 3.2.2). The comma is
+/// excluded, because it separates the hosts in a list such as X-Forwarded-Host.
+fn is_name(host: &[u8]) -> bool {
+    !host.is_empty() && host.iter().all(|&b| NAME_BYTES[usize::from(b)])
+}
+
 /// A table, because each request has a `Host`.
-static HOST_BYTES: [bool; 256] = {
+static NAME_BYTES: [bool; 256] = {
     let (mut table, mut b) = ([false; 256], 0);
     while b < table.len() {
-        table[b] = is_host_byte(b as u8);
+        table[b] = is_name_byte(b as u8);
         b += 1;
     }
     table
 };
 
-const fn is_host_byte(b: u8) -> bool {
+const fn is_name_byte(b: u8) -> bool {
     b.is_ascii_alphanumeric()
         || matches!(b, b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'('..=b'+' | b';' | b'=' | b'%')
 }
