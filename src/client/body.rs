@@ -61,7 +61,6 @@ enum Rest {
         _held: oneshot::Sender<Infallible>,
     },
     /// An HTTP/2 body: a task of its own drives its connection.
-    #[cfg(feature = "http2")]
     Shared(super::http2::Body),
 }
 
@@ -140,7 +139,6 @@ impl ResponseBody {
         Self { early: Bytes::new(), after: None, rest: Rest::Ended, length: Some(0) }
     }
 
-    #[cfg(feature = "http2")]
     pub(super) fn shared(body: super::http2::Body) -> Self {
         Self { length: body.length(), rest: Rest::Shared(body), ..Self::empty() }
     }
@@ -189,7 +187,6 @@ impl ResponseBody {
                 let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
                 (frame.map(|frame| frame.map_err(failed)), body.is_end_stream())
             }
-            #[cfg(feature = "http2")]
             Rest::Shared(body) => {
                 let frame = ready!(body.poll_frame(cx));
                 (frame, body.is_end_stream())
@@ -233,7 +230,6 @@ impl http_body::Body for ResponseBody {
             && match &self.rest {
                 Rest::Ended => true,
                 Rest::Leased(body, _) | Rest::Driven { body, .. } => body.is_end_stream(),
-                #[cfg(feature = "http2")]
                 Rest::Shared(body) => body.is_end_stream(),
             }
     }

@@ -103,7 +103,7 @@ impl ClientBuilder {
     #[doc(alias = "keepalive_timeout")]
     #[doc(alias = "keepalive")]
     pub fn pool_idle_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
-        self.options.pool_idle_timeout = bounded(timeout);
+        self.options.dispatch.pool.idle_timeout = bounded(timeout);
         self
     }
 
@@ -118,7 +118,7 @@ impl ClientBuilder {
     /// # let _ = client;
     /// ```
     pub fn pool_max_idle(mut self, connections: usize) -> Self {
-        self.options.pool_max_idle = connections;
+        self.options.dispatch.pool.max_idle = connections;
         self
     }
 
@@ -139,7 +139,7 @@ impl ClientBuilder {
         let connections = connections.into();
         let mut this = self
             .check(connections != Some(0), || "invalid maximum of 0 connections: write `None` for no limit".to_owned());
-        this.options.max_connections = connections;
+        this.options.dispatch.max_connections = connections;
         this
     }
 
@@ -157,7 +157,7 @@ impl ClientBuilder {
     /// # let _ = client;
     /// ```
     pub fn queue_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
-        self.options.queue_timeout = bounded(timeout);
+        self.options.dispatch.queue_timeout = bounded(timeout);
         self
     }
 
@@ -243,7 +243,7 @@ impl ClientBuilder {
     #[doc(alias = "h2c")]
     #[doc(alias = "grpc_pass")]
     pub fn http2(mut self, http2: bool) -> Self {
-        self.options.http2 = http2;
+        self.options.dispatch.http2 = http2;
         self
     }
 
@@ -274,7 +274,7 @@ impl ClientBuilder {
         let mut this = self.check(interval != Some(Duration::ZERO), || {
             "invalid HTTP/2 ping interval of 0: write `None` for no pings".to_owned()
         });
-        this.options.http2_keep_alive.interval = interval;
+        this.options.http2.keep_alive.interval = interval;
         this
     }
 
@@ -289,7 +289,7 @@ impl ClientBuilder {
     /// # let _ = client;
     /// ```
     pub fn http2_keep_alive_while_idle(mut self, ping: bool) -> Self {
-        self.options.http2_keep_alive.while_idle = ping;
+        self.options.http2.keep_alive.while_idle = ping;
         self
     }
 
@@ -317,7 +317,7 @@ impl ClientBuilder {
         let mut this = self.check((65_535..1 << 31).contains(&bytes), || {
             format!("invalid HTTP/2 connection window of {bytes} bytes: write 65,535 to 2,147,483,647")
         });
-        this.options.http2_windows.connection = bytes;
+        this.options.http2.windows.connection = bytes;
         this
     }
 
@@ -345,7 +345,7 @@ impl ClientBuilder {
         let mut this = self.check((1..1 << 31).contains(&bytes), || {
             format!("invalid HTTP/2 stream window of {bytes} bytes: write 1 to 2,147,483,647")
         });
-        this.options.http2_windows.stream = bytes;
+        this.options.http2.windows.stream = bytes;
         this
     }
 
@@ -372,7 +372,7 @@ impl ClientBuilder {
         let mut this = self.check(bytes != Some(0), || {
             "invalid limit of 0 bytes for request heads: write `None` for the backend's own limit".to_owned()
         });
-        this.options.http2_max_request_head = bytes;
+        this.options.http2.max_request_head = bytes;
         this
     }
 }

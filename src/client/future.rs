@@ -14,12 +14,10 @@ use axum_core::body::Body;
 use http::{Request, Response, StatusCode, Uri, Version, uri::PathAndQuery};
 use hyper::client::conn::TrySendError;
 
-#[cfg(feature = "http2")]
-use super::http2::Outcome;
 use super::{
     body::{Lease, ResponseBody},
-    dispatch::{Acquire, Checkout, Dispatcher, Freshness},
-    http1::{self, Connection, Upload},
+    dispatch::{Acquire, Dispatcher, Grant, Http2Exchange, Kind, Outcome},
+    http1::{self, Checkout, Connection, Freshness, Upload},
     reuse::Reuse,
 };
 use crate::error::{Error, ErrorKind, classify};
@@ -45,8 +43,7 @@ enum State {
     },
     /// A switch of protocols: the connection is about to hand itself over.
     Switching(Box<Connection>, Response<ResponseBody>),
-    #[cfg(feature = "http2")]
-    Http2(Pin<Box<dyn Future<Output = Result<Outcome, Error>> + Send>>),
+    Http2(Http2Exchange),
     Over,
 }
 
@@ -64,14 +61,14 @@ impl Future for ResponseFuture {
         loop {
             match &mut this.state {
                 State::Acquire(waiting, _) => {
-                    let found = ready!(Pin::new(waiting).poll(cx));
+                    let found = ready!(Pin::new(waiting).poll(cx)).and_then(Grant::into_http1);
                     let State::Acquire(_, request) = mem::replace(&mut this.state, State::Over) else { continue };
                     let found = match found {
                         Ok(found) => found,
                         Err(error) => return Poll::Ready(Err(error.with_unsent(request))),
                     };
                     let reuse = Reuse::of(&request);
-                    this.state = exchange(found, request, reuse);
+                    this.state = exchange_over(found, request, reuse);
                 }
                 State::Exchanging { connection, .. } => {
                     let sent = ready!(connection.poll_response(cx));
@@ -84,12 +81,11 @@ impl Future for ResponseFuture {
                     let State::Switching(_, response) = mem::replace(&mut this.state, State::Over) else { continue };
                     return Poll::Ready(Ok(response));
                 }
-                #[cfg(feature = "http2")]
-                State::Http2(outcome) => match ready!(outcome.as_mut().poll(cx))? {
-                    Outcome::Answered(response) => return Poll::Ready(Ok(response.map(ResponseBody::shared))),
-                    Outcome::Http1(found, request) => {
+                State::Http2(exchange) => match ready!(Pin::new(exchange).poll(cx))? {
+                    Outcome::Response(response) => return Poll::Ready(Ok(response.map(ResponseBody::shared))),
+                    Outcome::Http1(checkout, request) => {
                         let reuse = Reuse::of(&request);
-                        this.state = exchange(found, request, reuse);
+                        this.state = exchange_over(checkout, request, reuse);
                     }
                 },
                 State::Over => panic!("polled after completion"),
@@ -127,11 +123,12 @@ impl ResponseFuture {
                     }));
                 };
                 // An idle connection that the backend closed as it was taken (hyper issue 2136).
-                self.dispatcher.saw(idle, false);
+                self.dispatcher.observed(idle, false);
                 match unsent.or_else(|| connection.repeat.take()) {
                     Some(request) => {
                         let owner = Reuse::of(&request).owner().cloned();
-                        self.state = State::Acquire(self.dispatcher.wait(Freshness::New, owner), request);
+                        self.state =
+                            State::Acquire(Acquire::new(&self.dispatcher, Kind::Http1, Freshness::New, owner), request);
                         None
                     }
                     None => Some(Err(classify(error.into_error().into(), ErrorKind::ConnectionClosed))),
@@ -147,28 +144,22 @@ fn begin(dispatcher: &Arc<Dispatcher>, request: Request<Body>) -> State {
     // Credentials that authenticate a connection are used once, because the backend takes the second use for a replay.
     let can_be_replayed = reuse == Reuse::Shared && http1::is_harmless(&request);
     let freshness = if can_be_replayed { Freshness::Any } else { Freshness::Recent };
-    #[cfg(feature = "http2")]
-    if dispatcher.is_for_http2(&request, &reuse) {
-        // What the backend chose before is used up first.
-        let idle = if dispatcher.http2.are_http1() { dispatcher.take(freshness) } else { None };
-        return match idle {
-            Some(found) => exchange(found, request, reuse),
-            None => State::Http2(Box::pin(super::http2::exchange(dispatcher.clone(), request, freshness))),
-        };
-    }
+    let may_use_http2 = Http2Exchange::may_carry(dispatcher, &request, &reuse);
     let owner = reuse.owner();
-    let found = match owner {
-        None => dispatcher.take(freshness),
-        Some(owner) => dispatcher.take_owned(freshness, owner),
-    };
-    match found {
-        Some(found) => exchange(found, request, reuse),
-        None => State::Acquire(dispatcher.wait(freshness, owner.cloned()), request),
+    // Connections in the protocol that the backend chose before are used first.
+    if (!may_use_http2 || dispatcher.chose_http1())
+        && let Some(checkout) = dispatcher.take(owner, freshness)
+    {
+        return exchange_over(checkout, request, reuse);
     }
+    if may_use_http2 {
+        return State::Http2(Http2Exchange::new(dispatcher.clone(), request, freshness));
+    }
+    State::Acquire(Acquire::new(dispatcher, Kind::Http1, freshness, owner.cloned()), request)
 }
 
 /// Sends the request over a connection.
-fn exchange(Checkout { mut connection, idle }: Checkout, mut request: Request<Body>, reuse: Reuse) -> State {
+fn exchange_over(Checkout { mut connection, idle, .. }: Checkout, mut request: Request<Body>, reuse: Reuse) -> State {
     // Origin-form: the connection leads to the backend.
     let target = mem::take(request.uri_mut()).into_parts().path_and_query;
     *request.uri_mut() = Uri::from(target.unwrap_or(PathAndQuery::from_static("/")));

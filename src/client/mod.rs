@@ -2,8 +2,8 @@
 //!
 //! [`ReverseProxyLayer::new`](crate::ReverseProxyLayer::new) makes one with the default options; [`Client::builder`] sets them.
 
-// HTTP/1.1 connections are driven by the future and the body that use them (`http1`, through a `gate`), and rest in a `pool`;
-// HTTP/2 connections are shared (`http2`).
+// HTTP/1.1 connections are driven by the future and the body that use them (`http1`). HTTP/2 connections are shared by requests,
+// and each has a task (`http2`). A `dispatch`er has both under one lock, with the one queue of requests that wait.
 
 mod body;
 mod builder;
@@ -12,6 +12,9 @@ mod dispatch;
 mod future;
 mod http1;
 #[cfg(feature = "http2")]
+mod http2;
+#[cfg(not(feature = "http2"))]
+#[path = "no_http2.rs"]
 mod http2;
 mod limit;
 mod reuse;
@@ -32,14 +35,16 @@ use tower_service::Service;
 pub use self::connect::{InvalidTls, Tls};
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::http1::codec::oracle;
-#[cfg(feature = "http2")]
-use self::http2::{KeepAlive, Windows};
 pub use self::{
     body::ResponseBody,
     builder::{ClientBuilder, InvalidClient},
     future::ResponseFuture,
 };
-use self::{connect::Dial, dispatch::Dispatcher};
+use self::{
+    connect::{Connector, Dial},
+    dispatch::Dispatcher,
+    http2::ResponseHeadLimit,
+};
 use crate::{backend::Backend, error::Error};
 
 /// The HTTP client of one backend.
@@ -130,14 +135,10 @@ pub struct Client {
     dispatcher: Arc<Dispatcher>,
 }
 
-/// What can be chosen of a [`Client`].
+/// The options of a [`Client`].
 #[derive(Clone, Debug)]
 pub(crate) struct ClientOptions {
     pub(crate) connect_timeout: Option<Duration>,
-    pub(crate) pool_idle_timeout: Option<Duration>,
-    pub(crate) pool_max_idle: usize,
-    pub(crate) max_connections: Option<usize>,
-    pub(crate) queue_timeout: Option<Duration>,
     /// In place of TCP, Unix sockets and TLS.
     pub(crate) connector: Option<Dial>,
     pub(crate) preserve_header_case: bool,
@@ -145,14 +146,8 @@ pub(crate) struct ClientOptions {
     pub(crate) max_response_fields: usize,
     /// How large a response head may be, in bytes.
     pub(crate) max_response_head: usize,
-    #[cfg(feature = "http2")]
-    pub(crate) http2: bool,
-    #[cfg(feature = "http2")]
-    pub(crate) http2_keep_alive: KeepAlive,
-    #[cfg(feature = "http2")]
-    pub(crate) http2_windows: Windows,
-    #[cfg(feature = "http2")]
-    pub(crate) http2_max_request_head: Option<usize>,
+    dispatch: dispatch::Options,
+    http2: http2::Options,
     #[cfg(feature = "tls")]
     pub(crate) tls: Option<Tls>,
 }
@@ -161,23 +156,12 @@ impl ClientOptions {
     pub(crate) fn new() -> Self {
         Self {
             connect_timeout: Some(Duration::from_secs(5)),
-            // Below the keep-alive times that most servers have.
-            pool_idle_timeout: Some(Duration::from_secs(30)),
-            pool_max_idle: 64,
-            max_connections: None,
-            queue_timeout: Some(Duration::from_secs(5)),
             connector: None,
             preserve_header_case: false,
             max_response_fields: 256,
             max_response_head: 256 * 1024,
-            #[cfg(feature = "http2")]
-            http2: false,
-            #[cfg(feature = "http2")]
-            http2_keep_alive: KeepAlive::default(),
-            #[cfg(feature = "http2")]
-            http2_windows: Windows::default(),
-            #[cfg(feature = "http2")]
-            http2_max_request_head: None,
+            dispatch: dispatch::Options::default(),
+            http2: http2::Options::default(),
             #[cfg(feature = "tls")]
             tls: None,
         }
@@ -186,7 +170,10 @@ impl ClientOptions {
 
 impl Client {
     fn new(backend: Backend, options: &ClientOptions) -> Result<Self, InvalidClient> {
-        Ok(Self { dispatcher: Dispatcher::new(backend, options)? })
+        let head = ResponseHeadLimit { bytes: options.max_response_head, fields: options.max_response_fields };
+        let http2 = http2::Pool::new(options.http2.with_limits(options.dispatch.pool.idle_timeout, head));
+        let connector = Connector::new(&backend, options)?;
+        Ok(Self { dispatcher: Dispatcher::new(backend, connector, http2, options.dispatch) })
     }
 
     /// Returns the backend.

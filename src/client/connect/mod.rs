@@ -63,7 +63,6 @@ pub(crate) struct Dialed {
 pub(super) enum Offer {
     Http1,
     /// HTTP/2, and HTTP/1.1 for a backend that hasn't got it.
-    #[cfg(feature = "http2")]
     Http2,
 }
 
@@ -93,10 +92,7 @@ impl Connector {
             // Of parts that were valid, with all three there, it can't fail.
             uri: uri.unwrap_or_default(),
             origin: backend.to_string().into(),
-            #[cfg(feature = "http2")]
-            dial: dial(options.http2)?,
-            #[cfg(not(feature = "http2"))]
-            dial: dial(false)?,
+            dial: dial(options.dispatch.http2)?,
             #[cfg(feature = "tls")]
             dial_http1: if own_tls.is_some() { Some(dial(false)?) } else { None },
             timeout: options.connect_timeout,
@@ -104,14 +100,16 @@ impl Connector {
         })
     }
 
-    /// Whether the backend chooses between HTTP/1.1 and HTTP/2.
-    #[cfg(feature = "http2")]
-    pub(super) fn negotiates(&self) -> bool {
-        self.uri.scheme() == Some(&http::uri::Scheme::HTTPS)
+    /// Returns whether the backend has chosen HTTP/1.1 where it could choose HTTP/2, too.
+    pub(super) fn has_chosen_http1(&self, stream: &Stream) -> bool {
+        self.uri.scheme() == Some(&http::uri::Scheme::HTTPS) && !stream.is_http2
+    }
+
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        self.timeout
     }
 
     /// Whether HTTP/1.1 can be had of a backend that would choose HTTP/2.
-    #[cfg(feature = "http2")]
     pub(super) fn can_insist_on_http1(&self) -> bool {
         #[cfg(feature = "tls")]
         return self.dial_http1.is_some();
@@ -161,7 +159,6 @@ impl Connector {
         let dial = match offer {
             #[cfg(feature = "tls")]
             Offer::Http1 => self.dial_http1.as_ref().unwrap_or(&self.dial),
-            #[cfg(any(not(feature = "tls"), feature = "http2"))]
             _ => &self.dial,
         };
         let Dialed { io, is_http2, has_own_end } = dial.clone().oneshot(self.uri.clone()).await?;

@@ -22,7 +22,6 @@ impl<T: Read + Write + Send + Unpin> Io for T {}
 /// reads comes to its answer.
 pub(in crate::client) struct Stream {
     io: Box<dyn Io>,
-    #[cfg_attr(not(feature = "http2"), expect(dead_code, reason = "HTTP/2 isn't offered"))]
     pub(in crate::client) is_http2: bool,
     /// Whether an end is certain to be the backend's: TLS says so itself.
     has_own_end: bool,

@@ -5,12 +5,17 @@
 pub(super) mod codec;
 mod connection;
 mod gate;
+mod idle;
 pub(super) mod keep_alive;
+mod owned;
+mod pool;
 mod repeat;
 mod upload;
 
 pub(super) use self::{
     connection::{Connection, Sent, builder},
+    idle::{Checkout, Freshness, Idle},
+    pool::{Pool, PoolOptions, Unusable},
     repeat::is_harmless,
     upload::{Progress, Upload},
 };

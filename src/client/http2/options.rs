@@ -14,6 +14,17 @@ pub(in super::super) struct Options {
     pub(in super::super) idle_timeout: Option<Duration>,
 }
 
+impl Options {
+    /// Sets what the client has in common for both protocols.
+    pub(in super::super) fn with_limits(
+        self,
+        idle_timeout: Option<Duration>,
+        max_response_head: ResponseHeadLimit,
+    ) -> Self {
+        Self { idle_timeout, max_response_head, ..self }
+    }
+}
+
 /// The size that the head of a response may have.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in super::super) struct ResponseHeadLimit {

@@ -21,7 +21,8 @@ use super::{
 
 /// The open HTTP/2 connections to one backend.
 ///
-/// Its lock may be taken under the dispatcher's, and a connection's under its own. No connection or stream is dropped under it.
+/// Its lock may be taken under the dispatcher's, and a connection's under its own. No connection or stream is dropped under it, and
+/// none by methods that return [`Removed`] ones.
 pub(in super::super) struct Pool {
     state: Mutex<State>,
     options: Options,
@@ -43,8 +44,18 @@ struct Shared {
     connection: Arc<Connection>,
 }
 
+/// Connections that get no more requests, to be dropped without the caller's lock. Then they close when no stream is open.
+#[derive(Debug, Default)]
+pub(in super::super) struct Removed(Vec<Shared>);
+
 /// The shortest time for which a connection is kept without a stream, because the next request may be about to come.
 const MIN_IDLE: Duration = Duration::from_millis(10);
+
+impl Removed {
+    pub(in super::super) fn append(&mut self, other: &mut Self) {
+        self.0.append(&mut other.0);
+    }
+}
 
 impl Pool {
     pub(in super::super) fn new(options: Options) -> Arc<Self> {
@@ -53,27 +64,27 @@ impl Pool {
     }
 
     /// Takes a stream of the first connection that has one.
-    pub(in super::super) fn take(&self) -> Option<Stream> {
+    pub(in super::super) fn take(&self) -> (Option<Stream>, Removed) {
         self.take_from(false)
     }
 
     /// Takes a stream of the first connection that has one, even if it may be frozen. Its streams will show whether it is.
-    pub(in super::super) fn take_silent(&self) -> Option<Stream> {
+    pub(in super::super) fn take_silent(&self) -> (Option<Stream>, Removed) {
         self.take_from(true)
     }
 
-    fn take_from(&self, even_silent: bool) -> Option<Stream> {
+    fn take_from(&self, even_silent: bool) -> (Option<Stream>, Removed) {
         let mut state = self.lock();
         let is_lost = |shared: &Shared| shared.sender.is_closed() || shared.connection.is_lost();
-        let lost: Vec<_> = state.open.extract_if(.., |shared| is_lost(shared)).collect();
+        let removed = Removed(state.open.extract_if(.., |shared| is_lost(shared)).collect());
         let taken = state.open.iter().find_map(|Shared { sender, connection }| {
             let admission = connection.begin_stream(even_silent)?;
             Some((sender.clone(), connection.clone(), admission))
         });
         drop(state);
-        drop(lost);
-        let (sender, connection, admission) = taken?;
-        Some(Stream::new(sender, connection, Share::Shared, admission))
+        let stream =
+            taken.map(|(sender, connection, admission)| Stream::new(sender, connection, Share::Shared, admission));
+        (stream, removed)
     }
 
     /// Makes an HTTP/2 connection of a socket, and takes a stream of it. It's put into the pool, unless it's dedicated to its
@@ -104,13 +115,11 @@ impl Pool {
         Ok(Stream::new(sender, connection, share, admission))
     }
 
-    /// Closes one connection without a stream, if there is one, because its permit is needed.
-    pub(in super::super) fn remove_unused(&self) {
+    /// Removes one connection without a stream, if there is one, because its permit is needed.
+    pub(in super::super) fn remove_unused(&self) -> Option<Removed> {
         let mut state = self.lock();
-        let unused = state.open.iter().position(|shared| shared.connection.unused_since().is_some());
-        let unused = unused.map(|unused| state.open.remove(unused));
-        drop(state);
-        drop(unused);
+        let unused = state.open.iter().position(|shared| shared.connection.unused_since().is_some())?;
+        Some(Removed(vec![state.open.remove(unused)]))
     }
 
     /// Returns whether the backend is known to lack extended CONNECT, so that WebSockets need HTTP/1.1.

@@ -39,11 +39,11 @@ pub(in super::super) struct Connection {
 
 /// What waits for the streams and the permits of connections. It's called without a lock.
 pub(in super::super::super) trait Observer: Send + Sync {
-    /// A stream has ended; with `is_unused`, the last one of its connection.
-    fn stream_ended(&self, is_unused: bool);
+    /// A stream has ended.
+    fn stream_ended(self: Arc<Self>);
 
     /// A connection may carry more streams than before, or has been retired or closed, so that another one is needed.
-    fn capacity_changed(&self);
+    fn capacity_changed(self: Arc<Self>);
 }
 
 /// Why a connection failed on which the backend sent no SETTINGS.
@@ -95,9 +95,9 @@ impl Connection {
     /// Ends a stream that waited so long without a response, or got one (`None`).
     pub(in super::super) fn end_stream(&self, admission: Admission, waited: Option<Duration>) {
         let now = Instant::now();
-        let is_unused = self.lock().end_stream(admission, waited, now);
+        self.lock().end_stream(admission, waited, now);
         if let Some(observer) = self.observer.upgrade() {
-            observer.stream_ended(is_unused);
+            observer.stream_ended();
         }
     }
 
