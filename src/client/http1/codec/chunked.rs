@@ -53,7 +53,7 @@ enum State {
     /// In the trailer section, which ends with an empty line.
     Trailers,
     Ended,
-    /// Found behind data that was returned first.
+    /// A fault, which is returned after the data before it.
     Invalid(InvalidBody),
 }
 

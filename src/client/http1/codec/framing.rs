@@ -65,7 +65,7 @@ impl Declared {
     pub(super) fn read_connection(&mut self, value: &[u8]) {
         for option in members(value) {
             self.close |= option.eq_ignore_ascii_case(b"close");
-            // In a value with octets that no option has, the option isn't certain.
+            // A value with octets outside of ASCII isn't a list of options. It doesn't open a connection to reuse.
             self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive") && value.is_ascii();
         }
     }
@@ -89,7 +89,7 @@ impl Declared {
         version: Version,
         request: RequestKind,
     ) -> Result<Framing, &'static str> {
-        // 1 and 2: whatever the fields are.
+        // Rules 1 and 2 apply whatever the fields are.
         let is_empty = matches!(status.as_u16(), 100..=199 | 204 | 304)
             || request == RequestKind::Head
             || (request == RequestKind::Connect && status.is_success());
@@ -98,15 +98,17 @@ impl Declared {
         }
         match (self.coding, self.length) {
             (Coding::Absent, Length::Canonical(length) | Length::Repeated(length)) => Ok(Framing::Length(length)),
-            // 5. An error rather than a body that is forwarded without its length.
+            // Rule 5: an unrecoverable error.
             (Coding::Absent, Length::Invalid) => Err("Content-Length isn't one number"),
-            // 8.
+            // Rule 8.
             (Coding::Absent, Length::Absent) => Ok(Framing::UntilClose),
-            // 3. RFC 9112, section 6.1: an HTTP/1.0 message with Transfer-Encoding has faulty framing.
+            // RFC 9112, section 6.1: an HTTP/1.0 message with Transfer-Encoding has faulty framing.
             _ if version == Version::HTTP_10 => Err("Transfer-Encoding in HTTP/1.0"),
             (Coding::Chunked, Length::Absent) => Ok(Framing::Chunked),
+            // Rule 3: the message "ought to be handled as an error".
             (Coding::Chunked, _) => Err("both Transfer-Encoding and Content-Length"),
-            // 4. The body would reach the client with a coding that no field names.
+            // Rule 4 would end the body with the connection. It would reach the client with a coding that no field names,
+            // because Transfer-Encoding isn't forwarded.
             (Coding::Other, _) => Err("Transfer-Encoding isn't exactly one `chunked`"),
         }
     }

@@ -13,7 +13,7 @@ use super::{
     framing::{Declared, Framing, Length},
 };
 
-/// Decodes the heads of responses on one connection. After each head it's as new.
+/// Decodes the heads of responses on one connection. It resets itself after each head.
 #[derive(Debug)]
 pub(crate) struct HeadDecoder {
     limits: Limits,
