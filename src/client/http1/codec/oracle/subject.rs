@@ -111,6 +111,7 @@ impl Exchange {
     fn end(mut self) -> Seen {
         match self.seen.end {
             End::Open => {
+                self.seen.is_late = !self.input.is_empty();
                 let is_complete = self.body.as_mut().is_some_and(|body| body.end().is_ok());
                 self.seen.end = if is_complete { End::ByClose } else { End::Cut };
             }
