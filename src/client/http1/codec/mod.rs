@@ -23,8 +23,9 @@
 //! 8. The limit of a body's chunk extensions counts the blanks and semicolons in front of them, too.
 //! 9. Octets outside of ASCII don't hide a `close` among the members of `Connection`.
 //!
-//! Two differences aren't refusals. Equal `Content-Length` lines or members, and those with leading zeros, become one
-//! number. A reason phrase outside of ASCII is kept; hyper's client drops it.
+//! Three differences aren't refusals. Equal `Content-Length` lines or members, and those with leading zeros, become one
+//! number. A reason phrase outside of ASCII is kept; hyper's client drops it. Trailers may have as many bytes as the limit
+//! allows; hyper's client wants one byte less.
 //!
 //! Requests differ from those that hyper's client writes, apart from the order of their fields, as follows. A
 //! `Content-Length` that the body contradicts is replaced, and equal ones become one number. A body of unknown length is

@@ -13,6 +13,17 @@ mod subject;
 #[cfg(test)]
 mod grammar;
 
+/// Octets for a message, without the middle of long ones.
+fn shown(octets: &[u8]) -> String {
+    match octets.len() {
+        ..200 => format!("\"{}\"", octets.escape_ascii()),
+        length => {
+            let (start, end) = (&octets[..50], &octets[length - 20..]);
+            format!("\"{}\" … \"{}\" ({length} bytes)", start.escape_ascii(), end.escape_ascii())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::env;

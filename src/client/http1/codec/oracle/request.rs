@@ -15,7 +15,7 @@ use http::{
 };
 use http_body::{Body, Frame, SizeHint};
 
-use super::{reference, subject};
+use super::{reference, shown, subject};
 
 type Fields = Vec<(Vec<u8>, Vec<u8>)>;
 
@@ -380,14 +380,14 @@ impl fmt::Debug for Case {
         let Self { method, target, fields, data, trailers, length, knows_its_end, is_titled, writes } = self;
         write!(f, "{method} {target}, titled: {is_titled}, written in {writes:?}")?;
         for (name, value) in fields {
-            write!(f, "\n    {}: {}", name.escape_ascii(), value.escape_ascii())?;
+            write!(f, "\n    {}: {}", name.escape_ascii(), shown(value))?;
         }
         write!(f, "\n  a body of {length:?}, knows its end: {knows_its_end}")?;
         for data in data {
-            write!(f, "\n    \"{}\"", data.escape_ascii())?;
+            write!(f, "\n    {}", shown(data))?;
         }
         for (name, value) in trailers.iter().flatten() {
-            write!(f, "\n    {}: {}", name.escape_ascii(), value.escape_ascii())?;
+            write!(f, "\n    {}: {}", name.escape_ascii(), shown(value))?;
         }
         if trailers.is_some() { f.write_str(" (trailers)") } else { Ok(()) }
     }
@@ -398,7 +398,7 @@ impl fmt::Debug for Written {
         let Self { octets, is_complete, keep_alive } = self;
         write!(f, "complete: {is_complete}, keep-alive: {keep_alive}")?;
         for line in octets.split_inclusive(|&b| b == b'\n') {
-            write!(f, "\n    \"{}\"", line.escape_ascii())?;
+            write!(f, "\n    {}", shown(line))?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use http::{HeaderMap, Method, StatusCode, Version, header::CONTENT_LENGTH};
 
-use super::{super::Limits, reference, strictness, subject};
+use super::{super::Limits, reference, shown, strictness, subject};
 
 /// What a backend sends in answer to one request.
 #[derive(Clone)]
@@ -103,6 +103,14 @@ impl Case {
             Err(Difference::Strict(Stage::Reuse)) => "a connection is closed",
             Err(Difference::Lax(what)) => what,
         };
+        // hyper refuses trailers that have as many bytes as the limit allows.
+        if ours.trailers.is_some() {
+            let limits = Limits { bytes: self.limits.bytes + 1, ..self.limits };
+            let hyper = reference::read(&Self { limits, ..self.clone() });
+            if self.difference(&hyper, &ours).is_ok() {
+                return Ok(());
+            }
+        }
         Err(format!("{what}\n{self:?}\nhyper: {hyper:?}\nours: {ours:?}"))
     }
 
@@ -252,7 +260,7 @@ impl fmt::Debug for Seen {
             let Head { version, status, reason, fields } = head;
             write!(f, "\n    {version:?} {} \"{}\" {fields:?}", status.as_u16(), reason.escape_ascii())?;
         }
-        write!(f, "\n    \"{}\" {trailers:?}", body.escape_ascii())?;
+        write!(f, "\n    {} {trailers:?}", shown(body))?;
         write!(f, "\n    {end:?}, reusable: {is_reusable}, {progress:?}")
     }
 }
@@ -262,7 +270,7 @@ impl fmt::Debug for Case {
         let Self { method, limits, octets, pieces } = self;
         write!(f, "{method}, at most {} bytes and {} fields, read in {pieces:?}:", limits.bytes, limits.fields)?;
         for line in octets.split_inclusive(|&b| b == b'\n') {
-            write!(f, "\n    \"{}\"", line.escape_ascii())?;
+            write!(f, "\n    {}", shown(line))?;
         }
         Ok(())
     }

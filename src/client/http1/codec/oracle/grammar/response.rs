@@ -20,7 +20,7 @@ pub(in super::super) fn case() -> impl Strategy<Value = Case> {
     ];
     (method(), limits(), octets, pieces()).prop_map(|(method, limits, octets, pieces)| Case {
         method,
-        limits,
+        limits: limits.of(&octets),
         octets,
         pieces,
     })
@@ -30,11 +30,51 @@ fn method() -> impl Strategy<Value = Method> {
     prop_oneof![6 => Just(Method::GET), 1 => Just(Method::HEAD)]
 }
 
-fn limits() -> impl Strategy<Value = Limits> {
+#[derive(Clone, Copy, Debug)]
+enum Limit {
+    Usual,
+    Small(usize, usize),
+    /// As many bytes as the first head has, or the trailers; and one less or more.
+    Bytes(bool, usize),
+    /// As many fields; and one less or more.
+    Fields(bool, usize),
+}
+
+fn limits() -> impl Strategy<Value = Limit> {
     prop_oneof![
-        10 => Just(Limits { bytes: 256 * 1024, fields: 256 }),
-        1 => (16..300_usize, 1..8_usize).prop_map(|(bytes, fields)| Limits { bytes, fields }),
+        20 => Just(Limit::Usual),
+        1 => (16..300_usize, 1..8_usize).prop_map(|(bytes, fields)| Limit::Small(bytes, fields)),
+        3 => (any::<bool>(), 0..3_usize).prop_map(|(of_trailers, bytes)| Limit::Bytes(of_trailers, bytes)),
+        1 => (any::<bool>(), 0..3_usize).prop_map(|(of_trailers, fields)| Limit::Fields(of_trailers, fields)),
     ]
+}
+
+impl Limit {
+    fn of(self, octets: &[u8]) -> Limits {
+        let usual = Limits { bytes: 256 * 1024, fields: 256 };
+        match self {
+            Self::Usual => usual,
+            Self::Small(bytes, fields) => Limits { bytes, fields },
+            Self::Bytes(of_trailers, more) => {
+                Limits { bytes: (section(octets, of_trailers).len() + more).saturating_sub(1).max(8), ..usual }
+            }
+            Self::Fields(of_trailers, more) => {
+                let lines = section(octets, of_trailers).iter().filter(|&&octet| octet == b'\n').count();
+                // The empty line is no field, and the status line neither.
+                Limits { fields: (lines + more).saturating_sub(if of_trailers { 2 } else { 3 }).max(1), ..usual }
+            }
+        }
+    }
+}
+
+/// The first head, or what are trailers if the body is chunked.
+fn section(octets: &[u8], of_trailers: bool) -> &[u8] {
+    let start = if of_trailers { b"\r\n0\r\n" } else { &b""[..] };
+    let start =
+        octets.windows(start.len().max(1)).position(|part| part.starts_with(start)).map_or(0, |at| at + start.len());
+    let octets = &octets[start..];
+    let end = octets.windows(4).position(|part| part == b"\r\n\r\n").map_or(octets.len(), |at| at + 4);
+    &octets[..end]
 }
 
 fn pieces() -> impl Strategy<Value = Vec<usize>> {
@@ -327,7 +367,7 @@ fn coding_lines() -> impl Strategy<Value = Vec<u8>> {
 struct Chunk {
     data: Vec<u8>,
     /// Before and behind the digits of the size: zeros, blanks, extensions.
-    digits: (&'static [u8], Vec<u8>),
+    digits: (&'static str, Vec<u8>),
     is_upper: bool,
     /// After the line of the size, and after the data.
     ends: (&'static [u8], &'static [u8]),
@@ -344,8 +384,11 @@ fn chunk() -> impl Strategy<Value = Chunk> {
         2 => (20..300_usize).prop_map(|size| vec![b'd'; size]),
         1 => (4000..20_000_usize).prop_map(|size| vec![b'D'; size]),
     ];
-    let before =
-        rare(b"", &[b"0", b"00000000000000000000", b" ", b"+", b"0x", b"-", b"\r\n", b"g", b"10000000000000000", b"F"]);
+    let before = prop_oneof![
+        40 => Just(""),
+        2 => select(&["0", "0000", "000000000000000", "0000000000000000", "00000000000000000000"][..]),
+        1 => select(&[" ", "+", "0x", "-", "\r\n", "g", "10000000000000000", "F", "FFFFFFFFFFFFFFF"][..]),
+    ];
     (data, before, extension(), any::<bool>(), chunk_end(), chunk_end()).prop_map(
         |(data, before, extension, is_upper, end, behind)| Chunk {
             data,
@@ -360,7 +403,7 @@ impl Chunk {
     fn encoded(&self) -> Vec<u8> {
         let size = self.data.len();
         let size = if self.is_upper { format!("{size:X}") } else { format!("{size:x}") };
-        [self.digits.0, size.as_bytes(), &self.digits.1, self.ends.0, &self.data, self.ends.1].concat()
+        [self.digits.0.as_bytes(), size.as_bytes(), &self.digits.1, self.ends.0, &self.data, self.ends.1].concat()
     }
 }
 
@@ -390,6 +433,8 @@ fn trailers() -> impl Strategy<Value = Vec<u8>> {
         6 => Just(Vec::new()),
         3 => vec(prop_oneof![
             4 => Just(b"Digest: x\r\n".to_vec()),
+            // Larger than most heads.
+            2 => (60..300_usize).prop_map(|size| [b"Digest: ", &vec![b'v'; size][..], b"\r\n"].concat()),
             2 => field(),
             1 => (name(), colon(), value(), line_end()).prop_map(|(name, colon, value, end)| [&name, &colon, &value, end].concat()),
         ], 1..4),
