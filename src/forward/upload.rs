@@ -176,3 +176,44 @@ impl Drop for ExchangeUpload {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_waits_since_it_began_to() {
+        let (upload, second) = (Upload::new(Version::HTTP_11), Duration::from_secs(1));
+        let start = Instant::now();
+        assert_eq!(upload.waiting_on(), (WaitingOn::Backend, None));
+        for _ in 0..2 {
+            upload.exchange_waits(Instant::now());
+            advance(second).await;
+        }
+        assert_eq!(upload.waiting_on(), (WaitingOn::Backend, Some(start)));
+        for _ in 0..2 {
+            upload.wait_for_client();
+            advance(second).await;
+        }
+        assert_eq!(upload.waiting_on(), (WaitingOn::Client, Some(start + second * 2)));
+        // Each frame is progress, and so is each frame of the response during the upload.
+        for _ in 0..2 {
+            upload.wait_for_backend();
+            upload.response_progressed();
+            advance(second).await;
+        }
+        assert_eq!(upload.waiting_on(), (WaitingOn::Backend, Some(start + second * 5)));
+        assert_eq!(upload.last_response_progress(), Some(start + second * 5));
+        for _ in 0..2 {
+            upload.end();
+            upload.response_progressed();
+            advance(second).await;
+        }
+        assert_eq!(upload.waiting_on(), (WaitingOn::Nothing, Some(start + second * 6)));
+        assert_eq!(upload.last_response_progress(), Some(start + second * 5));
+    }
+}
