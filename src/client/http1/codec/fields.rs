@@ -60,7 +60,9 @@ impl Lines {
     #[inline]
     pub(super) fn to_map(&self, octets: &Bytes, mut read: impl FnMut(&HeaderName, &[u8])) -> Option<HeaderMap> {
         let lines = if self.count > FEW { &self.many[..] } else { &self.few[..self.count] };
-        let mut map = HeaderMap::try_with_capacity(lines.len()).ok()?;
+        // An intermediary adds `Via`, for which a full map would grow. The largest map has no room for one more.
+        let map = HeaderMap::try_with_capacity(lines.len() + 1);
+        let mut map = map.or_else(|_| HeaderMap::try_with_capacity(lines.len())).ok()?;
         for line in lines {
             let name = HeaderName::from_bytes(&octets[line.name.0 as usize..line.name.1 as usize]).ok()?;
             let value = octets.slice(line.value.0 as usize..line.value.1 as usize);
