@@ -29,7 +29,7 @@ use tokio::{
 use tower_reverse_proxy::{Client, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{
-    PATIENCE, client,
+    PATIENCE, Progress, client,
     frames::{DATA, HEADERS, STATUS_200, frame},
     front, get,
     http2_backends::{Http2, all_at_once, framing, together},
@@ -243,6 +243,38 @@ async fn a_slowly_read_download_completes_beside_small_frames() {
     assert!(stopped < 4 << 20, "the backend has stopped: {stopped}");
     assert_eq!(within(slow.collect()).await.unwrap().to_bytes().len(), 8 << 20);
     assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn many_clients_that_do_not_read_block_no_other_exchange() {
+    const STALLED: usize = 12;
+    let (url, sent, backend, mut resets) = frames_of(Arc::default()).await;
+    let addr = front(small(&url)).await;
+    // Half of them have large frames to read, and half have small ones without end.
+    let (mut large, mut bytes) = (Vec::new(), Vec::new());
+    for _ in 0..STALLED / 2 {
+        large.push(begin(&mut narrow(addr, 65_535).await, "/large").await.into_body());
+        bytes.push(begin(&mut narrow(addr, 10).await, "/bytes").await.into_body());
+    }
+    let ended = async {
+        for _ in 0..STALLED / 2 {
+            resets.recv().await.unwrap();
+            // Clients that read get all of it.
+            let answer = get(addr, "/bytes?500", "").await;
+            assert!(answer.complete && answer.body.len() == 500, "{}", answer.body.len());
+        }
+    };
+    Progress::default().of(ended).await;
+    for stalled in bytes {
+        assert!(within(stalled.collect()).await.is_err());
+    }
+    // The backend has sent each large response up to the window, and what the front holds of it.
+    let stopped = settled(&sent).await;
+    assert!(stopped < STALLED / 2 * (256 << 10), "the backend has stopped: {stopped}");
+    let slow = large.pop().unwrap();
+    assert_eq!(within(slow.collect()).await.unwrap().to_bytes().len(), 8 << 20);
+    let connections = backend.connections.load(Ordering::SeqCst);
+    assert!(connections < STALLED, "{connections}");
 }
 
 #[tokio::test]

@@ -32,6 +32,8 @@ mod http2_frames;
 #[cfg(feature = "http2")]
 mod http2_heads;
 #[cfg(feature = "http2")]
+mod http2_permits;
+#[cfg(feature = "http2")]
 mod http2_silence;
 #[cfg(feature = "http2")]
 mod http2_windows;
