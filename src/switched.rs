@@ -30,7 +30,6 @@ pub(crate) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
 impl Switched {
-    #[cfg_attr(not(test), expect(dead_code, reason = "the client hands over hyper's `OnUpgrade`"))]
     pub(crate) fn new(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, leftover: Bytes) -> Self {
         let connection = SwitchedConnection { io: Box::new(io), leftover };
         Self { connection: Arc::new(Mutex::new(Some(connection))) }

@@ -1,27 +1,26 @@
-//! The body of a response: it owns the connection that it comes over, drives it, and gives it back at its end.
+//! The body of a response: it owns the connection that it comes over, drives it, and returns it at its end.
 
 use std::{
-    convert::Infallible,
-    fmt,
-    future::{Future, poll_fn},
-    mem,
+    fmt, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::{Bytes, BytesMut};
-use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
-use tokio::{runtime::Handle, sync::oneshot};
+use http_body::{Frame, SizeHint};
 
-use super::{dispatch::Dispatcher, http1::Connection};
-use crate::error::{Error, ErrorKind};
+use super::{
+    dispatch::Dispatcher,
+    early::{Early, EarlyResponse},
+    http1::Connection,
+};
+use crate::error::Error;
 
 /// The body of a [`Client`](super::Client)'s response.
 ///
-/// It passes frames on as they are read; small frames that arrive together become one. At its end, its HTTP/1.1 connection returns
-/// to the pool.
+/// It passes frames on as they are read; small frames that arrive together become one. At its end, its HTTP/1.1
+/// connection returns to the pool.
 ///
 /// ```
 /// use axum::{body::Body, http::Request};
@@ -43,96 +42,82 @@ use crate::error::{Error, ErrorKind};
 pub struct ResponseBody {
     /// Data that came with the head.
     early: Bytes,
-    /// What came behind data and can't be one frame with it: trailers, or an error. Boxed, for it's rare and large.
+    /// What came behind data and can't be one frame with it. Boxed, because it's rare and large.
     after: Option<Box<Result<Frame<Bytes>, Error>>>,
     rest: Rest,
-    /// How much there is to come, in bytes, if the backend has said so.
+    /// The number of bytes to come, if the backend has declared it.
     length: Option<u64>,
 }
 
 enum Rest {
     Ended,
-    /// An HTTP/1.1 body, and the connection that it comes over.
-    Leased(Incoming, Lease),
-    /// An HTTP/1.1 body of an early answer. A task carries the request's body on whether this one is read or not, and ends
-    /// the exchange when the sender is dropped.
-    Driven {
-        body: Incoming,
-        _held: oneshot::Sender<Infallible>,
-    },
-    /// An HTTP/2 body: a task of its own drives its connection.
-    Shared(super::http2::Body),
+    /// Over an HTTP/1.1 connection.
+    Leased(Lease),
+    /// Over an HTTP/1.1 connection whose request is still under way, in a task of its own.
+    Early(EarlyResponse),
+    /// Over HTTP/2, whose connection is driven by a task of its own. Boxed, because it's large.
+    Shared(Box<super::http2::Body>),
 }
 
-/// A connection that is to go back to its pool.
+impl Rest {
+    fn is_shared(&self) -> bool {
+        match self {
+            Self::Ended | Self::Leased(_) | Self::Early(_) => false,
+            Self::Shared(_) => true,
+        }
+    }
+}
+
+/// How many bytes small frames make one of. Each costs more than copying them, above all where it becomes a chunk.
+const ENOUGH: usize = 16 * 1024;
+
+/// A connection in an exchange, which returns to its pool.
 pub(super) struct Lease {
     pub(super) connection: Box<Connection>,
     pub(super) dispatcher: Arc<Dispatcher>,
 }
 
 impl Lease {
-    fn end(self) {
+    pub(super) fn end(self) {
         self.dispatcher.put(self.connection);
-    }
-
-    /// Carries the exchange on for a body that is polled elsewhere. Without that, it ends.
-    async fn drive(mut self, mut dropped: oneshot::Receiver<Infallible>) {
-        poll_fn(|cx| match self.connection.poll_idle(cx) {
-            Poll::Ready(()) => Poll::Ready(()),
-            Poll::Pending => Pin::new(&mut dropped).poll(cx).map(drop),
-        })
-        .await;
-        self.end();
     }
 }
 
-/// How much small frames make one, in bytes. Each costs more than to copy them, above all where it becomes a chunk.
-const ENOUGH: usize = 16 * 1024;
-
 impl ResponseBody {
-    /// A body that comes over a leased connection. What came with the head is taken at once: a short answer is whole then,
-    /// leaves as one frame, and the connection is free.
+    /// Returns a body that comes over a leased connection. What came with the head is taken at once, so that a short
+    /// response is complete: it's sent on with its head, and its connection is free.
     ///
     /// # Errors
     ///
-    /// What came with the head is cut: nothing of the response has been passed on yet, so that it can be another one.
-    pub(super) fn leased(body: Incoming, lease: Lease, cx: &mut Context<'_>) -> Result<Self, Error> {
-        let mut this = Self::new(&body);
-        if body.is_end_stream() {
-            lease.end();
-            return Ok(this);
-        }
-        this.rest = Rest::Leased(body, lease);
-        match this.poll_gathered(cx) {
-            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+    /// If what came with the head is cut or invalid. Nothing of the response has been passed on yet, so that it can be
+    /// another one.
+    pub(super) fn leased(mut lease: Lease, cx: &mut Context<'_>) -> Result<Self, Error> {
+        let mut this = Self { length: lease.connection.length(), ..Self::empty() };
+        if !lease.connection.is_answered()
+            && let Poll::Ready(Some(frame)) = lease.connection.poll_frame(cx)
+        {
+            match frame?.into_data() {
                 Ok(data) => this.early = data,
                 Err(trailers) => this.after = Some(Box::new(Ok(trailers))),
-            },
-            Poll::Ready(failed) => this.after = failed.map(Box::new),
-            Poll::Pending => {}
+            }
+            // An end or a fault may be there, too.
+            if this.early.len() < ENOUGH
+                && let Poll::Ready(Some(frame)) = lease.connection.poll_frame(cx)
+            {
+                this.after = Some(Box::new(Ok(frame?)));
+            }
         }
-        match this.after.take() {
-            Some(after) if after.is_err() => return after.map(|_| this),
-            after => this.after = after,
+        if lease.connection.is_answered() {
+            lease.end();
+        } else if lease.connection.is_uploading() {
+            this.rest = match Early::split(lease) {
+                Ok(response) => Rest::Early(response),
+                Err(lease) => Rest::Leased(lease),
+            };
+        } else {
+            this.rest = Rest::Leased(lease);
         }
-        Ok(this.uncoupled())
-    }
-
-    /// Has the request's body carried on by a task, if it's still under way: a client that reads nothing before it has sent
-    /// everything would wait for ever.
-    fn uncoupled(mut self) -> Self {
-        if let Rest::Leased(_, lease) = &self.rest
-            && lease.connection.is_uploading()
-            && let Ok(runtime) = Handle::try_current()
-            && let Rest::Leased(body, mut lease) = mem::replace(&mut self.rest, Rest::Ended)
-        {
-            // The size of frames isn't seen there.
-            lease.connection.has_grown = true;
-            let (held, dropped) = oneshot::channel();
-            runtime.spawn(lease.drive(dropped));
-            self.rest = Rest::Driven { body, _held: held };
-        }
-        self
+        Ok(this)
     }
 
     pub(super) fn empty() -> Self {
@@ -140,16 +125,16 @@ impl ResponseBody {
     }
 
     pub(super) fn shared(body: super::http2::Body) -> Self {
-        Self { length: body.length(), rest: Rest::Shared(body), ..Self::empty() }
+        Self { length: body.length(), rest: Rest::Shared(Box::new(body)), ..Self::empty() }
     }
 
-    fn new(body: &Incoming) -> Self {
-        Self { length: body.size_hint().exact(), ..Self::empty() }
-    }
-
-    /// The next frame, with the data behind it that is there already.
+    /// The next frame. Small DATA frames of HTTP/2 that are there become one.
     fn poll_gathered(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let mut data = match ready!(self.poll_rest(cx)).map(|frame| frame.map(Frame::into_data)) {
+        let frame = ready!(self.poll_rest(cx));
+        if !self.rest.is_shared() {
+            return Poll::Ready(frame);
+        }
+        let mut data = match frame.map(|frame| frame.map(Frame::into_data)) {
             Some(Ok(Ok(data))) => data,
             Some(Ok(Err(trailers))) => return Poll::Ready(Some(Ok(trailers))),
             Some(Err(error)) => return Poll::Ready(Some(Err(error))),
@@ -177,25 +162,25 @@ impl ResponseBody {
 
     /// The next frame as it was read.
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let (frame, ended) = match &mut self.rest {
+        let (frame, has_ended) = match &mut self.rest {
             Rest::Ended => return Poll::Ready(None),
-            Rest::Leased(body, lease) => {
-                let frame = ready!(lease.connection.poll_frame(body, cx));
-                (frame.map(|frame| frame.map_err(failed)), body.is_end_stream())
+            Rest::Leased(lease) => {
+                let frame = ready!(lease.connection.poll_frame(cx));
+                (frame, lease.connection.is_answered())
             }
-            Rest::Driven { body, .. } => {
-                let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
-                (frame.map(|frame| frame.map_err(failed)), body.is_end_stream())
+            Rest::Early(response) => {
+                let frame = ready!(response.poll_frame(cx));
+                (frame, response.has_ended())
             }
             Rest::Shared(body) => {
                 let frame = ready!(body.poll_frame(cx));
                 (frame, body.is_end_stream())
             }
         };
-        let failed = matches!(frame, Some(Err(_)));
-        if (frame.is_none() || failed || ended)
-            && let Rest::Leased(_, lease) = mem::replace(&mut self.rest, Rest::Ended)
-            && !failed
+        let has_failed = matches!(frame, Some(Err(_)));
+        if (frame.is_none() || has_failed || has_ended)
+            && let Rest::Leased(lease) = mem::replace(&mut self.rest, Rest::Ended)
+            && !has_failed
         {
             lease.end();
         }
@@ -229,7 +214,7 @@ impl http_body::Body for ResponseBody {
             && self.after.is_none()
             && match &self.rest {
                 Rest::Ended => true,
-                Rest::Leased(body, _) | Rest::Driven { body, .. } => body.is_end_stream(),
+                Rest::Leased(_) | Rest::Early(_) => false,
                 Rest::Shared(body) => body.is_end_stream(),
             }
     }
@@ -237,10 +222,6 @@ impl http_body::Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         self.length.map_or_else(SizeHint::new, SizeHint::with_exact)
     }
-}
-
-fn failed(error: hyper::Error) -> Error {
-    Error::with_source(ErrorKind::ResponseBody, error)
 }
 
 /// An empty body, for layers that respond in the backend's place, such as tower-http's `TimeoutLayer`.

@@ -84,8 +84,7 @@ impl ClientBuilder {
     /// Sets how long an idle connection is kept; over HTTP/2, one without a stream. Default: 30 seconds. With `None`, it's kept
     /// until the backend closes it.
     ///
-    /// Two kinds of connection are closed after one second instead: one that was opened for a request that was served
-    /// otherwise, and one whose read buffer a large body has grown.
+    /// A connection that was opened for a request that was served otherwise is closed after one second instead.
     ///
     /// Requests that can't be replayed, such as a `POST`, avoid connections that the backend may be about to close: those idle
     /// for more than a second, or for more than half the longest idle time observed with this backend. If such a connection
@@ -377,27 +376,30 @@ impl ClientBuilder {
     }
 }
 
-/// # Response heads
+/// # Heads
 impl ClientBuilder {
-    /// Sets whether the case of the backend's field names is kept, for a server in front that keeps it too (hyper's
-    /// `preserve_header_case`). Default: `false`, names are lower case.
+    /// Sets whether the names of a request's fields are sent in title case, such as `Content-Type`, in HTTP/1.1. Default:
+    /// `false`, names are lower case.
+    ///
+    /// It's for old backends that compare names with their case, against RFC 9110, section 5.1. In HTTP/2, names are
+    /// lower case (RFC 9113, section 8.2.1).
     ///
     /// ```
     /// use tower_reverse_proxy::Client;
     ///
-    /// // Clients that compare field names with their case, against RFC 9110, section 5.1.
-    /// let client = Client::builder("http://127.0.0.1:8000").preserve_header_case(true);
+    /// // A device that looks for `Content-Length`, and for nothing else.
+    /// let client = Client::builder("http://127.0.0.1:8000").title_case_headers(true);
     /// # let _ = client;
     /// ```
-    pub fn preserve_header_case(mut self, preserve: bool) -> Self {
-        self.options.preserve_header_case = preserve;
+    #[doc(alias = "preserve_header_case")]
+    pub fn title_case_headers(mut self, title_case: bool) -> Self {
+        self.options.title_case_headers = title_case;
         self
     }
 
     /// Sets the maximum number of field lines in the backend's response head, in HTTP/1.1 and HTTP/2. Default: 256.
     ///
-    /// A head with more becomes 502 ([`ErrorKind::ResponseHeadTooLarge`](crate::ErrorKind::ResponseHeadTooLarge)). For every
-    /// HTTP/1.1 response, the parser reserves room for so many fields, 64 bytes for each.
+    /// A head with more becomes 502 ([`ErrorKind::ResponseHeadTooLarge`](crate::ErrorKind::ResponseHeadTooLarge)).
     ///
     /// 0, or more than the 24,576 that a header map holds, is an error.
     ///

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     future::Future,
-    io, mem,
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -11,16 +11,15 @@ use std::{
 };
 
 use axum_core::body::Body;
-use http::{Request, Response, StatusCode, Uri, Version, uri::PathAndQuery};
-use hyper::client::conn::TrySendError;
+use http::{Request, Response, StatusCode};
 
 use super::{
     body::{Lease, ResponseBody},
     dispatch::{Acquire, Dispatcher, Grant, Http2Exchange, Kind, Outcome},
-    http1::{self, Checkout, Connection, Freshness, Upload},
+    http1::{self, Checkout, Connection, Freshness, SendError},
     reuse::Reuse,
 };
-use crate::error::{Error, ErrorKind, classify};
+use crate::error::{Error, MayBeProcessed};
 
 /// The future of a [`Client`](super::Client)'s response.
 ///
@@ -35,14 +34,13 @@ pub struct ResponseFuture {
 }
 
 enum State {
-    Acquire(Acquire, Request<Body>),
+    /// Boxed, because the future is moved often, and seldom has to wait.
+    Acquire(Acquire, Box<Request<Body>>),
     Exchanging {
         connection: Box<Connection>,
         /// How long it had been idle.
         idle: Option<Duration>,
     },
-    /// A switch of protocols: the connection is about to hand itself over.
-    Switching(Box<Connection>, Response<ResponseBody>),
     Http2(Http2Exchange),
     Over,
 }
@@ -65,21 +63,23 @@ impl Future for ResponseFuture {
                     let State::Acquire(_, request) = mem::replace(&mut this.state, State::Over) else { continue };
                     let found = match found {
                         Ok(found) => found,
-                        Err(error) => return Poll::Ready(Err(error.with_unsent(request))),
+                        Err(error) => return Poll::Ready(Err(error.with_unsent(*request))),
                     };
                     let reuse = Reuse::of(&request);
-                    this.state = exchange_over(found, request, reuse);
+                    this.state = exchange_over(found, *request, reuse);
                 }
                 State::Exchanging { connection, .. } => {
-                    let sent = ready!(connection.poll_response(cx));
-                    if let Some(outcome) = this.sent(sent, cx) {
-                        return Poll::Ready(outcome);
+                    let head = ready!(connection.poll_head(cx));
+                    let State::Exchanging { connection, idle } = mem::replace(&mut this.state, State::Over) else {
+                        continue;
+                    };
+                    match head {
+                        Ok(head) => return Poll::Ready(this.answered(head, connection, cx)),
+                        Err(failed) => {
+                            drop(connection);
+                            this.state = this.again(*failed, idle)?;
+                        }
                     }
-                }
-                State::Switching(connection, _) => {
-                    ready!(connection.poll_over(cx));
-                    let State::Switching(_, response) = mem::replace(&mut this.state, State::Over) else { continue };
-                    return Poll::Ready(Ok(response));
                 }
                 State::Http2(exchange) => match ready!(Pin::new(exchange).poll(cx))? {
                     Outcome::Response(response) => return Poll::Ready(Ok(response.map(ResponseBody::shared))),
@@ -95,46 +95,45 @@ impl Future for ResponseFuture {
 }
 
 impl ResponseFuture {
-    /// The outcome of an exchange; `None`: it goes on in another state.
-    fn sent(&mut self, sent: http1::Sent, cx: &mut Context<'_>) -> Option<Result<Response<ResponseBody>, Error>> {
-        let State::Exchanging { mut connection, idle } = mem::replace(&mut self.state, State::Over) else {
-            return None;
-        };
-        match sent {
-            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                let response = response.map(|_| ResponseBody::empty());
-                self.state = State::Switching(connection, response);
-                None
-            }
-            Ok(response) => {
-                connection.repeat.forget();
-                let lease = Lease { connection, dispatcher: self.dispatcher.clone() };
-                let (head, body) = response.into_parts();
-                Some(ResponseBody::leased(body, lease, cx).map(|body| Response::from_parts(head, body)))
-            }
-            Err(mut error) => {
-                let unsent = error.take_message().map(|request| request.map(Upload::into_inner));
-                let is_closed = unsent.is_some() || is_closed(&error);
-                let Some(idle) = idle.filter(|_| is_closed) else {
-                    let error = classify(error.into_error().into(), ErrorKind::ConnectionClosed);
-                    return Some(Err(match unsent {
-                        Some(request) => error.with_unsent(request),
-                        None => error,
-                    }));
-                };
-                // An idle connection that the backend closed as it was taken (hyper issue 2136).
-                self.dispatcher.observed(idle, false);
-                match unsent.or_else(|| connection.repeat.take()) {
-                    Some(request) => {
-                        let owner = Reuse::of(&request).owner().cloned();
-                        self.state =
-                            State::Acquire(Acquire::new(&self.dispatcher, Kind::Http1, Freshness::New, owner), request);
-                        None
-                    }
-                    None => Some(Err(classify(error.into_error().into(), ErrorKind::ConnectionClosed))),
-                }
-            }
+    fn answered(
+        &self,
+        mut head: Response<()>,
+        connection: Box<Connection>,
+        cx: &mut Context<'_>,
+    ) -> Result<Response<ResponseBody>, Error> {
+        if head.status() == StatusCode::SWITCHING_PROTOCOLS {
+            head.extensions_mut().insert(connection.into_switched());
+            return Ok(head.map(|()| ResponseBody::empty()));
         }
+        let body = ResponseBody::leased(Lease { connection, dispatcher: self.dispatcher.clone() }, cx)?;
+        Ok(head.map(|()| body))
+    }
+
+    /// Returns the state in which a request that failed is sent again.
+    ///
+    /// # Errors
+    ///
+    /// If it must not be sent again.
+    fn again(&self, failed: SendError, idle: Option<Duration>) -> Result<State, Error> {
+        let SendError { error, request, is_unsent, is_closed } = failed;
+        let Some(idle) = idle.filter(|_| is_closed) else {
+            return Err(match request {
+                Some(request) if is_unsent => error.with_unsent(request),
+                _ => error,
+            });
+        };
+        // An idle connection that the backend closed as it was taken (hyper issue 2136).
+        self.dispatcher.observed(idle, false);
+        let Some(mut request) = request else { return Err(error) };
+        let reuse = Reuse::of(&request);
+        if !is_unsent {
+            if reuse != Reuse::Shared || !http1::is_harmless(&request) {
+                return Err(error);
+            }
+            request.extensions_mut().insert(MayBeProcessed);
+        }
+        let acquire = Acquire::new(&self.dispatcher, Kind::Http1, Freshness::New, reuse.owner().cloned());
+        Ok(State::Acquire(acquire, Box::new(request)))
     }
 }
 
@@ -155,37 +154,18 @@ fn begin(dispatcher: &Arc<Dispatcher>, request: Request<Body>) -> State {
     if may_use_http2 {
         return State::Http2(Http2Exchange::new(dispatcher.clone(), request, freshness));
     }
-    State::Acquire(Acquire::new(dispatcher, Kind::Http1, freshness, owner.cloned()), request)
+    State::Acquire(Acquire::new(dispatcher, Kind::Http1, freshness, owner.cloned()), Box::new(request))
 }
 
 /// Sends the request over a connection.
-fn exchange_over(Checkout { mut connection, idle, .. }: Checkout, mut request: Request<Body>, reuse: Reuse) -> State {
-    // Origin-form: the connection leads to the backend.
-    let target = mem::take(request.uri_mut()).into_parts().path_and_query;
-    *request.uri_mut() = Uri::from(target.unwrap_or(PathAndQuery::from_static("/")));
-    *request.version_mut() = Version::HTTP_11;
+fn exchange_over(Checkout { mut connection, idle, .. }: Checkout, request: Request<Body>, reuse: Reuse) -> State {
     // A connection that has carried a request never gets another owner.
     debug_assert!(idle.is_none() || connection.reuse.owner() == reuse.owner());
     if reuse != Reuse::Shared {
         connection.reuse = reuse;
-    } else if idle.is_some() {
-        connection.repeat.keep(&request);
     }
     connection.send(request);
     State::Exchanging { connection, idle }
-}
-
-/// Whether the backend closed the connection before it had said anything whole.
-fn is_closed(error: &TrySendError<Request<Upload>>) -> bool {
-    let error = error.error();
-    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
-    error.is_incomplete_message()
-        || error.is_canceled()
-        || cause.is_some_and(|cause| {
-            use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
-            // The last one is an end of TCP without TLS's own.
-            matches!(cause.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
-        })
 }
 
 impl fmt::Debug for ResponseFuture {

@@ -9,6 +9,7 @@ mod body;
 mod builder;
 mod connect;
 mod dispatch;
+mod early;
 mod future;
 mod http1;
 #[cfg(feature = "http2")]
@@ -141,7 +142,7 @@ pub(crate) struct ClientOptions {
     pub(crate) connect_timeout: Option<Duration>,
     /// In place of TCP, Unix sockets and TLS.
     pub(crate) connector: Option<Dial>,
-    pub(crate) preserve_header_case: bool,
+    pub(crate) title_case_headers: bool,
     /// How many field lines a response head may have.
     pub(crate) max_response_fields: usize,
     /// How large a response head may be, in bytes.
@@ -157,7 +158,7 @@ impl ClientOptions {
         Self {
             connect_timeout: Some(Duration::from_secs(5)),
             connector: None,
-            preserve_header_case: false,
+            title_case_headers: false,
             max_response_fields: 256,
             max_response_head: 256 * 1024,
             dispatch: dispatch::Options::default(),

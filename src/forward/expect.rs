@@ -1,8 +1,9 @@
 //! `Expect: 100-continue` (RFC 9110, section 10.1.1), end to end: the client gets its 100 when the backend has sent
 //! one.
 //!
-//! hyper's server sends a 100 when the request's body is first polled, and hyper's client polls it at once. The body
-//! therefore waits for the backend's 100 before it polls the client's.
+//! hyper's server sends a 100 when the request's body is first polled, and clients poll it at once. The body therefore
+//! waits for the backend's 100 before it polls the client's. The crate's client releases it by the [`ContinueSignal`], and
+//! hyper's client by a callback.
 //!
 //! Over HTTP/2 it doesn't wait, because hyper doesn't expose informational responses there: the crate's client releases
 //! the body when it sends the head. That is allowed, because RFC 9110 doesn't require a client to wait. A backend that

@@ -94,6 +94,6 @@ mod tests {
             size_of::<client::ResponseFuture>(),
             size_of::<ResponseBody>(),
         ];
-        assert!(sizes.into_iter().zip([616, 288, 128]).all(|(size, most)| size <= most), "{sizes:?}");
+        assert!(sizes.into_iter().zip([520, 96, 128]).all(|(size, most)| size <= most), "{sizes:?}");
     }
 }

@@ -34,12 +34,12 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<S: Service<Request<B>>, B> {
-        LookingUp { lookup: Lookup, call: Option<Call<S, B>> },
+        LookingUp { lookup: Lookup, call: Option<Box<Call<S, B>>> },
         Calling { #[pin] future: reject::ResponseFuture<S::Future> },
     }
 }
 
-/// What is done after the lookup.
+/// What is done after the lookup. Boxed, because most requests need no lookup.
 struct Call<S, B> {
     inner: S,
     request: Request<B>,
@@ -48,7 +48,7 @@ struct Call<S, B> {
 
 impl<S: Service<Request<B>>, B> ResponseFuture<S, B> {
     pub(super) fn looking_up(lookup: Lookup, inner: S, request: Request<B>, layer: RemoteUserLayer) -> Self {
-        Self { state: State::LookingUp { lookup, call: Some(Call { inner, request, layer }) } }
+        Self { state: State::LookingUp { lookup, call: Some(Box::new(Call { inner, request, layer })) } }
     }
 
     pub(super) fn calling(future: S::Future) -> Self {
@@ -73,9 +73,8 @@ where
                 StateProj::Calling { future } => return future.poll(cx),
                 StateProj::LookingUp { lookup, call } => {
                     let user = ready!(lookup.as_mut().poll(cx));
-                    let Some(Call { mut inner, mut request, layer }) = call.take() else {
-                        panic!("polled after completion")
-                    };
+                    let Some(call) = call.take() else { panic!("polled after completion") };
+                    let Call { mut inner, mut request, layer } = *call;
                     // An unknown user isn't the same as no user.
                     let user = user.map_err(|error| Error::with_source(ErrorKind::IdentityUnknown, error))?;
                     act_for(&mut request, user)?;

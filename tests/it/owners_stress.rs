@@ -15,15 +15,10 @@ use std::{
 
 use axum::{body::Body, extract::Request};
 use http_body_util::BodyExt;
-use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    task::JoinSet,
-    time::sleep,
-};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use tokio::{net::TcpStream, task::JoinSet, time::sleep};
 use tower::ServiceExt;
-use tower_reverse_proxy::{Client, ClientBuilder, Error, ErrorKind, Owner};
+use tower_reverse_proxy::{Client, ClientBuilder, Error, ErrorKind, Owner, ReverseProxyLayer};
 
 use crate::support::{Dice, Progress, Wire, backend};
 
@@ -149,7 +144,7 @@ async fn talk(mut wire: Wire<TcpStream>, tally: &Tally, connection: usize, calm:
 #[cfg(feature = "http2")]
 async fn over_http2(stream: TcpStream, tally: Arc<Tally>) {
     use axum::response::Response;
-    use hyper_util::{rt::TokioExecutor, server::conn::auto, service::TowerToHyperService};
+    use hyper_util::{rt::TokioExecutor, server::conn::auto};
 
     let service = tower::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         add(&tally.shared);
@@ -180,21 +175,48 @@ async fn at_most<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> 
 }
 
 /// Sends a request, and returns the user that the backend takes its connection for.
-async fn speaker(client: Client, request: Request, tally: &Tally, dice: &mut Dice) -> Result<String, Error> {
-    let mut response = client.oneshot(request).await?;
+async fn speaker(client: Client, request: Request, dice: &mut Dice) -> Result<String, Error> {
+    let response = client.oneshot(request).await?;
     dice.pause().await;
-    if response.status() == 101 {
-        add(&tally.tunnels);
-        let mut tunnel = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
-        let mut speaker = [0; 10];
-        for _ in 0..1 + dice.roll(3) {
-            tunnel.write_all(b"?").await.unwrap();
-            tunnel.read_exact(&mut speaker).await.unwrap();
-            dice.pause().await;
-        }
-        return Ok(String::from_utf8_lossy(&speaker).trim().to_owned());
-    }
     Ok(String::from_utf8_lossy(&response.into_body().collect().await?.to_bytes()).into_owned())
+}
+
+/// Opens a tunnel through a front, and returns the user that the backend takes its connection for. `None` if the upgrade
+/// failed.
+async fn tunnelled(client: Client, request: Request, tally: &Tally, dice: &mut Dice) -> Option<String> {
+    let owner = request.extensions().get::<Owner>().cloned();
+    let mut head = format!("{} {} HTTP/1.1\r\n", request.method(), request.uri());
+    for (name, value) in request.headers() {
+        head.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap()));
+    }
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    head.push_str(&format!("content-length: {}\r\n\r\n{}", body.len(), String::from_utf8_lossy(&body)));
+    let proxy = ReverseProxyLayer::new(client).allow_upgrade("who").into_service();
+    let service = tower::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        if let Some(owner) = owner.clone() {
+            request.extensions_mut().insert(owner);
+        }
+        proxy.clone().oneshot(request.map(Body::new))
+    });
+    let (ours, theirs) = tokio::io::duplex(1024);
+    let server = hyper::server::conn::http1::Builder::new();
+    tokio::spawn(server.serve_connection(TokioIo::new(theirs), TowerToHyperService::new(service)).with_upgrades());
+    let mut wire = Wire::new(ours);
+    wire.send(head.as_bytes()).await;
+    let head = wire.head().await.unwrap();
+    dice.pause().await;
+    if !head.starts_with("HTTP/1.1 101") {
+        assert!(head.starts_with("HTTP/1.1 502"), "{head}");
+        return None;
+    }
+    add(&tally.tunnels);
+    let mut speaker = Vec::new();
+    for _ in 0..1 + dice.roll(3) {
+        wire.send(b"?").await;
+        speaker = wire.bytes(10).await;
+        dice.pause().await;
+    }
+    Some(String::from_utf8_lossy(&speaker).trim().to_owned())
 }
 
 /// Sends requests one after the other, each for a random principal.
@@ -225,7 +247,16 @@ async fn requests(client: Client, seeds: std::ops::Range<u64>, tally: Arc<Tally>
         }
         let polls = if dice.roll(3) == 0 { 1 + dice.roll(6) } else { usize::MAX };
         add(&tally.requests);
-        match at_most(polls, speaker(client.clone(), request, &tally, &mut dice)).await {
+        if request.headers().contains_key("upgrade") {
+            match at_most(polls, tunnelled(client.clone(), request, &tally, &mut dice)).await {
+                None => add(&tally.cancelled),
+                Some(Some(speaker)) => assert_eq!(speaker, who, "{seed}"),
+                Some(None) => add(&tally.failed),
+            }
+            progress.step();
+            continue;
+        }
+        match at_most(polls, speaker(client.clone(), request, &mut dice)).await {
             None => add(&tally.cancelled),
             Some(Ok(speaker)) => assert_eq!(speaker, who, "{seed}"),
             Some(Err(error)) => {

@@ -10,14 +10,12 @@ use std::{error, fmt, io, iter, sync::Arc, time::Duration};
 
 use axum_core::BoxError;
 use http::{Uri, uri::PathAndQuery};
-use hyper::{
-    client::conn::http1::Builder,
-    rt::{Read, Write},
-};
+use hyper::rt::{Read, Write};
 use hyper_util::{
     client::legacy::connect::{Connection, HttpConnector},
     rt::TokioIo,
 };
+use tokio::net::TcpStream;
 use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_service::Service;
 
@@ -26,7 +24,10 @@ pub(super) use self::stream::Stream;
 use self::tls::Handshaker;
 #[cfg(feature = "tls")]
 pub use self::tls::{InvalidTls, Tls};
-use self::{resolve::SharedLookup, stream::Io};
+use self::{
+    resolve::SharedLookup,
+    stream::{Io, Properties},
+};
 use super::{ClientOptions, InvalidClient, http1, limit::Permit};
 use crate::{
     backend::Backend,
@@ -44,18 +45,16 @@ pub(super) struct Connector {
     #[cfg(feature = "tls")]
     dial_http1: Option<Dial>,
     timeout: Option<Duration>,
-    http1: Builder,
+    http1: http1::Options,
 }
 
 /// TCP, Unix, TLS and the operator's own: a service from the backend's origin to a connection with it.
 pub(crate) type Dial = BoxCloneSyncService<Uri, Dialed, BoxError>;
 
-/// A connection, and whether HTTP/2 was negotiated on it.
+/// A connection that was made.
 pub(crate) struct Dialed {
     io: Box<dyn Io>,
-    is_http2: bool,
-    /// Whether an end is certain to be the backend's: TLS says so itself.
-    has_own_end: bool,
+    properties: Properties,
 }
 
 /// What the backend may choose from, where it has a choice.
@@ -96,13 +95,17 @@ impl Connector {
             #[cfg(feature = "tls")]
             dial_http1: if own_tls.is_some() { Some(dial(false)?) } else { None },
             timeout: options.connect_timeout,
-            http1: http1::builder(options),
+            http1: http1::Options::new(
+                options.max_response_head,
+                options.max_response_fields,
+                options.title_case_headers,
+            ),
         })
     }
 
     /// Returns whether the backend has chosen HTTP/1.1 where it could choose HTTP/2, too.
     pub(super) fn has_chosen_http1(&self, stream: &Stream) -> bool {
-        self.uri.scheme() == Some(&http::uri::Scheme::HTTPS) && !stream.is_http2
+        self.uri.scheme() == Some(&http::uri::Scheme::HTTPS) && !stream.properties().is_http2
     }
 
     pub(super) fn timeout(&self) -> Option<Duration> {
@@ -140,11 +143,12 @@ impl Connector {
 
     /// Makes an HTTP/1.1 connection.
     pub(super) async fn connect_http1(&self, permit: Permit) -> Result<Box<http1::Connection>, Error> {
-        self.connect(Offer::Http1, permit, async |stream| self.handshake_http1(stream).await).await
+        self.connect(Offer::Http1, permit, async |stream| Ok::<_, BoxError>(self.http1(stream))).await
     }
 
-    pub(super) async fn handshake_http1(&self, stream: Stream) -> hyper::Result<Box<http1::Connection>> {
-        http1::Connection::handshake(stream, &self.http1).await.map(Box::new)
+    /// Makes an HTTP/1.1 connection of a stream.
+    pub(super) fn http1(&self, stream: Stream) -> Box<http1::Connection> {
+        Box::new(http1::Connection::new(stream, self.http1))
     }
 
     /// Waits for what belongs to connecting, no longer than that may take.
@@ -161,11 +165,11 @@ impl Connector {
             Offer::Http1 => self.dial_http1.as_ref().unwrap_or(&self.dial),
             _ => &self.dial,
         };
-        let Dialed { io, is_http2, has_own_end } = dial.clone().oneshot(self.uri.clone()).await?;
-        if is_http2 && offer == Offer::Http1 {
+        let Dialed { io, properties } = dial.clone().oneshot(self.uri.clone()).await?;
+        if properties.is_http2 && offer == Offer::Http1 {
             return Err(HTTP1_IS_NEEDED.into());
         }
-        Ok(Stream::new(io, is_http2, has_own_end, permit))
+        Ok(Stream::new(io, properties, permit))
     }
 }
 
@@ -214,7 +218,7 @@ where
 {
     let dialed = |io: C::Response| {
         let is_http2 = io.connected().is_negotiated_h2();
-        Dialed { io: Box::new(io), is_http2, has_own_end: false }
+        Dialed { io: Box::new(TokioIo::new(io)), properties: Properties { is_http2, ..Properties::default() } }
     };
     BoxCloneSyncService::new(connector.map_response(dialed).map_err(Into::into))
 }
@@ -224,12 +228,20 @@ fn plain(backend: &Backend, tcp: Tcp) -> Dial {
     #[cfg(unix)]
     if let Some(path) = backend.socket() {
         let path = Arc::<std::path::Path>::from(path);
-        return boxed(service_fn(move |_: Uri| {
+        return BoxCloneSyncService::new(service_fn(move |_: Uri| {
             let path = path.clone();
-            async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
+            async move { Ok(Dialed::plain(tokio::net::UnixStream::connect(path).await?)) }
         }));
     }
-    boxed(tcp)
+    let dialed = |io: TokioIo<TcpStream>| Dialed::plain(io.into_inner());
+    BoxCloneSyncService::new(tcp.map_response(dialed).map_err(Into::into))
+}
+
+impl Dialed {
+    /// A connection of the operating system's.
+    fn plain(io: impl Io + 'static) -> Self {
+        Self { io: Box::new(io), properties: Properties { sends_at_once: true, ..Properties::default() } }
+    }
 }
 
 /// TCP, with the look-ups of a backend shared.
@@ -257,7 +269,8 @@ fn tls(backend: &Backend, tls: &Tls, tcp: Tcp, offers_http2: bool) -> Result<Dia
         async move {
             let stream = handshaker.handshake(tcp.call(uri).await?.into_inner()).await?;
             let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            Ok(Dialed { io: Box::new(TokioIo::new(stream)), is_http2, has_own_end: true })
+            let properties = Properties { is_http2, has_own_end: true, sends_at_once: false };
+            Ok(Dialed { io: Box::new(stream), properties })
         }
     })))
 }

@@ -141,7 +141,7 @@ impl Dispatcher {
 
     /// Takes a connection back if its exchange has ended cleanly in both directions and another request may use it, and closes it
     /// otherwise.
-    pub(in crate::client) fn put(self: &Arc<Self>, mut connection: Box<Connection>) {
+    pub(in crate::client) fn put(self: &Arc<Self>, connection: Box<Connection>) {
         if connection.reuse != Reuse::Never && connection.is_idle() {
             self.give(self.lock(), Checkout::returned(connection));
         }
@@ -365,7 +365,7 @@ async fn open(
 ) -> Result<Grant, Error> {
     let handshake = async |io| {
         if connector.has_chosen_http1(&io) {
-            let connection = connector.handshake_http1(io).await?;
+            let connection = connector.http1(io);
             return Ok::<_, BoxError>(Grant::Http1(Checkout::opened(connection)));
         }
         http2.open(io, share, observer).await.map(Grant::Http2)

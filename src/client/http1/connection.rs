@@ -1,187 +1,453 @@
 //! An HTTP/1.1 connection that its holder drives: no task of its own, no wake-up of another thread.
 
 use std::{
-    fmt,
-    future::Future,
+    fmt, io, mem,
     pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 use axum_core::body::Body;
 use bytes::Bytes;
-use http::{Request, Response};
-use http_body::{Body as _, Frame};
-use hyper::{
-    body::Incoming,
-    client::conn::{TrySendError, http1},
-};
-use tokio_util::sync::ReusableBoxFuture;
+use http::{Request, Response, StatusCode};
+use http_body::Frame;
+use tokio::io::{AsyncRead, ReadBuf};
 
 use super::{
-    super::{ClientOptions, connect::Stream, reuse::Reuse},
-    gate::Gate,
-    repeat::Repeat,
-    upload::{Progress, Upload},
+    Options,
+    codec::{BodyDecoder, Head, HeadDecoder, InvalidHead, RequestKind},
+    input::Input,
+    upload::{Upload, UploadError},
+};
+use crate::{
+    client::{connect::Stream, reuse::Reuse},
+    error::{Error, ErrorKind},
+    expect::ContinueSignal,
+    observe,
+    switched::Switched,
 };
 
 /// A connection, idle or in one exchange. Dropping it closes it.
+///
+/// Its holder polls it, with one waker for both directions: first [`poll_head`](Self::poll_head), then
+/// [`poll_frame`](Self::poll_frame). Each of them sends the request on, too.
 pub(in crate::client) struct Connection {
-    sender: http1::SendRequest<Upload>,
-    /// `None` when it has come to its end: what it still held is given up with it.
-    driver: Option<Driver>,
-    /// The future of the response under way. hyper's type can't be named; its box is made once per connection.
-    response: ReusableBoxFuture<'static, Sent>,
-    gate: Arc<Gate>,
-    /// The gate's, made once.
-    waker: Waker,
-    progress: Arc<Progress>,
-    /// The request under way, if it may be sent again.
-    pub(in crate::client) repeat: Repeat,
+    stream: Stream,
+    input: Input,
+    heads: HeadDecoder,
+    /// The request under way, until the response's head is there and all of the request is sent. Nothing of its head is
+    /// changed, so that it can be sent again.
+    request: Option<Request<Body>>,
+    kind: RequestKind,
+    upload: Upload,
+    response: ResponseState,
+    /// Whether request and response let the connection persist (RFC 9112, section 9.3).
+    persists: bool,
     /// Which requests may use it next. It changes at most once, with the first request of an owner or the last of all.
     pub(in crate::client) reuse: Reuse,
-    /// Whether hyper's buffer has grown with the last body. hyper has no way to shrink it.
-    pub(in crate::client) has_grown: bool,
 }
 
-/// What is read at once into a buffer that has grown, in bytes. It begins with 8 KiB and ends with some 400.
-const GROWN: usize = 64 * 1024;
+#[derive(Debug)]
+enum ResponseState {
+    /// There is no exchange, or its response has ended.
+    Ended,
+    /// The number of informational responses so far, and whether any octet has arrived.
+    Head {
+        informational: u8,
+        has_begun: bool,
+    },
+    /// A 101, while the rest of the request is sent. The new protocol begins behind the whole request (RFC 9110,
+    /// section 7.8).
+    Switching(Box<Response<()>>),
+    Body(BodyDecoder),
+}
 
-/// How large hyper's buffer may become if nothing is set, in bytes.
-const USUAL_BUFFER: usize = 400 * 1024;
+/// A request that wasn't answered.
+#[derive(Debug)]
+pub(in crate::client) struct SendError {
+    pub(in crate::client) error: Error,
+    /// The request, if it's still whole.
+    pub(in crate::client) request: Option<Request<Body>>,
+    /// Whether nothing of it was written.
+    pub(in crate::client) is_unsent: bool,
+    /// Whether the backend closed the connection before it sent any octet of a response.
+    pub(in crate::client) is_closed: bool,
+}
 
-type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
+/// How many reads are done in one poll. A backend that always has data doesn't starve the other tasks.
+const ROUNDS: usize = 32;
 
-/// What sending a request led to. The error holds the request, if nothing of it was written.
-pub(in crate::client) type Sent = Result<Response<Incoming>, TrySendError<Request<Upload>>>;
+/// How many informational responses may precede a final one.
+const MAX_INFORMATIONAL: u8 = 100;
+
+const CLOSED: &str = "the backend closed the connection before it responded";
+const CLOSED_IN_HEAD: &str = "the backend closed the connection in the middle of the response's head";
+const UNREQUESTED: &str = "the backend sent octets before the request";
+const FLOOD: &str = "the backend sent too many informational responses";
 
 impl Connection {
-    pub(in crate::client) async fn handshake(mut stream: Stream, builder: &http1::Builder) -> hyper::Result<Self> {
-        let progress = Arc::<Progress>::default();
-        stream.progress = Some(progress.clone());
-        let (sender, driver) = builder.handshake(stream).await?;
-        let gate = Gate::new();
-        Ok(Self {
-            sender,
-            driver: Some(Box::pin(driver.with_upgrades())),
-            response: ReusableBoxFuture::new(std::future::pending()),
-            waker: Waker::from(gate.clone()),
-            gate,
-            progress,
-            repeat: Repeat::default(),
+    pub(in crate::client) fn new(stream: Stream, options: Options) -> Self {
+        Self {
+            stream,
+            input: Input::new(),
+            heads: HeadDecoder::new(options.limits),
+            request: None,
+            kind: RequestKind::Other,
+            upload: Upload::new(options.style),
+            response: ResponseState::Ended,
+            persists: true,
             reuse: Reuse::default(),
-            has_grown: false,
-        })
-    }
-
-    /// Begins an exchange; [`poll_response`](Self::poll_response) carries it on.
-    pub(in crate::client) fn send(&mut self, request: Request<Body>) {
-        self.has_grown = false;
-        let request = self.progress.begin(request);
-        // It wakes the driver, which is polled next in any case, and would wake the last one who polled it.
-        self.gate.hush(|| self.response.set(self.sender.try_send_request(request)));
-    }
-
-    pub(in crate::client) fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Sent> {
-        let Self { driver, response, gate, waker, .. } = self;
-        gate.poll(waker, cx, |cx| {
-            drive(driver, cx);
-            // Nothing but the driver can make it ready.
-            response.poll(&mut Context::from_waker(Waker::noop()))
-        })
-    }
-
-    pub(in crate::client) fn poll_frame(
-        &mut self,
-        body: &mut Incoming,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Self { driver, gate, waker, has_grown, .. } = self;
-        let mut frame = move || Pin::new(&mut *body).poll_frame(&mut Context::from_waker(Waker::noop()));
-        let polled = gate.poll(waker, cx, |cx| {
-            // The driver reads on when a frame has been asked for: asked first, it's driven once for each.
-            let waiting = frame();
-            if waiting.is_ready() {
-                return waiting;
-            }
-            drive(driver, cx);
-            frame()
-        });
-        if let Poll::Ready(Some(Ok(frame))) = &polled {
-            *has_grown |= frame.data_ref().is_some_and(|data| data.len() >= GROWN);
         }
-        polled
     }
 
-    /// Whether the last exchange is over in both directions, and nothing stray is left of it.
-    pub(in crate::client) fn is_idle(&mut self) -> bool {
-        // The driver says so when it has come to the end of a message and found nothing behind it.
-        !self.progress.is_broken() && ((self.driver.is_some() && self.sender.is_ready()) || self.is_reusable())
+    /// Begins an exchange; [`poll_head`](Self::poll_head) continues it.
+    pub(in crate::client) fn send(&mut self, request: Request<Body>) {
+        let (kind, keep_alive) = self.upload.begin(&request);
+        self.kind = kind;
+        self.persists &= keep_alive;
+        self.response = ResponseState::Head { informational: 0, has_begun: false };
+        self.request = Some(request);
     }
 
-    /// Whether the connection is idle and the backend has neither closed it nor said anything since.
-    ///
-    /// It costs no system call while nothing has come. As a side effect, the connection's waker is replaced.
-    /// Calling it before a [`send`](Self::send) is unnecessary, because the driver reads before it writes.
-    pub(in crate::client) fn is_reusable(&mut self) -> bool {
-        let Self { driver, gate, waker, .. } = self;
-        let _ = gate.poll(waker, &mut Context::from_waker(Waker::noop()), |cx| {
-            drive(driver, cx);
-            Poll::<()>::Pending
-        });
-        self.driver.is_some() && self.sender.is_ready()
+    /// Sends the request, and receives the head of the response: a final one, or a 101.
+    pub(in crate::client) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<()>, Box<SendError>>> {
+        // A backend that closes an idle connection, or sends something on it, does so before it has the request.
+        if !self.upload.is_written()
+            && let Poll::Ready(error) = self.poll_unrequested(cx)
+        {
+            return Poll::Ready(Err(self.unsent(error)));
+        }
+        loop {
+            if let Poll::Ready(Err(error)) = self.poll_upload(cx) {
+                return Poll::Ready(Err(self.upload_failed(error)));
+            }
+            if !self.upload.is_written() {
+                return Poll::Pending;
+            }
+            if matches!(self.response, ResponseState::Switching(_)) {
+                return self.poll_switched();
+            }
+            let head = match ready!(self.poll_read_head(cx)) {
+                Ok(head) => head,
+                Err(failed) => return Poll::Ready(Err(failed)),
+            };
+            let status = head.response.status();
+            if status == StatusCode::SWITCHING_PROTOCOLS {
+                self.response = ResponseState::Switching(Box::new(head.response));
+                self.release_body();
+            } else if !status.is_informational() {
+                return Poll::Ready(Ok(self.answered(head)));
+            } else if let Err(failed) = self.inform(status) {
+                return Poll::Ready(Err(failed));
+            }
+            // The body may have been released.
+        }
     }
 
-    /// Whether the request's body is still under way.
+    /// Receives the next frame of the response's body, and sends the request on. `None` at the end of the response; the
+    /// request may still be under way.
+    pub(in crate::client) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if let Poll::Ready(Err(error)) = self.poll_upload(cx) {
+            self.abort();
+            return Poll::Ready(Some(Err(match error {
+                UploadError::Io(error) => failed_body(error),
+                UploadError::Body(error) => error,
+            })));
+        }
+        self.poll_response(cx)
+    }
+
+    /// Receives the next frame of the response's body.
+    pub(in crate::client) fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        for _ in 0..ROUNDS {
+            match self.next_frame() {
+                Ok(None) => {}
+                frame => return Poll::Ready(frame.transpose()),
+            }
+            let ResponseState::Body(body) = &mut self.response else { return Poll::Ready(None) };
+            let cut = match ready!(self.input.poll_fill(&mut self.stream, cx)) {
+                Ok(0) => match self.upload.failed().filter(|_| !self.stream.properties().has_own_end) {
+                    // After a reset, the end of the connection isn't the backend's. A broken pipe comes without a reset
+                    // after an end that the backend has sent itself.
+                    Some(reset) if reset != io::ErrorKind::BrokenPipe => Some(failed_body(io::Error::from(reset))),
+                    _ => body.end().err().map(failed_body),
+                },
+                Ok(_) => continue,
+                Err(error) => Some(failed_body(error)),
+            };
+            self.abort();
+            return Poll::Ready(cut.map(Err));
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Returns the next frame of the response's body. `None`: it hasn't been read, or the response has ended.
+    fn next_frame(&mut self) -> Result<Option<Frame<Bytes>>, Error> {
+        let ResponseState::Body(body) = &mut self.response else { return Ok(None) };
+        match body.decode(&mut self.input.octets) {
+            Ok(frame) => {
+                if body.is_ended() {
+                    self.end_response();
+                }
+                Ok(frame)
+            }
+            Err(error) => {
+                self.abort();
+                Err(failed_body(error))
+            }
+        }
+    }
+
+    /// The number of octets of the response's body that are left, if it's known.
+    pub(in crate::client) fn length(&self) -> Option<u64> {
+        match &self.response {
+            ResponseState::Body(body) => body.length(),
+            ResponseState::Ended => Some(0),
+            ResponseState::Head { .. } | ResponseState::Switching(_) => None,
+        }
+    }
+
+    /// Whether the response is complete.
+    pub(in crate::client) fn is_answered(&self) -> bool {
+        matches!(self.response, ResponseState::Ended)
+    }
+
+    /// Whether the request is still under way.
     pub(in crate::client) fn is_uploading(&self) -> bool {
-        self.driver.is_some() && self.progress.is_uploading()
+        !self.upload.is_done()
     }
 
-    /// Carries the exchange on until it's over in both directions, for a body that is polled elsewhere.
-    pub(in crate::client) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { driver, gate, waker, sender, .. } = self;
-        gate.poll(waker, cx, |cx| {
-            drive(driver, cx);
-            if driver.is_none() || sender.is_ready() { Poll::Ready(()) } else { Poll::Pending }
+    /// Whether the last exchange is over in both directions, another one may follow, and nothing stray is left.
+    pub(in crate::client) fn is_idle(&self) -> bool {
+        self.persists
+            && self.is_answered()
+            && self.upload.is_done()
+            && self.upload.failed().is_none()
+            && self.input.octets.is_empty()
+    }
+
+    /// Whether the connection is idle and the backend has neither closed it nor sent anything since.
+    ///
+    /// It costs no system call while nothing has arrived. As a side effect, the connection's waker is replaced. Calling
+    /// it before a [`send`](Self::send) is unnecessary, because [`poll_head`](Self::poll_head) does the same.
+    pub(in crate::client) fn is_reusable(&mut self) -> bool {
+        self.is_idle() && self.poll_unrequested(&mut Context::from_waker(Waker::noop())).is_pending()
+    }
+
+    /// Takes the body of the request, which is sent by [`poll_written`](Self::poll_written) and [`push`](Self::push)
+    /// from then on.
+    pub(in crate::client) fn take_upload(&mut self) -> Option<Body> {
+        self.request.take().map(Request::into_body)
+    }
+
+    /// Writes what there is of a request whose body was taken. Ready with `true` if that's all of it.
+    pub(in crate::client) fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Error>> {
+        match ready!(self.upload.poll_written(&mut self.stream, cx)) {
+            Ok(()) => Poll::Ready(Ok(self.upload.is_done())),
+            Err(UploadError::Io(error)) => Poll::Ready(Err(failed_body(error))),
+            Err(UploadError::Body(error)) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// Takes a frame of the body that was taken. `is_last`: there are no more of them.
+    pub(in crate::client) fn push(
+        &mut self,
+        frame: Option<Result<Frame<Bytes>, axum_core::Error>>,
+        is_last: bool,
+    ) -> Result<(), Error> {
+        self.upload.push(frame, is_last).map_err(|error| match error {
+            UploadError::Io(error) => failed_body(error),
+            UploadError::Body(error) => error,
         })
     }
 
-    /// Lets the driver finish what it does at its end: it hands over an upgraded connection.
-    pub(in crate::client) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.progress.end();
-        let Self { driver, gate, waker, .. } = self;
-        gate.poll(waker, cx, |cx| {
-            drive(driver, cx);
-            if driver.is_none() { Poll::Ready(()) } else { Poll::Pending }
-        })
+    /// Hands the connection over to what it was switched to.
+    pub(in crate::client) fn into_switched(self: Box<Self>) -> Switched {
+        Switched::new(self.stream, self.input.octets.freeze())
+    }
+
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
+        let Self { upload, stream, request, .. } = self;
+        if upload.is_done() {
+            return Poll::Ready(Ok(()));
+        }
+        // Without it, the body is sent elsewhere.
+        let Some(request) = request else { return Poll::Pending };
+        ready!(upload.poll(request.body_mut(), stream, cx))?;
+        upload.shrink();
+        if upload.has_body() {
+            // The client's body ends with it: it learns that all of it was taken.
+            drop(mem::take(request.body_mut()));
+        }
+        if !matches!(self.response, ResponseState::Head { .. }) {
+            self.request = None;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_read_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Box<SendError>>> {
+        for _ in 0..ROUNDS {
+            match self.heads.decode(&mut self.input.octets, self.kind) {
+                Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                Ok(None) => {}
+                Err(error) => return Poll::Ready(Err(self.failed(invalid_head(error)))),
+            }
+            match ready!(self.input.poll_fill(&mut self.stream, cx)) {
+                Ok(0) => return Poll::Ready(Err(self.closed(None))),
+                Ok(_) => {
+                    if let ResponseState::Head { has_begun, .. } = &mut self.response {
+                        *has_begun = true;
+                    }
+                }
+                Err(error) => return Poll::Ready(Err(self.closed(Some(error)))),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Ready with an error if the backend has closed the connection, or sent anything on it.
+    fn poll_unrequested(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        let mut octet = [0];
+        let mut read = ReadBuf::new(&mut octet);
+        let error = match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read)) {
+            Err(error) => closed(error),
+            Ok(()) if read.filled().is_empty() => closed(CLOSED),
+            Ok(()) => closed(UNREQUESTED),
+        };
+        self.persists = false;
+        Poll::Ready(error)
+    }
+
+    /// Processes an informational response (RFC 9110, section 15.2).
+    #[cold]
+    fn inform(&mut self, status: StatusCode) -> Result<(), Box<SendError>> {
+        if let ResponseState::Head { informational, .. } = &mut self.response {
+            *informational += 1;
+            if *informational > MAX_INFORMATIONAL {
+                return Err(self.failed(Error::with_source(ErrorKind::InvalidResponse, FLOOD)));
+            }
+        }
+        if status == StatusCode::CONTINUE {
+            self.release_body();
+        } else {
+            observe::informational_response(status);
+        }
+        Ok(())
+    }
+
+    /// Releases a body that waits for a 100. A final response is the end of that wait, too.
+    fn release_body(&self) {
+        let signal = self.request.as_ref().and_then(|request| request.extensions().get::<ContinueSignal>());
+        if let Some(signal) = signal {
+            signal.release();
+        }
+    }
+
+    /// Ready with a 101 when the whole request is sent.
+    fn poll_switched(&mut self) -> Poll<Result<Response<()>, Box<SendError>>> {
+        self.persists = false;
+        if let Some(failed) = self.upload.failed() {
+            return Poll::Ready(Err(self.closed(Some(failed.into()))));
+        }
+        if self.is_uploading() {
+            return Poll::Pending;
+        }
+        match mem::replace(&mut self.response, ResponseState::Ended) {
+            ResponseState::Switching(response) => Poll::Ready(Ok(*response)),
+            _ => Poll::Pending,
+        }
+    }
+
+    fn answered(&mut self, head: Head) -> Response<()> {
+        self.persists &= head.keep_alive;
+        if self.is_uploading() {
+            self.release_body();
+        } else {
+            self.request = None;
+        }
+        if head.body.is_ended() {
+            self.end_response();
+        } else {
+            self.response = ResponseState::Body(head.body);
+        }
+        head.response
+    }
+
+    fn end_response(&mut self) {
+        self.response = ResponseState::Ended;
+        self.input.end_response();
+    }
+
+    /// Ends the response, and the connection with it.
+    fn abort(&mut self) {
+        self.persists = false;
+        self.response = ResponseState::Ended;
+    }
+
+    fn upload_failed(&mut self, error: UploadError) -> Box<SendError> {
+        match error {
+            UploadError::Io(error) if self.upload.is_written() => self.closed(Some(error)),
+            UploadError::Io(error) => self.unsent(closed(error)),
+            UploadError::Body(error) => {
+                self.request = None;
+                self.failed(error)
+            }
+        }
+    }
+
+    /// The connection ended before a head was complete.
+    fn closed(&mut self, error: Option<io::Error>) -> Box<SendError> {
+        let has_begun = !matches!(self.response, ResponseState::Head { has_begun: false, .. });
+        let error = match error {
+            Some(error) => closed(error),
+            None if has_begun => closed(CLOSED_IN_HEAD),
+            None => closed(CLOSED),
+        };
+        let mut failed = self.failed(error);
+        failed.is_closed = !has_begun;
+        failed
+    }
+
+    /// Nothing of the request was written, because the connection is closed.
+    fn unsent(&mut self, error: Error) -> Box<SendError> {
+        self.abort();
+        let request = self.request.take().and_then(|request| self.upload.put_back(request));
+        let is_unsent = request.is_some();
+        Box::new(SendError { error, request, is_unsent, is_closed: true })
+    }
+
+    fn failed(&mut self, error: Error) -> Box<SendError> {
+        self.abort();
+        let request = self.request.take().filter(|_| !self.upload.has_body());
+        Box::new(SendError { error, request, is_unsent: false, is_closed: false })
     }
 }
 
-/// How connections are made of streams.
-pub(in crate::client) fn builder(options: &ClientOptions) -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder
-        .preserve_header_case(options.preserve_header_case)
-        // A proxy removes the whitespace before the colon from a response (RFC 9112, section 5.1).
-        .allow_spaces_after_header_name_in_responses(true)
-        .max_headers(options.max_response_fields)
-        .max_header_size(options.max_response_head);
-    // hyper refuses a head that its buffer can't hold, whatever the limit of heads is.
-    if options.max_response_head > USUAL_BUFFER {
-        builder.max_buf_size(options.max_response_head);
-    }
-    builder
+fn closed(error: impl Into<axum_core::BoxError>) -> Error {
+    Error::with_source(ErrorKind::ConnectionClosed, error)
 }
 
-/// Polls the driver, unless it's over. Its error reaches the response, or the body, by itself.
-fn drive(driver: &mut Option<Driver>, cx: &mut Context<'_>) {
-    if driver.as_mut().is_some_and(|driver| driver.as_mut().poll(cx).is_ready()) {
-        *driver = None;
-    }
+fn failed_body(error: impl Into<axum_core::BoxError>) -> Error {
+    Error::with_source(ErrorKind::ResponseBody, error)
+}
+
+fn invalid_head(error: InvalidHead) -> Error {
+    let kind = match error {
+        InvalidHead::TooLarge(_) => ErrorKind::ResponseHeadTooLarge,
+        InvalidHead::Syntax(_) | InvalidHead::Framing(_) => ErrorKind::InvalidResponse,
+    };
+    Error::with_source(kind, error)
 }
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("over", &self.driver.is_none()).finish_non_exhaustive()
+        f.debug_struct("Connection")
+            .field("response", &self.response)
+            .field("persists", &self.persists)
+            .finish_non_exhaustive()
     }
 }

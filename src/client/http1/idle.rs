@@ -23,7 +23,7 @@ impl Checkout {
 
     /// A connection whose exchange has just ended.
     pub(in crate::client) fn returned(connection: Box<Connection>) -> Self {
-        Self { is_spare: connection.has_grown, connection, idle: Some(Duration::ZERO) }
+        Self { is_spare: false, connection, idle: Some(Duration::ZERO) }
     }
 }
 
@@ -52,8 +52,8 @@ impl Freshness {
 pub(in crate::client) struct Idle {
     pub(super) connection: Box<Connection>,
     pub(super) since: Instant,
-    /// Whether it's worth its cost only under load. Its buffer has grown, which is most of the memory of an idle proxy, or it was
-    /// opened too late to be needed, and some servers reserve a worker for its first request.
+    /// Whether it's worth its cost only under load: it was opened too late to be needed, and some servers reserve a worker
+    /// for its first request.
     pub(super) is_spare: bool,
 }
 

@@ -1,21 +1,45 @@
 //! HTTP/1.1 connections to a backend, which their holder drives.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the connection is still hyper's"))]
-#[expect(unused_imports, reason = "the connection is still hyper's")]
 pub(super) mod codec;
 mod connection;
-mod gate;
 mod idle;
+mod input;
 pub(super) mod keep_alive;
 mod owned;
 mod pool;
-mod repeat;
 mod upload;
 
+use axum_core::body::Body;
+use http::Request;
+use http_body::Body as _;
+
+use self::codec::{Limits, NameStyle};
 pub(super) use self::{
-    connection::{Connection, Sent, builder},
+    connection::{Connection, SendError},
     idle::{Checkout, Freshness, Idle},
     pool::{Pool, PoolOptions, Unusable},
-    repeat::is_harmless,
-    upload::{Progress, Upload},
 };
+use crate::method::is_idempotent;
+
+/// The options of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Options {
+    /// The limits of a response's head, and of its trailers.
+    limits: Limits,
+    /// The case of field names.
+    style: NameStyle,
+}
+
+impl Options {
+    /// `bytes` and `fields` limit the response's head.
+    pub(super) fn new(bytes: usize, fields: usize, title_case_headers: bool) -> Self {
+        let style = if title_case_headers { NameStyle::Title } else { NameStyle::Lower };
+        Self { limits: Limits { bytes, fields }, style }
+    }
+}
+
+/// Whether a request may be sent a second time, although the first may have been processed.
+pub(super) fn is_harmless(request: &Request<Body>) -> bool {
+    // Of a body, nothing would be left.
+    is_idempotent(request.method()) && request.body().is_end_stream()
+}

@@ -1,93 +1,262 @@
-//! A request on its way over an HTTP/1.1 connection: whether anything of it is written, and whether its body has ended.
+//! A request on its way to the backend.
 
 use std::{
-    fmt,
+    io, mem,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU8, Ordering},
-    },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use axum_core::body::Body;
 use bytes::Bytes;
 use http::Request;
 use http_body::{Body as _, Frame, SizeHint};
+use tokio::io::AsyncWrite;
 
-/// How far the request of a connection has come. The connection, its stream and the request's body share it; all of them are
-/// used by the task that drives the connection.
-#[derive(Debug, Default)]
-pub(in crate::client) struct Progress {
-    written: AtomicU8,
-    uploading: AtomicBool,
+use super::codec::{BodyEncoder, EncodedHead, InvalidUpload, NameStyle, Output, RequestKind, encode_head};
+use crate::{
+    client::connect::Stream,
+    error::{Error, ErrorKind, classify},
+};
+
+/// The sending half of a connection.
+#[derive(Debug)]
+pub(super) struct Upload {
+    /// `None` after the end of the body.
+    encoder: Option<BodyEncoder>,
+    output: Output,
+    style: NameStyle,
+    is_flushed: bool,
+    /// Whether the request came with a body.
+    has_body: bool,
+    /// Whether any octet of the request is written.
+    is_written: bool,
+    taken: Taken,
+    /// Why writing has failed, after something of the request was written.
+    ///
+    /// A backend that refuses an upload may respond, close and reset the connection. The response is there to be read
+    /// then. The rest of the body is discarded, because many clients send all of it before they read.
+    failed: Option<io::ErrorKind>,
 }
 
-/// Nothing of the request is written.
-const UNWRITTEN: u8 = 0;
-/// Something of it is.
-const WRITTEN: u8 = 1;
-/// There are no more requests: the connection is a tunnel.
-const TUNNEL: u8 = 2;
-/// A write has failed after something was written.
-const BROKEN: u8 = 3;
+/// What was taken from the body before anything was written: it's put back if nothing can be.
+#[derive(Debug)]
+enum Taken {
+    Nothing,
+    Piece(Bytes),
+    More,
+}
 
-impl Progress {
-    /// Begins with another request.
-    pub(in crate::client) fn begin(self: &Arc<Self>, request: Request<Body>) -> Request<Upload> {
-        self.written.store(UNWRITTEN, Ordering::Relaxed);
-        let uploading = (!request.body().is_end_stream()).then(|| {
-            self.uploading.store(true, Ordering::Relaxed);
-            Uploading(self.clone())
-        });
-        request.map(|body| Upload { body, uploading })
-    }
+/// Why a request can't be sent.
+#[derive(Debug)]
+pub(super) enum UploadError {
+    Io(io::Error),
+    /// Its body has failed, or isn't as long as announced.
+    Body(Error),
+}
 
-    /// The connection becomes a tunnel.
-    pub(in crate::client) fn end(&self) {
-        self.written.store(TUNNEL, Ordering::Relaxed);
-    }
+/// How many frames, or writes, are done in one poll: others get their turn although a body is always there.
+const ROUNDS: usize = 128;
 
-    pub(in crate::client) fn wrote(&self) {
-        if self.written.load(Ordering::Relaxed) == UNWRITTEN {
-            self.written.store(WRITTEN, Ordering::Relaxed);
+impl Upload {
+    pub(super) fn new(style: NameStyle) -> Self {
+        Self {
+            encoder: None,
+            output: Output::default(),
+            style,
+            is_flushed: true,
+            has_body: false,
+            is_written: false,
+            taken: Taken::Nothing,
+            failed: None,
         }
     }
 
-    /// A write has failed: the backend takes no more, and the connection serves no other request.
-    pub(in crate::client) fn fail(&self) {
-        self.written.store(BROKEN, Ordering::Relaxed);
+    /// Begins with a request. Returns its kind, and whether it lets the connection persist.
+    pub(super) fn begin(&mut self, request: &Request<Body>) -> (RequestKind, bool) {
+        let EncodedHead { body, kind, keep_alive } = encode_head(request, self.style, self.output.octets_mut());
+        self.encoder = (!body.is_ended()).then_some(body);
+        self.has_body = !request.body().is_end_stream();
+        self.is_written = false;
+        self.taken = Taken::Nothing;
+        (kind, keep_alive)
     }
 
-    pub(in crate::client) fn is_broken(&self) -> bool {
-        self.written.load(Ordering::Relaxed) == BROKEN
+    /// Whether all of the request is sent, or discarded.
+    pub(super) fn is_done(&self) -> bool {
+        self.encoder.is_none() && self.output.is_empty() && self.is_flushed
     }
 
-    /// Whether an answer may come: something of the request is written.
-    pub(in crate::client) fn is_written(&self) -> bool {
-        self.written.load(Ordering::Relaxed) == WRITTEN
+    pub(super) fn has_body(&self) -> bool {
+        self.has_body
     }
 
-    /// Whether the request's body is under way.
-    pub(in crate::client) fn is_uploading(&self) -> bool {
-        self.uploading.load(Ordering::Relaxed)
+    pub(super) fn is_written(&self) -> bool {
+        self.is_written
+    }
+
+    /// Why writing has failed, after something of the request was written.
+    pub(super) fn failed(&self) -> Option<io::ErrorKind> {
+        self.failed
+    }
+
+    /// Sends the request. Ready when all of it is sent, or discarded.
+    ///
+    /// The head and small data that is there are written together.
+    pub(super) fn poll(
+        &mut self,
+        body: &mut Body,
+        stream: &mut Stream,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), UploadError>> {
+        let mut rounds = ROUNDS;
+        loop {
+            if self.is_written {
+                ready!(self.poll_written(stream, cx))?;
+            }
+            let mut is_waiting = false;
+            while self.wants_frame() && rounds > 0 {
+                rounds -= 1;
+                let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
+                    is_waiting = true;
+                    break;
+                };
+                self.push(frame, body.is_end_stream())?;
+            }
+            ready!(self.poll_written(stream, cx))?;
+            if self.encoder.is_none() {
+                return Poll::Ready(Ok(()));
+            }
+            if is_waiting {
+                return Poll::Pending;
+            }
+            if rounds == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Whether the body is to be polled.
+    pub(super) fn wants_frame(&self) -> bool {
+        self.encoder.is_some() && !self.output.is_full()
+    }
+
+    /// Takes a frame of the body. `is_last`: the body has no more of them.
+    pub(super) fn push(
+        &mut self,
+        frame: Option<Result<Frame<Bytes>, axum_core::Error>>,
+        is_last: bool,
+    ) -> Result<(), UploadError> {
+        let Some(encoder) = &mut self.encoder else { return Ok(()) };
+        let frame = frame.transpose().map_err(|error| classify(error.into(), ErrorKind::RequestBody))?;
+        let is_last = is_last || frame.is_none();
+        let mut is_ended = is_last;
+        if self.failed.is_none() {
+            if let Some(frame) = frame {
+                self.taken = match (frame.data_ref(), &self.taken, self.is_written) {
+                    (Some(data), Taken::Nothing, false) => Taken::Piece(data.clone()),
+                    _ => Taken::More,
+                };
+                encoder.encode(frame, &mut self.output)?;
+            }
+            if is_last {
+                encoder.finish(&mut self.output)?;
+            }
+            is_ended = encoder.is_ended();
+        }
+        if is_ended {
+            self.encoder = None;
+        }
+        Ok(())
+    }
+
+    /// Writes what there is.
+    pub(super) fn poll_written(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
+        let mut rounds = ROUNDS;
+        while !self.output.is_empty() {
+            if rounds == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            rounds -= 1;
+            let written = match self.output.slices() {
+                (slices, count) if count > 1 && stream.is_write_vectored() => {
+                    Pin::new(&mut *stream).poll_write_vectored(cx, &slices[..count])
+                }
+                ([slice, ..], _) => Pin::new(&mut *stream).poll_write(cx, &slice),
+            };
+            match ready!(written) {
+                Ok(0) => self.fail(io::ErrorKind::WriteZero.into())?,
+                Ok(size) => {
+                    self.output.advance(size);
+                    self.is_flushed = stream.properties().sends_at_once;
+                    if !self.is_written {
+                        self.is_written = true;
+                        if let Taken::Piece(_) = self.taken {
+                            self.taken = Taken::More;
+                        }
+                    }
+                }
+                Err(error) => self.fail(error)?,
+            }
+        }
+        if !self.is_flushed {
+            match ready!(Pin::new(stream).poll_flush(cx)) {
+                Ok(()) => self.is_flushed = true,
+                Err(error) => self.fail(error)?,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Passes over a failed write if a response may be there: reading shows it, or fails.
+    #[cold]
+    fn fail(&mut self, error: io::Error) -> Result<(), UploadError> {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        if !self.is_written || !matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset) {
+            return Err(UploadError::Io(error));
+        }
+        self.failed = Some(error.kind());
+        self.output.clear_and_shrink();
+        self.is_flushed = true;
+        Ok(())
+    }
+
+    /// Puts back what was taken from the body, because nothing of it was written. `None`: that isn't possible.
+    #[cold]
+    pub(super) fn put_back(&mut self, request: Request<Body>) -> Option<Request<Body>> {
+        match mem::replace(&mut self.taken, Taken::Nothing) {
+            Taken::Nothing => Some(request),
+            Taken::Piece(piece) => Some(request.map(|rest| Body::new(Returned { piece: Some(piece), rest }))),
+            Taken::More => None,
+        }
+    }
+
+    /// Keeps little memory for the next request.
+    pub(super) fn shrink(&mut self) {
+        self.output.clear_and_shrink();
     }
 }
 
-/// The body of a request.
-pub(in crate::client) struct Upload {
-    body: Body,
-    /// hyper drops the body when it has taken all of it.
-    uploading: Option<Uploading>,
-}
-
-impl Upload {
-    pub(in crate::client) fn into_inner(self) -> Body {
-        self.body
+impl From<Error> for UploadError {
+    fn from(error: Error) -> Self {
+        Self::Body(error)
     }
 }
 
-impl http_body::Body for Upload {
+impl From<InvalidUpload> for UploadError {
+    fn from(error: InvalidUpload) -> Self {
+        Self::Body(Error::with_source(ErrorKind::RequestBody, error))
+    }
+}
+
+/// A body whose first piece was taken and put back.
+struct Returned {
+    piece: Option<Bytes>,
+    rest: Body,
+}
+
+impl http_body::Body for Returned {
     type Data = Bytes;
     type Error = axum_core::Error;
 
@@ -95,28 +264,23 @@ impl http_body::Body for Upload {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        match self.piece.take() {
+            Some(piece) => Poll::Ready(Some(Ok(Frame::data(piece)))),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.piece.is_none() && self.rest.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl fmt::Debug for Upload {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upload").field("uploading", &self.uploading.is_some()).finish_non_exhaustive()
-    }
-}
-
-struct Uploading(Arc<Progress>);
-
-impl Drop for Uploading {
-    fn drop(&mut self) {
-        self.0.uploading.store(false, Ordering::Relaxed);
+        let piece = self.piece.as_ref().map_or(0, |piece| piece.len() as u64);
+        let (rest, mut hint) = (self.rest.size_hint(), SizeHint::new());
+        hint.set_lower(rest.lower().saturating_add(piece));
+        if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(piece)) {
+            hint.set_upper(upper);
+        }
+        hint
     }
 }

@@ -35,7 +35,7 @@ pub(in super::super) async fn open(
     options: &Options,
     expiry: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(SendRequest<Body>, Admission), BoxError> {
-    let io = TokioIo::new(Inspected::new(TokioIo::new(io), connection.clone()));
+    let io = TokioIo::new(Inspected::new(io, connection.clone()));
     let (sender, driver) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         // Not adaptive: that leaves the connection's window at 64 KiB, and h2 limits the charges for small frames to half of it.

@@ -1,0 +1,141 @@
+//! Responses that begin before their request has ended.
+//!
+//! Each direction then has a holder of its own, which polls it with a waker of its own: a task sends the rest of the
+//! request, and the response's body receives the response. A client that reads nothing before it has sent everything
+//! would wait for ever otherwise.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker, ready},
+};
+
+use axum_core::body::Body;
+use bytes::Bytes;
+use http_body::{Body as _, Frame};
+use tokio::{runtime::Handle, task::AbortHandle};
+
+use super::body::Lease;
+use crate::error::Error;
+
+/// An exchange whose request and response are under way at the same time.
+///
+/// The response returns the connection at its end, if all of the request is sent by then. Otherwise the connection is
+/// closed, because the backend may take the rest of the body for a request.
+///
+/// I/O is polled under the lock, as `tokio::io::split` does; the request's body isn't.
+pub(super) struct Early {
+    state: Mutex<State>,
+}
+
+struct State {
+    /// `None` after the exchange.
+    lease: Option<Lease>,
+    /// Why the request couldn't be sent.
+    failure: Option<Error>,
+    /// Woken when the request fails.
+    response: Option<Waker>,
+}
+
+/// The receiving half of an exchange. Dropping it before its end ends both halves.
+pub(super) struct EarlyResponse {
+    exchange: Arc<Early>,
+    upload: AbortHandle,
+    has_ended: bool,
+}
+
+/// How many frames are sent in one poll. A body that is always there doesn't starve the other tasks.
+const ROUNDS: usize = 32;
+
+impl Early {
+    /// Spawns the rest of the upload. Without a runtime, it returns the lease.
+    pub(super) fn split(mut lease: Lease) -> Result<EarlyResponse, Lease> {
+        let Ok(runtime) = Handle::try_current() else { return Err(lease) };
+        let Some(body) = lease.connection.take_upload() else { return Err(lease) };
+        let state = State { lease: Some(lease), failure: None, response: None };
+        let exchange = Arc::new(Self { state: Mutex::new(state) });
+        let upload = runtime.spawn(exchange.clone().upload(body));
+        Ok(EarlyResponse { exchange, upload: upload.abort_handle(), has_ended: false })
+    }
+
+    async fn upload(self: Arc<Self>, mut body: Body) {
+        let outcome = poll_fn(|cx| self.poll_upload(&mut body, cx)).await;
+        drop(body);
+        let Err(error) = outcome else { return };
+        let mut state = self.lock();
+        state.failure = Some(error);
+        let (lease, response) = (state.lease.take(), state.response.take());
+        drop(state);
+        drop(lease);
+        if let Some(response) = response {
+            response.wake();
+        }
+    }
+
+    fn poll_upload(&self, body: &mut Body, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        for _ in 0..ROUNDS {
+            let is_done = match &mut self.lock().lease {
+                Some(lease) => ready!(lease.connection.poll_written(cx))?,
+                None => true,
+            };
+            if is_done {
+                return Poll::Ready(Ok(()));
+            }
+            let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+            let is_last = body.is_end_stream();
+            if let Some(lease) = &mut self.lock().lease {
+                lease.connection.push(frame, is_last)?;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl EarlyResponse {
+    /// Whether the response has ended, and the exchange with it.
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let mut guard = self.exchange.lock();
+        let state = &mut *guard;
+        let Some(Lease { connection, .. }) = &mut state.lease else {
+            self.has_ended = true;
+            return Poll::Ready(state.failure.take().map(Err));
+        };
+        let Poll::Ready(frame) = connection.poll_response(cx) else {
+            match &mut state.response {
+                Some(waker) => waker.clone_from(cx.waker()),
+                none => *none = Some(cx.waker().clone()),
+            }
+            return Poll::Pending;
+        };
+        self.has_ended = connection.is_answered();
+        if self.has_ended {
+            let lease = state.lease.take();
+            drop(guard);
+            self.upload.abort();
+            if let Some(lease) = lease {
+                lease.end();
+            }
+        }
+        Poll::Ready(frame)
+    }
+}
+
+impl Drop for EarlyResponse {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.upload.abort();
+            let lease = self.exchange.lock().lease.take();
+            drop(lease);
+        }
+    }
+}
