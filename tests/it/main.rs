@@ -36,6 +36,8 @@ mod http2_permits;
 #[cfg(feature = "http2")]
 mod http2_silence;
 #[cfg(feature = "http2")]
+mod http2_stalled;
+#[cfg(feature = "http2")]
 mod http2_windows;
 mod identity;
 mod layering;

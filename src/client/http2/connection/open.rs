@@ -3,12 +3,17 @@
 use std::{
     future::{Future, poll_fn},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use axum_core::{BoxError, body::Body};
-use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::{
+    client::conn::http2::{self, SendRequest},
+    rt,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{task::JoinHandle, time::timeout};
 
 use super::{
     super::{
@@ -23,8 +28,8 @@ use crate::observe;
 
 /// Makes an HTTP/2 connection of a socket, and waits for the backend's SETTINGS.
 ///
-/// The connection's task polls `expiry`, too, which removes the connection from its pool. It ends by itself when its last sender
-/// is dropped and no stream is open.
+/// The connection's task polls `expiry`, too, which removes the connection from its pool. The connection closes when its last
+/// sender is dropped and no stream is open, or a second later.
 ///
 /// # Cancel safety
 ///
@@ -36,7 +41,8 @@ pub(in super::super) async fn open(
     expiry: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(SendRequest<Body>, Admission), BoxError> {
     let io = TokioIo::new(Inspected::new(io, connection.clone()));
-    let (sender, driver) = http2::Builder::new(TokioExecutor::new())
+    let executor = Executor::default();
+    let (sender, driver) = http2::Builder::new(executor.clone())
         .timer(TokioTimer::new())
         // Not adaptive: that leaves the connection's window at 64 KiB, and h2 limits the charges for small frames to half of it.
         .initial_connection_window_size(options.windows.connection)
@@ -79,7 +85,39 @@ pub(in super::super) async fn open(
         if let Err(error) = ended {
             observe::broken_connection(&error);
         }
+        executor.close().await;
     });
     let admission = connection.opened().await?;
     Ok((sender, admission))
+}
+
+/// How long a connection without senders has for what is left to write: resets of streams, and GOAWAY.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Spawns hyper's tasks, and keeps the first one, which has the connection: the others end with it.
+#[derive(Clone, Default)]
+struct Executor(Arc<Mutex<Option<JoinHandle<()>>>>);
+
+impl Executor {
+    /// Closes the connection, which hyper does only when no stream is open. A stream with data to send stays open until the
+    /// backend opens its window, because hyper waits for that, and notices neither that the response was dropped nor that the
+    /// tunnel was.
+    async fn close(&self) {
+        let connection = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut connection) = connection
+            && timeout(LINGER, &mut connection).await.is_err()
+        {
+            connection.abort();
+        }
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> rt::Executor<F> for Executor {
+    fn execute(&self, future: F) {
+        let task = tokio::spawn(future);
+        let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.is_none() {
+            *first = Some(task);
+        }
+    }
 }
