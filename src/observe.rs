@@ -158,11 +158,6 @@ pub(crate) fn removed_set_cookie() {
     tracing::debug!(target: "tower_reverse_proxy", "a Set-Cookie for a hidden cookie is removed");
 }
 
-/// Whether [`informational_response`] would be seen.
-pub(crate) fn shows_informational_responses() -> bool {
-    tracing::enabled!(target: "tower_reverse_proxy", tracing::Level::DEBUG)
-}
-
 /// Logs a 1xx response of the backend.
 pub(crate) fn informational_response(status: StatusCode) {
     tracing::debug!(

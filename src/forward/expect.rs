@@ -60,17 +60,6 @@ impl Expectation {
     }
 }
 
-/// Registers for the backend's informational responses if they would be seen.
-pub(super) fn observe_informational_responses<B>(request: &mut Request<B>) {
-    if observe::shows_informational_responses() {
-        hyper::ext::on_informational(request, |response| {
-            if response.status() != StatusCode::CONTINUE {
-                observe::informational_response(response.status());
-            }
-        });
-    }
-}
-
 impl Future for Expectation {
     type Output = ();
 

@@ -19,7 +19,7 @@ use tower_service::Service;
 use super::{
     body::RequestBody,
     config::ForwardConfig,
-    expect::{self, Expectation},
+    expect::Expectation,
     failure::{self, RequestHead},
     idle::poll_timer,
     request::{self, Refusal, RequestContext},
@@ -46,7 +46,6 @@ where
             return ForwardFuture { state: State::Refused { response: Some(response) } };
         }
     };
-    expect::observe_informational_responses(&mut request);
     let mut upload = None;
     if !request.body().is_end_stream() {
         let has_expect = context.has_expect;
