@@ -56,9 +56,9 @@ pub(super) enum Difference {
     /// Equal lengths, and those with zeros before them, become one number. hyper sends them as they are.
     RepeatedLength,
     /// A body of unknown length is sent with `GET` and `HEAD`, too. hyper leaves it out.
-    UnknownLength,
+    UnknownSize,
     /// A body that isn't as long as it announced is an error. hyper cuts it, or ends the message early.
-    WrongLength,
+    WrongSize,
 }
 
 impl Case {
@@ -99,7 +99,7 @@ impl Case {
         let Some(request) = self.request() else { return Ok(()) };
         let ours = subject::write(self, request);
         let fail = |what: &str| format!("{what}\n{self:?}\nours: {ours:?}");
-        self.read_back(&ours).map_err(|what| fail(what))?;
+        self.read_back(&ours).map_err(fail)?;
         if !self.differences().is_empty() {
             return Ok(());
         }
@@ -163,10 +163,10 @@ impl Case {
         }
         let length = announced.or(declared);
         if !is_coded && length.is_none() && matches!(self.method, Method::GET | Method::HEAD) {
-            differences.push(Difference::UnknownLength);
+            differences.push(Difference::UnknownSize);
         }
         if !is_coded && length.is_some_and(|length| length != size) {
-            differences.push(Difference::WrongLength);
+            differences.push(Difference::WrongSize);
         }
         differences
     }
@@ -202,7 +202,7 @@ impl Case {
             return Err("an incomplete body");
         }
         // When its length is reached, the codec doesn't poll the body again.
-        let is_cut = self.differences().contains(&Difference::WrongLength) && data.starts_with(&message.body);
+        let is_cut = self.differences().contains(&Difference::WrongSize) && data.starts_with(&message.body);
         if message.body != data && !is_cut {
             return Err("another body");
         }
@@ -424,15 +424,15 @@ mod tests {
         match difference {
             Difference::StaleLength => case(Method::POST, &[("content-length", "9")], "abc", Some(3)),
             Difference::RepeatedLength => case(Method::POST, &[("content-length", "3, 03")], "abc", None),
-            Difference::UnknownLength => case(Method::GET, &[], "abc", None),
-            Difference::WrongLength => case(Method::POST, &[], "abc", Some(2)),
+            Difference::UnknownSize => case(Method::GET, &[], "abc", None),
+            Difference::WrongSize => case(Method::POST, &[], "abc", Some(2)),
         }
     }
 
     #[test]
     fn every_difference_from_hyper_has_an_example() {
         for difference in
-            [Difference::StaleLength, Difference::RepeatedLength, Difference::UnknownLength, Difference::WrongLength]
+            [Difference::StaleLength, Difference::RepeatedLength, Difference::UnknownSize, Difference::WrongSize]
         {
             let case = example(difference);
             let (hyper, ours) =
