@@ -246,7 +246,7 @@ pub fn forwarded(data: &[u8]) {
     assert!(!quoted && parameters == 2, "{element:?}");
 }
 
-/// A response in pieces: the client's codec reads it as hyper's client does, or refuses it for a reason that it documents.
+/// A response in pieces: the client's codec reads it as hyper's client does, or refuses it for a documented reason.
 ///
 /// The first octet chooses the method of the request, the limits and the pieces.
 pub fn response(data: &[u8]) {

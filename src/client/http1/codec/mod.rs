@@ -24,12 +24,12 @@
 //! 9. Octets outside of ASCII don't hide a `close` among the members of `Connection`.
 //!
 //! Three differences aren't refusals. Equal `Content-Length` lines or members, and those with leading zeros, become one
-//! number. A reason phrase outside of ASCII is kept; hyper's client drops it. Trailers may have as many bytes as the limit
-//! allows; hyper's client wants one byte less.
+//! number. A reason phrase outside of ASCII is kept; hyper's client drops it. Trailers may have as many bytes as the
+//! limit allows; hyper's client wants one byte less.
 //!
 //! Requests differ from those that hyper's client writes, apart from the order of their fields, as follows. A
-//! `Content-Length` that the body contradicts is replaced, and equal ones become one number. A body of unknown length is
-//! sent with `GET` and `HEAD`, too. A body that isn't as long as it announced is an error.
+//! `Content-Length` that the body contradicts is replaced, and equal ones become one number. A body of unknown length
+//! is sent with `GET` and `HEAD`, too. A body that isn't as long as it announced is an error.
 //!
 //! The tests in `oracle` compare the codec with hyper's client, and have an example of each difference.
 

@@ -2,8 +2,9 @@
 //! requests.
 //!
 //! The codec may be stricter than hyper in the classes of `Strictness`, each of which has an example. It's laxer in
-//! none. Compiled for tests and for the fuzz targets.
+//! none. The module is compiled for tests and for the fuzz targets.
 
+mod message;
 mod reference;
 pub(crate) mod request;
 pub(crate) mod response;
@@ -13,7 +14,7 @@ mod subject;
 #[cfg(test)]
 mod grammar;
 
-/// Octets for a message, without the middle of long ones.
+/// Escapes octets for a message of a failure, and leaves out the middle of long ones.
 fn shown(octets: &[u8]) -> String {
     match octets.len() {
         ..200 => format!("\"{}\"", octets.escape_ascii()),
@@ -32,7 +33,8 @@ mod tests {
 
     use super::grammar;
 
-    /// So many cases, or as many as `PROPTEST_CASES` has. A failure becomes a seed of a fuzz target, not a file of proptest's.
+    /// Runs this number of cases, or that of `PROPTEST_CASES`. No file of failures is kept, because a failure becomes a
+    /// seed of a fuzz target.
     fn config(cases: u32) -> ProptestConfig {
         let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
         if env::var_os("PROPTEST_CASES").is_some() { config } else { ProptestConfig { cases, ..config } }

@@ -1,4 +1,4 @@
-//! hyper's client over memory.
+//! The side of hyper's client, over a connection in memory.
 
 use std::{
     cell::RefCell,

@@ -15,9 +15,10 @@ use http::{
 };
 use http_body::{Body, Frame, SizeHint};
 
-use super::{reference, shown, subject};
-
-type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+use super::{
+    message::{Fields, Message},
+    reference, shown, subject,
+};
 
 /// A request, and how its octets are written.
 #[derive(Clone)]
@@ -38,7 +39,7 @@ pub(crate) struct Case {
     pub(crate) writes: Vec<usize>,
 }
 
-/// What a client made of a request.
+/// The octets that a client made of a request.
 #[derive(Clone)]
 pub(super) struct Written {
     pub(super) octets: Vec<u8>,
@@ -48,7 +49,7 @@ pub(super) struct Written {
     pub(super) keep_alive: bool,
 }
 
-/// How the codec writes a request differently, on purpose.
+/// The intended differences between the requests that hyper and the codec write.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Difference {
     /// A `Content-Length` that the body contradicts is replaced by the body's length. hyper sends it.
@@ -62,8 +63,8 @@ pub(super) enum Difference {
 }
 
 impl Case {
-    /// Reads a case of a fuzz target: three octets for the method, the body's length and the writes; then the
-    /// target and the fields, the frames of the body, and trailers: in lines, with a NUL between the three.
+    /// Reads the input of a fuzz target. Three octets choose the method, the body's length and the writes. Three sections
+    /// of lines follow, with a NUL between them: target and fields, the frames of the body, and trailers.
     pub(crate) fn from_octets(data: &[u8]) -> Option<Self> {
         let (&[options, more, size], rest) = data.split_first_chunk()?;
         let methods = [Method::GET, Method::POST, Method::HEAD, Method::PUT];
@@ -93,8 +94,7 @@ impl Case {
     ///
     /// # Errors
     ///
-    /// They wrote something else, and no [`Difference`] explains that; or the request that is read isn't the one that was
-    /// to be written.
+    /// If the octets differ and no [`Difference`] explains that, or if a server would read another request.
     pub(crate) fn check(&self) -> Result<(), String> {
         let Some(request) = self.request() else { return Ok(()) };
         let ours = subject::write(self, request);
@@ -274,77 +274,7 @@ impl Body for Frames {
     }
 }
 
-/// A request as a strict server reads it.
-struct Message {
-    line: Vec<u8>,
-    fields: Fields,
-    is_chunked: bool,
-    body: Vec<u8>,
-    trailers: Fields,
-    is_complete: bool,
-}
-
-impl Message {
-    /// `None` if it isn't a request, or if something is behind it.
-    fn read(octets: &[u8]) -> Option<Self> {
-        let mut rest = octets;
-        let line = take_line(&mut rest)?.to_vec();
-        let fields = take_fields(&mut rest)?;
-        let values = |name: &str| {
-            let fields = fields.iter().filter(move |field| field.0.eq_ignore_ascii_case(name.as_bytes()));
-            fields.map(|(_, value)| value.clone()).collect::<Vec<_>>()
-        };
-        let (lengths, codings) = (values("content-length"), values("transfer-encoding"));
-        let mut message = Self {
-            line,
-            fields,
-            is_chunked: !codings.is_empty(),
-            body: Vec::new(),
-            trailers: Vec::new(),
-            is_complete: false,
-        };
-        match (&lengths[..], &codings[..]) {
-            ([], []) => message.is_complete = true,
-            ([length], []) => {
-                let digits = str::from_utf8(length).ok()?;
-                let length = digits.parse::<u64>().ok().filter(|number| number.to_string() == digits)?;
-                message.is_complete = rest.len() as u64 == length;
-                if rest.len() as u64 > length {
-                    return None;
-                }
-                message.body = std::mem::take(&mut rest).to_vec();
-            }
-            ([], [.., last]) if last.to_ascii_lowercase().ends_with(b"chunked") => message.chunks(&mut rest)?,
-            _ => return None,
-        }
-        rest.is_empty().then_some(message)
-    }
-
-    fn chunks(&mut self, rest: &mut &[u8]) -> Option<()> {
-        while !rest.is_empty() {
-            let size = usize::from_str_radix(str::from_utf8(take_line(rest)?).ok()?, 16).ok()?;
-            if size == 0 {
-                self.trailers = take_fields(rest)?;
-                self.is_complete = true;
-                break;
-            }
-            self.body.extend_from_slice(rest.get(..size)?);
-            *rest = rest[size..].strip_prefix(b"\r\n")?;
-        }
-        Some(())
-    }
-
-    /// The request with its fields sorted by name, and what is behind its head as it is.
-    fn sorted(octets: &[u8]) -> Option<(Vec<u8>, Fields, Vec<u8>)> {
-        let mut rest = octets;
-        let line = take_line(&mut rest)?.to_vec();
-        let mut fields = take_fields(&mut rest)?;
-        fields.sort_by(|a, b| a.0.cmp(&b.0));
-        Some((line, fields, rest.to_vec()))
-    }
-}
-
-/// Lines that a fuzz target is made of. There is none in nothing.
+/// The lines of a section of a fuzz target's input. An empty section has none.
 fn lines(section: &[u8]) -> impl Iterator<Item = &[u8]> {
     section.split(|&octet| octet == b'\n').filter(|line| !section.is_empty() || !line.is_empty())
 }
@@ -353,26 +283,6 @@ fn lines(section: &[u8]) -> impl Iterator<Item = &[u8]> {
 fn field(line: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let colon = line.iter().position(|&octet| octet == b':')?;
     Some((line[..colon].to_vec(), line[colon + 1..].to_vec()))
-}
-
-/// Takes fields and the empty line.
-fn take_fields(rest: &mut &[u8]) -> Option<Fields> {
-    let mut fields = Vec::new();
-    loop {
-        let line = take_line(rest)?;
-        if line.is_empty() {
-            return Some(fields);
-        }
-        let colon = line.windows(2).position(|octets| octets == b": ")?;
-        fields.push((line[..colon].to_vec(), line[colon + 2..].to_vec()));
-    }
-}
-
-fn take_line<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let end = rest.windows(2).position(|octets| octets == b"\r\n")?;
-    let line = &rest[..end];
-    *rest = &rest[end + 2..];
-    (!line.contains(&b'\r') && !line.contains(&b'\n')).then_some(line)
 }
 
 impl fmt::Debug for Case {

@@ -1,4 +1,4 @@
-//! One response, as octets in pieces, and what a client makes of it.
+//! One response, in pieces, and the outcome of reading it.
 
 use std::fmt;
 
@@ -6,10 +6,10 @@ use http::{HeaderMap, Method, StatusCode, Version, header::CONTENT_LENGTH};
 
 use super::{super::Limits, reference, shown, strictness, subject};
 
-/// What a backend sends in answer to one request.
+/// The octets that a backend sends in answer to one request, and how a client reads them.
 #[derive(Clone)]
 pub(crate) struct Case {
-    /// Of the request: `GET` or `HEAD`. The client sends no `CONNECT`.
+    /// The method of the request: `GET` or `HEAD`, because the client sends no `CONNECT`.
     pub(crate) method: Method,
     pub(crate) limits: Limits,
     pub(crate) octets: Vec<u8>,
@@ -17,7 +17,7 @@ pub(crate) struct Case {
     pub(crate) pieces: Vec<usize>,
 }
 
-/// What a client makes of a response.
+/// The outcome of reading a response.
 #[derive(Clone, Default)]
 pub(super) struct Seen {
     pub(super) informational: Vec<Head>,
@@ -27,7 +27,7 @@ pub(super) struct Seen {
     pub(super) end: End,
     /// Whether the connection may carry another request before the backend ends it.
     pub(super) is_reusable: bool,
-    /// Whether octets are left that the codec would only refuse when more of a head, or of trailers, comes.
+    /// Whether octets of an incomplete head, or of incomplete trailers, are left.
     pub(super) is_late: bool,
     /// After each piece: how many heads, and how many octets of the body, have come out.
     pub(super) progress: Vec<(usize, usize)>,
@@ -37,7 +37,7 @@ pub(super) struct Seen {
 pub(super) struct Head {
     pub(super) version: Version,
     pub(super) status: StatusCode,
-    /// Of a 1xx, hyper doesn't show it.
+    /// hyper doesn't show that of a 1xx.
     pub(super) reason: Vec<u8>,
     pub(super) fields: HeaderMap,
 }
@@ -61,7 +61,8 @@ pub(super) enum End {
 }
 
 impl Case {
-    /// Reads a case of a fuzz target: one octet for the request, the limits and the pieces; then the response.
+    /// Reads the input of a fuzz target. The first octet chooses the method, the limits and the pieces; the response
+    /// follows.
     pub(crate) fn from_octets(data: &[u8]) -> Option<Self> {
         let (&options, octets) = data.split_first()?;
         let size = usize::from(options >> 4) + 1;
@@ -81,8 +82,8 @@ impl Case {
     ///
     /// # Errors
     ///
-    /// The codec made something else of it, and no class of [`Strictness`](strictness::Strictness) explains that; or the
-    /// pieces in which it read make a difference.
+    /// If the outcomes differ and no class of [`Strictness`](strictness::Strictness) explains that, or if the codec's
+    /// outcome depends on the pieces.
     pub(crate) fn check(&self) -> Result<(), String> {
         let (hyper, mut ours) = (reference::read(self), subject::read(self));
         let whole = subject::read(&Self { pieces: Vec::new(), ..self.clone() });
@@ -104,7 +105,7 @@ impl Case {
         Err(format!("{what}\n{self:?}\nhyper: {hyper:?}\nours: {ours:?}"))
     }
 
-    /// Compares what hyper and the codec made of it, and excuses what belongs to a class.
+    /// Compares the outcomes. A refusal is excused if the response belongs to a class of refused ones.
     fn compare(&self, hyper: &Seen, ours: &Seen) -> Result<(), &'static str> {
         match self.difference(hyper, ours) {
             Ok(()) => Ok(()),
@@ -118,7 +119,7 @@ impl Case {
         }
     }
 
-    /// Compares what hyper and the codec made of it.
+    /// Compares the outcomes.
     pub(super) fn difference(&self, hyper: &Seen, ours: &Seen) -> Result<(), Difference> {
         let lax = |what| Err(Difference::Lax(what));
         for (hyper, ours) in hyper.informational.iter().zip(&ours.informational) {
@@ -189,7 +190,7 @@ impl Case {
         is_same_reason && (hyper.version, hyper.status, &fields) == (ours.version, ours.status, &ours.fields)
     }
 
-    /// Whether a line ends so, behind a blank.
+    /// Whether a line ends with these octets, behind a blank.
     fn has_line_end(&self, end: &[u8]) -> bool {
         let end = [b" ", end, b"\r\n"].concat();
         self.octets.windows(end.len()).any(|octets| octets == end)
@@ -213,22 +214,22 @@ impl Case {
 pub(super) enum Difference {
     /// The codec refuses it, and hyper doesn't.
     Strict(Stage),
-    /// Something else, for which there is no excuse.
+    /// Every other difference.
     Lax(&'static str),
 }
 
-/// What is refused.
+/// The part of an exchange that is refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Stage {
     Head,
-    /// Of a head that was accepted.
+    /// The body, behind a head that was accepted.
     Body,
     /// The connection is closed after the response.
     Reuse,
 }
 
 impl Seen {
-    /// Whether the codec made something else of the same octets in other pieces.
+    /// Compares two outcomes of the codec, which read the same octets in other pieces.
     fn is_unlike(&self, other: &Self) -> Option<&'static str> {
         let is_same_end = self.end == other.end || (self.end.is_failure() && other.end.is_failure());
         if self.informational != other.informational || self.head != other.head {

@@ -1,12 +1,12 @@
 //! The classes of responses that hyper accepts and the codec refuses.
 //!
-//! They are found in the octets by a reader of their own, which knows nothing of the codec. It accepts everything.
+//! A reader of its own finds them in the octets. It shares nothing with the codec, and accepts every response.
 
 use http::Method;
 
 use super::response::{Case, Stage};
 
-/// What the codec refuses on purpose, as its documentation lists it.
+/// The classes of responses that the codec refuses on purpose, as its documentation lists them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Strictness {
     /// An empty line before the status line.
@@ -32,7 +32,7 @@ pub(super) enum Strictness {
 }
 
 impl Strictness {
-    /// What the codec refuses for its sake.
+    /// The part of an exchange that is refused because of it.
     pub(super) fn stage(self) -> Stage {
         match self {
             Self::EmptyLine | Self::BareLf | Self::LengthAndCoding | Self::Coding | Self::LargeLength => Stage::Head,

@@ -1,4 +1,4 @@
-//! The codec, driven as a connection drives it.
+//! The side of the codec, which is driven as a connection drives it.
 
 use std::{
     pin::Pin,
@@ -59,7 +59,7 @@ impl Exchange {
         match body.decode(&mut self.input) {
             Ok(Some(frame)) => match frame.into_data() {
                 Ok(data) => {
-                    assert!(!data.is_empty() && self.seen.trailers.is_none(), "a frame that says nothing");
+                    assert!(!data.is_empty() && self.seen.trailers.is_none(), "an empty frame, or one behind trailers");
                     if let Some(length) = length {
                         assert_eq!(Some(length - data.len() as u64), body.length(), "another length is left");
                     }
@@ -164,7 +164,7 @@ pub(super) fn write(case: &request::Case, mut request: Request<Frames>) -> Writt
     Written { octets, is_complete, keep_alive }
 }
 
-/// Takes what a write takes of so many octets; all of them without a number.
+/// Moves up to `size` octets to `octets`, as a write does; all of them without a size.
 fn take(output: &mut Output, size: Option<&usize>, octets: &mut Vec<u8>) {
     let (slices, count) = output.slices();
     assert_eq!(slices[..count].iter().any(|slice| slice.is_empty()), output.is_empty(), "an empty slice");
