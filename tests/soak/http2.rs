@@ -66,7 +66,7 @@ enum Reaction {
     Pause,
 }
 
-/// Settings under which some requests find no stream, some uploads a small window, and some WebSockets no extended CONNECT.
+/// Settings under which some requests find no stream, some uploads no window, and some WebSockets no extended CONNECT.
 fn settings() -> Vec<u8> {
     let parameter = |name: u8, value: u64| [&[0, name][..], &u32::try_from(value).unwrap().to_be_bytes()].concat();
     let mut settings = Vec::new();
@@ -74,7 +74,7 @@ fn settings() -> Vec<u8> {
         settings.extend(parameter(MAX_CONCURRENT_STREAMS, 1 + random(8)));
     }
     if !is_calm() && random(4) == 0 {
-        settings.extend(parameter(INITIAL_WINDOW_SIZE, 1 + random(16)));
+        settings.extend(parameter(INITIAL_WINDOW_SIZE, random(16)));
     }
     if is_calm() || random(4) > 0 {
         settings.extend(parameter(ENABLE_CONNECT_PROTOCOL, 1));
@@ -114,13 +114,14 @@ fn on_request(id: u32) -> Reaction {
 /// `a: b`, without indexing (RFC 7541, section 6.2.2).
 const TRAILER: &[u8] = b"\x00\x01a\x01b";
 
-/// The window that the data took, and for some an echo, as of a WebSocket, or a reset.
+/// The window that the data took, and for some an echo, as of a WebSocket, or a reset; or nothing, even if no window is left.
 fn on_data(id: u32, payload: &[u8]) -> Reaction {
     let size = u32::try_from(payload.len().max(1)).unwrap().to_be_bytes();
     let window = [frame(WINDOW_UPDATE, 0, 0, &size), frame(WINDOW_UPDATE, 0, id, &size)].concat();
-    Reaction::Frames(match random(4) {
+    Reaction::Frames(match random(5) {
         0 => [window, frame(DATA, 0, id, payload)].concat(),
         1 => [window, reset(id)].concat(),
+        2 => Vec::new(),
         _ => window,
     })
 }

@@ -55,7 +55,7 @@ const IDLE: Duration = Duration::from_millis(20);
 const QUEUE: Duration = Duration::from_millis(50);
 /// The timeouts of exchanges and tunnels. They end those whose other side is gone without that the front can see it: behind
 /// octets of an upload that the backend doesn't take.
-const TIMEOUT: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_millis(250);
 
 /// A number below `bound`, another one each time.
 fn random(bound: u64) -> u64 {

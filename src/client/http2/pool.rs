@@ -7,13 +7,12 @@ use std::{
     time::Duration,
 };
 
-use axum_core::{BoxError, body::Body};
-use hyper::client::conn::http2::SendRequest;
+use axum_core::BoxError;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
     super::connect::Stream as Io,
-    connection::{self, Connection, Observer},
+    connection::{self, Connection, Observer, Sender},
     head::{HeadLimit, Share},
     options::Options,
     stream::Stream,
@@ -37,10 +36,10 @@ struct State {
     lacks_connect: bool,
 }
 
-/// A connection that requests share. It closes by itself when its last sender is dropped and no stream is open.
+/// A connection that requests share. It closes when its last sender is dropped.
 #[derive(Debug)]
 struct Shared {
-    sender: SendRequest<Body>,
+    sender: Sender,
     connection: Arc<Connection>,
 }
 

@@ -4,12 +4,12 @@ use std::{error::Error as _, future::poll_fn, mem, sync::Arc, task::Poll};
 
 use axum_core::body::Body as RequestBody;
 use http::{Extensions, Request, Response};
-use hyper::{body::Incoming, client::conn::http2::SendRequest};
+use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{
     body::Body,
-    connection::{Admission, Connection},
+    connection::{Admission, Connection, Sender},
     convert,
     head::{HeadSize, Share},
 };
@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, classify};
 /// The right to one stream of a connection, which counts it until it's dropped.
 #[derive(Debug)]
 pub(in super::super) struct Stream {
-    sender: SendRequest<RequestBody>,
+    sender: Sender,
     connection: Arc<Connection>,
     share: Share,
     admission: Admission,
@@ -36,12 +36,7 @@ pub(in super::super) struct SendError {
 
 impl Stream {
     /// A stream that the connection has counted.
-    pub(super) fn new(
-        sender: SendRequest<RequestBody>,
-        connection: Arc<Connection>,
-        share: Share,
-        admission: Admission,
-    ) -> Self {
+    pub(super) fn new(sender: Sender, connection: Arc<Connection>, share: Share, admission: Admission) -> Self {
         Self { sender, connection, share, admission, began: Instant::now(), is_answered: false }
     }
 
@@ -92,7 +87,7 @@ impl Stream {
         let copy = convert::copy(&request);
         // They can't be cloned cheaply. hyper reads them for extended CONNECT alone, which isn't resent.
         let extensions = if copy.is_some() { mem::take(request.extensions_mut()) } else { Extensions::new() };
-        let sent = self.sender.try_send_request(request).await;
+        let sent = self.sender.requests().try_send_request(request).await;
         self.is_answered = true;
         let connection = &*self.connection;
         let mut error = match sent {

@@ -8,6 +8,7 @@ mod charges;
 mod frames;
 mod inspect;
 mod open;
+mod sender;
 mod shared;
 mod state;
 mod unread;
@@ -15,6 +16,7 @@ mod unread;
 pub(in super::super) use self::shared::Observer;
 pub(super) use self::{
     open::open,
+    sender::Sender,
     shared::Connection,
     state::Admission,
     unread::{Next, Polled, SharedResponse, UnreadResponse},

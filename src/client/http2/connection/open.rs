@@ -4,14 +4,12 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
-use axum_core::{BoxError, body::Body};
-use hyper::{
-    client::conn::http2::{self, SendRequest},
-    rt,
-};
+use axum_core::BoxError;
+use hyper::{client::conn::http2, rt};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{task::JoinHandle, time::timeout};
 
@@ -21,6 +19,7 @@ use super::{
         options::{Options, PING_TIMEOUT},
     },
     inspect::Inspected,
+    sender::Sender,
     shared::Connection,
     state::Admission,
 };
@@ -39,10 +38,10 @@ pub(in super::super) async fn open(
     connection: &Arc<Connection>,
     options: &Options,
     expiry: impl Future<Output = ()> + Send + 'static,
-) -> Result<(SendRequest<Body>, Admission), BoxError> {
+) -> Result<(Sender, Admission), BoxError> {
     let io = TokioIo::new(Inspected::new(io, connection.clone()));
     let executor = Executor::default();
-    let (sender, driver) = http2::Builder::new(executor.clone())
+    let (requests, driver) = http2::Builder::new(executor.clone())
         .timer(TokioTimer::new())
         // Not adaptive: that leaves the connection's window at 64 KiB, and h2 limits the charges for small frames to half of it.
         .initial_connection_window_size(options.windows.connection)
@@ -58,6 +57,7 @@ pub(in super::super) async fn open(
         .keep_alive_while_idle(options.keep_alive.while_idle)
         .handshake(io)
         .await?;
+    let (sender, mut senders) = Sender::new(requests);
     let driven = connection.clone();
     tokio::spawn(async move {
         let ended = {
@@ -76,7 +76,9 @@ pub(in super::super) async fn open(
                 if has_settings {
                     driven.allow(driver.current_max_send_streams(), driver.is_extended_connect_protocol_enabled());
                 }
-                ended
+                // The driver doesn't notice that while h2 has a request that waits for a stream.
+                let is_abandoned = ended.is_pending() && senders.poll_recv(cx).is_ready();
+                if is_abandoned { Poll::Ready(Ok(())) } else { ended }
             });
             ended.await
         };
