@@ -3,7 +3,6 @@
 use std::{
     fmt, mem,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -11,9 +10,8 @@ use bytes::{Bytes, BytesMut};
 use http_body::{Frame, SizeHint};
 
 use super::{
-    dispatch::Dispatcher,
+    dispatch::Lease,
     early::{Early, EarlyResponse},
-    http1::Connection,
 };
 use crate::error::Error;
 
@@ -70,18 +68,6 @@ impl Rest {
 
 /// How many bytes small frames make one of. Each costs more than copying them, above all where it becomes a chunk.
 const ENOUGH: usize = 16 * 1024;
-
-/// A connection in an exchange, which returns to its pool.
-pub(super) struct Lease {
-    pub(super) connection: Box<Connection>,
-    pub(super) dispatcher: Arc<Dispatcher>,
-}
-
-impl Lease {
-    pub(super) fn end(self) {
-        self.dispatcher.put(self.connection);
-    }
-}
 
 impl ResponseBody {
     /// Returns a body that comes over a leased connection. What came with the head is taken at once, so that a short

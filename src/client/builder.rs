@@ -8,9 +8,11 @@ use hyper::rt::{Read, Write};
 use hyper_util::client::legacy::connect::Connection;
 use tower_service::Service;
 
-use super::{Client, ClientOptions, connect::boxed};
-#[cfg(feature = "tls")]
-use super::{InvalidTls, Tls};
+use super::{
+    Client, ClientOptions,
+    connect::{InvalidTls, Tls, boxed},
+    http1::codec::NameStyle,
+};
 use crate::{
     backend::{Backend, InvalidBackend},
     timeout::bounded,
@@ -57,7 +59,7 @@ impl Client {
     /// ```
     pub fn builder(backend: impl TryInto<Backend, Error: Into<InvalidBackend>>) -> ClientBuilder {
         let backend = backend.try_into().map_err(|error| InvalidClient::from(error.into()));
-        ClientBuilder { backend, options: ClientOptions::new() }
+        ClientBuilder { backend, options: ClientOptions::default() }
     }
 }
 
@@ -77,7 +79,7 @@ impl ClientBuilder {
     /// ```
     #[doc(alias = "proxy_connect_timeout")]
     pub fn connect_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
-        self.options.connect_timeout = bounded(timeout);
+        self.options.connect.timeout = bounded(timeout);
         self
     }
 
@@ -183,7 +185,7 @@ impl ClientBuilder {
         T: Service<Uri, Error: Into<BoxError>, Future: Send> + Clone + Send + Sync + 'static,
         T::Response: Connection + Read + Write + Send + Unpin + 'static,
     {
-        self.options.connector = Some(boxed(connector));
+        self.options.connect.connector = Some(boxed(connector));
         self
     }
 
@@ -207,7 +209,7 @@ impl ClientBuilder {
     #[doc(alias = "proxy_ssl_trusted_certificate")]
     #[doc(alias = "https")]
     pub fn tls(mut self, tls: Tls) -> Self {
-        self.options.tls = Some(tls);
+        self.options.connect.tls = Some(tls);
         self
     }
 }
@@ -242,7 +244,7 @@ impl ClientBuilder {
     #[doc(alias = "h2c")]
     #[doc(alias = "grpc_pass")]
     pub fn http2(mut self, http2: bool) -> Self {
-        self.options.dispatch.http2 = http2;
+        self.options.connect.offers_http2 = http2;
         self
     }
 
@@ -393,7 +395,7 @@ impl ClientBuilder {
     /// ```
     #[doc(alias = "preserve_header_case")]
     pub fn title_case_headers(mut self, title_case: bool) -> Self {
-        self.options.title_case_headers = title_case;
+        self.options.http1.style = if title_case { NameStyle::Title } else { NameStyle::Lower };
         self
     }
 
@@ -416,7 +418,7 @@ impl ClientBuilder {
         let mut this = self.check((1..=24_576).contains(&fields), || {
             format!("invalid maximum of {fields} response fields: write 1 to 24576")
         });
-        this.options.max_response_fields = fields;
+        this.options.http1.limits.fields = fields;
         this
     }
 
@@ -442,7 +444,7 @@ impl ClientBuilder {
         let mut this = self.check(bytes > 0, || {
             "invalid maximum of 0 bytes for a response head: write a number such as 256 * 1024".to_owned()
         });
-        this.options.max_response_head = bytes;
+        this.options.http1.limits.bytes = bytes;
         this
     }
 }
@@ -465,24 +467,23 @@ impl ClientBuilder {
     /// The first error: a backend that isn't an origin, or that needs a disabled feature; an option out of its range; TLS
     /// without usable root certificates, or for a backend that isn't `https`. The text contains what to write instead.
     pub fn build(self) -> Result<Client, InvalidClient> {
-        #[cfg_attr(not(feature = "tls"), expect(unused_mut, reason = "TLS completes them"))]
         let Self { backend, mut options } = self;
         let backend = backend?;
-        if *backend.scheme() == Scheme::HTTPS && options.connector.is_none() && !cfg!(feature = "tls") {
+        let connect = &mut options.connect;
+        if *backend.scheme() == Scheme::HTTPS && connect.connector.is_none() && !cfg!(feature = "tls") {
             return Err(InvalidBackend::no_tls(&backend).into());
         }
-        #[cfg(feature = "tls")]
         if *backend.scheme() != Scheme::HTTPS {
-            if options.tls.is_some() {
+            if connect.tls.is_some() {
                 let error =
                     format!("invalid TLS for the backend \"{backend}\": write an `https://` origin, or remove `tls`");
                 return Err(InvalidClient(Reason::Option(error)));
             }
-        } else if options.connector.is_none() {
-            if options.tls.is_none() {
-                options.tls = Some(Tls::new()?);
+        } else if connect.connector.is_none() {
+            if connect.tls.is_none() {
+                connect.tls = Some(Tls::new()?);
             }
-        } else if options.tls.is_some() {
+        } else if connect.tls.is_some() {
             let error =
                 "invalid TLS for a connector, which makes the whole connection: leave out `tls`, or the connector";
             return Err(InvalidClient(Reason::Option(error.to_owned())));
@@ -516,7 +517,6 @@ pub struct InvalidClient(Reason);
 enum Reason {
     Backend(InvalidBackend),
     Option(String),
-    #[cfg(feature = "tls")]
     Tls(InvalidTls),
 }
 
@@ -525,7 +525,6 @@ impl fmt::Display for InvalidClient {
         match &self.0 {
             Reason::Backend(error) => error.fmt(f),
             Reason::Option(message) => f.write_str(message),
-            #[cfg(feature = "tls")]
             Reason::Tls(error) => error.fmt(f),
         }
     }
@@ -545,7 +544,6 @@ impl From<InvalidBackend> for InvalidClient {
     }
 }
 
-#[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 impl From<InvalidTls> for InvalidClient {
     fn from(error: InvalidTls) -> Self {

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame};
 use tokio::{runtime::Handle, task::AbortHandle};
 
-use super::body::Lease;
+use super::dispatch::Lease;
 use crate::error::Error;
 
 /// An exchange whose request and response are under way at the same time.

@@ -24,7 +24,6 @@ use std::{
     fmt,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use axum_core::body::Body;
@@ -41,11 +40,7 @@ pub use self::{
     builder::{ClientBuilder, InvalidClient},
     future::ResponseFuture,
 };
-use self::{
-    connect::{Connector, Dial},
-    dispatch::Dispatcher,
-    http2::ResponseHeadLimit,
-};
+use self::{connect::Connector, dispatch::Dispatcher, http1::codec::Limits, http2::ResponseHeadLimit};
 use crate::{backend::Backend, error::Error};
 
 /// The HTTP client of one backend.
@@ -137,44 +132,21 @@ pub struct Client {
 }
 
 /// The options of a [`Client`].
-#[derive(Clone, Debug)]
-pub(crate) struct ClientOptions {
-    pub(crate) connect_timeout: Option<Duration>,
-    /// In place of TCP, Unix sockets and TLS.
-    pub(crate) connector: Option<Dial>,
-    pub(crate) title_case_headers: bool,
-    /// How many field lines a response head may have.
-    pub(crate) max_response_fields: usize,
-    /// How large a response head may be, in bytes.
-    pub(crate) max_response_head: usize,
-    dispatch: dispatch::Options,
+#[derive(Clone, Debug, Default)]
+struct ClientOptions {
+    connect: connect::Options,
+    http1: http1::Options,
     http2: http2::Options,
-    #[cfg(feature = "tls")]
-    pub(crate) tls: Option<Tls>,
-}
-
-impl ClientOptions {
-    pub(crate) fn new() -> Self {
-        Self {
-            connect_timeout: Some(Duration::from_secs(5)),
-            connector: None,
-            title_case_headers: false,
-            max_response_fields: 256,
-            max_response_head: 256 * 1024,
-            dispatch: dispatch::Options::default(),
-            http2: http2::Options::default(),
-            #[cfg(feature = "tls")]
-            tls: None,
-        }
-    }
+    dispatch: dispatch::Options,
 }
 
 impl Client {
     fn new(backend: Backend, options: &ClientOptions) -> Result<Self, InvalidClient> {
-        let head = ResponseHeadLimit { bytes: options.max_response_head, fields: options.max_response_fields };
-        let http2 = http2::Pool::new(options.http2.with_limits(options.dispatch.pool.idle_timeout, head));
-        let connector = Connector::new(&backend, options)?;
-        Ok(Self { dispatcher: Dispatcher::new(backend, connector, http2, options.dispatch) })
+        let ClientOptions { connect, http1, http2, dispatch } = options;
+        let Limits { bytes, fields } = http1.limits;
+        let http2 = http2.with_limits(dispatch.pool.idle_timeout, ResponseHeadLimit { bytes, fields });
+        let connector = Connector::new(&backend, connect)?;
+        Ok(Self { dispatcher: Dispatcher::new(backend, connector, *http1, http2::Pool::new(http2), *dispatch) })
     }
 
     /// Returns the backend.

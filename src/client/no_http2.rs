@@ -112,11 +112,11 @@ impl Stream {
     pub(super) fn can_connect(&self) -> bool {
         match *self.0 {}
     }
+}
 
-    #[expect(clippy::unused_async, reason = "it waits for the response with the feature")]
-    pub(super) async fn send(self, _: Request<RequestBody>, _: HeadSize) -> Result<Response<Body>, SendError> {
-        match *self.0 {}
-    }
+#[expect(clippy::unused_async, reason = "it waits for the response with the feature")]
+pub(super) async fn send(stream: Stream, _: Request<RequestBody>, _: HeadSize) -> Result<Response<Body>, SendError> {
+    match *stream.0 {}
 }
 
 pub(super) fn as_http2(request: Request<RequestBody>) -> Result<Request<RequestBody>, Error> {

@@ -1,5 +1,5 @@
 //! The rooms of the crate: a module uses the floors below its own. The table is `src/docs/layers.md`, which CONTRIBUTING.md
-//! shows too, together with the diagram that `diagram` makes of it.
+//! shows too, together with the diagram that `diagram` makes of it. The rooms of the client have a table of their own.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,6 +9,7 @@ use std::{
 };
 
 const TABLE: &str = include_str!("../../src/docs/layers.md");
+const CLIENT_TABLE: &str = include_str!("../../src/docs/client_layers.md");
 const CONTRIBUTING: &str = include_str!("../../CONTRIBUTING.md");
 
 /// A path inside the crate: the modules from the root, then the item.
@@ -16,7 +17,7 @@ type Segments = Vec<String>;
 
 #[test]
 fn every_use_points_down() {
-    let floors = floors();
+    let floors = floors(TABLE);
     let sources = sources();
     let mut uses = BTreeMap::<&str, BTreeSet<&str>>::new();
     for Source { file, module, code } in &sources {
@@ -47,22 +48,97 @@ fn every_room_of_the_table_is_a_module() {
     let sources = sources();
     let modules: BTreeSet<&str> =
         sources.iter().filter_map(|source| source.module.first()).map(String::as_str).collect();
-    let rooms: BTreeSet<&str> = floors().into_keys().collect();
+    let rooms: BTreeSet<&str> = floors(TABLE).into_keys().collect();
     assert_eq!(modules, rooms);
 }
 
 #[test]
 fn contributing_shows_the_table_and_its_diagram() {
     assert!(CONTRIBUTING.contains(TABLE), "CONTRIBUTING.md differs from src/docs/layers.md: copy this there:\n{TABLE}");
+    assert!(
+        CONTRIBUTING.contains(CLIENT_TABLE),
+        "CONTRIBUTING.md differs from src/docs/client_layers.md: copy this there:\n{CLIENT_TABLE}",
+    );
     let diagram = diagram();
     assert!(CONTRIBUTING.contains(&diagram), "CONTRIBUTING.md has another diagram: copy this there:\n{diagram}");
+}
+
+#[test]
+fn every_use_in_the_client_points_down() {
+    let floors = floors(CLIENT_TABLE);
+    let top = floors["mod"];
+    let sources = sources();
+    let mut rooms = BTreeSet::from(["mod"]);
+    let mut uses = 0;
+    for Source { file, module, code } in sources.iter().filter(|source| source.module[0] == "client") {
+        let room = module.get(1).map_or("mod", String::as_str);
+        rooms.insert(room);
+        let floor = *floors.get(room).unwrap_or_else(|| panic!("{file} is in no room of src/docs/client_layers.md"));
+        for path in paths(module, code).iter().filter(|path| path[0] == "client") {
+            // What isn't in a room is the root's.
+            let used = path.get(1).map(String::as_str).filter(|used| floors.contains_key(used)).unwrap_or("mod");
+            let below = floors[used];
+            assert!(
+                used == room || below < floor || (below == top && floor == top),
+                "{file} (floor {floor}) uses {} (floor {below})",
+                path.join("::"),
+            );
+            uses += usize::from(used != room);
+        }
+    }
+    assert_eq!(rooms, floors.into_keys().collect());
+    assert!(uses > 20, "too few uses found: {uses}");
+}
+
+#[test]
+fn the_files_of_a_room_are_in_no_circle() {
+    let sources = sources();
+    let files: BTreeMap<&[String], &str> =
+        sources.iter().map(|source| (&*source.module, source.file.as_str())).collect();
+    let mut uses = BTreeMap::<&str, BTreeSet<&str>>::new();
+    for Source { file, module, code } in &sources {
+        // An item, or a module within a file, is its file's.
+        let used = |path: &Segments| (1..=path.len()).rev().find_map(|length| files.get(&path[..length]).copied());
+        for used in paths(module, code).iter().filter_map(used) {
+            uses.entry(node(file)).or_default().insert(node(used));
+        }
+        // A room's root uses its files.
+        if let Some(root) = files.get(&module[..module.len() - 1]) {
+            uses.entry(node(root)).or_default().insert(node(file));
+        }
+    }
+    for (file, used) in &mut uses {
+        used.remove(file);
+    }
+    // The oracle is a test.
+    uses.retain(|file, _| file.starts_with("client/") && !file.contains("/oracle/"));
+    let circle = circle(&uses);
+    assert!(circle.is_none(), "these files use each other: {circle:?}");
+    assert!(uses.values().map(BTreeSet::len).sum::<usize>() > 50, "too few uses found: {uses:?}");
+}
+
+#[test]
+fn the_client_has_no_memory_ordering_of_its_own() {
+    for Source { file, module, code } in sources() {
+        if module[0] == "client" {
+            let tokens = tokens(&code);
+            let ordering = tokens.windows(2).any(|pair| pair == ["Ordering", "::"]);
+            let atomic = tokens.iter().find(|token| token.starts_with("Atomic"));
+            assert!(!ordering && atomic.is_none(), "{file} uses an atomic: put what threads share under a lock");
+        }
+    }
+}
+
+/// The builder makes the client, which has a method that makes the builder.
+fn node(file: &str) -> &str {
+    if file == "client/builder.rs" { "client/mod.rs" } else { file }
 }
 
 // ---- The table ----
 
 /// The rows of the table: floor and rooms, from top to bottom.
-fn rows() -> Vec<(usize, Vec<&'static str>)> {
-    let rows = TABLE.lines().skip(2).map(|line| {
+fn rows(table: &'static str) -> Vec<(usize, Vec<&'static str>)> {
+    let rows = table.lines().skip(2).map(|line| {
         let mut cells = line.split('|').skip(1);
         let (floor, rooms) = (cells.next().unwrap().trim(), cells.next().unwrap());
         (floor.parse().unwrap(), rooms.split(',').map(|room| room.trim().trim_matches('`')).collect())
@@ -70,17 +146,17 @@ fn rows() -> Vec<(usize, Vec<&'static str>)> {
     rows.collect()
 }
 
-fn floors() -> BTreeMap<&'static str, usize> {
-    rows().into_iter().flat_map(|(floor, rooms)| rooms.into_iter().map(move |room| (room, floor))).collect()
+fn floors(table: &'static str) -> BTreeMap<&'static str, usize> {
+    rows(table).into_iter().flat_map(|(floor, rooms)| rooms.into_iter().map(move |room| (room, floor))).collect()
 }
 
 /// The table as a mermaid diagram.
 fn diagram() -> String {
     let mut text = "```mermaid\nflowchart TB\n".to_owned();
-    for (floor, rooms) in rows() {
+    for (floor, rooms) in rows(TABLE) {
         writeln!(text, "  f{floor}[\"{floor}: {}\"]", rooms.join(" · ")).unwrap();
     }
-    let floors: Vec<_> = rows().into_iter().map(|(floor, _)| format!("f{floor}")).collect();
+    let floors: Vec<_> = rows(TABLE).into_iter().map(|(floor, _)| format!("f{floor}")).collect();
     writeln!(text, "  {}\n```", floors.join(" --> ")).unwrap();
     text
 }
@@ -121,6 +197,12 @@ fn sources() -> Vec<Source> {
         if module.last().is_some_and(|name| name == "mod" || name == "lib") {
             module.pop();
         }
+        // In place of a room whose feature is off.
+        if let Some(name) = module.last_mut()
+            && let Some(room) = name.strip_prefix("no_")
+        {
+            *name = room.to_owned();
+        }
         let code = text.split("#[cfg(test)]\nmod ").next().unwrap();
         let code = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
         if !module.is_empty() {
@@ -152,7 +234,9 @@ fn paths(module: &[String], code: &str) -> Vec<Segments> {
     while at < tokens.len() {
         let starts = matches!(tokens[at], "crate" | "super") && tokens.get(at + 1) == Some(&"::");
         let inside = at > 0 && matches!(tokens[at - 1], "::" | "$");
-        if starts && !inside {
+        // `pub(in crate::client)` uses nothing.
+        let is_visibility = at > 1 && tokens[at - 2..at] == ["(", "in"];
+        if starts && !inside && !is_visibility {
             at = tree(&tokens, at, module.clone(), &mut paths);
             continue;
         }
@@ -172,7 +256,7 @@ fn paths(module: &[String], code: &str) -> Vec<Segments> {
         }
         at += 1;
     }
-    // A path to the root itself, as in `pub(in super::super)`, uses no room.
+    // A path to the root itself uses no room.
     paths.retain(|path| !path.is_empty());
     paths
 }
@@ -240,6 +324,7 @@ fn paths_are_read() {
     let code = "use super::{\n    super::{a::B, c},\n    d::E,\n};\nfn f() -> super::F { super::super::g::h() }";
     assert_eq!(of("m::n::o", code), ["m::a::B", "m::c", "m::n::d::E", "m::n::F", "m::g::h"]);
     assert_eq!(of("m", "use super::a::B; pub(in super::super) struct C; pub(super) fn d();"), ["a::B"]);
+    assert_eq!(of("m::n", "pub(in crate::m) struct A; pub(in super::super) struct B; fn c(d: super::D);"), ["m::D"]);
     assert_eq!(of("m", "mod n { use super::a; fn f() { super::b() } } use super::c;"), ["m::a", "m::b", "c"]);
     assert_eq!(of("m::n", "$crate::a::B; self::c::D; x::super::y"), Vec::<String>::new());
 }

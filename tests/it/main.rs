@@ -14,6 +14,8 @@ mod credentials;
 mod early_answers;
 mod failover;
 mod failures;
+#[cfg(feature = "http2")]
+mod fairness;
 mod fields;
 mod forwarded;
 mod framing;

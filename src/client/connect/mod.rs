@@ -5,6 +5,9 @@ mod resolve;
 mod stream;
 #[cfg(feature = "tls")]
 mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "no_tls.rs"]
+mod tls;
 
 use std::{error, fmt, io, iter, sync::Arc, time::Duration};
 
@@ -20,19 +23,37 @@ use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_service::Service;
 
 pub(super) use self::stream::Stream;
-#[cfg(feature = "tls")]
-use self::tls::Handshaker;
+#[cfg(not(feature = "tls"))]
+pub(super) use self::tls::{InvalidTls, Tls};
 #[cfg(feature = "tls")]
 pub use self::tls::{InvalidTls, Tls};
 use self::{
     resolve::SharedLookup,
     stream::{Io, Properties},
+    tls::Handshaker,
 };
-use super::{ClientOptions, InvalidClient, http1, limit::Permit};
+use super::limit::Permit;
 use crate::{
     backend::Backend,
     error::{Error, ErrorKind},
 };
+
+/// How connections are opened.
+#[derive(Clone, Debug)]
+pub(super) struct Options {
+    pub(super) timeout: Option<Duration>,
+    /// In place of TCP, Unix sockets and TLS.
+    pub(super) connector: Option<Dial>,
+    pub(super) tls: Option<Tls>,
+    /// Whether requests go over HTTP/2 if the backend speaks it.
+    pub(super) offers_http2: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { timeout: Some(Duration::from_secs(5)), connector: None, tls: None, offers_http2: false }
+    }
+}
 
 /// Connects to the backend that it was made for.
 pub(super) struct Connector {
@@ -42,10 +63,9 @@ pub(super) struct Connector {
     origin: Arc<str>,
     dial: Dial,
     /// Where the backend may choose HTTP/2 or HTTP/1.1, the one that insists on HTTP/1.1.
-    #[cfg(feature = "tls")]
     dial_http1: Option<Dial>,
     timeout: Option<Duration>,
-    http1: http1::Options,
+    offers_http2: bool,
 }
 
 /// TCP, Unix, TLS and the operator's own: a service from the backend's origin to a connection with it.
@@ -66,41 +86,33 @@ pub(super) enum Offer {
 }
 
 impl Connector {
-    pub(super) fn new(backend: &Backend, options: &ClientOptions) -> Result<Self, InvalidClient> {
+    pub(super) fn new(backend: &Backend, options: &Options) -> Result<Self, InvalidTls> {
         let uri = Uri::builder()
             .scheme(backend.scheme().clone())
             .authority(backend.authority().clone())
             .path_and_query(PathAndQuery::from_static("/"))
             .build();
-        let tcp = tcp(options.connect_timeout);
-        #[cfg(feature = "tls")]
+        let tcp = tcp(options.timeout);
         let own_tls = options.tls.as_ref().filter(|_| options.connector.is_none());
-        let dial = |_offers_http2: bool| -> Result<Dial, InvalidClient> {
-            match &options.connector {
-                Some(own) => Ok(own.clone()),
-                #[cfg(feature = "tls")]
-                None => match own_tls {
-                    Some(own) => tls(backend, own, tcp.clone(), _offers_http2),
-                    None => Ok(plain(backend, tcp.clone())),
-                },
-                #[cfg(not(feature = "tls"))]
-                None => Ok(plain(backend, tcp.clone())),
-            }
+        let dial = |offers_http2| match (&options.connector, own_tls) {
+            (Some(connector), _) => Ok(connector.clone()),
+            (None, Some(own)) => tls(backend, own, tcp.clone(), offers_http2),
+            (None, None) => Ok(plain(backend, tcp.clone())),
         };
         Ok(Self {
             // Of parts that were valid, with all three there, it can't fail.
             uri: uri.unwrap_or_default(),
             origin: backend.to_string().into(),
-            dial: dial(options.dispatch.http2)?,
-            #[cfg(feature = "tls")]
+            dial: dial(options.offers_http2)?,
             dial_http1: if own_tls.is_some() { Some(dial(false)?) } else { None },
-            timeout: options.connect_timeout,
-            http1: http1::Options::new(
-                options.max_response_head,
-                options.max_response_fields,
-                options.title_case_headers,
-            ),
+            timeout: options.timeout,
+            offers_http2: options.offers_http2,
         })
+    }
+
+    /// Returns whether the backend may choose HTTP/2.
+    pub(super) fn offers_http2(&self) -> bool {
+        self.offers_http2
     }
 
     /// Returns whether the backend has chosen HTTP/1.1 where it could choose HTTP/2, too.
@@ -114,10 +126,7 @@ impl Connector {
 
     /// Whether HTTP/1.1 can be had of a backend that would choose HTTP/2.
     pub(super) fn can_insist_on_http1(&self) -> bool {
-        #[cfg(feature = "tls")]
-        return self.dial_http1.is_some();
-        #[cfg(not(feature = "tls"))]
-        false
+        self.dial_http1.is_some()
     }
 
     /// Connects, and makes of it what `handshake` does, all within the one timeout: a stuck handshake is a stuck connect.
@@ -141,16 +150,6 @@ impl Connector {
         }
     }
 
-    /// Makes an HTTP/1.1 connection.
-    pub(super) async fn connect_http1(&self, permit: Permit) -> Result<Box<http1::Connection>, Error> {
-        self.connect(Offer::Http1, permit, async |stream| Ok::<_, BoxError>(self.http1(stream))).await
-    }
-
-    /// Makes an HTTP/1.1 connection of a stream.
-    pub(super) fn http1(&self, stream: Stream) -> Box<http1::Connection> {
-        Box::new(http1::Connection::new(stream, self.http1))
-    }
-
     /// Waits for what belongs to connecting, no longer than that may take.
     pub(super) async fn in_time<T>(&self, waiting: impl Future<Output = T>) -> Result<T, Error> {
         match self.timeout {
@@ -161,9 +160,8 @@ impl Connector {
 
     async fn dial(&self, offer: Offer, permit: Permit) -> Result<Stream, BoxError> {
         let dial = match offer {
-            #[cfg(feature = "tls")]
             Offer::Http1 => self.dial_http1.as_ref().unwrap_or(&self.dial),
-            _ => &self.dial,
+            Offer::Http2 => &self.dial,
         };
         let Dialed { io, properties } = dial.clone().oneshot(self.uri.clone()).await?;
         if properties.is_http2 && offer == Offer::Http1 {
@@ -261,14 +259,12 @@ fn tcp(timeout: Option<Duration>) -> Tcp {
     tcp
 }
 
-#[cfg(feature = "tls")]
-fn tls(backend: &Backend, tls: &Tls, tcp: Tcp, offers_http2: bool) -> Result<Dial, InvalidClient> {
+fn tls(backend: &Backend, tls: &Tls, tcp: Tcp, offers_http2: bool) -> Result<Dial, InvalidTls> {
     let handshaker = Arc::new(Handshaker::new(tls, backend, offers_http2)?);
     Ok(BoxCloneSyncService::new(service_fn(move |uri| {
         let (mut tcp, handshaker) = (tcp.clone(), handshaker.clone());
         async move {
-            let stream = handshaker.handshake(tcp.call(uri).await?.into_inner()).await?;
-            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            let (stream, is_http2) = handshaker.handshake(tcp.call(uri).await?.into_inner()).await?;
             let properties = Properties { is_http2, has_own_end: true, sends_at_once: false };
             Ok(Dialed { io: Box::new(stream), properties })
         }

@@ -253,9 +253,13 @@ impl Handshaker {
         Ok(Self { name, connector: TlsConnector::from(Arc::new(config)) })
     }
 
-    pub(super) async fn handshake(&self, tcp: TcpStream) -> Result<TlsStream<TcpStream>, HandshakeError> {
+    /// Returns the stream, and whether HTTP/2 was negotiated.
+    pub(super) async fn handshake(&self, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, bool), HandshakeError> {
         let handshake = self.connector.connect(self.name.clone(), tcp).await;
-        handshake.map_err(|error| HandshakeError { name: self.name.clone(), cause: Cause::from(error) })
+        let stream =
+            handshake.map_err(|error| HandshakeError { name: self.name.clone(), cause: Cause::from(error) })?;
+        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        Ok((stream, is_http2))
     }
 }
 

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{
-        connect::{Connector, Offer},
+        connect::{Connector, Offer, Stream},
         http1::{self, Checkout, Connection, Freshness, PoolOptions, Unusable, keep_alive},
         http2::{self, Share},
         limit::{Issuer, Limit, Permit, Ticket},
@@ -41,6 +41,7 @@ use crate::{
 pub(in crate::client) struct Dispatcher {
     pub(in crate::client) backend: Backend,
     connector: Arc<Connector>,
+    http1: http1::Options,
     pub(super) http2: Arc<http2::Pool>,
     options: Options,
     /// Nothing is sent, woken or dropped under it, because permits, streams and connections take it when they are dropped.
@@ -55,14 +56,12 @@ pub(in crate::client) struct Options {
     pub(in crate::client) max_connections: Option<usize>,
     /// How long a request may wait at that limit.
     pub(in crate::client) queue_timeout: Option<Duration>,
-    /// Whether requests go over HTTP/2 if the backend speaks it.
-    pub(in crate::client) http2: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let queue_timeout = Some(Duration::from_secs(5));
-        Self { pool: PoolOptions::default(), max_connections: None, queue_timeout, http2: false }
+        Self { pool: PoolOptions::default(), max_connections: None, queue_timeout }
     }
 }
 
@@ -82,6 +81,7 @@ impl Dispatcher {
     pub(in crate::client) fn new(
         backend: Backend,
         connector: Connector,
+        http1: http1::Options,
         http2: Arc<http2::Pool>,
         options: Options,
     ) -> Arc<Self> {
@@ -91,6 +91,7 @@ impl Dispatcher {
             Self {
                 backend,
                 connector: Arc::new(connector),
+                http1,
                 http2,
                 options,
                 state: Mutex::new(state),
@@ -206,7 +207,7 @@ impl Dispatcher {
 
     /// Returns whether the backend may choose HTTP/2 for the client's requests.
     pub(super) fn speaks_http2(&self) -> bool {
-        self.options.http2
+        self.connector.offers_http2()
     }
 
     /// Returns whether HTTP/1.1 can be had of a backend that would choose HTTP/2.
@@ -334,16 +335,10 @@ impl Dispatcher {
 
     fn connect(self: &Arc<Self>, mut attempt: Attempt, permit: Permit) -> impl Future<Output = ()> + Send + use<> {
         let (connector, cancelled) = (self.connector.clone(), self.cancelled.clone());
-        let (http2, observer) = (self.http2.clone(), Arc::downgrade(self));
+        let handshake = Handshake { http1: self.http1, http2: self.http2.clone(), observer: Arc::downgrade(self) };
         async move {
             attempt.has_begun = true;
-            let connecting = async {
-                match attempt.kind {
-                    Kind::Http1 => Ok(Grant::Http1(Checkout::opened(connector.connect_http1(permit).await?))),
-                    Kind::Shared => open(&connector, permit, &http2, Share::Shared, observer).await,
-                    Kind::Alone => open(&connector, permit, &http2, Share::Alone, observer).await,
-                }
-            };
+            let connecting = handshake.connect(&connector, permit, attempt.kind);
             if let Some(outcome) = cancelled.run_until_cancelled(connecting).await {
                 attempt.end(outcome);
             }
@@ -355,22 +350,35 @@ impl Dispatcher {
     }
 }
 
-/// Opens a connection in the protocol that the backend chooses.
-async fn open(
-    connector: &Connector,
-    permit: Permit,
-    http2: &Arc<http2::Pool>,
-    share: Share,
-    observer: Weak<dyn http2::Observer>,
-) -> Result<Grant, Error> {
-    let handshake = async |io| {
-        if connector.has_chosen_http1(&io) {
-            let connection = connector.http1(io);
-            return Ok::<_, BoxError>(Grant::Http1(Checkout::opened(connection)));
-        }
-        http2.open(io, share, observer).await.map(Grant::Http2)
-    };
-    connector.connect(Offer::Http2, permit, handshake).await
+/// What makes a connection of a socket.
+struct Handshake {
+    http1: http1::Options,
+    http2: Arc<http2::Pool>,
+    observer: Weak<Dispatcher>,
+}
+
+impl Handshake {
+    async fn connect(self, connector: &Connector, permit: Permit, kind: Kind) -> Outcome {
+        let share = match kind {
+            Kind::Http1 => {
+                let opened = connector.connect(Offer::Http1, permit, async |io| Ok::<_, BoxError>(self.http1(io)));
+                return opened.await;
+            }
+            Kind::Shared => Share::Shared,
+            Kind::Alone => Share::Alone,
+        };
+        let negotiated = async |io| {
+            if connector.has_chosen_http1(&io) {
+                return Ok::<_, BoxError>(self.http1(io));
+            }
+            self.http2.open(io, share, self.observer.clone()).await.map(Grant::Http2)
+        };
+        connector.connect(Offer::Http2, permit, negotiated).await
+    }
+
+    fn http1(&self, io: Stream) -> Grant {
+        Grant::Http1(Checkout::opened(Box::new(Connection::new(io, self.http1))))
+    }
 }
 
 impl Issuer for Dispatcher {

@@ -18,8 +18,9 @@ use super::{
         reuse::Reuse,
     },
     acquire::Acquire,
-    demand::{Grant, Kind},
+    demand::Grant,
     dispatcher::Dispatcher,
+    http1::Http1Exchange,
 };
 use crate::error::Error;
 
@@ -32,7 +33,7 @@ pub(in crate::client) struct Http2Exchange {
 pub(in crate::client) enum Outcome {
     Response(Response<http2::Body>),
     /// The backend has chosen HTTP/1.1, or only that carries the request.
-    Http1(Checkout, Request<Body>),
+    Http1(Http1Exchange),
 }
 
 impl Http2Exchange {
@@ -73,31 +74,31 @@ async fn exchange(
 ) -> Result<Outcome, Error> {
     let is_upgrade = request.headers().contains_key(UPGRADE);
     if is_upgrade && (dispatcher.http2.lacks_connect() || !websocket::is_requested(&request)) {
-        return over_http1(&dispatcher, freshness, request).await;
+        return Ok(Outcome::Http1(Http1Exchange::new(dispatcher, request, freshness, &Reuse::Shared)));
     }
     let head = HeadSize::of(&request);
     // An upgrade has a connection of its own, as in HTTP/1.1: small frames that a tunnel's client doesn't read would end it.
     let share = if is_upgrade { Share::Alone } else { Share::Shared };
     let stream = match acquire_for(&dispatcher, share, freshness, head).await {
         Ok(Grant::Http2(stream)) => stream,
-        Ok(Grant::Http1(checkout)) => return Ok(Outcome::Http1(checkout, request)),
+        Ok(Grant::Http1(checkout)) => return Ok(over_http1(dispatcher, checkout, request)),
         Err(error) => return Err(error.with_unsent(request)),
     };
     if is_upgrade {
         if !stream.can_connect() {
             drop(stream);
             // HTTP/1.1 carries it, if the backend speaks that, too.
-            return over_http1(&dispatcher, freshness, request).await;
+            return Ok(Outcome::Http1(Http1Exchange::new(dispatcher, request, freshness, &Reuse::Shared)));
         }
         return websocket::open(stream, request, head).await.map(Outcome::Response);
     }
     request = as_http2(request)?;
-    let unprocessed = match stream.send(request, head).await {
+    let unprocessed = match http2::send(stream, request, head).await {
         Ok(response) => return Ok(Outcome::Response(response)),
         Err(failed) => failed.unprocessed.ok_or(failed.error)?,
     };
     match acquire_for(&dispatcher, Share::Shared, freshness, head).await {
-        Ok(Grant::Http2(stream)) => match stream.send(unprocessed, head).await {
+        Ok(Grant::Http2(stream)) => match http2::send(stream, unprocessed, head).await {
             Ok(response) => Ok(Outcome::Response(response)),
             Err(failed) => Err(match failed.unprocessed {
                 Some(unprocessed) => failed.error.with_unsent(as_http1(unprocessed)),
@@ -105,21 +106,14 @@ async fn exchange(
             }),
         },
         // The backend has changed its mind.
-        Ok(Grant::Http1(checkout)) => Ok(Outcome::Http1(checkout, as_http1(unprocessed))),
+        Ok(Grant::Http1(checkout)) => Ok(over_http1(dispatcher, checkout, as_http1(unprocessed))),
         Err(error) => Err(error.with_unsent(as_http1(unprocessed))),
     }
 }
 
-/// Waits for an HTTP/1.1 connection.
-async fn over_http1(
-    dispatcher: &Arc<Dispatcher>,
-    freshness: Freshness,
-    request: Request<Body>,
-) -> Result<Outcome, Error> {
-    match Acquire::new(dispatcher, Kind::Http1, freshness, None).await.and_then(Grant::into_http1) {
-        Ok(checkout) => Ok(Outcome::Http1(checkout, request)),
-        Err(error) => Err(error.with_unsent(request)),
-    }
+/// Goes on over HTTP/1.1.
+fn over_http1(dispatcher: Arc<Dispatcher>, checkout: Checkout, request: Request<Body>) -> Outcome {
+    Outcome::Http1(Http1Exchange::over(dispatcher, checkout, request, Reuse::Shared))
 }
 
 /// Waits for a connection that a request with such a head may go over.

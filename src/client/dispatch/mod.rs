@@ -6,12 +6,15 @@
 mod acquire;
 mod demand;
 mod dispatcher;
+mod exchange;
+mod http1;
 mod http2;
+mod lease;
 mod state;
 
 pub(super) use self::{
-    acquire::Acquire,
-    demand::{Grant, Kind},
     dispatcher::{Dispatcher, Options},
-    http2::{Http2Exchange, Outcome},
+    exchange::Exchange,
+    http2::Outcome,
+    lease::Lease,
 };

@@ -13,9 +13,9 @@ use http_body::Frame;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::{
-    Options,
     codec::{BodyDecoder, Head, HeadDecoder, InvalidHead, RequestKind},
     input::Input,
+    options::Options,
     upload::{Upload, UploadError},
 };
 use crate::{

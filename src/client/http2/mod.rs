@@ -3,6 +3,7 @@
 mod body;
 mod connection;
 mod convert;
+mod exchange;
 mod head;
 mod options;
 mod pool;
@@ -13,6 +14,7 @@ pub(super) use self::{
     body::Body,
     connection::Observer,
     convert::{as_http1, as_http2},
+    exchange::send,
     head::{HeadSize, Share},
     options::{Options, ResponseHeadLimit},
     pool::{Pool, Removed},

@@ -1,6 +1,6 @@
 //! A stream of a connection, and the request over it.
 
-use std::{error::Error as _, future::poll_fn, mem, sync::Arc, task::Poll};
+use std::{error::Error as _, mem, sync::Arc};
 
 use axum_core::body::Body as RequestBody;
 use http::{Extensions, Request, Response};
@@ -8,7 +8,6 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{
-    body::Body,
     connection::{Admission, Connection, Sender},
     convert,
     head::{HeadSize, Share},
@@ -52,30 +51,6 @@ impl Stream {
     /// Returns whether the backend offers extended CONNECT, which carries WebSockets.
     pub(in super::super) fn can_connect(&self) -> bool {
         self.connection.can_connect()
-    }
-
-    /// Sends a request, which is HTTP/2's by now ([`convert::as_http2`]).
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future resets the stream.
-    pub(in super::super) async fn send(
-        self,
-        request: Request<RequestBody>,
-        head: HeadSize,
-    ) -> Result<Response<Body>, SendError> {
-        let (response, stream) = self.exchange(request, head).await?;
-        Ok(stream.read(response).await)
-    }
-
-    /// Makes a body of what comes over the stream.
-    pub(super) async fn read(self, response: Response<Incoming>) -> Response<Body> {
-        let mut received = Some((response, self));
-        poll_fn(|cx| match received.take() {
-            Some((response, stream)) => Poll::Ready(response.map(|body| Body::new(body, stream, cx))),
-            None => Poll::Pending,
-        })
-        .await
     }
 
     /// Sends a request, and waits for the head of its response.

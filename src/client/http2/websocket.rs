@@ -9,7 +9,7 @@ use http::{
 };
 use hyper::{body::Incoming, ext::Protocol};
 
-use super::{body::Body, convert, head::HeadSize, stream::Stream};
+use super::{body::Body, convert, exchange, head::HeadSize, stream::Stream};
 use crate::{error::Error, headers::websocket, tunnel_guard::TunnelGuard};
 
 /// Returns whether a request opens a WebSocket. Other upgrades aren't defined over HTTP/2.
@@ -37,7 +37,7 @@ pub(in super::super) async fn open(
     if response.status() == StatusCode::OK {
         Ok(as_switch(response, stream, accept))
     } else {
-        Ok(stream.read(response).await)
+        Ok(exchange::read(response, stream).await)
     }
 }
 

@@ -1,11 +1,9 @@
 //! Decodes the bodies of responses (RFC 9112, section 6).
 
-use std::fmt;
-
 use bytes::{Bytes, BytesMut};
 use http_body::Frame;
 
-use super::{Limits, chunked::Chunked, framing::Framing};
+use super::{chunked::Chunked, framing::Framing, invalid::InvalidBody, limits::Limits};
 
 /// Decodes one body.
 #[derive(Debug)]
@@ -22,15 +20,6 @@ enum Kind {
     UntilClose {
         is_ended: bool,
     },
-}
-
-/// Why the rest of a body can't be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum InvalidBody {
-    /// The connection has ended before the body.
-    Incomplete,
-    Chunk(&'static str),
-    Trailers(&'static str),
 }
 
 impl BodyDecoder {
@@ -105,18 +94,6 @@ impl BodyDecoder {
         }
     }
 }
-
-impl fmt::Display for InvalidBody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Incomplete => f.write_str("end of file before message length reached"),
-            Self::Chunk(what) => write!(f, "invalid chunk: {what}"),
-            Self::Trailers(what) => write!(f, "invalid trailers: {what}"),
-        }
-    }
-}
-
-impl std::error::Error for InvalidBody {}
 
 #[cfg(test)]
 mod tests {

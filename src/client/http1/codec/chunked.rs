@@ -6,8 +6,9 @@ use http_body::Frame;
 use httparse::{EMPTY_HEADER, Status};
 
 use super::{
-    InvalidBody, Limits,
     fields::{Attempts, FEW, Lines, has_whole_line_ends},
+    invalid::InvalidBody,
+    limits::Limits,
 };
 
 /// Chunks up to this size altogether are moved together, in octets.

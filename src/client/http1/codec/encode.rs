@@ -13,8 +13,8 @@ use http::{
 use http_body::{Body, Frame};
 
 use super::{
-    Output, RequestKind,
-    framing::{Coding, Declared, members},
+    framing::{Coding, Declared, RequestKind, members},
+    output::Output,
 };
 
 /// The case of field names, which RFC 9110, section 5.1, calls insignificant.

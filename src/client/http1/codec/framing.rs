@@ -1,11 +1,27 @@
 //! How a message is delimited (RFC 9112, section 6.3), and whether its connection is reused (section 9.3).
 
 use http::{
-    HeaderName, StatusCode, Version,
+    HeaderName, Method, StatusCode, Version,
     header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
 };
 
-use super::RequestKind;
+/// The kinds of requests whose responses are delimited differently (RFC 9112, section 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RequestKind {
+    Head,
+    Connect,
+    Other,
+}
+
+impl RequestKind {
+    pub(crate) fn of(method: &Method) -> Self {
+        match *method {
+            Method::HEAD => Self::Head,
+            Method::CONNECT => Self::Connect,
+            _ => Self::Other,
+        }
+    }
+}
 
 /// How a response's body is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,8 +194,6 @@ fn parse_decimal(digits: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use http::Method;
-
     use super::*;
 
     const CL: HeaderName = CONTENT_LENGTH;

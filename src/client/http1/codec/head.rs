@@ -3,14 +3,15 @@
 use std::{fmt, mem::MaybeUninit};
 
 use bytes::{Bytes, BytesMut};
-use http::{Method, Response, StatusCode, Version};
+use http::{Response, StatusCode, Version};
 use httparse::{Header, ParserConfig, Status};
 use hyper::ext::ReasonPhrase;
 
 use super::{
-    BodyDecoder, Limits,
+    body::BodyDecoder,
     fields::{Attempts, FEW, Lines, has_whole_line_ends},
-    framing::{Declared, Framing, Length},
+    framing::{Declared, Framing, Length, RequestKind},
+    limits::Limits,
 };
 
 /// Decodes the heads of responses on one connection. It resets itself after each head.
@@ -18,14 +19,6 @@ use super::{
 pub(crate) struct HeadDecoder {
     limits: Limits,
     attempts: Attempts,
-}
-
-/// The kinds of requests whose responses are delimited differently (RFC 9112, section 6.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RequestKind {
-    Head,
-    Connect,
-    Other,
 }
 
 /// The head of a response. An informational one (1xx, but not 101) precedes another head.
@@ -120,16 +113,6 @@ impl HeadDecoder {
             || (request == RequestKind::Connect && line.status.is_success());
         let keep_alive = !is_tunnel && framing != Framing::UntilClose && declared.persists(line.version);
         Ok(Head { response, body: BodyDecoder::new(framing, self.limits), keep_alive })
-    }
-}
-
-impl RequestKind {
-    pub(crate) fn of(method: &Method) -> Self {
-        match *method {
-            Method::HEAD => Self::Head,
-            Method::CONNECT => Self::Connect,
-            _ => Self::Other,
-        }
     }
 }
 

@@ -39,29 +39,17 @@ mod encode;
 mod fields;
 mod framing;
 mod head;
+mod invalid;
+mod limits;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod oracle;
 mod output;
 
 pub(crate) use self::{
-    body::{BodyDecoder, InvalidBody},
+    body::BodyDecoder,
     encode::{BodyEncoder, EncodedHead, InvalidUpload, NameStyle, encode_head},
-    head::{Head, HeadDecoder, InvalidHead, RequestKind},
+    framing::RequestKind,
+    head::{Head, HeadDecoder, InvalidHead},
+    limits::Limits,
     output::Output,
 };
-
-/// The limits of a response's head, and of its trailers.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    /// The maximum size, with the status line and the empty line at the end.
-    pub(crate) bytes: usize,
-    /// The maximum number of field lines.
-    pub(crate) fields: usize,
-}
-
-impl Limits {
-    /// The part of the input that a head, or trailers, may occupy.
-    fn section<'a>(&self, input: &'a [u8]) -> &'a [u8] {
-        &input[..input.len().min(self.bytes)]
-    }
-}
