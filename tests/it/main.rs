@@ -10,6 +10,7 @@ mod authorize;
 mod cancel;
 mod client;
 mod composing;
+mod connection;
 mod credentials;
 mod early_answers;
 mod failover;
