@@ -22,6 +22,8 @@ use tokio::net::TcpStream;
 use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_service::Service;
 
+#[cfg(test)]
+pub(super) use self::stream::Properties as StreamProperties;
 pub(super) use self::stream::Stream;
 #[cfg(not(feature = "tls"))]
 pub(super) use self::tls::{InvalidTls, Tls};

@@ -6,6 +6,8 @@ mod idle;
 mod input;
 pub(super) mod keep_alive;
 mod options;
+#[cfg(test)]
+mod oracle;
 mod owned;
 mod pool;
 mod upload;

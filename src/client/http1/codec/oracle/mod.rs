@@ -12,7 +12,7 @@ mod strictness;
 mod subject;
 
 #[cfg(test)]
-mod grammar;
+pub(crate) mod grammar;
 
 /// Escapes octets for a message of a failure, and leaves out the middle of long ones.
 fn shown(octets: &[u8]) -> String {
@@ -25,20 +25,21 @@ fn shown(octets: &[u8]) -> String {
     }
 }
 
+/// Runs this number of cases, or that of `PROPTEST_CASES`. No file of failures is kept, because a failure becomes a
+/// seed of a fuzz target.
+#[cfg(test)]
+pub(crate) fn config(cases: u32) -> proptest::test_runner::Config {
+    use proptest::test_runner::Config;
+
+    let config = Config { failure_persistence: None, ..Config::default() };
+    if std::env::var_os("PROPTEST_CASES").is_some() { config } else { Config { cases, ..config } }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::env;
-
     use proptest::prelude::*;
 
-    use super::grammar;
-
-    /// Runs this number of cases, or that of `PROPTEST_CASES`. No file of failures is kept, because a failure becomes a
-    /// seed of a fuzz target.
-    fn config(cases: u32) -> ProptestConfig {
-        let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
-        if env::var_os("PROPTEST_CASES").is_some() { config } else { ProptestConfig { cases, ..config } }
-    }
+    use super::{config, grammar};
 
     proptest! {
         #![proptest_config(config(3000))]

@@ -5,7 +5,7 @@ use proptest::{prelude::*, sample::select};
 mod chunks;
 mod fields;
 pub(super) mod request;
-pub(super) mod response;
+pub(crate) mod response;
 
 /// One of the list.
 macro_rules! list {

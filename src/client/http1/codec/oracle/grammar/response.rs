@@ -15,7 +15,7 @@ use super::{
     line_end, list, rare,
 };
 
-pub(in super::super) fn case() -> impl Strategy<Value = Case> {
+pub(crate) fn case() -> impl Strategy<Value = Case> {
     let octets = prop_oneof![
         12 => message(),
         3 => (message(), vec(mutation(), 1..4)).prop_map(|(octets, mutations)| mutate(octets, &mutations)),
