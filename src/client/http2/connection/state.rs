@@ -204,6 +204,8 @@ fn is_silence(waited: Option<Duration>, reads: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::{
         Phase::{Closed, Open, Opening, Retired, Silent},
         *,
@@ -393,5 +395,52 @@ mod tests {
         state.large_head();
         assert!(state.take_large_head());
         assert!(!state.take_large_head());
+    }
+
+    proptest! {
+        /// Whatever happens in any order: streams begin within the limit only, none after the connection is retired or closed, and
+        /// none is counted twice.
+        #[test]
+        fn no_order_of_events_breaks_the_count_of_streams(events in vec((0..8_u8, any::<u8>()), 0..100)) {
+            let mut state = opening();
+            let mut streams = vec![state.admission()];
+            let (mut max_streams, mut is_over) = (0, false);
+            for (event, value) in events {
+                match event {
+                    0 => {
+                        max_streams = usize::from(value % 5);
+                        state.allow(max_streams, false);
+                    }
+                    1 => {
+                        if let Some(admission) = streams.pop() {
+                            let waited = (value % 2 == 0).then_some(SILENCE);
+                            prop_assert_eq!(state.end_stream(admission, waited, Instant::now()), streams.is_empty());
+                        }
+                    }
+                    2 => _ = state.read(),
+                    3 if value < 30 => {
+                        is_over = true;
+                        state.retire();
+                    }
+                    4 if value < 30 => {
+                        is_over = true;
+                        state.close();
+                    }
+                    _ => {
+                        if let Some(admission) = state.begin_stream(value % 2 == 0) {
+                            prop_assert!(streams.len() < max_streams && !is_over);
+                            streams.push(admission);
+                        }
+                    }
+                }
+                prop_assert_eq!(state.unused_since().is_some(), streams.is_empty());
+                prop_assert!(state.is_lost() || !is_over);
+            }
+            // A connection without streams that isn't lost takes a request when it may.
+            while let Some(admission) = streams.pop() {
+                state.end_stream(admission, None, Instant::now());
+            }
+            prop_assert_eq!(state.begin_stream(false).is_some(), !state.is_lost() && max_streams > 0);
+        }
     }
 }
