@@ -17,7 +17,7 @@ use http_body::{Body as _, Frame};
 use tokio::{runtime::Handle, task::AbortHandle};
 
 use super::dispatch::Lease;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// An exchange whose request and response are under way at the same time.
 ///
@@ -45,8 +45,16 @@ pub(super) struct EarlyResponse {
     has_ended: bool,
 }
 
+/// The sending half of an exchange. Dropping it before its end fails the exchange.
+struct EarlyUpload {
+    exchange: Arc<Early>,
+    has_ended: bool,
+}
+
 /// How many frames are sent in one poll. A body that is always there doesn't starve the other tasks.
 const ROUNDS: usize = 32;
+
+const CUT: &str = "the rest of the request isn't sent, because its body has panicked or its runtime is shut down";
 
 impl Early {
     /// Spawns the rest of the upload. Without a runtime, it returns the lease.
@@ -55,17 +63,17 @@ impl Early {
         let Some(body) = lease.connection.take_upload() else { return Err(lease) };
         let state = State { lease: Some(lease), failure: None, response: None };
         let exchange = Arc::new(Self { state: Mutex::new(state) });
-        let upload = runtime.spawn(exchange.clone().upload(body));
-        Ok(EarlyResponse { exchange, upload: upload.abort_handle(), has_ended: false })
+        let upload = EarlyUpload { exchange: exchange.clone(), has_ended: false };
+        let upload = runtime.spawn(upload.run(body)).abort_handle();
+        Ok(EarlyResponse { exchange, upload, has_ended: false })
     }
 
-    async fn upload(self: Arc<Self>, mut body: Body) {
-        let outcome = poll_fn(|cx| self.poll_upload(&mut body, cx)).await;
-        drop(body);
-        let Err(error) = outcome else { return };
+    /// Ends the exchange, unless the response has ended it.
+    fn fail(&self, error: Error) {
         let mut state = self.lock();
+        let Some(lease) = state.lease.take() else { return };
         state.failure = Some(error);
-        let (lease, response) = (state.lease.take(), state.response.take());
+        let response = state.response.take();
         drop(state);
         drop(lease);
         if let Some(response) = response {
@@ -94,6 +102,26 @@ impl Early {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl EarlyUpload {
+    async fn run(mut self, mut body: Body) {
+        let outcome = poll_fn(|cx| self.exchange.poll_upload(&mut body, cx)).await;
+        drop(body);
+        if let Err(error) = outcome {
+            self.exchange.fail(error);
+        }
+        self.has_ended = true;
+    }
+}
+
+impl Drop for EarlyUpload {
+    /// Its task has been dropped. A backend that waits for the rest of the request wouldn't end its response.
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.exchange.fail(Error::with_source(ErrorKind::RequestBody, CUT));
+        }
     }
 }
 
@@ -133,8 +161,8 @@ impl EarlyResponse {
 impl Drop for EarlyResponse {
     fn drop(&mut self) {
         if !self.has_ended {
-            self.upload.abort();
             let lease = self.exchange.lock().lease.take();
+            self.upload.abort();
             drop(lease);
         }
     }

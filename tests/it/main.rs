@@ -24,6 +24,7 @@ mod front_pages;
 #[cfg(feature = "http2")]
 mod grpc;
 mod guide;
+mod hostile_backends;
 #[cfg(feature = "http2")]
 mod http2_backend;
 #[cfg(feature = "http2")]

@@ -5,6 +5,7 @@ use std::{
     future::Future,
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    thread,
     time::Duration,
 };
 
@@ -469,17 +470,21 @@ impl Attempt {
 }
 
 impl Drop for Attempt {
-    /// Its runtime has been shut down. A connect that is begun there is dropped unpolled, so that a waiter of that runtime fails
-    /// instead of waiting forever. The connections of other waiters are opened on their own runtimes.
+    /// Its runtime has been shut down, or the connector has panicked. A connect that is begun on a runtime that is shut down is
+    /// dropped unpolled, so that a waiter of that runtime fails instead of waiting forever. The connections of other waiters are
+    /// opened on their own runtimes. A panic is a failed connect, because the next one would panic, too.
     fn drop(&mut self) {
         let Some(dispatcher) = self.dispatcher.upgrade() else { return };
         let mut state = dispatcher.lock();
         state.end_connecting(self.kind);
-        let waiter = if self.has_begun { None } else { state.queue.leave(self.ticket) };
+        let (waiter, why) = match self.has_begun {
+            false => (state.queue.leave(self.ticket), "the request's runtime is shutting down"),
+            true if thread::panicking() => (state.pop_failed(self.kind), "the connector has panicked"),
+            true => (None, ""),
+        };
         dispatcher.serve(state);
         if let Some(waiter) = waiter {
-            let error = Error::with_source(ErrorKind::Connect, "the request's runtime is shutting down");
-            let _ = waiter.send(Err(error));
+            let _ = waiter.send(Err(Error::with_source(ErrorKind::Connect, why)));
         }
     }
 }
