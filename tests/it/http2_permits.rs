@@ -101,7 +101,7 @@ async fn fail(mut stream: DuplexStream, how: Handshake) {
         Handshake::NoSettings => {}
         Handshake::HalfSettings => stream.write_all(&[0, 0, 6, 4, 0]).await.unwrap(),
         Handshake::NotHttp2 => {
-            stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await.unwrap()
+            stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await.unwrap();
         }
         // SETTINGS_MAX_CONCURRENT_STREAMS of 0.
         Handshake::NoStreams => greet(&mut stream, &[0, 3, 0, 0, 0, 0]).await,
