@@ -29,7 +29,8 @@
 //!
 //! Requests differ from those that hyper's client writes, apart from the order of their fields, as follows. A
 //! `Content-Length` that the body contradicts is replaced, and equal ones become one number. A body of unknown length
-//! is sent with `GET` and `HEAD`, too. A body that isn't as long as it announced is an error.
+//! is sent with `GET` and `HEAD`, too. A body that isn't as long as it announced is an error. Octets outside of
+//! ASCII don't hide the other members of `Connection`, `Trailer` and `Transfer-Encoding`.
 //!
 //! The tests in `oracle` compare the codec with hyper's client, and have an example of each difference.
 

@@ -49,13 +49,22 @@ fn field() -> impl Strategy<Value = Vec<(Vec<u8>, Vec<u8>)>> {
                 list![b"5", b"0", b"3", b"05", b"5, 5", b"5,6", b"x", b"", b"18446744073709551615", b"+5", b"5 "]
                     .boxed()
             }
-            b"transfer-encoding" => {
-                list![b"chunked", b"Chunked", b"gzip", b"gzip, chunked", b"chunked, gzip", b"", b"\xff"].boxed()
-            }
+            b"transfer-encoding" => list![
+                b"chunked",
+                b"Chunked",
+                b"gzip",
+                b"gzip, chunked",
+                b"chunked, gzip",
+                b"\xff, chunked",
+                b"",
+                b"\xff"
+            ]
+            .boxed(),
             b"trailer" => {
-                list![b"digest", b"Digest, X-A", b"x-a", b"content-length, digest", b"", b" ,", b"\xff"].boxed()
+                list![b"digest", b"Digest, X-A", b"x-a", b"content-length, digest", b"", b" ,", b"\xff", b"\xff, x-a"]
+                    .boxed()
             }
-            b"connection" => list![b"close", b"keep-alive", b"x, Close", b"te", b"close\xff"].boxed(),
+            b"connection" => list![b"close", b"keep-alive", b"x, Close", b"te", b"close\xff", b"\xff, close"].boxed(),
             b"expect" => list![b"100-continue"].boxed(),
             _ => list![b"trailers", b"gzip"].boxed(),
         };
