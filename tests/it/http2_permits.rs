@@ -32,8 +32,8 @@ use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::{Client, Error, ErrorKind};
 
 use crate::support::{
-    frames::{DATA, GOAWAY, frame},
-    http2_backends::greet,
+    frames::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, STATUS_200, frame},
+    http2_backends::{greet, read_frame},
     others_run,
     pipes::Pipe,
     within,
@@ -269,4 +269,40 @@ async fn a_cancelled_exchange_releases_its_stream_and_its_permit() {
             assert_eq!(completes, path == "/x", "{method} {path} {is_warm} {is_held} {drops_at_once}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_response_holds_no_stream_while_its_client_reads_nothing() {
+    let made = Arc::new(AtomicUsize::new(0));
+    let counted = made.clone();
+    let connector = service_fn(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async {
+            let (ours, mut theirs) = Pipe::pair();
+            tokio::spawn(async move {
+                // SETTINGS_MAX_CONCURRENT_STREAMS of 1.
+                greet(&mut theirs, &[0, 3, 0, 0, 0, 1]).await;
+                while let Some(received) = read_frame(&mut theirs).await {
+                    let id = received.stream;
+                    let reply = match received.kind {
+                        HEADERS => [frame(HEADERS, END_HEADERS, id, STATUS_200), frame(DATA, END_STREAM, id, b"whole")]
+                            .concat(),
+                        _ => received.acknowledgement(),
+                    };
+                    theirs.write_all(&reply).await.unwrap();
+                }
+            });
+            Ok::<_, io::Error>(ours)
+        }
+    });
+    let client = Client::builder("http://backend.example").connector(connector).http2(true).max_connections(1);
+    let client = client.build().unwrap();
+    let mut unread = Vec::new();
+    for _ in 0..5 {
+        unread.push(within(client.clone().oneshot(request("GET", "/x"))).await.unwrap());
+    }
+    for response in unread {
+        assert_eq!(within(response.into_body().collect()).await.unwrap().to_bytes(), "whole");
+    }
+    assert_eq!(made.load(Ordering::SeqCst), 1);
 }

@@ -5,7 +5,7 @@ use std::{error::Error as _, mem};
 use axum_core::body::Body;
 use h2::Reason;
 use http::{
-    HeaderValue, Method, Request, Uri, Version,
+    HeaderName, HeaderValue, Method, Request, Uri, Version,
     header::{HOST, TRANSFER_ENCODING},
     uri::{Authority, Scheme},
 };
@@ -55,30 +55,48 @@ pub(in super::super) fn as_http1(mut request: Request<Body>) -> Request<Body> {
     request
 }
 
-/// Copies a request, so that it can be sent a second time.
+/// What is sent of a request without a body, so that it can be sent a second time.
 ///
-/// `None` if it has a body, of which nothing would be left, or credentials that authenticate a connection, because their second
-/// use is a replay. An extended CONNECT isn't resent either, because its protocol is in the extensions.
-pub(super) fn copy(request: &Request<Body>) -> Option<Request<Body>> {
-    let is_connect = request.method() == Method::CONNECT;
-    if is_connect || !request.body().is_end_stream() || authenticates_connection(request.headers()) {
-        return None;
-    }
-    let mut copy = Request::new(Body::empty());
-    copy.method_mut().clone_from(request.method());
-    copy.uri_mut().clone_from(request.uri());
-    copy.headers_mut().clone_from(request.headers());
-    *copy.version_mut() = request.version();
-    Some(copy)
+/// The fields are a list, because a second `HeaderMap` costs each request more, and few are sent again.
+pub(super) struct Copy {
+    method: Method,
+    uri: Uri,
+    fields: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// Returns the copy of a request that failed, if it may be sent again (RFC 9113, section 8.7).
-pub(super) fn unprocessed(error: &hyper::Error, mut copy: Request<Body>) -> Option<Request<Body>> {
-    match resend(error.source()?.downcast_ref()?, copy.method())? {
-        Resend::Unprocessed => {}
-        Resend::MayBeProcessed => drop(copy.extensions_mut().insert(MayBeProcessed)),
+impl Copy {
+    /// Copies a request that [`as_http2`] has made.
+    ///
+    /// `None` if it has a body, of which nothing would be left, or credentials that authenticate a connection, because their
+    /// second use is a replay. An extended CONNECT isn't resent either, because its protocol is in the extensions.
+    pub(super) fn of(request: &Request<Body>) -> Option<Self> {
+        let is_connect = request.method() == Method::CONNECT;
+        if is_connect || !request.body().is_end_stream() || authenticates_connection(request.headers()) {
+            return None;
+        }
+        let mut fields = Vec::with_capacity(request.headers().len());
+        fields.extend(request.headers().iter().map(|(name, value)| (name.clone(), value.clone())));
+        Some(Self { method: request.method().clone(), uri: request.uri().clone(), fields })
     }
-    Some(copy)
+
+    /// Returns the request again after it failed, if it may be resent (RFC 9113, section 8.7).
+    pub(super) fn resend(self, error: &hyper::Error) -> Option<Request<Body>> {
+        let resend = resend(error.source()?.downcast_ref()?, &self.method)?;
+        let mut request = self.into_request();
+        if resend == Resend::MayBeProcessed {
+            request.extensions_mut().insert(MayBeProcessed);
+        }
+        Some(request)
+    }
+
+    fn into_request(self) -> Request<Body> {
+        let mut request = Request::new(Body::empty());
+        *request.method_mut() = self.method;
+        *request.uri_mut() = self.uri;
+        *request.version_mut() = Version::HTTP_2;
+        request.headers_mut().extend(self.fields);
+        request
+    }
 }
 
 /// Why a request may be sent again.
@@ -107,7 +125,7 @@ fn resend(cause: &h2::Error, method: &Method) -> Option<Resend> {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use http::header::{AUTHORIZATION, CONTENT_LENGTH};
+    use http::header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE};
     use http_body_util::Channel;
 
     use super::*;
@@ -170,9 +188,13 @@ mod tests {
         ] {
             let mut request = request(method, "front.example", body);
             request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static(credentials));
-            let copy = copy(&request);
+            for value in ["a=1", "b=2"] {
+                request.headers_mut().append(COOKIE, HeaderValue::from_static(value));
+            }
+            *request.version_mut() = Version::HTTP_2;
+            let copy = Copy::of(&request);
             assert_eq!(copy.is_some(), is_copied, "{method} {body:?} {credentials}");
-            if let Some(copy) = copy {
+            if let Some(copy) = copy.map(Copy::into_request) {
                 assert_eq!((copy.method(), copy.uri()), (request.method(), request.uri()));
                 assert_eq!((copy.headers(), copy.version()), (request.headers(), request.version()));
             }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{
     connection::{Admission, Connection, Sender},
-    convert,
+    convert::Copy,
     head::{HeadSize, Share},
 };
 use crate::error::{Error, ErrorKind, classify};
@@ -59,7 +59,7 @@ impl Stream {
         mut request: Request<RequestBody>,
         head: HeadSize,
     ) -> Result<(Response<Incoming>, Self), SendError> {
-        let copy = convert::copy(&request);
+        let copy = Copy::of(&request);
         // They can't be cloned cheaply. hyper reads them for extended CONNECT alone, which isn't resent.
         let extensions = if copy.is_some() { mem::take(request.extensions_mut()) } else { Extensions::new() };
         let sent = self.sender.requests().try_send_request(request).await;
@@ -87,7 +87,7 @@ impl Stream {
         if is_refused_by_h2(error.error()) && connection.take_large_head() {
             return Err(SendError::new(Error::with_source(ErrorKind::ResponseHeadTooLarge, error.into_error())));
         }
-        let mut unprocessed = message.or_else(|| convert::unprocessed(error.error(), copy?));
+        let mut unprocessed = message.or_else(|| copy?.resend(error.error()));
         if let Some(request) = &mut unprocessed {
             request.extensions_mut().extend(extensions);
         }
