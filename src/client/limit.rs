@@ -13,6 +13,14 @@ use tokio::sync::oneshot;
 /// It lives where the socket is, because a tunnel counts, too. Dropping it releases it.
 pub(super) struct Permit {
     issuer: Weak<dyn Issuer>,
+    /// `None` as soon as it's being released.
+    held: Option<Arc<()>>,
+}
+
+/// Shows whether a permit is still held.
+#[derive(Debug)]
+pub(super) struct PermitWatch {
+    held: Weak<()>,
 }
 
 /// What counts the permits, and issues those that are released again.
@@ -20,8 +28,23 @@ pub(super) trait Issuer: Send + Sync {
     fn release(self: Arc<Self>);
 }
 
+impl Permit {
+    pub(super) fn watch(&self) -> PermitWatch {
+        PermitWatch { held: self.held.as_ref().map(Arc::downgrade).unwrap_or_default() }
+    }
+}
+
+impl PermitWatch {
+    /// Returns whether the permit will be released. If not, it has been, or is about to be by another thread.
+    #[cfg_attr(not(any(feature = "http2", test)), expect(dead_code, reason = "HTTP/2 isn't offered"))]
+    pub(super) fn is_held(&self) -> bool {
+        self.held.strong_count() > 0
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
+        self.held = None;
         if let Some(issuer) = self.issuer.upgrade() {
             issuer.release();
         }
@@ -54,7 +77,7 @@ impl Limit {
             return None;
         }
         self.open += 1;
-        Some(Permit { issuer: self.issuer.clone() })
+        Some(Permit { issuer: self.issuer.clone(), held: Some(Arc::default()) })
     }
 
     /// Counts a permit that was dropped.
@@ -299,7 +322,10 @@ mod tests {
         assert_eq!(permits.iter().flatten().count(), 2);
         with(&mut |limit| assert!(limit.is_full() && limit.is_exceeded_by(1) && !limit.is_exceeded_by(0)));
         with(&mut Limit::begin_close);
+        let watch = permits[0].as_ref().map(Permit::watch).unwrap();
+        assert!(watch.is_held());
         drop(permits);
+        assert!(!watch.is_held());
         with(&mut |limit| assert!(!limit.is_full() && limit.is_exceeded_by(3) && limit.closing() == 0));
     }
 }

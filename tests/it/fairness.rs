@@ -19,7 +19,7 @@ use hyper_util::{
 };
 use tokio::{
     sync::Notify,
-    task::{JoinHandle, JoinSet},
+    task::{AbortHandle, JoinHandle, JoinSet},
     time::{Instant, sleep},
 };
 use tower::{ServiceExt, service_fn};
@@ -75,6 +75,8 @@ struct BothProtocols {
     let_go: Arc<Notify>,
     open: Arc<AtomicUsize>,
     most: Arc<AtomicUsize>,
+    /// The tasks of the connections, in the order in which these were opened.
+    connections: Arc<Mutex<Vec<AbortHandle>>>,
 }
 
 impl BothProtocols {
@@ -83,19 +85,20 @@ impl BothProtocols {
         let this = self.clone();
         let connector = service_fn(move |_| {
             let (ours, theirs) = Pipe::pair();
-            let (backend, handler) = (this.clone(), this.clone());
-            backend.most.fetch_max(backend.open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            let handler = this.clone();
             let app = Router::new().fallback(move |request: Request| handler.clone().respond(request, takes));
-            tokio::spawn(async move {
+            let counted = Counted::new(&this);
+            let connection = tokio::spawn(async move {
+                let _counted = counted;
                 let mut server = auto::Builder::new(TokioExecutor::new());
                 server.http2().enable_connect_protocol().max_concurrent_streams(streams);
                 let _ = server.serve_connection(TokioIo::new(theirs), TowerToHyperService::new(app)).await;
-                backend.open.fetch_sub(1, Ordering::SeqCst);
             });
+            this.connections.lock().unwrap().push(connection.abort_handle());
             async { Ok::<_, io::Error>(ours) }
         });
         let client = Client::builder("http://backend.example").connector(connector).http2(true);
-        client.max_connections(connections).queue_timeout(None).build().unwrap()
+        client.max_connections(connections).queue_timeout(None).pool_idle_timeout(None).build().unwrap()
     }
 
     async fn respond(self, request: Request, takes: Duration) -> StatusCode {
@@ -107,6 +110,22 @@ impl BothProtocols {
         sleep(takes).await;
         // The extended CONNECT of a WebSocket.
         if request.method() == Method::CONNECT { StatusCode::FORBIDDEN } else { StatusCode::OK }
+    }
+}
+
+/// One of the open connections.
+struct Counted(BothProtocols);
+
+impl Counted {
+    fn new(backend: &BothProtocols) -> Self {
+        backend.most.fetch_max(backend.open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        Self(backend.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -160,6 +179,30 @@ async fn a_cancelled_request_at_the_front_no_longer_delays_later_ones() {
     backend.let_go.notify_one();
     within(held).await.unwrap();
     assert_eq!(backend.targets.lock().unwrap().len(), 12);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unused_connection_makes_room_also_behind_a_closed_one() {
+    for closed in [0, 1] {
+        let backend = BothProtocols::default();
+        // One stream a connection.
+        let client = backend.client(2, 1, Duration::ZERO);
+        let held = [begin(&client, Demand::Shared, "/held").await, begin(&client, Demand::Shared, "/held").await];
+        for exchange in held {
+            backend.let_go.notify_one();
+            within(exchange).await.unwrap();
+        }
+        assert_eq!(backend.open.load(Ordering::SeqCst), 2);
+        backend.connections.lock().unwrap()[closed].abort();
+        others_run().await;
+        // One takes the permit of the closed connection, and one needs that of the other.
+        let alice = begin(&client, Demand::Owned("alice"), "/held").await;
+        let bob = begin(&client, Demand::Owned("bob"), "/bob").await;
+        within(bob).await.unwrap();
+        backend.let_go.notify_one();
+        within(alice).await.unwrap();
+        assert_eq!(backend.most.load(Ordering::SeqCst), 2);
+    }
 }
 
 #[tokio::test(start_paused = true)]

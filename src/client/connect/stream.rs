@@ -8,7 +8,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::client::limit::Permit;
+use crate::client::limit::{Permit, PermitWatch};
 
 pub(in crate::client) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -18,7 +18,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 pub(in crate::client) struct Stream {
     io: Box<dyn Io>,
     properties: Properties,
-    _permit: Permit,
+    permit: Permit,
 }
 
 /// The properties of a connection.
@@ -34,7 +34,13 @@ pub(in crate::client) struct Properties {
 
 impl Stream {
     pub(in crate::client) fn new(io: Box<dyn Io>, properties: Properties, permit: Permit) -> Self {
-        Self { io, properties, _permit: permit }
+        Self { io, properties, permit }
+    }
+
+    /// Shows whether the connection still counts towards `max_connections`.
+    #[cfg_attr(not(feature = "http2"), expect(dead_code, reason = "HTTP/2 isn't offered"))]
+    pub(in crate::client) fn permit(&self) -> PermitWatch {
+        self.permit.watch()
     }
 
     pub(in crate::client) fn properties(&self) -> Properties {

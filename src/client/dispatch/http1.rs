@@ -37,13 +37,18 @@ pub(in crate::client) struct Http1Exchange {
 
 enum State {
     /// Boxed, because the future is moved often, and seldom has to wait.
-    Acquiring(Acquire, Box<Request<Body>>),
+    Acquiring(Box<Acquiring>),
     Exchanging {
         connection: Box<Connection>,
         /// How long it had been idle.
         idle: Option<Duration>,
     },
     Ended,
+}
+
+struct Acquiring {
+    acquire: Acquire,
+    request: Request<Body>,
 }
 
 impl Http1Exchange {
@@ -54,8 +59,8 @@ impl Http1Exchange {
         freshness: Freshness,
         reuse: &Reuse,
     ) -> Self {
-        let acquire = Acquire::new(&dispatcher, Kind::Http1, freshness, reuse.owner().cloned());
-        Self { dispatcher, state: State::Acquiring(acquire, Box::new(request)) }
+        let state = State::acquiring(&dispatcher, request, freshness, reuse);
+        Self { dispatcher, state }
     }
 
     /// Sends a request over a connection.
@@ -86,8 +91,7 @@ impl Http1Exchange {
             }
             request.extensions_mut().insert(MayBeProcessed);
         }
-        let acquire = Acquire::new(&self.dispatcher, Kind::Http1, Freshness::New, reuse.owner().cloned());
-        Ok(State::Acquiring(acquire, Box::new(request)))
+        Ok(State::acquiring(&self.dispatcher, request, Freshness::New, &reuse))
     }
 }
 
@@ -98,15 +102,16 @@ impl Future for Http1Exchange {
         let this = self.get_mut();
         loop {
             match &mut this.state {
-                State::Acquiring(acquire, _) => {
-                    let checkout = ready!(Pin::new(acquire).poll(cx)).and_then(Grant::into_http1);
-                    let State::Acquiring(_, request) = mem::replace(&mut this.state, State::Ended) else { continue };
+                State::Acquiring(acquiring) => {
+                    let checkout = ready!(Pin::new(&mut acquiring.acquire).poll(cx)).and_then(Grant::into_http1);
+                    let State::Acquiring(acquiring) = mem::replace(&mut this.state, State::Ended) else { continue };
+                    let request = acquiring.request;
                     let checkout = match checkout {
                         Ok(checkout) => checkout,
-                        Err(error) => return Poll::Ready(Err(error.with_unsent(*request))),
+                        Err(error) => return Poll::Ready(Err(error.with_unsent(request))),
                     };
                     let reuse = Reuse::of(&request);
-                    this.state = State::over(checkout, *request, reuse);
+                    this.state = State::over(checkout, request, reuse);
                 }
                 State::Exchanging { connection, .. } => {
                     let head = ready!(connection.poll_head(cx));
@@ -128,6 +133,11 @@ impl Future for Http1Exchange {
 }
 
 impl State {
+    fn acquiring(dispatcher: &Arc<Dispatcher>, request: Request<Body>, freshness: Freshness, reuse: &Reuse) -> Self {
+        let acquire = Acquire::new(dispatcher, Kind::Http1, freshness, reuse.owner().cloned());
+        Self::Acquiring(Box::new(Acquiring { acquire, request }))
+    }
+
     fn over(checkout: Checkout, request: Request<Body>, reuse: Reuse) -> Self {
         let Checkout { mut connection, idle, .. } = checkout;
         // A connection that has carried a request never gets another owner.

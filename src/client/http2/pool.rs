@@ -11,7 +11,7 @@ use axum_core::BoxError;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    super::connect::Stream as Io,
+    super::{connect::Stream as Io, limit::PermitWatch},
     connection::{self, Connection, Observer, Sender},
     head::{HeadLimit, Share},
     options::Options,
@@ -41,6 +41,8 @@ struct State {
 struct Shared {
     sender: Sender,
     connection: Arc<Connection>,
+    /// Released when the backend has closed the connection, too.
+    permit: PermitWatch,
 }
 
 /// Connections that get no more requests, to be dropped without the caller's lock. Then they close when no stream is open.
@@ -76,7 +78,7 @@ impl Pool {
         let mut state = self.lock();
         let is_lost = |shared: &Shared| shared.sender.is_closed() || shared.connection.is_lost();
         let removed = Removed(state.open.extract_if(.., |shared| is_lost(shared)).collect());
-        let taken = state.open.iter().find_map(|Shared { sender, connection }| {
+        let taken = state.open.iter().find_map(|Shared { sender, connection, .. }| {
             let admission = connection.begin_stream(even_silent)?;
             Some((sender.clone(), connection.clone(), admission))
         });
@@ -104,11 +106,12 @@ impl Pool {
     ) -> Result<Stream, BoxError> {
         let connection = Arc::new(Connection::opening(&self.options, self.heads.clone(), observer));
         let expiry = expire(Arc::downgrade(self), connection.clone(), self.options.idle_timeout);
+        let permit = io.permit();
         let (sender, admission) = connection::open(io, &connection, &self.options, expiry).await?;
         let mut state = self.lock();
         state.lacks_connect = !connection.can_connect();
         if share == Share::Shared {
-            state.open.push(Shared { sender: sender.clone(), connection: connection.clone() });
+            state.open.push(Shared { sender: sender.clone(), connection: connection.clone(), permit });
         }
         drop(state);
         Ok(Stream::new(sender, connection, share, admission))
@@ -117,7 +120,8 @@ impl Pool {
     /// Removes one connection without a stream, if there is one, because its permit is needed.
     pub(in super::super) fn remove_unused(&self) -> Option<Removed> {
         let mut state = self.lock();
-        let unused = state.open.iter().position(|shared| shared.connection.unused_since().is_some())?;
+        let is_unused = |shared: &Shared| shared.permit.is_held() && shared.connection.unused_since().is_some();
+        let unused = state.open.iter().position(is_unused)?;
         Some(Removed(vec![state.open.remove(unused)]))
     }
 
