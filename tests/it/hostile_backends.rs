@@ -18,15 +18,85 @@ use axum::{
 use bytes::Bytes;
 use http_body::Frame;
 use http_body_util::BodyExt;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::{
-    io::{AsyncWriteExt, DuplexStream},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
     sync::{mpsc, oneshot},
     task::yield_now,
 };
 use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::{Client, ClientBuilder, Error, ErrorKind, client::ResponseBody};
 
-use crate::support::{Pipe, Wire, backend, settled, within};
+use crate::support::{Dice, Pipe, Progress, Wire, backend, settled, within};
+
+// ---- Connections ----
+
+/// A connection that is awkward in every way that its traits allow: each call is pending first, and reads and writes transfer
+/// few octets at once.
+struct Awkward<S> {
+    stream: S,
+    /// The maximum number of octets of one call.
+    most: usize,
+    /// How many calls of each kind are pending before one is ready.
+    pending: u8,
+    read: u8,
+    write: u8,
+    flush: u8,
+}
+
+impl<S> Awkward<S> {
+    fn new(stream: S, most: usize, pending: u8) -> Self {
+        Self { stream, most, pending, read: 0, write: 0, flush: 0 }
+    }
+}
+
+/// Pending so often, with a wake-up each time.
+fn poll_delay(calls: &mut u8, pending: u8, cx: &mut Context<'_>) -> Poll<()> {
+    *calls += 1;
+    if *calls <= pending {
+        cx.waker().wake_by_ref();
+        return Poll::Pending;
+    }
+    *calls = 0;
+    Poll::Ready(())
+}
+
+impl<S> Connection for Awkward<S> {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl<S: AsyncRead + Unpin> Read for Awkward<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(poll_delay(&mut this.read, this.pending, cx));
+        let mut octets = vec![0; this.most.min(buf.remaining())];
+        let mut read = ReadBuf::new(&mut octets);
+        ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
+        buf.put_slice(read.filled());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Write for Awkward<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(poll_delay(&mut this.write, this.pending, cx));
+        Pin::new(&mut this.stream).poll_write(cx, &buf[..this.most.min(buf.len())])
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(poll_delay(&mut this.flush, this.pending, cx));
+        Pin::new(&mut this.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
 
 /// A client of one connection in memory, and its other end.
 fn in_memory(
@@ -46,6 +116,9 @@ fn in_memory(
 /// What a body does next.
 #[derive(Clone, Debug)]
 enum Step {
+    Data(Vec<u8>),
+    /// Pending once, with a wake-up.
+    Yield,
     /// Pending without a wake-up.
     Stall,
     Fail,
@@ -61,9 +134,14 @@ impl http_body::Body for Scripted {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         match self.steps.next() {
             None => Poll::Ready(None),
+            Some(Step::Data(data)) => Poll::Ready(Some(Ok(Frame::data(data.into())))),
+            Some(Step::Yield) => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
             Some(Step::Stall) => {
                 self.steps = vec![Step::Stall].into_iter();
                 Poll::Pending
@@ -163,6 +241,20 @@ async fn an_early_response_ends_with_the_runtime_of_its_request() {
     assert!(within(wire.closed()).await);
     drop(stop);
     thread.join().unwrap();
+}
+
+/// The backend doesn't read the upload, which is of no use to it.
+#[tokio::test]
+async fn a_switch_that_was_not_offered_ends_the_upload() {
+    let (client, mut backends) = in_memory(|client| client);
+    let response = tokio::spawn(client.oneshot(post(scripted([Step::Stall]))));
+    let mut wire = within(backends.recv()).await.unwrap();
+    within(wire.head()).await.unwrap();
+    wire.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n").await;
+    let response = within(response).await.unwrap().unwrap();
+    assert_eq!(response.status(), 101);
+    drop(response);
+    assert!(within(wire.closed()).await);
 }
 
 #[tokio::test]
@@ -345,4 +437,356 @@ async fn a_complete_response_ends_once() {
         }
         assert!(http_body::Body::is_end_stream(&body));
     }
+}
+
+// ---- A soak ----
+
+/// Text that is a request to a backend that takes the rest of a body for one.
+const EVIL: &[u8] = b"\r\n\r\nGET /evil HTTP/1.1\r\nHost: evil\r\n\r\n";
+
+/// What a backend does with a request. The first ones answer it correctly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Act {
+    ReadThenAnswer,
+    AnswerThenRead,
+    HalfThenReadThenHalf,
+    ChunksWhileReading,
+    InformThenAnswer,
+    HeadOctetByOctet,
+    // It closes the connection.
+    AnswerUntilClose,
+    EndThenRead,
+    AnswerAndReset,
+    // The response fails.
+    Close,
+    CloseInHead,
+    CloseInBody,
+    CloseInChunk,
+    Garbage,
+    SwitchUnasked,
+}
+
+const ACTS: [Act; 15] = {
+    use Act::*;
+    [
+        ReadThenAnswer,
+        AnswerThenRead,
+        HalfThenReadThenHalf,
+        ChunksWhileReading,
+        InformThenAnswer,
+        HeadOctetByOctet,
+        AnswerUntilClose,
+        EndThenRead,
+        AnswerAndReset,
+        Close,
+        CloseInHead,
+        CloseInBody,
+        CloseInChunk,
+        Garbage,
+        SwitchUnasked,
+    ]
+};
+
+/// How many of them answer correctly.
+const CORRECT: usize = 9;
+
+/// The body of a response: its request's number, and more.
+fn answer_to(number: usize) -> Vec<u8> {
+    format!("{number}:").repeat(1 + number * 37 % 900).into_bytes()
+}
+
+/// Reads the rest of a body. Its size, or `None` if it's cut.
+async fn read_body<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>, head: &str) -> Option<usize> {
+    let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    if let Some(length) = field("content-length:") {
+        let length = length.parse().unwrap();
+        return (wire.bytes(length).await.len() == length).then_some(length);
+    }
+    if field("transfer-encoding:").is_none() {
+        return Some(0);
+    }
+    let mut length = 0;
+    loop {
+        match wire.chunk().await? {
+            chunk if chunk.is_empty() => return Some(length),
+            chunk => length += chunk.len(),
+        }
+    }
+}
+
+/// A backend that reads the act and the number of each request in its target.
+async fn talk<S: AsyncRead + AsyncWrite + Unpin>(mut wire: Wire<S>, evil: Arc<AtomicUsize>) -> Option<()> {
+    loop {
+        let head = wire.head().await?;
+        let target = head.split(' ').nth(1).unwrap_or_default();
+        let mut parts = target.split('/').skip(1).map(|part| part.parse::<usize>());
+        let (Some(Ok(act)), Some(Ok(number))) = (parts.next(), parts.next()) else {
+            evil.fetch_add(1, Ordering::SeqCst);
+            return None;
+        };
+        let (act, body) = (ACTS[act], answer_to(number));
+        let with_length = |more: &str| {
+            let head = format!("HTTP/1.1 200 OK\r\n{more}Content-Length: {}\r\n\r\n", body.len());
+            [head.as_bytes(), &body].concat()
+        };
+        match act {
+            Act::ReadThenAnswer => {
+                read_body(&mut wire, &head).await?;
+                wire.send(&with_length("")).await;
+            }
+            Act::AnswerThenRead => {
+                wire.send(&with_length("")).await;
+                read_body(&mut wire, &head).await?;
+            }
+            Act::HalfThenReadThenHalf => {
+                let answer = with_length("");
+                let (one, other) = answer.split_at(answer.len() - body.len() / 2);
+                wire.send(one).await;
+                read_body(&mut wire, &head).await?;
+                wire.send(other).await;
+            }
+            Act::ChunksWhileReading => {
+                wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: a\r\n\r\n").await;
+                let (one, other) = body.split_at(body.len() / 2);
+                for octet in one {
+                    wire.send(&[b'1', b'\r', b'\n', *octet, b'\r', b'\n']).await;
+                }
+                read_body(&mut wire, &head).await?;
+                wire.send(format!("{:x};a=\"b\"\r\n", other.len()).as_bytes()).await;
+                wire.send(other).await;
+                wire.send(b"\r\n0\r\na: b\r\n\r").await;
+                yield_now().await;
+                wire.send(b"\n").await;
+            }
+            Act::InformThenAnswer => {
+                let hints = "HTTP/1.1 103 Early Hints\r\n\r\n";
+                wire.send([hints.as_bytes(), b"HTTP/1.1 100 Continue\r\n\r\n"].concat().as_slice()).await;
+                read_body(&mut wire, &head).await?;
+                wire.send(&[hints.as_bytes(), &with_length("")].concat()).await;
+            }
+            Act::HeadOctetByOctet => {
+                for octet in with_length("").chunks(1) {
+                    wire.send(octet).await;
+                }
+                read_body(&mut wire, &head).await?;
+            }
+            Act::AnswerUntilClose => {
+                read_body(&mut wire, &head).await?;
+                wire.send(&[b"HTTP/1.1 200 OK\r\n\r\n", &body[..]].concat()).await;
+                return None;
+            }
+            Act::EndThenRead => {
+                wire.send(&with_length("Connection: close\r\n")).await;
+                let _ = wire.stream.shutdown().await;
+                read_body(&mut wire, &head).await?;
+                return None;
+            }
+            Act::AnswerAndReset => {
+                wire.send(&with_length("Connection: close\r\n")).await;
+                return None;
+            }
+            Act::Close => return None,
+            Act::CloseInHead => {
+                wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n").await;
+                return None;
+            }
+            Act::CloseInBody => {
+                let answer = with_length("");
+                wire.send(&answer[..answer.len() - 1]).await;
+                return None;
+            }
+            Act::CloseInChunk => {
+                wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n").await;
+                return None;
+            }
+            Act::Garbage => {
+                wire.send(b"SSH-2.0-OpenSSH_9.6\r\n").await;
+                read_body(&mut wire, &head).await?;
+                return None;
+            }
+            Act::SwitchUnasked => {
+                wire.send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nHTTP/1.1 200 OK\r\n\r\n").await;
+                read_body(&mut wire, &head).await?;
+                return None;
+            }
+        }
+    }
+}
+
+/// A body that is complete after all steps, or isn't.
+fn upload(dice: &mut Dice) -> (Request<Body>, bool) {
+    let pieces = dice.roll(6);
+    if pieces == 0 {
+        return (Request::new(Body::empty()), true);
+    }
+    let (mut steps, mut length) = (Vec::new(), 0);
+    for _ in 0..pieces {
+        if dice.roll(2) == 0 {
+            steps.push(Step::Yield);
+        }
+        let data = EVIL.repeat(dice.roll(3) * dice.roll(60) * dice.roll(4));
+        length += data.len();
+        steps.push(Step::Data(data));
+    }
+    let place = dice.roll(steps.len() + 1);
+    let is_complete = match dice.roll(8) {
+        0 => {
+            steps.insert(place, Step::Fail);
+            false
+        }
+        1 => {
+            steps.insert(place, Step::Panic);
+            false
+        }
+        2 => {
+            steps.insert(place, Step::Stall);
+            false
+        }
+        _ => true,
+    };
+    let mut request = Request::new(scripted(steps));
+    *request.method_mut() = "POST".parse().unwrap();
+    match dice.roll(4) {
+        0 if length > 0 => {
+            // It's longer than its length.
+            request.headers_mut().insert("content-length", (length - 1).into());
+            (request, false)
+        }
+        1 => {
+            request.headers_mut().insert("content-length", (length + 1).into());
+            (request, false)
+        }
+        2 => {
+            request.headers_mut().insert("content-length", length.into());
+            (request, is_complete)
+        }
+        _ => (request, is_complete),
+    }
+}
+
+/// One exchange, which may be given up at any time. A response is always that of its request.
+async fn exchange(client: Client, seed: usize) {
+    let mut dice = Dice::new(seed as u64);
+    let act = dice.roll(ACTS.len());
+    let (mut request, is_complete) = upload(&mut dice);
+    *request.uri_mut() = format!("/{act}/{seed}").parse().unwrap();
+    let has_body = request.method() == "POST";
+    let patience = if dice.roll(3) == 0 || !is_complete { dice.roll(400) } else { usize::MAX };
+    // A complete body isn't given up: its outcome is certain.
+    let is_certain = is_complete && patience == usize::MAX;
+    let what = format!("{:?}, seed {seed}, body {has_body}", ACTS[act]);
+    let exchange = async {
+        let response = match client.oneshot(request).await {
+            Ok(response) => response,
+            Err(error) => return Err(error),
+        };
+        if response.status() == 101 {
+            return Ok(None);
+        }
+        let mut body = response.into_body();
+        let (mut text, mut frames) = (Vec::new(), if is_certain { usize::MAX } else { dice.roll(12) });
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame?.into_data() {
+                text.extend_from_slice(&data);
+            }
+            if frames == 0 {
+                return Ok(None);
+            }
+            frames -= 1;
+        }
+        Ok(Some(text))
+    };
+    let mut exchange = Box::pin(exchange);
+    let mut polls = 0;
+    // Spurious polls, too.
+    let outcome = std::future::poll_fn(|cx| {
+        polls += 1;
+        match exchange.as_mut().poll(cx) {
+            Poll::Pending if polls > patience => Poll::Ready(None),
+            Poll::Pending => {
+                if patience < usize::MAX || polls % 3 == 0 {
+                    cx.waker().wake_by_ref();
+                }
+                Poll::Pending
+            }
+            Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+        }
+    })
+    .await;
+    match outcome {
+        Some(Ok(Some(text))) => {
+            assert!(act < CORRECT, "{what}: it ends cleanly");
+            assert!(text == answer_to(seed), "{what}: another response");
+        }
+        Some(Err(error)) if is_certain => {
+            // A reset may discard the response, or reach the request first.
+            let may_fail = act >= CORRECT || (ACTS[act] == Act::AnswerAndReset && has_body);
+            assert!(may_fail, "{what}: {error:?}");
+        }
+        _ => {}
+    }
+}
+
+async fn soak(client: Client, evil: Arc<AtomicUsize>, rounds: usize) {
+    let progress = Progress::default();
+    let tasks: Vec<_> = (0..8)
+        .map(|task| {
+            let (client, progress) = (client.clone(), progress.clone());
+            tokio::spawn(async move {
+                for round in 0..rounds {
+                    // Bodies that panic end their task only.
+                    let seed = task * 1000 + round;
+                    let outcome = tokio::spawn(exchange(client.clone(), seed)).await;
+                    if let Err(error) = outcome {
+                        let panic = error.into_panic();
+                        let text = panic.downcast_ref::<String>().cloned();
+                        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
+                        assert_eq!(text.as_deref(), Some("the body panics"), "seed {seed}");
+                    }
+                    progress.step();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        progress.of(task).await.unwrap();
+    }
+    // All permits are there again.
+    let request = Request::get("/0/7").body(Body::empty()).unwrap();
+    assert!(text(within(client.oneshot(request)).await).await.is_ok());
+    assert_eq!(evil.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn exchanges_that_go_wrong_harm_no_others_over_awkward_connections() {
+    for (most, pending, room) in [(1, 0, 64), (7, 1, 5), (100_000, 3, 3000)] {
+        let evil = Arc::new(AtomicUsize::new(0));
+        let seen = evil.clone();
+        let client = Client::builder("http://backend.example")
+            .connector(service_fn(move |_: Uri| {
+                let (ours, theirs) = duplex(room);
+                tokio::spawn(talk(Wire::new(theirs), seen.clone()));
+                async move { Ok::<_, io::Error>(Awkward::new(ours, most, pending)) }
+            }))
+            .max_connections(3)
+            .queue_timeout(None)
+            .build()
+            .unwrap();
+        soak(client, evil, 40).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn exchanges_that_go_wrong_harm_no_others_over_tcp() {
+    let evil = Arc::new(AtomicUsize::new(0));
+    let seen = evil.clone();
+    let origin = backend(move |wire| {
+        let seen = seen.clone();
+        async move {
+            talk(wire, seen).await;
+        }
+    })
+    .await;
+    let client = Client::builder(&*origin).max_connections(3).queue_timeout(None).build().unwrap();
+    soak(client, evil, 150).await;
 }

@@ -8,7 +8,7 @@ use std::{
 
 use axum_core::body::Body;
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, header::UPGRADE};
 use http_body::Frame;
 use tokio::io::{AsyncRead, ReadBuf};
 
@@ -132,6 +132,11 @@ impl Connection {
             };
             let status = head.response.status();
             if status == StatusCode::SWITCHING_PROTOCOLS {
+                if !self.offers_upgrade() {
+                    // The 101 is refused, so that the rest of the request is of no use to the backend.
+                    self.abort();
+                    return Poll::Ready(Ok(head.response));
+                }
                 self.response = ResponseState::Switching(Box::new(head.response));
                 self.release_body();
             } else if !status.is_informational() {
@@ -246,7 +251,13 @@ impl Connection {
     /// Writes what there is of a request whose body was taken. Ready with `true` if that's all of it.
     pub(in crate::client) fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Error>> {
         match ready!(self.upload.poll_written(&mut self.stream, cx)) {
-            Ok(()) => Poll::Ready(Ok(self.upload.is_done())),
+            Ok(()) => {
+                let is_done = self.upload.is_done();
+                if is_done {
+                    self.upload.shrink();
+                }
+                Poll::Ready(Ok(is_done))
+            }
             Err(UploadError::Io(error)) => Poll::Ready(Err(failed_body(error))),
             Err(UploadError::Body(error)) => Poll::Ready(Err(error)),
         }
@@ -345,6 +356,10 @@ impl Connection {
         if let Some(signal) = signal {
             signal.release();
         }
+    }
+
+    fn offers_upgrade(&self) -> bool {
+        self.request.as_ref().is_some_and(|request| request.headers().contains_key(UPGRADE))
     }
 
     /// Ready with a 101 when the whole request is sent.
