@@ -1,4 +1,5 @@
-//! HTTP/2 without the feature `http2`: a client can't be set to use it, so no connection is opened, and no stream exists.
+//! HTTP/2 without the feature `http2`: a client can't be set to use it, so no connection is opened, and no stream
+//! exists.
 
 use std::{
     convert::Infallible,

@@ -64,8 +64,8 @@ enum Handshake {
     SettingsOnly,
 }
 
-/// A client with one permit, whose first connection fails and whose later ones serve an app, one stream at a time. With it, the
-/// number of connections.
+/// A client with one permit, whose first connection fails and whose later ones serve an app, one stream at a time. With
+/// it, the number of connections.
 fn failing_first(origin: &str, first: Handshake) -> (Client, Arc<AtomicUsize>) {
     let (made, open) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let counted = made.clone();
@@ -172,8 +172,8 @@ async fn a_failed_handshake_releases_its_permit() {
 
 /// A client with one permit, to a backend that allows one stream. The number of connections comes with it.
 ///
-/// The connect and the backend's SETTINGS take a while. Of responses, `/never` doesn't begin, `/half` doesn't end, and `/late`
-/// takes a while.
+/// The connect and the backend's SETTINGS take a while. Of responses, `/never` doesn't begin, `/half` doesn't end, and
+/// `/late` takes a while.
 fn single() -> (Client, Arc<AtomicUsize>) {
     let half = async || {
         let (mut sender, body) = Channel::<Bytes>::new(1);

@@ -36,8 +36,8 @@ struct Rest {
 impl Body {
     /// Makes the body of a response that comes over a stream.
     ///
-    /// What came with the head is read at once: a short response is complete then, its stream is free, and the connection needs
-    /// no access to it.
+    /// What came with the head is read at once: a short response is complete then, its stream is free, and the
+    /// connection needs no access to it.
     pub(super) fn new(body: Incoming, stream: Stream, cx: &mut Context<'_>) -> Self {
         let mut this = Self { length: body.size_hint().exact(), ..Self::empty() };
         let mut unread = UnreadResponse::new(body);

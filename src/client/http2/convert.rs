@@ -67,8 +67,9 @@ pub(super) struct Copy {
 impl Copy {
     /// Copies a request that [`as_http2`] has made.
     ///
-    /// `None` if it has a body, of which nothing would be left, or credentials that authenticate a connection, because their
-    /// second use is a replay. An extended CONNECT isn't resent either, because its protocol is in the extensions.
+    /// `None` if it has a body, of which nothing would be left, or credentials that authenticate a connection, because
+    /// their second use is a replay. An extended CONNECT isn't resent either, because its protocol is in the
+    /// extensions.
     pub(super) fn of(request: &Request<Body>) -> Option<Self> {
         let is_connect = request.method() == Method::CONNECT;
         if is_connect || !request.body().is_end_stream() || authenticates_connection(request.headers()) {
@@ -110,8 +111,8 @@ enum Resend {
 
 /// Decides whether a request may be sent again.
 ///
-/// hyper doesn't distinguish a stream beyond the last one of a GOAWAY from one that was in progress when the connection ended
-/// after it. Of these, only idempotent requests are sent again.
+/// hyper doesn't distinguish a stream beyond the last one of a GOAWAY from one that was in progress when the connection
+/// ended after it. Of these, only idempotent requests are sent again.
 fn resend(cause: &h2::Error, method: &Method) -> Option<Resend> {
     if !cause.is_remote() {
         return None;

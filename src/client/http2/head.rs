@@ -1,6 +1,7 @@
 //! The size of a request's head, and the connections that it may use.
 //!
-//! HTTP/2 servers end the whole connection for a head that is too large for them, and not all of them announce their limit.
+//! HTTP/2 servers end the whole connection for a head that is too large for them, and not all of them announce their
+//! limit.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

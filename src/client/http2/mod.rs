@@ -1,4 +1,5 @@
-//! HTTP/2 to one backend: requests share connections, each of which has a task of its own, as many as their streams need.
+//! HTTP/2 to one backend: requests share connections, each of which has a task of its own, as many as their streams
+//! need.
 
 mod body;
 mod connection;

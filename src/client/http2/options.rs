@@ -35,8 +35,8 @@ pub(in super::super) struct ResponseHeadLimit {
 impl ResponseHeadLimit {
     /// Returns whether a head with a block of this size on the wire may be larger than the limit.
     ///
-    /// The limit counts decoded fields and 32 octets for each (RFC 9113, section 6.5.2). HPACK's encoding is up to about eight
-    /// times smaller than that.
+    /// The limit counts decoded fields and 32 octets for each (RFC 9113, section 6.5.2). HPACK's encoding is up to
+    /// about eight times smaller than that.
     pub(super) fn may_be_exceeded(self, block: usize) -> bool {
         block > self.bytes / 8
     }

@@ -20,8 +20,8 @@ use super::{
 
 /// The open HTTP/2 connections to one backend.
 ///
-/// Its lock may be taken under the dispatcher's, and a connection's under its own. No connection or stream is dropped under it, and
-/// none by methods that return [`Removed`] ones.
+/// Its lock may be taken under the dispatcher's, and a connection's under its own. No connection or stream is dropped
+/// under it, and none by methods that return [`Removed`] ones.
 pub(in super::super) struct Pool {
     state: Mutex<State>,
     options: Options,
@@ -45,7 +45,8 @@ struct Shared {
     permit: PermitWatch,
 }
 
-/// Connections that get no more requests, to be dropped without the caller's lock. Then they close when no stream is open.
+/// Connections that get no more requests, to be dropped without the caller's lock. Then they close when no stream is
+/// open.
 #[derive(Debug, Default)]
 pub(in super::super) struct Removed(Vec<Shared>);
 
@@ -69,7 +70,8 @@ impl Pool {
         self.take_from(false)
     }
 
-    /// Takes a stream of the first connection that has one, even if it may be frozen. Its streams will show whether it is.
+    /// Takes a stream of the first connection that has one, even if it may be frozen. Its streams will show whether it
+    /// is.
     pub(in super::super) fn take_silent(&self) -> (Option<Stream>, Removed) {
         self.take_from(true)
     }
@@ -88,8 +90,8 @@ impl Pool {
         (stream, removed)
     }
 
-    /// Makes an HTTP/2 connection of a socket, and takes a stream of it. It's put into the pool, unless it's dedicated to its
-    /// request.
+    /// Makes an HTTP/2 connection of a socket, and takes a stream of it. It's put into the pool, unless it's dedicated
+    /// to its request.
     ///
     /// # Errors
     ///

@@ -1,8 +1,8 @@
 //! What h2 charges a connection for small DATA frames, counted as h2 counts it (0.4.20, `proto/streams/counts.rs`).
 //!
-//! h2 charges a DATA frame of fewer than 256 octets with the difference, until it's read, and ends the whole connection when the
-//! charges exceed half of its window, or after more than 100 empty frames. One slow client or one chatty response would thereby
-//! end the exchanges of all others.
+//! h2 charges a DATA frame of fewer than 256 octets with the difference, until it's read, and ends the whole connection
+//! when the charges exceed half of its window, or after more than 100 empty frames. One slow client or one chatty
+//! response would thereby end the exchanges of all others.
 
 use super::super::options::Windows;
 

@@ -2,7 +2,8 @@
 
 use super::charges::Charges;
 
-/// Parses the octets of one direction, in pieces of any size. It stores a frame's header and one setting, never a payload.
+/// Parses the octets of one direction, in pieces of any size. It stores a frame's header and one setting, never a
+/// payload.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
     /// A frame's header, or a part of its payload, of which `filled` octets have come.
@@ -161,8 +162,8 @@ impl Frames {
         self.payload = Payload::Nothing;
     }
 
-    /// Returns the size of the largest field block that has come, or is coming, since the last call, in octets on the wire; 0 if
-    /// there was none. Frames that follow it in the same read don't hide it.
+    /// Returns the size of the largest field block that has come, or is coming, since the last call, in octets on the
+    /// wire; 0 if there was none. Frames that follow it in the same read don't hide it.
     pub(super) fn largest_block(&mut self) -> usize {
         std::mem::take(&mut self.largest)
     }

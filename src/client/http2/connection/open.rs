@@ -27,8 +27,8 @@ use crate::observe;
 
 /// Makes an HTTP/2 connection of a socket, and waits for the backend's SETTINGS.
 ///
-/// The connection's task polls `expiry`, too, which removes the connection from its pool. The connection closes when its last
-/// sender is dropped and no stream is open, or a second later.
+/// The connection's task polls `expiry`, too, which removes the connection from its pool. The connection closes when
+/// its last sender is dropped and no stream is open, or a second later.
 ///
 /// # Cancel safety
 ///
@@ -43,12 +43,13 @@ pub(in super::super) async fn open(
     let executor = Executor::default();
     let (requests, driver) = http2::Builder::new(executor.clone())
         .timer(TokioTimer::new())
-        // Not adaptive: that leaves the connection's window at 64 KiB, and h2 limits the charges for small frames to half of it.
+        // Not adaptive: that leaves the connection's window at 64 KiB, and h2 limits the charges for small frames to
+        // half of it.
         .initial_connection_window_size(options.windows.connection)
         .initial_stream_window_size(options.windows.stream)
         .max_header_list_size(u32::try_from(options.max_response_head.bytes).unwrap_or(u32::MAX))
-        // Frames still come on streams that clients have left. On a stream that h2 has forgotten they would count as protocol
-        // errors, too many of which end the connection.
+        // Frames still come on streams that clients have left. On a stream that h2 has forgotten they would count as
+        // protocol errors, too many of which end the connection.
         .max_concurrent_reset_streams(1024)
         // The backend's SETTINGS are the first frame that it sends (RFC 9113, section 3.4), and set the number.
         .initial_max_send_streams(0)
@@ -101,9 +102,9 @@ const LINGER: Duration = Duration::from_secs(1);
 struct Executor(Arc<Mutex<Option<JoinHandle<()>>>>);
 
 impl Executor {
-    /// Closes the connection, which hyper does only when no stream is open. A stream with data to send stays open until the
-    /// backend opens its window, because hyper waits for that, and notices neither that the response was dropped nor that the
-    /// tunnel was.
+    /// Closes the connection, which hyper does only when no stream is open. A stream with data to send stays open until
+    /// the backend opens its window, because hyper waits for that, and notices neither that the response was dropped
+    /// nor that the tunnel was.
     async fn close(&self) {
         let connection = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut connection) = connection

@@ -6,7 +6,8 @@ use axum_core::body::Body;
 use hyper::client::conn::http2::SendRequest;
 use tokio::sync::mpsc;
 
-/// Sends requests over a connection. The pool has one, and each stream. When the last one is dropped, the connection closes.
+/// Sends requests over a connection. The pool has one, and each stream. When the last one is dropped, the connection
+/// closes.
 #[derive(Clone, Debug)]
 pub(in super::super) struct Sender {
     requests: SendRequest<Body>,

@@ -47,8 +47,8 @@ enum Phase {
     /// The backend's SETTINGS, which limit the number of streams, haven't been applied.
     Opening,
     Open,
-    /// A stream waited in vain for its response, and nothing was read meanwhile: the backend may be frozen. The connection takes
-    /// no request before something is read, except where it can't have a substitute.
+    /// A stream waited in vain for its response, and nothing was read meanwhile: the backend may be frozen. The
+    /// connection takes no request before something is read, except where it can't have a substitute.
     Silent,
     /// h2 is about to end the connection. The open streams go on as long as they can.
     Retired,
@@ -63,8 +63,8 @@ pub(in super::super) struct Admission {
     pub(in super::super) max_request_head: Option<usize>,
 }
 
-/// How long a stream waits at least for its response before its cancellation, with nothing read on its connection, counts as the
-/// backend's silence. Below it, clients that leave early would cost connections.
+/// How long a stream waits at least for its response before its cancellation, with nothing read on its connection,
+/// counts as the backend's silence. Below it, clients that leave early would cost connections.
 pub(in super::super) const SILENCE: Duration = Duration::from_secs(1);
 
 impl State {
@@ -99,8 +99,8 @@ impl State {
         std::mem::replace(&mut self.max_streams, max_streams) < max_streams
     }
 
-    /// Returns whether the connection has been opened: with `false`, it has closed before the backend sent SETTINGS. `None`: it's
-    /// opening.
+    /// Returns whether the connection has been opened: with `false`, it has closed before the backend sent SETTINGS.
+    /// `None`: it's opening.
     pub(super) fn is_opened(&self) -> Option<bool> {
         (self.max_streams > 0 || self.phase == Phase::Closed).then_some(self.has_settings)
     }
@@ -157,8 +157,8 @@ impl State {
         self.phase = Phase::Closed;
     }
 
-    /// Returns whether the connection never takes a request again: it has been retired or closed, or it's silent and has no
-    /// stream whose response could end that.
+    /// Returns whether the connection never takes a request again: it has been retired or closed, or it's silent and
+    /// has no stream whose response could end that.
     pub(super) fn is_lost(&self) -> bool {
         match self.phase {
             Phase::Retired | Phase::Closed => true,
@@ -180,8 +180,8 @@ impl State {
         self.has_large_head = true;
     }
 
-    /// Returns whether the head of a response has come that may be larger than allowed, since the last call: h2 doesn't show why
-    /// it resets a stream.
+    /// Returns whether the head of a response has come that may be larger than allowed, since the last call: h2 doesn't
+    /// show why it resets a stream.
     pub(super) fn take_large_head(&mut self) -> bool {
         std::mem::take(&mut self.has_large_head)
     }
@@ -196,8 +196,8 @@ impl State {
     }
 }
 
-/// Returns whether the end of a stream shows that the backend is silent: it waited so long in vain for its response, and so many
-/// reads happened on the connection meanwhile.
+/// Returns whether the end of a stream shows that the backend is silent: it waited so long in vain for its response,
+/// and so many reads happened on the connection meanwhile.
 fn is_silence(waited: Option<Duration>, reads: u64) -> bool {
     waited.is_some_and(|waited| waited >= SILENCE) && reads == 0
 }
@@ -398,8 +398,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in any order: streams begin within the limit only, none after the connection is retired or closed, and
-        /// none is counted twice.
+        /// Whatever happens in any order: streams begin within the limit only, none after the connection is retired or
+        /// closed, and none is counted twice.
         #[test]
         fn no_order_of_events_breaks_the_count_of_streams(events in vec((0..8_u8, any::<u8>()), 0..100)) {
             let mut state = opening();

@@ -1,12 +1,12 @@
 //! The responses of one connection that their clients haven't read yet.
 //!
-//! h2 charges a connection for unread small DATA frames and ends it when they cost too much ([`charges`](super::charges)). So the
-//! connection reads ahead when enough has been charged: it copies small frames into larger pieces of memory, in which they cost
-//! what they hold.
+//! h2 charges a connection for unread small DATA frames and ends it when they cost too much
+//! ([`charges`](super::charges)). So the connection reads ahead when enough has been charged: it copies small frames
+//! into larger pieces of memory, in which they cost what they hold.
 //!
-//! It copies large frames too, because small ones can lie behind them, but only up to a limit: a backend whose download is read
-//! slowly has to wait. When the charges are high all the same, it reads all that the stream's window has let in. A response that
-//! collects too many small frames beyond that limit is reset, because it would end the connection.
+//! It copies large frames too, because small ones can lie behind them, but only up to a limit: a backend whose download
+//! is read slowly has to wait. When the charges are high all the same, it reads all that the stream's window has let
+//! in. A response that collects too many small frames beyond that limit is reset, because it would end the connection.
 
 use std::{
     collections::VecDeque,
@@ -111,8 +111,8 @@ impl Responses {
         Self { list: Mutex::default(), bound: bound as usize }
     }
 
-    /// Reads ahead in the responses whose readers don't keep up. Returns the charges of all frames that have been read since the
-    /// last call, by readers too.
+    /// Reads ahead in the responses whose readers don't keep up. Returns the charges of all frames that have been read
+    /// since the last call, by readers too.
     pub(super) fn read_ahead(&self, reach: Reach) -> usize {
         // A body that is polled or dropped wakes the connection's task.
         let responses = self.lock().all.clone();
@@ -241,8 +241,8 @@ impl UnreadResponse {
         Poll::Ready(next)
     }
 
-    /// Reads what there is. Returns the waker of its reader if the response has come beyond the bound in small frames: its body
-    /// is to be reset then.
+    /// Reads what there is. Returns the waker of its reader if the response has come beyond the bound in small frames:
+    /// its body is to be reset then.
     fn read_ahead(&mut self, bound: usize, reach: Reach) -> Option<Waker> {
         if mem::take(&mut self.is_drained) || self.body.is_none() {
             return None;
