@@ -191,6 +191,18 @@ async fn a_head_and_a_small_body_leave_in_one_write() {
 }
 
 #[tokio::test]
+async fn a_small_upload_over_the_wire_leaves_in_one_write() {
+    let (proxy, writes) = scripted(&[&[ALL, Step::Give(OK), ALL, Step::Give(OK)]]);
+    let mut wire = client(front(Router::new().fallback_service(proxy)).await).await;
+    for _ in 0..2 {
+        let head = "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 1024\r\n\r\n";
+        wire.send((head.to_owned() + &"x".repeat(1024)).as_bytes()).await;
+        assert_eq!(wire.message().await.unwrap().text(), "ok");
+    }
+    assert_eq!(writes.lock().unwrap().len(), 2);
+}
+
+#[tokio::test]
 async fn a_request_arrives_complete_in_writes_of_any_size() {
     let body = "0123456789".repeat(4096);
     for size in [1000, 8192, 40_000, usize::MAX] {

@@ -111,16 +111,16 @@ impl Connection {
     /// Sends the request, and receives the head of the response: a final one, or a 101.
     pub(in crate::client) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<()>, Box<SendError>>> {
         // A backend that closes an idle connection, or sends something on it, does so before it has the request.
-        if !self.upload.is_written()
-            && let Poll::Ready(error) = self.poll_unrequested(cx)
-        {
+        let is_first = !self.upload.is_written();
+        if is_first && let Poll::Ready(error) = self.poll_unrequested(cx) {
             return Poll::Ready(Err(self.unsent(error)));
         }
         loop {
             if let Poll::Ready(Err(error)) = self.poll_upload(cx) {
                 return Poll::Ready(Err(self.upload_failed(error)));
             }
-            if !self.upload.is_written() {
+            // That read was pending, so that the response wakes this task.
+            if is_first {
                 return Poll::Pending;
             }
             if matches!(self.response, ResponseState::Switching(_)) {

@@ -1,33 +1,34 @@
-//! How long the backend lets a connection be idle, as far as it has been seen.
+//! How long the backend keeps idle connections, as observed.
 //!
-//! A request that races with the backend closing an idle connection fails, and it's unknown whether it was read. One that may be sent twice is
-//! sent again; one that may not goes over no connection that has been idle for nearly as long as any was seen to be kept.
+//! A request that races with the backend closing an idle connection fails, and it's unknown whether it was processed.
+//! Requests that can be replayed are sent again. The others avoid connections that have been idle for more than half the
+//! longest idle time observed.
 
 use std::time::Duration;
 
-/// What is known of a backend. Nothing at first: it may close behind each answer.
+/// What has been observed of a backend. Nothing at first: it may close the connection after each response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::client) struct KeepAlive {
-    /// The longest time that it has kept a connection, unless it has closed one sooner since.
+    /// The longest time for which it has kept a connection, unless it has closed one sooner since.
     keeps: Duration,
 }
 
-/// By then a backend that closes behind each answer has done so.
+/// The time by which a backend that closes the connection after each response has done so.
 pub(in crate::client) const AT_ONCE: Duration = Duration::from_millis(100);
 
-/// The longest time that is safe with any backend: of usual keep-alive times the shortest is gunicorn's, 2 s.
+/// The longest time that is safe with any backend: gunicorn's keep-alive time, 2 s, is the shortest of usual ones.
 pub(in crate::client) const USUAL: Duration = Duration::from_secs(1);
 
 impl KeepAlive {
-    /// What is assumed where nothing can be learned.
+    /// The assumption where nothing can be observed.
     pub(in crate::client) const ASSUMED: Self = Self { keeps: Duration::from_secs(2) };
 
-    /// Whether the backend isn't about to close what has been idle for so long.
+    /// Whether the backend isn't about to close a connection that has been idle for so long.
     pub(in crate::client) fn is_safe(self, idle: Duration) -> bool {
         idle < USUAL.min(self.keeps / 2)
     }
 
-    /// Learns whether a connection was still open after so long.
+    /// Records whether a connection was still open after such an idle time.
     pub(in crate::client) fn saw(&mut self, idle: Duration, is_open: bool) {
         match is_open {
             true if idle >= AT_ONCE => self.keeps = self.keeps.max(idle),
