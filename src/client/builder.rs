@@ -126,7 +126,8 @@ impl ClientBuilder {
     /// Sets the maximum number of connections to the backend, those of tunnels and HTTP/2 included. Default: `None`, no limit.
     ///
     /// A request that finds no free connection waits for one, in order of arrival, for no longer than the
-    /// [`queue_timeout`](Self::queue_timeout). 0 is an error.
+    /// [`queue_timeout`](Self::queue_timeout). Later requests that can use a returned connection, or a free stream of an HTTP/2
+    /// connection, overtake an earlier one that can't at most eight times. 0 is an error.
     ///
     /// ```
     /// use tower_reverse_proxy::Client;

@@ -21,8 +21,8 @@ use crate::error::Error;
 ///
 /// # Cancel safety
 ///
-/// Dropping it closes the connection that the request was sent on, or resets its stream. A request that waits for a connection
-/// leaves the queue; a connection that is being made for it goes to another request, or to the pool.
+/// Dropping it closes the connection that the request was sent on, or resets its stream. A request that waits for a
+/// connection leaves the queue; a connection that is being opened for it goes to another request, or to the pool.
 #[must_use = "futures do nothing unless polled"]
 pub struct ResponseFuture {
     exchange: Exchange,

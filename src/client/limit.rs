@@ -111,8 +111,9 @@ impl fmt::Debug for Limit {
     }
 }
 
-/// How often a waiter is overtaken before a returned connection is closed to make room for its own. Each such switch costs a
-/// connect, so a busy client makes few. Without a limit, requests that share connections would keep the others waiting forever.
+/// How often a waiter is overtaken before a returned connection is closed to make room for its own. Each such switch
+/// costs a connect, so a busy client makes few. Without a limit, requests that share connections would keep the others
+/// waiting forever.
 const MAX_OVERTAKEN: usize = 8;
 
 /// The requests that wait for a connection, in order of arrival.

@@ -1,5 +1,6 @@
-//! The rooms of the crate: a module uses the floors below its own. The table is `src/docs/layers.md`, which CONTRIBUTING.md
-//! shows too, together with the diagram that `diagram` makes of it. The rooms of the client have a table of their own.
+//! The rooms of the crate: a module uses the floors below its own. The table is `src/docs/layers.md`, which
+//! CONTRIBUTING.md shows too, together with the diagram that `diagram` makes of it. The rooms of the client have a
+//! table of their own.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,5 +1,5 @@
-//! Connecting to one backend, over TCP, with or without TLS, a Unix socket, or what the operator has instead, within one
-//! timeout over name, address and handshakes.
+//! Connecting to one backend, over TCP, with or without TLS, a Unix socket, or what the operator has instead, within
+//! one timeout over name, address and handshakes.
 
 mod resolve;
 mod stream;
@@ -131,7 +131,8 @@ impl Connector {
         self.dial_http1.is_some()
     }
 
-    /// Connects, and makes of it what `handshake` does, all within the one timeout: a stuck handshake is a stuck connect.
+    /// Connects, and makes of it what `handshake` does, all within the one timeout: a stuck handshake is a stuck
+    /// connect.
     ///
     /// # Cancel safety
     ///
@@ -247,7 +248,8 @@ impl Dialed {
 /// TCP, with the look-ups of a backend shared.
 type Tcp = HttpConnector<SharedLookup>;
 
-/// Names, asked for anew with each connection but for one look-up at a time, and every address that a name has (RFC 8305).
+/// Names, asked for anew with each connection but for one look-up at a time, and every address that a name has (RFC
+/// 8305).
 fn tcp(timeout: Option<Duration>) -> Tcp {
     let mut tcp = HttpConnector::new_with_resolver(SharedLookup::new());
     // `https` is also TCP; what makes it TLS comes on top.

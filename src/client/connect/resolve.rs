@@ -1,8 +1,8 @@
 //! Looking up a backend's name, once at a time for all connections that wait for it.
 //!
-//! The operating system's look-up can't be cancelled and keeps one of the runtime's blocking threads for as long as it takes.
-//! If each connection had one of its own, a name server that doesn't answer would use up these threads, and with them the
-//! look-ups of all other backends.
+//! The operating system's look-up can't be cancelled and keeps one of the runtime's blocking threads for as long as it
+//! takes. If each connection had one of its own, a name server that doesn't answer would use up these threads, and with
+//! them the look-ups of all other backends.
 
 use std::{
     error, fmt,
@@ -20,7 +20,8 @@ use tokio::sync::watch;
 use tower::ServiceExt;
 use tower_service::Service;
 
-/// Looks up the one name that a backend has. Clones share the look-up that is under way; its result is kept for no others.
+/// Looks up the one name that a backend has. Clones share the look-up that is under way; its result is kept for no
+/// others.
 #[derive(Clone)]
 pub(super) struct SharedLookup<R = GaiResolver> {
     resolver: R,
@@ -49,7 +50,8 @@ where
 {
     /// Joins the look-up that is under way, or begins one; `true`: it has begun one.
     ///
-    /// It runs in a task of its own: connections that are given up don't end it, and those that come after them join it.
+    /// It runs in a task of its own: connections that are given up don't end it, and those that come after them join
+    /// it.
     fn join(&self, name: &Name) -> (watch::Receiver<Outcome>, bool) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         // Without a sender, its runtime has been shut down.

@@ -18,8 +18,8 @@ use crate::{backend::Backend, crypto};
 
 /// The TLS configuration for an `https` backend: trusted roots, a client certificate, and the server's name.
 ///
-/// The backend's certificate is always verified: that it chains to a trusted root, is within its validity period, and is for
-/// the backend's name or address. No option disables this.
+/// The backend's certificate is always verified: that it chains to a trusted root, is within its validity period, and
+/// is for the backend's name or address. No option disables this.
 ///
 /// ```
 /// # fn main() -> Result<(), tower_reverse_proxy::InvalidTls> {
@@ -87,8 +87,8 @@ impl Tls {
         Self::with_roots(roots)
     }
 
-    /// Trusts the CA certificates in `pem`, and no others: one or more X.509 certificates in PEM. `pem` is the contents of
-    /// a file, not its path.
+    /// Trusts the CA certificates in `pem`, and no others: one or more X.509 certificates in PEM. `pem` is the contents
+    /// of a file, not its path.
     ///
     /// ```
     /// use tower_reverse_proxy::Tls;
@@ -144,8 +144,8 @@ impl Tls {
         Ok(Self::with_config(config))
     }
 
-    /// Sets the certificate for a backend that requests one (mutual TLS): the chain, the client's own certificate first, and its
-    /// private key, both in PEM (PKCS #8, PKCS #1 or SEC1, not encrypted). Default: none.
+    /// Sets the certificate for a backend that requests one (mutual TLS): the chain, the client's own certificate
+    /// first, and its private key, both in PEM (PKCS #8, PKCS #1 or SEC1, not encrypted). Default: none.
     ///
     /// ```
     /// use tower_reverse_proxy::Tls;
@@ -175,8 +175,8 @@ impl Tls {
         Ok(self)
     }
 
-    /// Sets the server name that is sent to the backend (SNI, RFC 6066, section 3) and that its certificate must be valid for: a
-    /// DNS name, or an address, which isn't sent as SNI. Default: the backend's host.
+    /// Sets the server name that is sent to the backend (SNI, RFC 6066, section 3) and that its certificate must be
+    /// valid for: a DNS name, or an address, which isn't sent as SNI. Default: the backend's host.
     ///
     /// The `Host` field of requests doesn't change: [`Upstream::host`](crate::Upstream::host) sets it.
     ///
@@ -206,8 +206,8 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// The error returned when a [`Tls`] configuration is invalid. Its text contains the cause and what to write instead, and
-/// no key.
+/// The error returned when a [`Tls`] configuration is invalid. Its text contains the cause and what to write instead,
+/// and no key.
 ///
 /// ```
 /// use tower_reverse_proxy::Tls;

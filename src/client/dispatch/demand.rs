@@ -25,7 +25,8 @@ pub(super) struct Demand {
 }
 
 impl Demand {
-    /// Returns whether an HTTP/1.1 connection serves it that has been idle for so long. `None`: a new one, which has no owner yet.
+    /// Returns whether an HTTP/1.1 connection serves it that has been idle for so long. `None`: a new one, which has no
+    /// owner yet.
     pub(super) fn is_met(&self, idle: Option<Duration>, owner: Option<&Owner>, keep_alive: KeepAlive) -> bool {
         self.freshness.is_met(idle, keep_alive) && (idle.is_none() || self.owner.as_ref() == owner)
     }

@@ -1,4 +1,5 @@
-//! The connections to one backend behind one lock: the dispatcher takes and returns them, and serves the requests that wait.
+//! The connections to one backend behind one lock: the dispatcher takes and returns them, and serves the requests that
+//! wait.
 
 use std::{
     fmt,
@@ -36,16 +37,18 @@ use crate::{
 
 /// The connections to one backend, and the requests that wait for them.
 ///
-/// A request that finds no connection waits for whatever comes first: a connection that another request returns, a stream that
-/// ends, or a new connection. As many are opened as the waiters need, never more: one that comes too late for its waiter goes to
-/// the next, and then to the idle ones. The waiters of both protocols stand in one queue in order of arrival.
+/// A request that finds no connection waits for whatever comes first: a connection that another request returns, a
+/// stream that ends, or a new connection. As many are opened as the waiters need, never more: one that comes too late
+/// for its waiter goes to the next, and then to the idle ones. The waiters of both protocols stand in one queue in
+/// order of arrival.
 pub(in crate::client) struct Dispatcher {
     pub(in crate::client) backend: Backend,
     connector: Arc<Connector>,
     http1: http1::Options,
     pub(super) http2: Arc<http2::Pool>,
     options: Options,
-    /// Nothing is sent, woken or dropped under it, because permits, streams and connections take it when they are dropped.
+    /// Nothing is sent, woken or dropped under it, because permits, streams and connections take it when they are
+    /// dropped.
     state: Mutex<State>,
     /// Ends connects when the dispatcher is dropped.
     cancelled: CancellationToken,
@@ -103,7 +106,8 @@ impl Dispatcher {
 
     // ---- HTTP/1.1 ----
 
-    /// Takes an idle connection of an owner, or of none. Whether the backend has closed it shows when a request is sent.
+    /// Takes an idle connection of an owner, or of none. Whether the backend has closed it shows when a request is
+    /// sent.
     pub(in crate::client) fn take(self: &Arc<Self>, owner: Option<&Owner>, freshness: Freshness) -> Option<Checkout> {
         loop {
             let now = Instant::now();
@@ -141,8 +145,8 @@ impl Dispatcher {
         self.lock().http1.keep_alive.saw(idle, is_open);
     }
 
-    /// Takes a connection back if its exchange has ended cleanly in both directions and another request may use it, and closes it
-    /// otherwise.
+    /// Takes a connection back if its exchange has ended cleanly in both directions and another request may use it, and
+    /// closes it otherwise.
     pub(in crate::client) fn put(self: &Arc<Self>, connection: Box<Connection>) {
         if connection.reuse != Reuse::Never && connection.is_idle() {
             self.give(self.lock(), Checkout::returned(connection));
@@ -284,8 +288,8 @@ impl Dispatcher {
         }
     }
 
-    /// Returns why a request that has waited for so long fails. `None`: it waits on, because a connection is being opened for it,
-    /// within a timeout of its own.
+    /// Returns why a request that has waited for so long fails. `None`: it waits on, because a connection is being
+    /// opened for it, within a timeout of its own.
     pub(super) fn timed_out(&self, kind: Kind, ticket: Ticket) -> Option<Error> {
         if kind != Kind::Http1 && self.lock().is_connecting_for(kind, ticket) {
             return None;
@@ -301,8 +305,8 @@ impl Dispatcher {
 
     /// Serves the waiters with what there is: idle connections, streams, and new connections, as many as there may be.
     ///
-    /// A runtime that is shutting down drops a spawned task at once, on this stack, which comes back here. The inner call leaves
-    /// its change to the outer one's next round.
+    /// A runtime that is shutting down drops a spawned task at once, on this stack, which comes back here. The inner
+    /// call leaves its change to the outer one's next round.
     fn serve<'a>(self: &'a Arc<Self>, mut state: MutexGuard<'a, State>) {
         if state.queue.is_empty() || mem::replace(&mut state.is_serving, true) {
             return;
@@ -470,9 +474,10 @@ impl Attempt {
 }
 
 impl Drop for Attempt {
-    /// Its runtime has been shut down, or the connector has panicked. A connect that is begun on a runtime that is shut down is
-    /// dropped unpolled, so that a waiter of that runtime fails instead of waiting forever. The connections of other waiters are
-    /// opened on their own runtimes. A panic is a failed connect, because the next one would panic, too.
+    /// Its runtime has been shut down, or the connector has panicked. A connect that is begun on a runtime that is shut
+    /// down is dropped unpolled, so that a waiter of that runtime fails instead of waiting forever. The connections of
+    /// other waiters are opened on their own runtimes. A panic is a failed connect, because the next one would panic,
+    /// too.
     fn drop(&mut self) {
         let Some(dispatcher) = self.dispatcher.upgrade() else { return };
         let mut state = dispatcher.lock();

@@ -39,8 +39,9 @@ pub(in crate::client) enum Outcome {
 impl Http2Exchange {
     /// Returns whether HTTP/2 may carry a request.
     ///
-    /// Credentials that authenticate a connection (RFC 4559, section 6) never go over HTTP/2, because other clients' requests share
-    /// its connections. Upgrades go over HTTP/1.1 where the client can insist on that, which is over TLS.
+    /// Credentials that authenticate a connection (RFC 4559, section 6) never go over HTTP/2, because other clients'
+    /// requests share its connections. Upgrades go over HTTP/1.1 where the client can insist on that, which is over
+    /// TLS.
     pub(in crate::client) fn may_carry(dispatcher: &Dispatcher, request: &Request<Body>, reuse: &Reuse) -> bool {
         dispatcher.speaks_http2()
             && *reuse == Reuse::Shared
@@ -77,7 +78,8 @@ async fn exchange(
         return Ok(Outcome::Http1(Http1Exchange::new(dispatcher, request, freshness, &Reuse::Shared)));
     }
     let head = HeadSize::of(&request);
-    // An upgrade has a connection of its own, as in HTTP/1.1: small frames that a tunnel's client doesn't read would end it.
+    // An upgrade has a connection of its own, as in HTTP/1.1: small frames that a tunnel's client doesn't read would
+    // end it.
     let share = if is_upgrade { Share::Alone } else { Share::Shared };
     let stream = match acquire_for(&dispatcher, share, freshness, head).await {
         Ok(Grant::Http2(stream)) => stream,

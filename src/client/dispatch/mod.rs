@@ -1,7 +1,7 @@
 //! Which protocol a request goes over, which connection, and once more if nothing of it was read.
 //!
-//! The [`dispatcher`] has everything that requests share behind one lock, the [`state`] under it decides, and a request that finds
-//! no connection waits in one queue with all others ([`acquire`]).
+//! The [`dispatcher`] has everything that requests share behind one lock, the [`state`] under it decides, and a request
+//! that finds no connection waits in one queue with all others ([`acquire`]).
 
 mod acquire;
 mod demand;

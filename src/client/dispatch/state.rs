@@ -76,8 +76,8 @@ impl State {
         self.sweeper.as_ref().is_none_or(JoinHandle::is_finished) && !self.http1.is_empty()
     }
 
-    /// Returns what is known of the backend. At the limit, no connection would be idle for long enough to learn from it, and each
-    /// request would close one to open another.
+    /// Returns what is known of the backend. At the limit, no connection would be idle for long enough to learn from
+    /// it, and each request would close one to open another.
     pub(super) fn keep_alive(&self) -> KeepAlive {
         if self.limit.is_full() { KeepAlive::ASSUMED } else { self.http1.keep_alive }
     }
@@ -131,8 +131,9 @@ impl State {
 
     /// Returns what is to be done next for the waiters.
     ///
-    /// It's called after each change that may be of use to a waiter, so that none is left behind with a connection that it could
-    /// have. Connections with an owner are offered to that owner's waiters when they return, and aren't idle before.
+    /// It's called after each change that may be of use to a waiter, so that none is left behind with a connection that
+    /// it could have. Connections with an owner are offered to that owner's waiters when they return, and aren't idle
+    /// before.
     pub(super) fn next(&mut self) -> Option<Step> {
         if self.queue.is_empty() {
             return None;
@@ -226,8 +227,8 @@ impl State {
         }
     }
 
-    /// Removes the waiter that fails with a connect. `None`: connections are being opened for all of its kind, and one of these
-    /// may do better.
+    /// Removes the waiter that fails with a connect. `None`: connections are being opened for all of its kind, and one
+    /// of these may do better.
     pub(super) fn pop_failed(&mut self, kind: Kind) -> Option<Waiter> {
         let is_needed = self.needed(kind) > self.connecting(kind);
         if is_needed { self.queue.pop(kind.index()) } else { None }

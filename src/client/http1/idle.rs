@@ -52,8 +52,8 @@ impl Freshness {
 pub(in crate::client) struct Idle {
     pub(super) connection: Box<Connection>,
     pub(super) since: Instant,
-    /// Whether it's worth its cost only under load: it was opened too late to be needed, and some servers reserve a worker
-    /// for its first request.
+    /// Whether it's worth its cost only under load: it was opened too late to be needed, and some servers reserve a
+    /// worker for its first request.
     pub(super) is_spare: bool,
 }
 

@@ -10,7 +10,8 @@ use crate::identity::Owner;
 /// How many connections of one owner may be idle for longer than a second. `pool_max_idle` may be less.
 pub(super) const MAX_IDLE: usize = 4;
 
-/// How long a connection with an owner may be idle. It's short because a user may have left, and there may be many users.
+/// How long a connection with an owner may be idle. It's short because a user may have left, and there may be many
+/// users.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many owners may have idle connections.
@@ -21,8 +22,8 @@ const MAX_OWNERS: usize = 256;
 pub(super) struct Partitions(HashMap<Owner, Vec<Idle>>);
 
 impl Partitions {
-    /// Adds a connection. With too many owners, the connections of the least recently active one are returned, to be closed
-    /// without the lock.
+    /// Adds a connection. With too many owners, the connections of the least recently active one are returned, to be
+    /// closed without the lock.
     pub(super) fn insert(&mut self, owner: Owner, idle: Idle) -> Vec<Idle> {
         let is_full = self.0.len() >= MAX_OWNERS && !self.0.contains_key(&owner);
         let evicted = if is_full { self.least_recent() } else { None };

@@ -1,7 +1,7 @@
 //! The idle connections to one backend, as a plain structure: no lock, no queue.
 //!
-//! The last connection returned is the first one taken, and none is taken that is older than it may be. Connections whose
-//! credentials belong to an owner are kept in a partition of that owner.
+//! The last connection returned is the first one taken, and none is taken that is older than it may be. Connections
+//! whose credentials belong to an owner are kept in a partition of that owner.
 
 use std::{mem, time::Duration};
 
@@ -14,8 +14,8 @@ use super::{
 };
 use crate::identity::Owner;
 
-/// How long a spare or surplus connection may be idle. Under load it's reused sooner. With a limit that is always enforced, more
-/// concurrent requests than that would cause as many connects.
+/// How long a spare or surplus connection may be idle. Under load it's reused sooner. With a limit that is always
+/// enforced, more concurrent requests than that would cause as many connects.
 const SPARE_IDLE: Duration = Duration::from_secs(1);
 
 /// How many connections may be idle, and for how long.
@@ -32,7 +32,8 @@ impl Default for PoolOptions {
     }
 }
 
-/// The idle connections to one backend. Each backend has a pool of its own, so only connections with an owner need a key.
+/// The idle connections to one backend. Each backend has a pool of its own, so only connections with an owner need a
+/// key.
 #[derive(Debug)]
 pub(in crate::client) struct Pool {
     /// Those without an owner, the oldest first.
@@ -73,14 +74,15 @@ impl Pool {
         self.shared.pop().map(|idle| idle.checkout(now))
     }
 
-    /// Returns how long the most recently used connection without an owner has been idle, if it hasn't been for too long.
+    /// Returns how long the most recently used connection without an owner has been idle, if it hasn't been for too
+    /// long.
     pub(in crate::client) fn youngest(&self, now: Instant) -> Option<Duration> {
         let age = self.shared.last()?.age(now);
         (!self.options.limits(false).is_expired(age)).then_some(age)
     }
 
-    /// Takes a connection out of those that [`take`](Self::take) refuses: one whose state shows how long the backend keeps idle
-    /// connections, or else one that is surplus.
+    /// Takes a connection out of those that [`take`](Self::take) refuses: one whose state shows how long the backend
+    /// keeps idle connections, or else one that is surplus.
     pub(in crate::client) fn take_unusable(&mut self, owner: Option<&Owner>, now: Instant) -> Option<Unusable> {
         let max_idle = self.options.limits(owner.is_some()).max_idle;
         let mut is_observable = false;
@@ -148,8 +150,8 @@ pub(in crate::client) struct Sweep {
 }
 
 impl Sweep {
-    /// Closes connections that are too old, surplus, or closed by the backend, and returns the others. `observe` is called with
-    /// how long each one has been idle, and with whether it's still open.
+    /// Closes connections that are too old, surplus, or closed by the backend, and returns the others. `observe` is
+    /// called with how long each one has been idle, and with whether it's still open.
     pub(in crate::client) fn run(self, mut observe: impl FnMut(Duration, bool)) -> Vec<Idle> {
         let Self { shared, owned, options } = self;
         let mut kept = Vec::new();
@@ -163,7 +165,8 @@ impl Sweep {
 }
 
 impl PoolOptions {
-    /// Returns the interval of sweeps: often enough to close what the backend has closed long before descriptors run out.
+    /// Returns the interval of sweeps: often enough to close what the backend has closed long before descriptors run
+    /// out.
     pub(in crate::client) fn sweep_interval(&self) -> Duration {
         let most = Duration::from_secs(1);
         self.idle_timeout.map_or(most, |timeout| (timeout / 2).clamp(Duration::from_millis(10), most))
