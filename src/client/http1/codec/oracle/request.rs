@@ -73,7 +73,11 @@ impl Case {
         let methods = [Method::GET, Method::POST, Method::HEAD, Method::PUT];
         let mut sections = rest.splitn(3, |&octet| octet == 0);
         let mut head = lines(sections.next()?);
-        let target = String::from_utf8(head.next()?.to_vec()).ok().filter(|target| target.starts_with(['/', '*']))?;
+        let target = String::from_utf8(head.next()?.to_vec()).ok()?;
+        // `Uri` drops a fragment.
+        if !target.starts_with(['/', '*']) || target.contains('#') {
+            return None;
+        }
         let data: Vec<_> = sections.next().into_iter().flat_map(lines).map(<[u8]>::to_vec).collect();
         let total = data.iter().map(|data| data.len() as u64).sum::<u64>();
         let trailers = match sections.next() {
