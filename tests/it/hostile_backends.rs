@@ -12,6 +12,7 @@ use std::{
 };
 
 use axum::{
+    Router,
     body::Body,
     http::{Request, Response, Uri},
 };
@@ -26,9 +27,9 @@ use tokio::{
     task::yield_now,
 };
 use tower::{ServiceExt, service_fn};
-use tower_reverse_proxy::{Client, ClientBuilder, Error, ErrorKind, client::ResponseBody};
+use tower_reverse_proxy::{Client, ClientBuilder, Error, ErrorKind, ReverseProxyLayer, client::ResponseBody};
 
-use crate::support::{Dice, Pipe, Progress, Wire, backend, settled, within};
+use crate::support::{Dice, Pipe, Progress, Wire, backend, client, front, settled, within};
 
 // ---- Connections ----
 
@@ -436,6 +437,39 @@ async fn a_complete_response_ends_once() {
             assert!(within(body.frame()).await.is_none());
         }
         assert!(http_body::Body::is_end_stream(&body));
+    }
+}
+
+/// The tunnel's first octets come with the 101, and each side sends more than the other has room for.
+#[tokio::test]
+async fn a_tunnel_over_an_awkward_connection_carries_every_octet() {
+    for (most, pending, room) in [(1, 0, 64), (7, 1, 5), (100_000, 3, 3000)] {
+        let up: Vec<u8> = (0..20_000_u32).flat_map(u32::to_le_bytes).take(30_000).collect();
+        let down: Vec<u8> = up.iter().rev().copied().collect();
+        let (expected, sent) = (up.clone(), down.clone());
+        let client_of_backend = Client::builder("http://backend.example").connector(service_fn(move |_: Uri| {
+            let (ours, theirs) = duplex(room);
+            let (expected, sent) = (expected.clone(), sent.clone());
+            tokio::spawn(async move {
+                let mut wire = Wire::new(theirs);
+                wire.head().await.unwrap();
+                let head = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+                wire.send(&[&head[..], &sent].concat()).await;
+                assert!(wire.bytes(expected.len()).await == expected);
+                // The end is passed on, too.
+                assert!(wire.closed().await);
+            });
+            async move { Ok::<_, io::Error>(Awkward::new(ours, most, pending)) }
+        }));
+        let addr =
+            front(Router::new().fallback_service(ReverseProxyLayer::new(client_of_backend).into_service())).await;
+        let mut wire = client(addr).await;
+        wire.send(b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n").await;
+        assert!(within(wire.head()).await.unwrap().starts_with("HTTP/1.1 101 "));
+        assert!(wire.bytes(down.len()).await == down);
+        wire.send(&up).await;
+        let _ = wire.stream.shutdown().await;
+        assert!(wire.closed().await);
     }
 }
 
