@@ -74,8 +74,8 @@ impl Case {
         let mut sections = rest.splitn(3, |&octet| octet == 0);
         let mut head = lines(sections.next()?);
         let target = String::from_utf8(head.next()?.to_vec()).ok()?;
-        // `Uri` drops a fragment.
-        if !target.starts_with(['/', '*']) || target.contains('#') {
+        // `Uri` drops a fragment, and takes the rest for an authority.
+        if !(target.starts_with('/') || target == "*") || target.contains('#') {
             return None;
         }
         let data: Vec<_> = sections.next().into_iter().flat_map(lines).map(<[u8]>::to_vec).collect();
