@@ -30,6 +30,10 @@ pub(in crate::client) struct Http2Exchange {
 }
 
 /// What a request came to.
+#[cfg_attr(
+    feature = "http2",
+    expect(clippy::large_enum_variant, reason = "nearly all are responses, and a box would cost each an allocation")
+)]
 pub(in crate::client) enum Outcome {
     Response(Response<http2::Body>),
     /// The backend has chosen HTTP/1.1, or only that carries the request.
