@@ -404,7 +404,7 @@ impl ClientBuilder {
     ///
     /// A head with more becomes 502 ([`ErrorKind::ResponseHeadTooLarge`](crate::ErrorKind::ResponseHeadTooLarge)).
     ///
-    /// 0, or more than the 24,576 that a header map holds, is an error.
+    /// 0, or more than 24,000, is an error, because a header map holds 24,576 and the proxy adds some.
     ///
     /// What to set when: [windows and limits](crate::guide::pooling_and_retries#windows-and-limits).
     ///
@@ -416,8 +416,8 @@ impl ClientBuilder {
     /// # let _ = client;
     /// ```
     pub fn max_response_fields(self, fields: usize) -> Self {
-        let mut this = self.check((1..=24_576).contains(&fields), || {
-            format!("invalid maximum of {fields} response fields: write 1 to 24576")
+        let mut this = self.check((1..=24_000).contains(&fields), || {
+            format!("invalid maximum of {fields} response fields: write 1 to 24000")
         });
         this.options.http1.limits.fields = fields;
         this
@@ -594,7 +594,7 @@ mod tests {
         for (builder, hint) in [
             (Client::builder("http://127.0.0.1:8000/x").max_connections(0), "write \"http://127.0.0.1:8000\""),
             (valid().max_connections(0).max_response_fields(0), "write `None`"),
-            (valid().max_response_fields(0), "write 1 to 24576"),
+            (valid().max_response_fields(0), "write 1 to 24000"),
             (valid().max_response_head(0), "write a number"),
             #[cfg(feature = "http2")]
             (valid().http2_keep_alive(Duration::ZERO), "write `None`"),
