@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// What is left of an HTTP/1 connection after a 101: the client inserts it, and the upgrade takes it.
+/// An HTTP/1 connection after a 101. The client inserts it into the response, and the upgrade takes it.
 ///
 /// The request's body must have been written, because the tunnel's first octet may follow at once.
 ///
@@ -18,10 +18,10 @@ pub(crate) struct Switched {
     connection: Arc<Mutex<Option<SwitchedConnection>>>,
 }
 
-/// A connection that speaks HTTP no more.
+/// A connection that no longer speaks HTTP.
 pub(crate) struct SwitchedConnection {
     pub(crate) io: Box<dyn Transport>,
-    /// What the backend has sent behind the head of its 101.
+    /// The bytes that the backend has sent behind the head of its 101.
     pub(crate) leftover: Bytes,
 }
 

@@ -1,4 +1,4 @@
-//! The body of a response: it owns the connection that it comes over, drives it, and returns it at its end.
+//! The body of a response. Over HTTP/1.1, it owns its connection, drives it, and returns it at its end.
 
 use std::{
     fmt, mem,
@@ -40,7 +40,7 @@ use crate::error::Error;
 pub struct ResponseBody {
     /// Data that came with the head.
     early: Bytes,
-    /// What came behind data and can't be one frame with it. Boxed, because it's rare and large.
+    /// The frame, or the error, behind the data that was returned last. Boxed, because it's rare and large.
     after: Option<Box<Result<Frame<Bytes>, Error>>>,
     rest: Rest,
     /// The number of bytes to come, if the backend has declared it.
@@ -51,7 +51,7 @@ enum Rest {
     Ended,
     /// Over an HTTP/1.1 connection.
     Leased(Lease),
-    /// Over an HTTP/1.1 connection whose request is still under way, in a task of its own.
+    /// Over an HTTP/1.1 connection whose request is still under way: a task of its own sends it.
     Early(EarlyResponse),
     /// Over HTTP/2, whose connection is driven by a task of its own. Boxed, because it's large.
     Shared(Box<super::http2::Body>),
@@ -66,17 +66,18 @@ impl Rest {
     }
 }
 
-/// How many bytes small frames make one of. Each costs more than copying them, above all where it becomes a chunk.
+/// The size from which on a frame is passed on as it is, in bytes. Smaller ones are gathered, because each frame costs
+/// more than a copy of its data, above all where it becomes a chunk.
 const ENOUGH: usize = 16 * 1024;
 
 impl ResponseBody {
-    /// Returns a body that comes over a leased connection. What came with the head is taken at once, so that a short
-    /// response is complete: it's sent on with its head, and its connection is free.
+    /// Returns a body that comes over a leased connection. It takes the frames that came with the head at once, so that
+    /// a short response is complete: it's sent on with its head, and its connection is free.
     ///
     /// # Errors
     ///
-    /// If what came with the head is cut or invalid. Nothing of the response has been passed on yet, so that it can be
-    /// another one.
+    /// If the octets that came with the head are cut or invalid. The client can still get another response, because
+    /// nothing of this one has been passed on.
     pub(super) fn leased(mut lease: Lease, cx: &mut Context<'_>) -> Result<Self, Error> {
         let mut this = Self { length: lease.connection.length(), ..Self::empty() };
         if !lease.connection.is_answered()
@@ -86,7 +87,7 @@ impl ResponseBody {
                 Ok(data) => this.early = data,
                 Err(trailers) => this.after = Some(Box::new(Ok(trailers))),
             }
-            // An end or a fault may be there, too.
+            // The end, or a fault, may have come, too.
             if this.early.len() < ENOUGH
                 && let Poll::Ready(Some(frame)) = lease.connection.poll_frame(cx)
             {
@@ -114,7 +115,7 @@ impl ResponseBody {
         Self { length: body.length(), rest: Rest::Shared(Box::new(body)), ..Self::empty() }
     }
 
-    /// The next frame. Small DATA frames of HTTP/2 that are there become one.
+    /// Polls for the next frame. Small DATA frames of HTTP/2 that have come become one.
     fn poll_gathered(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let frame = ready!(self.poll_rest(cx));
         if !self.rest.is_shared() {
@@ -146,7 +147,7 @@ impl ResponseBody {
         Poll::Ready(Some(Ok(Frame::data(if gathered.is_empty() { data } else { gathered.freeze() }))))
     }
 
-    /// The next frame as it was read.
+    /// Polls for the next frame as it was read.
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let (frame, has_ended) = match &mut self.rest {
             Rest::Ended => return Poll::Ready(None),

@@ -18,10 +18,10 @@ use crate::{
     timeout::bounded,
 };
 
-/// Builds a [`Client`]: what [`Client::builder`] returns.
+/// Builds a [`Client`]. [`Client::builder`] returns it.
 ///
-/// It goes into [`ReverseProxyLayer::new`](crate::ReverseProxyLayer::new), [`ReverseProxy::new`](crate::ReverseProxy::new) and
-/// [`Upstream::new`](crate::Upstream::new) as it is, which panic with the error of [`build`](Self::build).
+/// [`ReverseProxyLayer::new`](crate::ReverseProxyLayer::new), [`ReverseProxy::new`](crate::ReverseProxy::new) and
+/// [`Upstream::new`](crate::Upstream::new) take it as it is, and panic with the error of [`build`](Self::build).
 ///
 /// ```
 /// use std::time::Duration;
@@ -38,7 +38,7 @@ use crate::{
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until it's built"]
 pub struct ClientBuilder {
-    /// Or the first error, of the backend or of an option.
+    /// The backend, or the first error: of the backend, or of an option.
     backend: Result<Backend, InvalidClient>,
     options: ClientOptions,
 }
@@ -65,8 +65,8 @@ impl Client {
 
 /// # Connections
 impl ClientBuilder {
-    /// Sets how long it may take to connect: name resolution, TCP and handshakes together. Default: 5 seconds. With `None`,
-    /// the operating system's limits apply.
+    /// Sets how long it may take to connect: name resolution, TCP and handshakes together. Default: 5 seconds. With
+    /// `None`, the operating system's limits apply.
     ///
     /// On expiry, the client gets 504 ([`ErrorKind::ConnectTimeout`](crate::ErrorKind::ConnectTimeout)).
     ///
@@ -83,14 +83,14 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets how long an idle connection is kept; over HTTP/2, one without a stream. Default: 30 seconds. With `None`, it's kept
-    /// until the backend closes it.
+    /// Sets how long an idle connection is kept; over HTTP/2, one without a stream. Default: 30 seconds. With `None`,
+    /// it's kept until the backend closes it.
     ///
     /// A connection that was opened for a request that was served otherwise is closed after one second instead.
     ///
-    /// Requests that can't be replayed, such as a `POST`, avoid connections that the backend may be about to close: those idle
-    /// for more than a second, or for more than half the longest idle time observed with this backend. If such a connection
-    /// closed under a request, it would be unknown whether the request was processed. At the limit of
+    /// Requests that can't be replayed, such as a `POST`, avoid connections that the backend may be about to close:
+    /// those idle for more than a second, or for more than half the longest idle time observed with this backend. If
+    /// such a connection closed under a request, it would be unknown whether the request was processed. At the limit of
     /// [`max_connections`](Self::max_connections), one second is assumed to be safe.
     ///
     /// ```
@@ -108,8 +108,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets the maximum number of idle connections. Connections idle for less than a second don't count. `0` disables reuse.
-    /// Default: 64.
+    /// Sets the maximum number of idle connections. Connections idle for less than a second don't count. With `0`, a
+    /// connection is closed after its exchange, unless a request waits for one. Default: 64.
     ///
     /// ```
     /// use tower_reverse_proxy::Client;
@@ -123,11 +123,12 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets the maximum number of connections to the backend, those of tunnels and HTTP/2 included. Default: `None`, no limit.
+    /// Sets the maximum number of connections to the backend, those of tunnels and HTTP/2 included. Default: `None`, no
+    /// limit.
     ///
     /// A request that finds no free connection waits for one, in order of arrival, for no longer than the
-    /// [`queue_timeout`](Self::queue_timeout). Later requests that can use a returned connection, or a free stream of an HTTP/2
-    /// connection, overtake an earlier one that can't at most eight times. 0 is an error.
+    /// [`queue_timeout`](Self::queue_timeout). Later requests that can use a returned connection, or a free stream of
+    /// an HTTP/2 connection, overtake an earlier one that can't at most eight times. 0 is an error.
     ///
     /// ```
     /// use tower_reverse_proxy::Client;
@@ -145,8 +146,8 @@ impl ClientBuilder {
         this
     }
 
-    /// Sets how long a request may wait for a connection at the limit of [`max_connections`](Self::max_connections). Default:
-    /// 5 seconds. `None` disables it.
+    /// Sets how long a request may wait for a connection at the limit of [`max_connections`](Self::max_connections).
+    /// Default: 5 seconds. `None` disables it.
     ///
     /// On expiry, the client gets 503 ([`ErrorKind::Overloaded`](crate::ErrorKind::Overloaded)).
     ///
@@ -166,9 +167,9 @@ impl ClientBuilder {
     /// Sets how connections to the backend are made: through a proxy, from a certain address, over a network of the
     /// application's own, in memory. Default: TCP or a Unix socket, with TLS for an `https` origin.
     ///
-    /// It's a connector as hyper-util defines it: a service from the backend's origin to a connection, which knows whether
-    /// HTTP/2 was negotiated on it. It makes the whole connection, TLS included for an `https` backend. The client calls it
-    /// once per connection, within the [`connect_timeout`](Self::connect_timeout).
+    /// It's a connector as hyper-util defines it: a service from the backend's origin to a connection, which knows
+    /// whether HTTP/2 was negotiated on it. It makes the whole connection, TLS included for an `https` backend. The
+    /// client calls it once per connection, within the [`connect_timeout`](Self::connect_timeout).
     ///
     /// ```
     /// use hyper_util::client::legacy::connect::HttpConnector;
@@ -192,8 +193,8 @@ impl ClientBuilder {
 
     /// Sets how TLS is spoken to an `https` backend. Default: [`Tls::new`], with the platform's root certificates.
     ///
-    /// For a backend that isn't `https`, it's an error, because the connection would be in plaintext all the same. It's one with
-    /// a [`connector`](Self::connector), too, which makes the whole connection.
+    /// For a backend that isn't `https`, it's an error, because the connection would be in plaintext all the same. With
+    /// a [`connector`](Self::connector), it's an error, too, because the connector makes the whole connection.
     ///
     /// ```
     /// use tower_reverse_proxy::{Client, Tls};
@@ -221,11 +222,12 @@ impl ClientBuilder {
 impl ClientBuilder {
     /// Sets whether HTTP/2 is spoken to the backend. Default: `false`, HTTP/1.1.
     ///
-    /// An `http` or Unix-socket backend has to speak it: one that doesn't fails every request with 502 and a cause that names
-    /// the missing HTTP/2. An `https` backend is offered HTTP/2 and HTTP/1.1 (ALPN), and the client speaks what it chooses.
+    /// An `http` or Unix-socket backend has to speak it: one that doesn't fails every request with 502 and a cause that
+    /// names the missing HTTP/2. An `https` backend is offered HTTP/2 and HTTP/1.1 (ALPN), and the client speaks what
+    /// it chooses.
     ///
-    /// WebSockets go over connections of their own: to `https` backends in HTTP/1.1; to others by extended CONNECT (RFC 8441)
-    /// if the backend's SETTINGS allow it, otherwise in HTTP/1.1.
+    /// WebSockets go over connections of their own: to `https` backends in HTTP/1.1; to others by extended CONNECT (RFC
+    /// 8441) if the backend's SETTINGS allow it, otherwise in HTTP/1.1.
     ///
     /// ```
     /// use tower_reverse_proxy::{Client, ReverseProxyLayer};
@@ -238,9 +240,10 @@ impl ClientBuilder {
     /// # Security
     ///
     /// NTLM and Negotiate credentials authenticate a connection (RFC 4559, section 6). They never go over HTTP/2, whose
-    /// connections are shared between clients: such a request is sent in HTTP/1.1 over a connection of its own, which is
-    /// closed after the response. A request with an [`Owner`](crate::Owner) is sent in HTTP/1.1 over a connection of that
-    /// owner. Where a [`connector`](Self::connector) has negotiated HTTP/2, the request fails with 502.
+    /// connections are shared between clients: such a request is sent in HTTP/1.1 over a connection of its own, which
+    /// is closed after the response. A request with an [`Owner::Principal`](crate::Owner::Principal) is sent in HTTP/1.1
+    /// over a connection of that owner. Where a [`connector`](Self::connector) has negotiated HTTP/2, the request fails
+    /// with 502.
     #[doc(alias = "grpc")]
     #[doc(alias = "h2c")]
     #[doc(alias = "grpc_pass")]
@@ -249,12 +252,13 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets how often an HTTP/2 connection is pinged while streams are open and nothing is read. Default: every 20 seconds.
-    /// `None` disables pings. A connection whose ping isn't answered within 20 seconds is closed, and its streams fail.
+    /// Sets how often an HTTP/2 connection is pinged while streams are open and nothing is read. Default: every 20
+    /// seconds. `None` disables pings. A connection whose ping isn't answered within 20 seconds is closed, and its
+    /// streams fail.
     ///
-    /// Pings find backends that are frozen, and connections that a firewall has dropped, which TCP doesn't show. In addition, a
-    /// connection on which a request has waited for more than a second, with nothing read until it was given up, gets no
-    /// further requests before something is read.
+    /// Pings find backends that are frozen, and connections that a firewall has dropped, which TCP doesn't show. In
+    /// addition, a connection on which a request has waited for more than a second, with nothing read until it was
+    /// given up, gets no further requests before something is read.
     ///
     /// A ping interval of 0 is an error.
     ///
@@ -298,9 +302,9 @@ impl ClientBuilder {
     /// Sets the window of an HTTP/2 connection, in bytes: how much a backend may send before it's read (RFC 9113,
     /// section 5.2). Default: 16 MiB.
     ///
-    /// A connection has no more streams at a time than [stream windows](Self::http2_stream_window) fit into it, 64 by default,
-    /// and no more than the backend allows. So clients that don't read fill the windows of their own streams, and never the
-    /// connection's. Further requests go over further connections.
+    /// A connection has no more streams at a time than [stream windows](Self::http2_stream_window) fit into it, 64 by
+    /// default, and no more than the backend allows. So clients that don't read fill the windows of their own streams,
+    /// and never the connection's. Further requests go over further connections.
     ///
     /// Less than 65,535, the protocol's initial window, or more than 2,147,483,647 is an error.
     ///
@@ -323,14 +327,14 @@ impl ClientBuilder {
         this
     }
 
-    /// Sets the window of an HTTP/2 stream, in bytes: how much of one response a backend may send before it's read. Default:
-    /// 256 KiB.
+    /// Sets the window of an HTTP/2 stream, in bytes: how much of one response a backend may send before it's read.
+    /// Default: 256 KiB.
     ///
-    /// It limits the speed of a download over a long distance to one window per round trip. It's also the memory that a client
-    /// costs that doesn't read. Where a backend sends DATA frames of less than 256 bytes, responses on that connection are read
-    /// ahead, because h2 charges such frames to the whole connection: a response then costs up to 16 windows. A response in
-    /// small frames that isn't read beyond two windows is cut and its stream reset, so that the other streams continue; a
-    /// download in larger frames waits for its client.
+    /// It limits the speed of a download over a long distance to one window per round trip. It's also the memory that a
+    /// client costs that doesn't read. Where a backend sends DATA frames of less than 256 bytes, responses on that
+    /// connection are read ahead, because h2 charges such frames to the whole connection: a response then costs up to
+    /// 16 windows. A response in small frames that isn't read beyond two windows is cut and its stream reset, so that
+    /// the other streams continue; a download in larger frames waits for its client.
     ///
     /// 0, or more than 2,147,483,647, is an error.
     ///
@@ -351,12 +355,14 @@ impl ClientBuilder {
         this
     }
 
-    /// Sets the maximum size of a request's head over HTTP/2, in bytes as RFC 9113, section 6.5.2, counts them: names and
-    /// values, and 32 for each field. Default: `None`, what the backend's SETTINGS allow, or 64 KiB if they set no limit.
+    /// Sets the maximum size of a request's head over HTTP/2, in bytes as RFC 9113, section 6.5.2, counts them: names
+    /// and values, and 32 for each field. Default: `None`, what the backend's SETTINGS allow, or 64 KiB if they set no
+    /// limit.
     ///
-    /// A larger head gets 431, and nothing of it is sent, because servers end the whole connection for it. The backend's own
-    /// limit holds in any case. If it has set none, as nginx, a head that not every server takes (more than 32,000 bytes, or
-    /// 8,000 in one field) goes over a connection of its own, until one like it has been answered.
+    /// A larger head gets 431, and nothing of it is sent, because servers end the whole connection for it. The
+    /// backend's own limit holds in any case. If it has set none, as nginx, a head that not every server takes (more
+    /// than 32,000 bytes, or 8,000 in one field) goes over a connection of its own, until one like it has been
+    /// answered.
     ///
     /// 0 is an error.
     ///
@@ -381,8 +387,8 @@ impl ClientBuilder {
 
 /// # Heads
 impl ClientBuilder {
-    /// Sets whether the names of a request's fields are sent in title case, such as `Content-Type`, in HTTP/1.1. Default:
-    /// `false`, names are lower case.
+    /// Sets whether the names of a request's fields are sent in title case, such as `Content-Type`, in HTTP/1.1.
+    /// Default: `false`, names are lower case.
     ///
     /// It's for old backends that compare names with their case, against RFC 9110, section 5.1. In HTTP/2, names are
     /// lower case (RFC 9113, section 8.2.1).
@@ -425,10 +431,10 @@ impl ClientBuilder {
 
     /// Sets the maximum size of the backend's response head, in bytes, in HTTP/1.1 and HTTP/2. Default: 256 KiB.
     ///
-    /// In HTTP/1.1, the status line and all field lines count; in HTTP/2, the uncompressed field section, with 32 bytes more
-    /// for each field (RFC 9113, section 6.5.2). Trailers have the same limit. A larger head becomes 502
-    /// ([`ErrorKind::ResponseHeadTooLarge`](crate::ErrorKind::ResponseHeadTooLarge)). A head is held in memory until it's
-    /// complete.
+    /// In HTTP/1.1, the status line and all field lines count; in HTTP/2, the uncompressed field section, with 32 bytes
+    /// more for each field (RFC 9113, section 6.5.2). Trailers have the same limit. A larger head becomes 502
+    /// ([`ErrorKind::ResponseHeadTooLarge`](crate::ErrorKind::ResponseHeadTooLarge)). A head is held in memory until
+    /// it's complete.
     ///
     /// 0 is an error.
     ///
@@ -465,8 +471,9 @@ impl ClientBuilder {
     ///
     /// # Errors
     ///
-    /// The first error: a backend that isn't an origin, or that needs a disabled feature; an option out of its range; TLS
-    /// without usable root certificates, or for a backend that isn't `https`. The text contains what to write instead.
+    /// The first error: a backend that isn't an origin, or that needs a disabled feature; an option out of its range;
+    /// TLS without usable root certificates, or for a backend that isn't `https`. The text contains what to write
+    /// instead.
     pub fn build(self) -> Result<Client, InvalidClient> {
         let Self { backend, mut options } = self;
         let backend = backend?;
@@ -501,7 +508,8 @@ impl ClientBuilder {
     }
 }
 
-/// The error returned when a client can't be built. Its text contains the cause and what to write instead, and no secret.
+/// The error returned when a client can't be built. Its text contains the cause and what to write instead, and no
+/// secret.
 ///
 /// `Debug` shows the same text, because that's what an error shows that `main` returns.
 ///

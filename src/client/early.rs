@@ -1,8 +1,8 @@
 //! Responses that begin before their request has ended.
 //!
 //! Each direction then has a holder of its own, which polls it with a waker of its own: a task sends the rest of the
-//! request, and the response's body receives the response. A client that reads nothing before it has sent everything
-//! would wait for ever otherwise.
+//! request, and the response's body receives the response. Otherwise, a client that reads nothing before it has sent
+//! everything would wait for ever, because only its reads would send the request on.
 
 use std::{
     future::poll_fn,

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 /// The right to be one of `max_connections`.
 ///
-/// It lives where the socket is, because a tunnel counts, too. Dropping it releases it.
+/// It's kept with the socket, because a tunnel counts, too. Dropping it releases it.
 pub(super) struct Permit {
     issuer: Weak<dyn Issuer>,
     /// `None` as soon as it's being released.
@@ -23,7 +23,7 @@ pub(super) struct PermitWatch {
     held: Weak<()>,
 }
 
-/// What counts the permits, and issues those that are released again.
+/// Counts the permits, and issues again those that are released.
 pub(super) trait Issuer: Send + Sync {
     fn release(self: Arc<Self>);
 }
@@ -35,7 +35,8 @@ impl Permit {
 }
 
 impl PermitWatch {
-    /// Returns whether the permit will be released. If not, it has been, or is about to be by another thread.
+    /// Returns whether the permit is still held. If it isn't, it has been released, or another thread is about to
+    /// release it.
     #[cfg_attr(not(any(feature = "http2", test)), expect(dead_code, reason = "HTTP/2 isn't offered"))]
     pub(super) fn is_held(&self) -> bool {
         self.held.strong_count() > 0
@@ -286,7 +287,7 @@ mod tests {
             assert!(taken(&mut queue, second, "b").is_some());
         }
         assert_eq!(taken(&mut queue, second, "b"), None);
-        // None overtakes it that is before it.
+        // An earlier waiter doesn't overtake it.
         assert_eq!(taken(&mut queue, second, "a"), Some(0));
         assert_eq!(taken(&mut queue, second, "a"), Some(1));
         assert!(taken(&mut queue, None, "b").is_some());

@@ -1,9 +1,11 @@
 //! The HTTP client of one backend: a pool of connections behind a tower [`Service`].
 //!
-//! [`ReverseProxyLayer::new`](crate::ReverseProxyLayer::new) makes one with the default options; [`Client::builder`] sets them.
+//! [`ReverseProxyLayer::new`](crate::ReverseProxyLayer::new) makes one with the default options; [`Client::builder`]
+//! sets them.
 
-// HTTP/1.1 connections are driven by the future and the body that use them (`http1`). HTTP/2 connections are shared by requests,
-// and each has a task (`http2`). A `dispatch`er has both under one lock, with the one queue of requests that wait.
+// The response's future and body drive their HTTP/1.1 connection (`http1`). Requests share HTTP/2 connections, each of
+// which has a task (`http2`). A dispatcher has both under one lock, with the one queue of requests that wait
+// (`dispatch`).
 
 mod body;
 mod builder;
@@ -45,14 +47,14 @@ use crate::{backend::Backend, error::Error};
 
 /// The HTTP client of one backend.
 ///
-/// It keeps connections open and reuses them. It follows no redirects, stores no cookies, decodes no bodies, reads no proxy
-/// from the environment, and adds no header fields except those that HTTP requires. Clones share one pool.
+/// It keeps connections open and reuses them. It follows no redirects, stores no cookies, decodes no bodies, reads no
+/// proxy from the environment, and adds no header fields except those that HTTP requires. Clones share one pool.
 ///
 /// [`Client::builder`] sets its options. With the defaults, an origin becomes a client by `TryFrom`, which is what
 /// [`ReverseProxyLayer::new`](crate::ReverseProxyLayer::new) does.
 ///
-/// It sends requests to its backend, whatever the authority in their URI is. An [`Upstream`](crate::Upstream) around it sets
-/// `Host`, and maps references to the backend in the response.
+/// It sends requests to its backend, whatever the authority in their URI is. An [`Upstream`](crate::Upstream) around it
+/// sets `Host`, and maps references to the backend in the response.
 ///
 /// # Retries
 ///
@@ -61,13 +63,13 @@ use crate::{backend::Backend, error::Error};
 /// 1. nothing of it was written; or
 /// 2. it's idempotent (RFC 9110, section 9.2.2) and has no body, and the backend closed a reused connection instead of
 ///    responding; or
-/// 3. over HTTP/2, it has no body, and the backend refused its stream unprocessed, or it's idempotent, too, and the backend
-///    ended the connection with a GOAWAY.
+/// 3. over HTTP/2, it has no body, and the backend refused its stream unprocessed, or it's idempotent, too, and the
+///    backend ended the connection with a GOAWAY.
 ///
-/// Other requests are never resent. Because they can't be, they avoid connections that the backend may be about to close: those
-/// idle for more than a second, or for more than half the longest idle time observed with this backend. Requests with NTLM or
-/// Negotiate credentials, and those with an [`Owner`](crate::Owner), are resent in the first case only, because the second use
-/// of a token is a replay.
+/// Other requests are never resent. Because they can't be, they avoid connections that the backend may be about to
+/// close: those idle for more than a second, or for more than half the longest idle time observed with this backend.
+/// Requests with NTLM or Negotiate credentials, and those with an [`Owner::Principal`](crate::Owner::Principal), are
+/// resent in the first case only, because the second use of a token is a replay.
 ///
 /// A request of which nothing was sent comes back in the error: see [`Error::take_request`].
 ///
@@ -87,16 +89,19 @@ use crate::{backend::Backend, error::Error};
 ///
 /// # Owners
 ///
-/// A request with the extension [`Owner::Principal`](crate::Owner::Principal) goes over a connection of that principal or over
-/// a new one, in HTTP/1.1. The connection is reused by requests of the same principal only:
+/// A request with the extension [`Owner::Principal`](crate::Owner::Principal) goes over a connection of that principal
+/// or over a new one, in HTTP/1.1. The connection is reused by requests of the same principal only:
 ///
 /// - Up to four connections of a principal stay idle, for ten seconds, or as many and as long as `pool_max_idle` and
 ///   `pool_idle_timeout` allow, if that is less. Further ones are closed after one second.
-/// - Up to 256 principals have idle connections. Those of the principal whose last exchange is the longest ago give way.
-/// - All of them count towards `max_connections`. At that limit, an idle connection is closed for a request that can't use it.
+/// - Up to 256 principals have idle connections. Those of the principal whose last exchange is the longest ago give
+///   way.
+/// - All of them count towards `max_connections`. At that limit, an idle connection is closed for a request that can't
+///   use it.
 /// - An upgrade keeps its connection.
 ///
-/// Without the extension, a connection that `Authorization: Negotiate` or `NTLM` went over is closed after its response.
+/// Without the extension, a connection that `Authorization: Negotiate` or `NTLM` went over is closed after its
+/// response.
 ///
 /// ```
 /// use axum::{body::Body, http::Request};
@@ -116,14 +121,15 @@ use crate::{backend::Backend, error::Error};
 /// # Security
 ///
 /// A client belongs behind a [`ReverseProxy`](crate::ReverseProxy) or a
-/// [`ReverseProxyLayer`](crate::ReverseProxyLayer). It applies none of their rules: called directly with a request of the
-/// app's client, as in a handler, it removes none of the header fields that a client must not set, such as `Remote-User` and
-/// `X-Forwarded-For`, and none of those that are hop-by-hop, and adds no forwarding fields. A handler calls a
-/// [`ReverseProxy`](crate::ReverseProxy).
+/// [`ReverseProxyLayer`](crate::ReverseProxyLayer). It applies none of their rules: called directly with a request of
+/// the front's client, as in a handler, it removes none of the header fields that a client must not set, such as
+/// `Remote-User` and `X-Forwarded-For`, and none of those that are hop-by-hop, and adds no forwarding fields. A handler
+/// calls a [`ReverseProxy`](crate::ReverseProxy).
 ///
 /// # Cancel safety
 ///
-/// Dropping the future, or the response's body before its end, closes its HTTP/1.1 connection, or resets its HTTP/2 stream.
+/// Dropping the future, or the response's body before its end, closes its HTTP/1.1 connection, or resets its HTTP/2
+/// stream.
 #[doc(alias = "proxy_http_version")]
 #[doc(alias = "connection pool")]
 #[derive(Clone)]

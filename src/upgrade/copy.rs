@@ -97,7 +97,7 @@ where
 struct Direction {
     from: Side,
     to: Side,
-    /// What has been read and isn't written.
+    /// The bytes that have been read and not yet written.
     unwritten: Bytes,
     /// The number of bytes that have been read.
     bytes: u64,
@@ -271,7 +271,7 @@ mod tests {
         writes: VecDeque<io::Result<usize>>,
         flushes: VecDeque<io::Result<()>>,
         shutdowns: VecDeque<io::Result<()>>,
-        /// What has been written, and the other operations in brackets.
+        /// The bytes that were written, and the other operations in brackets.
         log: Vec<u8>,
     }
 

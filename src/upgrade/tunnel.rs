@@ -180,7 +180,8 @@ impl Tunnels {
 
     /// Closes both sides of every tunnel, and of those that are opened later.
     ///
-    /// The proxy writes no WebSocket frames, so neither side gets a close frame: a browser's `onclose` has the code 1006.
+    /// The proxy writes no WebSocket frames, so neither side gets a close frame: a browser's `onclose` has the code
+    /// 1006.
     ///
     /// ```
     /// use tower_reverse_proxy::Tunnels;

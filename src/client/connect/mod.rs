@@ -1,5 +1,5 @@
-//! Connecting to one backend, over TCP, with or without TLS, a Unix socket, or what the operator has instead, within
-//! one timeout over name, address and handshakes.
+//! Connects to one backend: over TCP, with or without TLS, over a Unix socket, or by the operator's connector. One
+//! timeout applies to name resolution, addresses and handshakes together.
 
 mod resolve;
 mod stream;
@@ -44,7 +44,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct Options {
     pub(super) timeout: Option<Duration>,
-    /// In place of TCP, Unix sockets and TLS.
+    /// The operator's connector, which replaces TCP, Unix sockets and TLS.
     pub(super) connector: Option<Dial>,
     pub(super) tls: Option<Tls>,
     /// Whether requests go over HTTP/2 if the backend speaks it.
@@ -61,16 +61,16 @@ impl Default for Options {
 pub(super) struct Connector {
     /// The backend's origin.
     uri: Uri,
-    /// The same as it's written, for errors.
+    /// The origin as text, for errors.
     origin: Arc<str>,
     dial: Dial,
-    /// Where the backend may choose HTTP/2 or HTTP/1.1, the one that insists on HTTP/1.1.
+    /// Offers HTTP/1.1 alone. `None` where the client makes no TLS handshake, and so can't insist on a protocol.
     dial_http1: Option<Dial>,
     timeout: Option<Duration>,
     offers_http2: bool,
 }
 
-/// TCP, Unix, TLS and the operator's own: a service from the backend's origin to a connection with it.
+/// Opens connections: a service from the backend's origin to a connection with it.
 pub(crate) type Dial = BoxCloneSyncService<Uri, Dialed, BoxError>;
 
 /// A connection that was made.
@@ -79,11 +79,11 @@ pub(crate) struct Dialed {
     properties: Properties,
 }
 
-/// What the backend may choose from, where it has a choice.
+/// The protocols that the backend may choose from, where it has a choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Offer {
     Http1,
-    /// HTTP/2, and HTTP/1.1 for a backend that hasn't got it.
+    /// HTTP/2, and HTTP/1.1 for a backend that lacks it.
     Http2,
 }
 
@@ -102,7 +102,7 @@ impl Connector {
             (None, None) => Ok(plain(backend, tcp.clone())),
         };
         Ok(Self {
-            // Of parts that were valid, with all three there, it can't fail.
+            // It can't fail, because all three parts are there and valid.
             uri: uri.unwrap_or_default(),
             origin: backend.to_string().into(),
             dial: dial(options.offers_http2)?,
@@ -126,13 +126,13 @@ impl Connector {
         self.timeout
     }
 
-    /// Whether HTTP/1.1 can be had of a backend that would choose HTTP/2.
+    /// Returns whether the client can insist on HTTP/1.1 with a backend that would choose HTTP/2.
     pub(super) fn can_insist_on_http1(&self) -> bool {
         self.dial_http1.is_some()
     }
 
-    /// Connects, and makes of it what `handshake` does, all within the one timeout: a stuck handshake is a stuck
-    /// connect.
+    /// Connects, and completes `handshake` on the connection, both within the connect timeout, because a handshake that
+    /// hangs is a connect that hangs.
     ///
     /// # Cancel safety
     ///
@@ -153,7 +153,7 @@ impl Connector {
         }
     }
 
-    /// Waits for what belongs to connecting, no longer than that may take.
+    /// Bounds a part of connecting by the connect timeout.
     pub(super) async fn in_time<T>(&self, waiting: impl Future<Output = T>) -> Result<T, Error> {
         match self.timeout {
             Some(timeout) => tokio::time::timeout(timeout, waiting).await.map_err(|_| ErrorKind::ConnectTimeout.into()),
@@ -174,7 +174,7 @@ impl Connector {
     }
 }
 
-/// A connect that failed, with the backend, because an application may have several.
+/// A failed connect. It names the backend, because an application may have several.
 #[derive(Debug)]
 struct ConnectError {
     origin: Arc<str>,
@@ -200,12 +200,12 @@ impl fmt::Debug for Connector {
     }
 }
 
-/// Why a connection was refused that a connector has negotiated.
+/// Why a connection of the operator's connector is of no use.
 const HTTP1_IS_NEEDED: &str = "the connector has negotiated HTTP/2 where HTTP/1.1 is needed: for an upgrade, for a client \
                                without `http2(true)`, or for credentials that authenticate a connection (Negotiate, NTLM), \
                                which HTTP/2 would share between clients";
 
-/// Whether an address didn't answer in its share of the time, or in the operating system's.
+/// Returns whether an address didn't answer within its share of the timeout, or within the operating system's.
 fn timed_out(error: &(dyn error::Error + 'static)) -> bool {
     iter::successors(Some(error), |error| error.source())
         .any(|error| error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut))
@@ -239,7 +239,7 @@ fn plain(backend: &Backend, tcp: Tcp) -> Dial {
 }
 
 impl Dialed {
-    /// A connection of the operating system's.
+    /// A TCP or Unix socket, which sends what is written without a flush.
     fn plain(io: impl Io + 'static) -> Self {
         Self { io: Box::new(io), properties: Properties { sends_at_once: true, ..Properties::default() } }
     }
@@ -248,13 +248,12 @@ impl Dialed {
 /// TCP, with the look-ups of a backend shared.
 type Tcp = HttpConnector<SharedLookup>;
 
-/// Names, asked for anew with each connection but for one look-up at a time, and every address that a name has (RFC
-/// 8305).
+/// Resolves the backend's name for each connection, by one look-up at a time, and tries every address of it (RFC 8305).
 fn tcp(timeout: Option<Duration>) -> Tcp {
     let mut tcp = HttpConnector::new_with_resolver(SharedLookup::new());
-    // `https` is also TCP; what makes it TLS comes on top.
+    // `https` goes over TCP, too. The TLS handshake follows.
     tcp.enforce_http(false);
-    // Shared by the addresses: one that is dead leaves time for the others.
+    // The addresses share it, so that a dead one leaves time for the others.
     tcp.set_connect_timeout(timeout);
     // Small requests and responses don't wait for an acknowledgement.
     tcp.set_nodelay(true);

@@ -1,4 +1,4 @@
-//! Looking up a backend's name, once at a time for all connections that wait for it.
+//! Looks up a backend's name: one look-up at a time serves all connections that wait for it.
 //!
 //! The operating system's look-up can't be cancelled and keeps one of the runtime's blocking threads for as long as it
 //! takes. If each connection had one of its own, a name server that doesn't answer would use up these threads, and with
@@ -20,8 +20,7 @@ use tokio::sync::watch;
 use tower::ServiceExt;
 use tower_service::Service;
 
-/// Looks up the one name that a backend has. Clones share the look-up that is under way; its result is kept for no
-/// others.
+/// Looks up the one name that a backend has. Clones share the look-up that is under way. Its result isn't cached.
 #[derive(Clone)]
 pub(super) struct SharedLookup<R = GaiResolver> {
     resolver: R,
@@ -50,8 +49,7 @@ where
 {
     /// Joins the look-up that is under way, or begins one; `true`: it has begun one.
     ///
-    /// It runs in a task of its own: connections that are given up don't end it, and those that come after them join
-    /// it.
+    /// It runs in a task of its own, so that connections that are given up don't end it, and later ones join it.
     fn join(&self, name: &Name) -> (watch::Receiver<Outcome>, bool) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         // Without a sender, its runtime has been shut down.
@@ -105,7 +103,7 @@ where
     }
 }
 
-/// What a look-up failed with, for all that waited for it.
+/// The error of a look-up, for all connections that waited for it.
 #[derive(Debug)]
 struct Shared(Arc<io::Error>);
 
@@ -247,7 +245,7 @@ mod tests {
         };
         let mut second = shared.call(name());
         begun(&mut second).await;
-        // Only when it's gone, so that it doesn't end its look-up.
+        // The permits come after the end of that runtime, so that its look-up gets none.
         std::thread::spawn(move || drop(theirs)).join().unwrap();
         slow.permits.add_permits(2);
         assert_eq!(timeout(PATIENCE, second).await.unwrap().unwrap().len(), 1);

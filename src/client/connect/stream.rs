@@ -73,7 +73,7 @@ impl AsyncWrite for Stream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match bufs {
-            // One piece costs the kernel less without a vector.
+            // A plain write costs the kernel less than a vector of one piece.
             [buf] => self.poll_write(cx, buf),
             _ => Pin::new(&mut *self.io).poll_write_vectored(cx, bufs),
         }

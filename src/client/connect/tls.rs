@@ -1,4 +1,4 @@
-//! TLS to an `https` backend: whom it trusts, who it is itself, and the handshake.
+//! TLS to an `https` backend: trusted roots, the client's certificate, the server's name, and the handshake.
 
 use std::{error, fmt, io, sync::Arc};
 
@@ -75,7 +75,7 @@ impl Tls {
     pub fn new() -> Result<Self, InvalidTls> {
         let found = rustls_native_certs::load_native_certs();
         let mut roots = RootCertStore::empty();
-        // Of the many that a platform has, some are always too odd to be read.
+        // Stores of platforms contain certificates that rustls can't parse, which are left out.
         let (added, _) = roots.add_parsable_certificates(found.certs);
         if added == 0 {
             let why = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
@@ -162,7 +162,7 @@ impl Tls {
     /// If either is invalid, or the key isn't the certificate's. The error doesn't contain the key.
     pub fn client_certificate(mut self, chain: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Result<Self, InvalidTls> {
         let chain = certificates(chain.as_ref(), "the client's chain")?;
-        // What can't be read of a key isn't said: it may be the key.
+        // The parser's error is left out, because it may contain a part of the key.
         let key = PrivateKeyDer::from_pem_slice(key.as_ref()).map_err(|_| {
             InvalidTls::new("the client's key has no private key in it; write one in PEM, not encrypted: `-----BEGIN PRIVATE KEY-----`")
         })?;
@@ -241,7 +241,7 @@ pub(super) struct Handshaker {
 }
 
 impl Handshaker {
-    /// The backend may choose HTTP/1.1, and HTTP/2 if that's offered (ALPN, RFC 7301).
+    /// The backend may choose HTTP/1.1, or HTTP/2 if that's offered (ALPN, RFC 7301).
     pub(super) fn new(tls: &Tls, backend: &Backend, offers_http2: bool) -> Result<Self, InvalidTls> {
         let name = match &tls.server_name {
             Some(name) => name.clone(),
@@ -269,7 +269,8 @@ impl fmt::Debug for Handshaker {
     }
 }
 
-/// A handshake that failed, and as whom the backend was asked. The cause says what failed, such as the verification.
+/// A failed handshake, with the name that the backend's certificate had to be valid for. Its source is the reason, such
+/// as a failed verification.
 #[derive(Debug)]
 pub(super) struct HandshakeError {
     name: ServerName<'static>,
@@ -283,7 +284,7 @@ enum Cause {
 }
 
 impl From<io::Error> for Cause {
-    /// What rustls says comes wrapped in an I/O error, which would hide it from who looks for it.
+    /// An error of rustls comes wrapped in an I/O error, which would hide it from a search through the sources.
     fn from(error: io::Error) -> Self {
         match error.downcast::<rustls::Error>() {
             Ok(error) => Self::Tls(error),

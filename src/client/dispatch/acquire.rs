@@ -48,11 +48,11 @@ struct Waiting {
     timer: Option<(Pin<Box<Sleep>>, Duration)>,
 }
 
-/// The shortest time after which a request looks again whether a connection is still being opened for it.
+/// The shortest time between two checks whether a connection is still being opened for a request.
 const SHORTEST: Duration = Duration::from_millis(10);
 
 impl Acquire {
-    /// Waits for a connection, new or of this owner. `None`: new or without an owner.
+    /// Waits for a connection, which is new or belongs to this owner. `None`: it's new or has no owner.
     pub(in crate::client) fn new(
         dispatcher: &Arc<Dispatcher>,
         kind: Kind,
@@ -76,7 +76,6 @@ impl Future for Acquire {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.state {
-            // The sender is dropped only with a waiter that has left.
             State::Granted(grant) => Poll::Ready(grant.take().ok_or_else(|| ErrorKind::Connect.into())),
             State::Waiting(waiting) => waiting.poll(cx),
         }
@@ -86,6 +85,7 @@ impl Future for Acquire {
 impl Waiting {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         if let Poll::Ready(outcome) = Pin::new(&mut self.outcome).poll(cx) {
+            // The sender is dropped only with a waiter that has left, which isn't polled.
             return Poll::Ready(outcome.unwrap_or_else(|_| Err(ErrorKind::Connect.into())));
         }
         let Some((timer, timeout)) = &mut self.timer else { return Poll::Pending };
@@ -103,7 +103,7 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         self.outcome.close();
         match self.outcome.try_recv() {
-            // It came at the same time.
+            // The grant came at the same time.
             Ok(Ok(grant)) => self.dispatcher.give_back(grant),
             Ok(Err(_)) => {}
             Err(_) => self.dispatcher.leave(self.ticket),

@@ -18,15 +18,15 @@ use crate::{
 pub(super) struct Demand {
     /// Which idle HTTP/1.1 connections it may use.
     pub(super) freshness: Freshness,
-    /// The owner of these. `None`: connections without an owner.
+    /// The owner of those connections. `None`: they have no owner.
     pub(super) owner: Option<Owner>,
-    /// Where a connection is opened for it.
+    /// The runtime on which a connection is opened for it.
     pub(super) runtime: Handle,
 }
 
 impl Demand {
-    /// Returns whether an HTTP/1.1 connection serves it that has been idle for so long. `None`: a new one, which has no
-    /// owner yet.
+    /// Returns whether it's served by an HTTP/1.1 connection of this owner that has been idle for so long. `None`: a
+    /// new connection, which has no owner yet.
     pub(super) fn is_met(&self, idle: Option<Duration>, owner: Option<&Owner>, keep_alive: KeepAlive) -> bool {
         self.freshness.is_met(idle, keep_alive) && (idle.is_none() || self.owner.as_ref() == owner)
     }
@@ -37,7 +37,7 @@ impl Demand {
 pub(in crate::client) enum Kind {
     /// HTTP/1.1 alone.
     Http1,
-    /// HTTP/2, in common with other requests, or HTTP/1.1 if the backend chooses that.
+    /// An HTTP/2 connection that it shares with other requests, or HTTP/1.1 if the backend chooses that.
     Shared,
     /// A new HTTP/2 connection of its own, or HTTP/1.1 if the backend chooses that.
     Alone,
@@ -75,7 +75,7 @@ impl Grant {
     ///
     /// # Errors
     ///
-    /// It's another one, which doesn't occur.
+    /// If it's a stream, which doesn't occur.
     pub(in crate::client) fn into_http1(self) -> Result<Checkout, Error> {
         match self {
             Self::Http1(checkout) => Ok(checkout),

@@ -71,7 +71,7 @@ impl Default for Options {
 
 /// A request in the queue.
 pub(super) enum Enqueued {
-    /// A connection came back a moment ago.
+    /// A connection is idle, because it came back since the request first looked.
     Granted(Grant),
     Waiting {
         ticket: Ticket,
@@ -106,8 +106,7 @@ impl Dispatcher {
 
     // ---- HTTP/1.1 ----
 
-    /// Takes an idle connection of an owner, or of none. Whether the backend has closed it shows when a request is
-    /// sent.
+    /// Takes an idle connection of an owner, or of none. The exchange finds out whether the backend has closed it.
     pub(in crate::client) fn take(self: &Arc<Self>, owner: Option<&Owner>, freshness: Freshness) -> Option<Checkout> {
         loop {
             let now = Instant::now();
@@ -115,7 +114,7 @@ impl Dispatcher {
             if let Some(checkout) = state.take(owner, freshness, now) {
                 return Some(checkout);
             }
-            // None of them will do. The oldest may show that some will.
+            // No idle connection is fresh enough. That the oldest is still open may show that others are.
             let unusable = state.http1.take_unusable(owner, now);
             drop(state);
             let mut idle = match unusable? {
@@ -131,16 +130,16 @@ impl Dispatcher {
                 continue;
             }
             if age >= keep_alive::USUAL {
-                // A new one takes its place.
+                // A new connection replaces it.
                 return None;
             }
-            // A request that came meanwhile didn't find it.
+            // Requests that came meanwhile wait, because they didn't see it.
             self.give(self.lock(), idle.checkout(Instant::now()));
             return self.lock().take(owner, freshness, Instant::now());
         }
     }
 
-    /// Learns whether the backend has kept a connection that has been idle for so long.
+    /// Records whether the backend has kept a connection that has been idle for so long.
     pub(in crate::client) fn observed(&self, idle: Duration, is_open: bool) {
         self.lock().http1.keep_alive.saw(idle, is_open);
     }
@@ -197,7 +196,7 @@ impl Dispatcher {
     fn sweep(self: &Arc<Self>) -> bool {
         let sweep = self.lock().http1.begin_sweep();
         for idle in sweep.run(|idle, is_open| self.observed(idle, is_open)) {
-            // A request that came meanwhile didn't find it.
+            // Requests that came meanwhile wait, because they didn't see it.
             self.give(self.lock(), idle.checkout(Instant::now()));
         }
         let mut state = self.lock();
@@ -262,7 +261,7 @@ impl Dispatcher {
         }
         let (ticket, outcome) = state.queue.push(kind.index(), demand);
         let timeout = match (kind, self.options.max_connections) {
-            // A request that has only to wait for its own connect has a timeout of its own for that.
+            // Below the limit, the connect timeout bounds the wait, because a connection is opened for the request.
             (Kind::Http1, _) => self.options.queue_timeout.filter(|_| state.is_overfull()),
             (Kind::Shared | Kind::Alone, Some(_)) => self.options.queue_timeout,
             (Kind::Shared | Kind::Alone, None) => self.connector.timeout(),
@@ -280,7 +279,7 @@ impl Dispatcher {
         drop(waiter);
     }
 
-    /// Takes back what a request got that was cancelled.
+    /// Takes back the grant of a request that was cancelled.
     pub(super) fn give_back(self: &Arc<Self>, grant: Grant) {
         match grant {
             Grant::Http1(checkout) => self.give(self.lock(), checkout),
@@ -303,7 +302,7 @@ impl Dispatcher {
         })
     }
 
-    /// Serves the waiters with what there is: idle connections, streams, and new connections, as many as there may be.
+    /// Serves the waiters with idle connections, streams, and as many new connections as the limit allows.
     ///
     /// A runtime that is shutting down drops a spawned task at once, on this stack, which comes back here. The inner
     /// call leaves its change to the outer one's next round.
@@ -328,8 +327,8 @@ impl Dispatcher {
                 Some(Step::CloseIdle(idle)) => drop(idle),
                 Some(Step::CloseUnused(removed)) => drop(removed),
                 Some(Step::Connect(Connect { kind, ticket, runtime, permit })) => {
-                    let attempt = Attempt { dispatcher: Arc::downgrade(self), kind, ticket, has_begun: false };
-                    drop(runtime.spawn(self.connect(attempt, permit)));
+                    let pending = PendingConnect { dispatcher: Arc::downgrade(self), kind, ticket, has_begun: false };
+                    drop(runtime.spawn(self.connect(pending, permit)));
                 }
                 None => break,
             }
@@ -338,14 +337,18 @@ impl Dispatcher {
         mem::forget(serving);
     }
 
-    fn connect(self: &Arc<Self>, mut attempt: Attempt, permit: Permit) -> impl Future<Output = ()> + Send + use<> {
+    fn connect(
+        self: &Arc<Self>,
+        mut pending: PendingConnect,
+        permit: Permit,
+    ) -> impl Future<Output = ()> + Send + use<> {
         let (connector, cancelled) = (self.connector.clone(), self.cancelled.clone());
         let handshake = Handshake { http1: self.http1, http2: self.http2.clone(), observer: Arc::downgrade(self) };
         async move {
-            attempt.has_begun = true;
-            let connecting = handshake.connect(&connector, permit, attempt.kind);
+            pending.has_begun = true;
+            let connecting = handshake.connect(&connector, permit, pending.kind);
             if let Some(outcome) = cancelled.run_until_cancelled(connecting).await {
-                attempt.end(outcome);
+                pending.end(outcome);
             }
         }
     }
@@ -355,7 +358,7 @@ impl Dispatcher {
     }
 }
 
-/// What makes a connection of a socket.
+/// Makes a connection of a socket.
 struct Handshake {
     http1: http1::Options,
     http2: Arc<http2::Pool>,
@@ -426,7 +429,7 @@ async fn sweep(dispatcher: Weak<Dispatcher>, interval: Duration) {
     }
 }
 
-/// Lets others serve if a call unwinds.
+/// Lets later calls serve if this one unwinds.
 struct Serving<'a> {
     dispatcher: &'a Dispatcher,
 }
@@ -438,7 +441,7 @@ impl Drop for Serving<'_> {
 }
 
 /// A connection that is being opened. It's counted until it's open or given up.
-struct Attempt {
+struct PendingConnect {
     dispatcher: Weak<Dispatcher>,
     kind: Kind,
     /// The waiter on whose runtime it's opened. Another one may get it.
@@ -447,7 +450,7 @@ struct Attempt {
     has_begun: bool,
 }
 
-impl Attempt {
+impl PendingConnect {
     fn end(mut self, outcome: Outcome) {
         let Some(dispatcher) = mem::take(&mut self.dispatcher).upgrade() else { return };
         let kind = self.kind;
@@ -473,7 +476,7 @@ impl Attempt {
     }
 }
 
-impl Drop for Attempt {
+impl Drop for PendingConnect {
     /// Its runtime has been shut down, or the connector has panicked. A connect that is begun on a runtime that is shut
     /// down is dropped unpolled, so that a waiter of that runtime fails instead of waiting forever. The connections of
     /// other waiters are opened on their own runtimes. A panic is a failed connect, because the next one would panic,

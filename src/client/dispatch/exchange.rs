@@ -1,4 +1,4 @@
-//! Which protocol a request goes over, and which connection it takes if one is there.
+//! Decides which protocol a request goes over, and takes a connection if one is free.
 
 use std::sync::Arc;
 

@@ -36,7 +36,7 @@ pub(in crate::client) struct Http1Exchange {
 }
 
 enum State {
-    /// Boxed, because the future is moved often, and seldom has to wait.
+    /// Boxed, because the future is moved often, and rarely has to wait.
     Acquiring(Box<Acquiring>),
     Exchanging {
         connection: Box<Connection>,
@@ -72,7 +72,7 @@ impl Http1Exchange {
     ///
     /// # Errors
     ///
-    /// It must not be resent.
+    /// The request must not be resent.
     fn resend(&self, failed: SendError, idle: Option<Duration>) -> Result<State, Error> {
         let SendError { error, request, is_unsent, is_closed } = failed;
         let Some(idle) = idle.filter(|_| is_closed) else {
@@ -81,12 +81,12 @@ impl Http1Exchange {
                 _ => error,
             });
         };
-        // An idle connection that the backend closed as it was taken.
+        // The connection was idle, and the backend closed it when it was taken.
         self.dispatcher.observed(idle, false);
         let Some(mut request) = request else { return Err(error) };
         let reuse = Reuse::of(&request);
         if !is_unsent {
-            if reuse != Reuse::Shared || !is_harmless(&request) {
+            if reuse != Reuse::Shared || !is_replayable(&request) {
                 return Err(error);
             }
             request.extensions_mut().insert(MayBeProcessed);
@@ -160,11 +160,11 @@ impl fmt::Debug for Http1Exchange {
 ///
 /// Credentials that authenticate a connection are sent once, because the backend takes the second use for a replay.
 pub(super) fn freshness(request: &Request<Body>, reuse: &Reuse) -> Freshness {
-    if *reuse == Reuse::Shared && is_harmless(request) { Freshness::Any } else { Freshness::Recent }
+    if *reuse == Reuse::Shared && is_replayable(request) { Freshness::Any } else { Freshness::Recent }
 }
 
-/// Returns whether a request may be sent a second time, although the first may have been processed.
-fn is_harmless(request: &Request<Body>) -> bool {
-    // Of a body, nothing would be left.
+/// Returns whether a request may be resent although the backend may have processed it.
+fn is_replayable(request: &Request<Body>) -> bool {
+    // A body can't be sent twice.
     is_idempotent(request.method()) && request.body().is_end_stream()
 }

@@ -29,7 +29,7 @@ pub(in crate::client) struct Http2Exchange {
     outcome: Pin<Box<dyn Future<Output = Result<Outcome, Error>> + Send>>,
 }
 
-/// What a request came to.
+/// The outcome of a request.
 #[cfg_attr(
     feature = "http2",
     expect(clippy::large_enum_variant, reason = "nearly all are responses, and a box would cost each an allocation")
@@ -82,8 +82,8 @@ async fn exchange(
         return Ok(Outcome::Http1(Http1Exchange::new(dispatcher, request, freshness, &Reuse::Shared)));
     }
     let head = HeadSize::of(&request);
-    // An upgrade has a connection of its own, as in HTTP/1.1: small frames that a tunnel's client doesn't read would
-    // end it.
+    // An upgrade has a connection of its own, as in HTTP/1.1, because small frames that a tunnel's client doesn't read
+    // end the connection.
     let share = if is_upgrade { Share::Alone } else { Share::Shared };
     let stream = match acquire_for(&dispatcher, share, freshness, head).await {
         Ok(Grant::Http2(stream)) => stream,
@@ -111,18 +111,18 @@ async fn exchange(
                 None => failed.error,
             }),
         },
-        // The backend has changed its mind.
+        // The backend chose HTTP/1.1 on the new connection.
         Ok(Grant::Http1(checkout)) => Ok(over_http1(dispatcher, checkout, as_http1(unprocessed))),
         Err(error) => Err(error.with_unsent(as_http1(unprocessed))),
     }
 }
 
-/// Goes on over HTTP/1.1.
+/// Continues over HTTP/1.1.
 fn over_http1(dispatcher: Arc<Dispatcher>, checkout: Checkout, request: Request<Body>) -> Outcome {
     Outcome::Http1(Http1Exchange::over(dispatcher, checkout, request, Reuse::Shared))
 }
 
-/// Waits for a connection that a request with such a head may go over.
+/// Waits for a connection that may carry a request with such a head.
 async fn acquire_for(
     dispatcher: &Arc<Dispatcher>,
     share: Share,

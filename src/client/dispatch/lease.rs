@@ -20,7 +20,7 @@ impl Lease {
         self.dispatcher.put(self.connection);
     }
 
-    /// Hands over what is left of the connection after a 101.
+    /// Returns the connection, which leaves the pool after a 101.
     pub(in crate::client) fn into_connection(self) -> Box<Connection> {
         self.connection
     }

@@ -1,4 +1,4 @@
-//! Which protocol a request goes over, which connection, and once more if nothing of it was read.
+//! Decides which protocol a request goes over and which connection, and resends it if that's safe.
 //!
 //! The [`dispatcher`] has everything that requests share behind one lock, the [`state`] under it decides, and a request
 //! that finds no connection waits in one queue with all others ([`acquire`]).

@@ -1,4 +1,5 @@
-//! What a dispatcher has under its lock, and what it decides there. Nothing is sent, closed or dropped here.
+//! The state of a dispatcher, which is under its lock, and the decisions over it. Nothing is sent, closed or dropped
+//! here.
 
 use std::{mem, sync::Arc, time::Duration};
 
@@ -35,7 +36,7 @@ pub(super) struct State {
     removed: Removed,
 }
 
-/// What is done next for the waiters, without the lock.
+/// The next thing to do for the waiters, without the lock.
 #[derive(Debug)]
 pub(super) enum Step {
     Grant(Waiter, Grant),
@@ -51,7 +52,7 @@ pub(super) struct Connect {
     pub(super) kind: Kind,
     /// The waiter that it's opened for. Another one may get it.
     pub(super) ticket: Ticket,
-    /// That waiter's.
+    /// The runtime of that waiter.
     pub(super) runtime: Handle,
     pub(super) permit: Permit,
 }
@@ -76,8 +77,8 @@ impl State {
         self.sweeper.as_ref().is_none_or(JoinHandle::is_finished) && !self.http1.is_empty()
     }
 
-    /// Returns what is known of the backend. At the limit, no connection would be idle for long enough to learn from
-    /// it, and each request would close one to open another.
+    /// Returns how long the backend is known to keep idle connections. At the limit, that's assumed, because no
+    /// connection is idle for long enough to observe it, and each request would close one to open another.
     pub(super) fn keep_alive(&self) -> KeepAlive {
         if self.limit.is_full() { KeepAlive::ASSUMED } else { self.http1.keep_alive }
     }
@@ -88,7 +89,7 @@ impl State {
         self.http1.take(owner, freshness, keep_alive, now)
     }
 
-    /// Takes a stream for a request that arrives now, unless others have waited for it.
+    /// Takes a stream for a request that arrives now, unless earlier requests wait for one.
     pub(super) fn take_stream(&mut self) -> Option<Stream> {
         let kind = Kind::Shared.index();
         if self.queue.len(kind) > 0 {
@@ -111,7 +112,7 @@ impl State {
         stream
     }
 
-    /// Returns what is to be dropped without the lock.
+    /// Returns the connections that are to be dropped without the lock.
     pub(super) fn take_removed(&mut self) -> Removed {
         mem::take(&mut self.removed)
     }
@@ -122,16 +123,16 @@ impl State {
             return None;
         }
         let (keep_alive, chose_http1) = (self.keep_alive(), self.chose_http1);
-        // A new connection was opened in its turn.
+        // A new connection overtakes no waiter, because they are opened in the waiters' order.
         let protected = idle.and_then(|_| self.first_uncovered()).map(|(_, ticket)| ticket);
         self.queue.take(protected, |kind, demand| {
             (kind == Kind::Http1.index() || chose_http1) && demand.is_met(idle, owner, keep_alive)
         })
     }
 
-    /// Returns what is to be done next for the waiters.
+    /// Returns the next thing to do for the waiters.
     ///
-    /// It's called after each change that may be of use to a waiter, so that none is left behind with a connection that
+    /// It's called after each change that may be of use to a waiter, so that no waiter is left beside a connection that
     /// it could have. Connections with an owner are offered to that owner's waiters when they return, and aren't idle
     /// before.
     pub(super) fn next(&mut self) -> Option<Step> {
@@ -166,7 +167,7 @@ impl State {
         Some(Step::Connect(Connect { kind, ticket, runtime, permit }))
     }
 
-    /// Makes room where there are as many connections as there may be.
+    /// Makes room at the limit.
     fn make_room(&mut self) -> Option<Step> {
         let uncovered = self.uncovered();
         if uncovered > self.limit.closing() {
@@ -179,13 +180,13 @@ impl State {
                 return Some(Step::CloseUnused(removed));
             }
         }
-        // A connection that may be frozen is better than none.
+        // A connection that may be frozen serves a waiter better than no connection.
         if uncovered > 0 { self.grant_stream(true) } else { None }
     }
 
     /// Returns how many connections have to be opened for the demands of a kind, those that are being opened included.
     ///
-    /// Requests that share connections wait for one, and then it shows how many of them it serves.
+    /// Requests that share connections need one at first, because it's unknown how many of them it serves.
     fn needed(&self, kind: Kind) -> usize {
         let waiting = self.queue.len(kind.index());
         if kind == Kind::Shared && !self.chose_http1 { waiting.min(1) } else { waiting }
@@ -200,7 +201,7 @@ impl State {
         Kind::ALL.into_iter().map(|kind| self.needed(kind).saturating_sub(self.connecting(kind))).sum()
     }
 
-    /// Returns the first of these.
+    /// Returns the first waiter that needs a connection that isn't being opened yet.
     fn first_uncovered(&self) -> Option<(Kind, Ticket)> {
         let first = |kind: Kind| {
             let connecting = self.connecting(kind);
@@ -210,7 +211,7 @@ impl State {
         Kind::ALL.into_iter().filter_map(first).min_by_key(|(_, ticket)| *ticket)
     }
 
-    /// Returns whether the waiters need more connections than there may be.
+    /// Returns whether the waiters need more connections than the limit allows.
     pub(super) fn is_overfull(&self) -> bool {
         self.limit.is_exceeded_by(self.uncovered())
     }
@@ -227,8 +228,8 @@ impl State {
         }
     }
 
-    /// Removes the waiter that fails with a connect. `None`: connections are being opened for all of its kind, and one
-    /// of these may do better.
+    /// Removes the waiter that fails with a connect. `None`: connections are being opened for all waiters of its kind,
+    /// and one of them may succeed.
     pub(super) fn pop_failed(&mut self, kind: Kind) -> Option<Waiter> {
         let is_needed = self.needed(kind) > self.connecting(kind);
         if is_needed { self.queue.pop(kind.index()) } else { None }

@@ -34,15 +34,16 @@ pub(in crate::client) struct Connection {
     stream: Stream,
     input: Input,
     heads: HeadDecoder,
-    /// The request under way, until the response's head is there and all of the request is sent. Nothing of its head is
-    /// changed, so that it can be sent again.
+    /// The request under way, until the response's head has come and all of the request is sent. Its head isn't
+    /// changed, so that it can be resent.
     request: Option<Request<Body>>,
     kind: RequestKind,
     upload: Upload,
     response: ResponseState,
     /// Whether request and response let the connection persist (RFC 9112, section 9.3).
     persists: bool,
-    /// Which requests may use it next. It changes at most once, with the first request of an owner or the last of all.
+    /// Which requests may use it next. It changes at most once: to `Owned` with the first request of an owner, or to
+    /// `Never` with the last request.
     pub(in crate::client) reuse: Reuse,
 }
 
@@ -61,7 +62,7 @@ enum ResponseState {
     Body(BodyDecoder),
 }
 
-/// A request that wasn't answered.
+/// Why a request got no response.
 #[derive(Debug)]
 pub(in crate::client) struct SendError {
     pub(in crate::client) error: Error,
@@ -110,7 +111,7 @@ impl Connection {
 
     /// Sends the request, and receives the head of the response: a final one, or a 101.
     pub(in crate::client) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<()>, Box<SendError>>> {
-        // A backend that closes an idle connection, or sends something on it, does so before it has the request.
+        // Nothing is written if the backend has closed the idle connection, or sent something on it.
         let is_first = !self.upload.is_written();
         if is_first && let Poll::Ready(error) = self.poll_unrequested(cx) {
             return Poll::Ready(Err(self.unsent(error)));
@@ -144,7 +145,7 @@ impl Connection {
             } else if let Err(failed) = self.inform(status) {
                 return Poll::Ready(Err(failed));
             }
-            // The body may have been released.
+            // The upload continues, because its body may have been released.
         }
     }
 
@@ -248,7 +249,7 @@ impl Connection {
         self.request.take().map(Request::into_body)
     }
 
-    /// Writes what there is of a request whose body was taken. Ready with `true` if that's all of it.
+    /// Writes the pushed part of a request whose body was taken. Ready with `true` if that's all of it.
     pub(in crate::client) fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Error>> {
         match ready!(self.upload.poll_written(&mut self.stream, cx)) {
             Ok(()) => {
@@ -275,7 +276,7 @@ impl Connection {
         })
     }
 
-    /// Hands the connection over to what it was switched to.
+    /// Returns the connection for the protocol that it was switched to.
     pub(in crate::client) fn into_switched(self: Box<Self>) -> Switched {
         Switched::new(self.stream, self.input.octets.freeze())
     }
@@ -285,12 +286,12 @@ impl Connection {
         if upload.is_done() {
             return Poll::Ready(Ok(()));
         }
-        // Without it, the body is sent elsewhere.
+        // Without it, `poll_written` and `push` send the body.
         let Some(request) = request else { return Poll::Pending };
         ready!(upload.poll(request.body_mut(), stream, cx))?;
         upload.shrink();
         if upload.has_body() {
-            // The client's body ends with it: it learns that all of it was taken.
+            // Dropping the body shows its sender that all of it was taken.
             drop(mem::take(request.body_mut()));
         }
         if !matches!(self.response, ResponseState::Head { .. }) {
@@ -350,7 +351,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Releases a body that waits for a 100. A final response is the end of that wait, too.
+    /// Releases a body that waits for a 100. A final response ends that wait, too.
     fn release_body(&self) {
         let signal = self.request.as_ref().and_then(|request| request.extensions().get::<ContinueSignal>());
         if let Some(signal) = signal {
@@ -414,7 +415,7 @@ impl Connection {
         }
     }
 
-    /// The connection ended before a head was complete.
+    /// Fails the exchange, because the connection ended before a head was complete.
     fn closed(&mut self, error: Option<io::Error>) -> Box<SendError> {
         let has_begun = !matches!(self.response, ResponseState::Head { has_begun: false, .. });
         let error = match error {
@@ -427,7 +428,7 @@ impl Connection {
         failed
     }
 
-    /// Nothing of the request was written, because the connection is closed.
+    /// Fails an exchange of which nothing was written, because the connection is of no use.
     fn unsent(&mut self, error: Error) -> Box<SendError> {
         self.abort();
         let request = self.request.take().and_then(|request| self.upload.put_back(request));
@@ -435,6 +436,7 @@ impl Connection {
         Box::new(SendError { error, request, is_unsent, is_closed: true })
     }
 
+    /// Fails the exchange. The request comes back if it has no body.
     fn failed(&mut self, error: Error) -> Box<SendError> {
         self.abort();
         let request = self.request.take().filter(|_| !self.upload.has_body());

@@ -10,7 +10,7 @@ use super::{connection::Connection, keep_alive::KeepAlive};
 #[derive(Debug)]
 pub(in crate::client) struct Checkout {
     pub(in crate::client) connection: Box<Connection>,
-    /// How long it has been idle: the backend may be closing it. `None`: it's new.
+    /// How long it has been idle. `None`: it's new, so that the backend can't be closing it.
     pub(in crate::client) idle: Option<Duration>,
     is_spare: bool,
 }
@@ -52,8 +52,8 @@ impl Freshness {
 pub(in crate::client) struct Idle {
     pub(super) connection: Box<Connection>,
     pub(super) since: Instant,
-    /// Whether it's worth its cost only under load: it was opened too late to be needed, and some servers reserve a
-    /// worker for its first request.
+    /// Whether it's worth its cost only under load, because it was opened too late to be needed, and some servers
+    /// reserve a worker for its first request.
     pub(super) is_spare: bool,
 }
 
@@ -72,7 +72,7 @@ impl Idle {
         Checkout { connection: self.connection, idle: Some(idle), is_spare: self.is_spare }
     }
 
-    /// Adds it to a list that is ordered by age, the oldest first. Nearly always it's the youngest.
+    /// Adds it to a list that is ordered by age, the oldest first. It's nearly always the youngest.
     pub(super) fn insert_into(self, idle: &mut Vec<Self>) {
         let place = match idle.last() {
             Some(youngest) if youngest.since > self.since => idle.partition_point(|other| other.since <= self.since),

@@ -11,7 +11,7 @@ use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
-/// The octets that were read and aren't decoded yet.
+/// The octets that have been read and not yet decoded.
 ///
 /// It holds no memory between responses, and none while it's empty and the backend sends little at a time.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ const FIRST: usize = 16 * 1024;
 /// The maximum that is copied.
 const LITTLE: usize = 2 * 1024;
 
-/// The maximum size of a read. Larger ones don't make large bodies cheaper.
+/// The maximum size of a read. Larger reads don't make large bodies cheaper.
 const MOST: usize = 400 * 1024;
 
 impl Input {
@@ -62,7 +62,7 @@ impl Input {
         Poll::Ready(Ok(read))
     }
 
-    /// Reads into the stack first: a buffer that is as large as what came is allocated only then.
+    /// Reads into the stack first, and then allocates a buffer of the size of what came.
     fn poll_copy(&mut self, stream: &mut (impl AsyncRead + Unpin), cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut room = [const { MaybeUninit::uninit() }; FIRST];
         let mut read = ReadBuf::uninit(&mut room);
@@ -75,7 +75,7 @@ impl Input {
         self.octets.capacity() - self.octets.len()
     }
 
-    /// Frees the memory, because the response has ended. What is left isn't part of it.
+    /// Frees the memory, because the response has ended. Octets that are left aren't part of it, and are kept.
     pub(super) fn end_response(&mut self) {
         if self.octets.is_empty() {
             self.octets = BytesMut::new();

@@ -1,12 +1,12 @@
-//! How long the backend keeps idle connections, as observed.
+//! Observes how long the backend keeps idle connections.
 //!
 //! A request that races with the backend closing an idle connection fails, and it's unknown whether it was processed.
-//! Requests that can be replayed are sent again. The others avoid connections that have been idle for more than half the
+//! Requests that can be replayed are resent. The others avoid connections that have been idle for more than half the
 //! longest idle time observed.
 
 use std::time::Duration;
 
-/// What has been observed of a backend. Nothing at first: it may close the connection after each response.
+/// How long a backend keeps idle connections. Without an observation, it may close them after each response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::client) struct KeepAlive {
     /// The longest time for which it has kept a connection, unless it has closed one sooner since.

@@ -1,4 +1,5 @@
-//! The connection makes of a response what the codec makes of it, which the codec's own oracle compares with hyper.
+//! Compares a connection with the codec: both read the same responses. The codec's own oracle compares the codec with
+//! hyper.
 
 use std::{
     io,

@@ -1,4 +1,4 @@
-//! Idle connections whose credentials belong to an owner, in a partition for each.
+//! Idle connections with an owner, in a partition for each owner.
 
 use std::{collections::HashMap, time::Duration};
 

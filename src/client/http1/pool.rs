@@ -1,7 +1,7 @@
 //! The idle connections to one backend, as a plain structure: no lock, no queue.
 //!
-//! The last connection returned is the first one taken, and none is taken that is older than it may be. Connections
-//! whose credentials belong to an owner are kept in a partition of that owner.
+//! The last connection returned is the first one taken. One that has been idle for too long isn't taken. Connections
+//! with an owner are kept in a partition of that owner.
 
 use std::{mem, time::Duration};
 
@@ -14,8 +14,8 @@ use super::{
 };
 use crate::identity::Owner;
 
-/// How long a spare or surplus connection may be idle. Under load it's reused sooner. With a limit that is always
-/// enforced, more concurrent requests than that would cause as many connects.
+/// How long a spare or surplus connection may be idle. Under load, it's reused sooner. If the maximum were enforced at
+/// once, more concurrent requests than that would cause a connect each.
 const SPARE_IDLE: Duration = Duration::from_secs(1);
 
 /// How many connections may be idle, and for how long.
@@ -27,7 +27,7 @@ pub(in crate::client) struct PoolOptions {
 
 impl Default for PoolOptions {
     fn default() -> Self {
-        // Below the keep-alive times that most servers have.
+        // Shorter than most servers keep idle connections.
         Self { idle_timeout: Some(Duration::from_secs(30)), max_idle: 64 }
     }
 }
@@ -39,7 +39,7 @@ pub(in crate::client) struct Pool {
     /// Those without an owner, the oldest first.
     shared: Vec<Idle>,
     owned: Partitions,
-    /// What has been learned of the backend.
+    /// How long the backend keeps idle connections, as observed.
     pub(in crate::client) keep_alive: KeepAlive,
     options: PoolOptions,
 }
@@ -53,7 +53,7 @@ impl Pool {
         self.shared.is_empty() && self.owned.is_empty()
     }
 
-    /// Takes the most recently used connection of an owner, or of none, if it will do. If it won't, no other will.
+    /// Takes the most recently used connection of an owner, or of none, if it's fresh enough. If it isn't, no other is.
     pub(in crate::client) fn take(
         &mut self,
         owner: Option<&Owner>,

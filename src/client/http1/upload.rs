@@ -33,12 +33,12 @@ pub(super) struct Upload {
     taken: Taken,
     /// Why writing has failed, after something of the request was written.
     ///
-    /// A backend that refuses an upload may respond, close and reset the connection. The response is there to be read
-    /// then. The rest of the body is discarded, because many clients send all of it before they read.
+    /// A backend that refuses an upload may respond, close and reset the connection. Its response can still be read.
+    /// The rest of the body is discarded, because many clients send all of it before they read.
     failed: Option<io::ErrorKind>,
 }
 
-/// What was taken from the body before anything was written: it's put back if nothing can be.
+/// The part of the body that was taken before anything was written. It's put back if nothing can be written.
 #[derive(Debug)]
 enum Taken {
     Nothing,
@@ -54,7 +54,7 @@ pub(super) enum UploadError {
     Body(Error),
 }
 
-/// How many frames, or writes, are done in one poll: others get their turn although a body is always there.
+/// How many frames are taken, or writes done, in one poll. A body that always has data doesn't starve the other tasks.
 const ROUNDS: usize = 128;
 
 impl Upload {
@@ -101,7 +101,7 @@ impl Upload {
 
     /// Sends the request. Ready when all of it is sent, or discarded.
     ///
-    /// The head and small data that is there are written together.
+    /// The head, and small data that has come, are written together.
     pub(super) fn poll(
         &mut self,
         body: &mut Body,
@@ -170,7 +170,7 @@ impl Upload {
         Ok(())
     }
 
-    /// Writes what there is.
+    /// Writes the output.
     pub(super) fn poll_written(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
         let mut rounds = ROUNDS;
         while !self.output.is_empty() {
@@ -209,7 +209,7 @@ impl Upload {
         Poll::Ready(Ok(()))
     }
 
-    /// Passes over a failed write if a response may be there: reading shows it, or fails.
+    /// Ignores a failed write if a response may have come: the next read returns it, or fails.
     #[cold]
     fn fail(&mut self, error: io::Error) -> Result<(), UploadError> {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
@@ -222,7 +222,8 @@ impl Upload {
         Ok(())
     }
 
-    /// Puts back what was taken from the body, because nothing of it was written. `None`: that isn't possible.
+    /// Puts back the part that was taken from the body, because nothing of it was written. `None`: it was more than one
+    /// piece.
     #[cold]
     pub(super) fn put_back(&mut self, request: Request<Body>) -> Option<Request<Body>> {
         match mem::replace(&mut self.taken, Taken::Nothing) {

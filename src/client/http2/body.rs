@@ -20,7 +20,7 @@ use crate::error::Error;
 pub(in super::super) struct Body {
     /// Data that came with the head.
     early: Bytes,
-    /// What came behind that data. Boxed, because it's rare and large.
+    /// The frame, or the error, behind that data. Boxed, because it's rare and large.
     after: Option<Box<Result<Frame<Bytes>, Error>>>,
     /// The rest, which the connection may read ahead; `None` at the end.
     rest: Option<Rest>,
@@ -36,8 +36,8 @@ struct Rest {
 impl Body {
     /// Makes the body of a response that comes over a stream.
     ///
-    /// What came with the head is read at once: a short response is complete then, its stream is free, and the
-    /// connection needs no access to it.
+    /// It reads the frames that came with the head at once, so that a short response is complete, its stream is free,
+    /// and the connection needs no access to it.
     pub(super) fn new(body: Incoming, stream: Stream, cx: &mut Context<'_>) -> Self {
         let mut this = Self { length: body.size_hint().exact(), ..Self::empty() };
         let mut unread = UnreadResponse::new(body);

@@ -1,4 +1,4 @@
-//! Requests of HTTP/1.1 as HTTP/2's and back, and those that are sent a second time.
+//! Converts requests from HTTP/1.1 to HTTP/2 and back, and copies those that may be resent.
 
 use std::{error::Error as _, mem};
 
@@ -50,12 +50,12 @@ pub(in super::super) fn as_http1(mut request: Request<Body>) -> Request<Body> {
         request.headers_mut().insert(HOST, host);
     }
     let size = request.body().size_hint();
-    // The forwarder has refused requests with more than one length.
+    // It can't fail, because the forwarder has refused requests with more than one length.
     let _ = framing::reconcile_request(request.headers_mut(), &size);
     request
 }
 
-/// What is sent of a request without a body, so that it can be sent a second time.
+/// A copy of a request without a body, for a resend.
 ///
 /// The fields are a list, because a second `HeaderMap` costs each request more, and few are sent again.
 pub(super) struct Copy {
@@ -67,8 +67,8 @@ pub(super) struct Copy {
 impl Copy {
     /// Copies a request that [`as_http2`] has made.
     ///
-    /// `None` if it has a body, of which nothing would be left, or credentials that authenticate a connection, because
-    /// their second use is a replay. An extended CONNECT isn't resent either, because its protocol is in the
+    /// `None` if it has a body, which can't be sent twice, or credentials that authenticate a connection, because their
+    /// second use is a replay. An extended CONNECT isn't resent either, because its protocol is in the
     /// extensions.
     pub(super) fn of(request: &Request<Body>) -> Option<Self> {
         let is_connect = request.method() == Method::CONNECT;
@@ -100,7 +100,7 @@ impl Copy {
     }
 }
 
-/// Why a request may be sent again.
+/// Why a request may be resent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Resend {
     /// The backend hasn't processed it.
@@ -109,10 +109,10 @@ enum Resend {
     MayBeProcessed,
 }
 
-/// Decides whether a request may be sent again.
+/// Decides whether a request may be resent.
 ///
 /// hyper doesn't distinguish a stream beyond the last one of a GOAWAY from one that was in progress when the connection
-/// ended after it. Of these, only idempotent requests are sent again.
+/// ended after it. Of these, only idempotent requests are resent.
 fn resend(cause: &h2::Error, method: &Method) -> Option<Resend> {
     if !cause.is_remote() {
         return None;

@@ -12,7 +12,7 @@ use super::{
     stream::{SendError, Stream},
 };
 
-/// Sends a request, which is HTTP/2's by now ([`as_http2`](super::as_http2)).
+/// Sends a request, which [`as_http2`](super::as_http2) has made one of HTTP/2.
 ///
 /// # Cancel safety
 ///
@@ -26,7 +26,7 @@ pub(in super::super) async fn send(
     Ok(read(response, stream).await)
 }
 
-/// Makes a body of what comes over the stream.
+/// Makes the response's body, which reads from the stream.
 pub(super) async fn read(response: Response<Incoming>, stream: Stream) -> Response<Body> {
     let mut received = Some((response, stream));
     poll_fn(|cx| match received.take() {

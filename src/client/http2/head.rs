@@ -38,10 +38,11 @@ pub(super) struct HeadLimit {
 /// The limit where neither the operator nor the backend has set one.
 const DEFAULT_MAX: usize = 64 * 1024;
 
-/// A head that servers accept which set no limit. nginx's defaults are a field of 8 KiB, and four times that together.
+/// The head that servers without a limit in their SETTINGS accept. By default, nginx accepts 8 KiB in one field, and
+/// four times that in all.
 const ORDINARY: HeadSize = HeadSize { total: 32_000, field: 8000 };
 
-/// What a field counts beside its name and value.
+/// The size that a field adds beside its name and value.
 const PER_FIELD: usize = 32;
 
 impl HeadSize {
@@ -154,7 +155,7 @@ mod tests {
         assert_eq!(limit.admit(size(16_000, 1), None).unwrap(), Share::Shared);
         limit.doubt(size(16_000, 1));
         assert_eq!(limit.admit(size(16_000, 1), None).unwrap(), Share::Alone);
-        // The operator's limit doesn't say what the backend accepts.
+        // The operator's limit doesn't show what the backend accepts.
         let limit = HeadLimit::new(Some(100_000));
         assert_eq!(limit.admit(size(66_000, 1), None).unwrap(), Share::Alone);
         assert!(limit.admit(size(66_000, 1), Some(65_536)).is_err());

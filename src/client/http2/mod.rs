@@ -1,5 +1,5 @@
-//! HTTP/2 to one backend: requests share connections, each of which has a task of its own, as many as their streams
-//! need.
+//! HTTP/2 to one backend. Requests share connections, of which there are as many as their streams need. Each connection
+//! has a task of its own.
 
 mod body;
 mod connection;

@@ -15,7 +15,7 @@ pub(in super::super) struct Options {
 }
 
 impl Options {
-    /// Sets what the client has in common for both protocols.
+    /// Sets the options that both protocols have in common.
     pub(in super::super) fn with_limits(
         self,
         idle_timeout: Option<Duration>,

@@ -45,7 +45,7 @@ struct Shared {
     permit: PermitWatch,
 }
 
-/// Connections that get no more requests, to be dropped without the caller's lock. Then they close when no stream is
+/// Connections that get no more requests. They are to be dropped without the caller's lock, and close when no stream is
 /// open.
 #[derive(Debug, Default)]
 pub(in super::super) struct Removed(Vec<Shared>);
@@ -70,8 +70,7 @@ impl Pool {
         self.take_from(false)
     }
 
-    /// Takes a stream of the first connection that has one, even if it may be frozen. Its streams will show whether it
-    /// is.
+    /// Takes a stream of the first connection that has one, even if it may be frozen, which its streams will show.
     pub(in super::super) fn take_silent(&self) -> (Option<Stream>, Removed) {
         self.take_from(true)
     }

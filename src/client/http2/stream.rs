@@ -60,7 +60,7 @@ impl Stream {
         head: HeadSize,
     ) -> Result<(Response<Incoming>, Self), SendError> {
         let copy = Copy::of(&request);
-        // They can't be cloned cheaply. hyper reads them for extended CONNECT alone, which isn't resent.
+        // Extensions can't be cloned cheaply. hyper reads them only for an extended CONNECT, which isn't resent.
         let extensions = if copy.is_some() { mem::take(request.extensions_mut()) } else { Extensions::new() };
         let sent = self.sender.requests().try_send_request(request).await;
         self.is_answered = true;

@@ -33,8 +33,8 @@ impl BodyDecoder {
         Self { kind }
     }
 
-    /// Takes the next frame off the buffer: as much data as there is, or trailers. `None`: more octets are needed, or the
-    /// body has ended.
+    /// Takes the next frame off the buffer: as much data as there is, or trailers. `None`: more octets are needed, or
+    /// the body has ended.
     ///
     /// Data shares the octets of the input. Chunks that follow each other become one frame of up to 16 KiB.
     ///

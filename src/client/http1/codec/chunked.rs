@@ -13,8 +13,8 @@ use super::{
 
 /// Chunks up to this size altogether are moved together, in octets.
 ///
-/// A backend that writes many small chunks costs a frame, and a write to the client, for each of them otherwise. Moving
-/// so few octets within the cache is cheaper.
+/// Otherwise, each of a backend's many small chunks would cost a frame, and a write to the client. Moving so few octets
+/// within the cache is cheaper.
 const JOINED: usize = 16 * 1024;
 
 /// The maximum of a body's octets between chunk sizes and line ends: extensions and blanks.
@@ -209,9 +209,10 @@ impl Chunked {
     }
 }
 
-/// Reads a size with the end of its line, if both are there and nothing else. The length of the line stands behind it.
+/// Reads a whole line with a size and nothing else. Returns the size, and the length of the line.
 ///
-/// Most sizes are read so. The others are read octet by octet, so that no octet is read twice for each piece that comes.
+/// It reads most sizes. The others are read octet by octet, so that an octet isn't read again with each piece that
+/// comes.
 fn whole_size(octets: &[u8]) -> Option<(u64, usize)> {
     let mut size = 0;
     for (at, &octet) in octets.iter().enumerate().take(17) {
@@ -232,7 +233,7 @@ fn digit(octet: u8) -> Option<u64> {
     }
 }
 
-/// Parses trailers, if they are complete, into `lines` and their length.
+/// Parses trailers into `lines`, and returns their length. `None`: they aren't complete.
 fn parse(octets: &[u8], fields: usize, lines: &mut Lines) -> Result<Option<usize>, &'static str> {
     // A line has at least a name of one octet, a colon and an end.
     let mut room = [EMPTY_HEADER; FEW];

@@ -26,7 +26,7 @@ pub(crate) enum NameStyle {
     Title,
 }
 
-/// What a request's head says about the rest of the exchange.
+/// The properties of an exchange that follow from the request's head.
 #[derive(Debug)]
 pub(crate) struct EncodedHead {
     pub(crate) body: BodyEncoder,
@@ -60,7 +60,7 @@ struct Announced {
     style: NameStyle,
 }
 
-/// Why the body of a request can't be sent on. The message is cut then, and so is the connection.
+/// Why the body of a request can't be sent. The message is incomplete then, and the connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InvalidUpload {
     /// It's longer than its length.
@@ -71,10 +71,11 @@ pub(crate) enum InvalidUpload {
 
 /// Writes the head of a request in HTTP/1.1, with its target in origin form.
 ///
-/// The framing is the body's (RFC 9112, section 6.2): no fields for an empty body without any; a `Content-Length` if the
-/// length is known, by the body or by the field; else `chunked`. `Content-Length` that contradicts the body is replaced,
-/// because the backend would wait for the rest, or read the next request as the rest. It may be left by a layer that has
-/// replaced the body.
+/// The framing is the body's (RFC 9112, section 6.2). An empty body has none, or `Content-Length: 0` if the request has
+/// a length. Another body has the request's `Transfer-Encoding`, if there is one; else a `Content-Length`, if the body
+/// or the field declares a length; else `chunked`. A `Content-Length` that contradicts the body is replaced, because
+/// the backend would wait for the rest, or read the next request as the rest. A layer that has replaced the body may
+/// have left it.
 ///
 /// It adds no `Host`.
 pub(crate) fn encode_head<B: Body>(request: &Request<B>, style: NameStyle, out: &mut Vec<u8>) -> EncodedHead {
@@ -210,8 +211,8 @@ impl BodyEncoder {
 
     /// Writes a frame of the body.
     ///
-    /// Trailers end the body. Those that the request doesn't announce, or that mustn't be trailers, are left out; a body
-    /// with a length has none (RFC 9110, section 6.5.1).
+    /// Trailers end the body. Those that the request doesn't announce, or that mustn't be trailers, are left out; a
+    /// body with a length has none (RFC 9110, section 6.5.1).
     ///
     /// # Errors
     ///

@@ -9,7 +9,7 @@ use httparse::Header;
 /// The number of field lines that are parsed without an allocation.
 pub(super) const FEW: usize = 64;
 
-/// Where the parts of field lines lie in the octets that were parsed.
+/// The positions of field lines in the octets that were parsed.
 ///
 /// The parser's slices borrow the input, which has to be split before the values can share it. The positions outlive
 /// the borrow.
@@ -54,7 +54,7 @@ impl Lines {
         has_cr
     }
 
-    /// Makes a map of the lines, whose values share `octets`. `read` gets each field.
+    /// Makes a map of the lines, whose values share `octets`. It calls `read` with each field.
     ///
     /// `None` if a name has more than 64 KiB, or if the map can't hold so many fields.
     #[inline]
@@ -75,8 +75,8 @@ impl Lines {
 
 /// Whether each LF ends a line together with a CR.
 ///
-/// The parser accepts a bare LF as the end of a line, which RFC 9112, section 2.2, allows. A recipient that doesn't
-/// reads other lines out of the same octets, so an intermediary mustn't let them pass.
+/// The parser accepts a bare LF as the end of a line, which RFC 9112, section 2.2, allows. An intermediary mustn't let
+/// it pass, because a recipient that doesn't accept it reads other lines out of the same octets.
 #[inline]
 pub(super) fn has_whole_line_ends(octets: &[u8]) -> bool {
     let pairs = octets.iter().zip(octets.iter().skip(1));
@@ -87,8 +87,8 @@ pub(super) fn has_whole_line_ends(octets: &[u8]) -> bool {
 
 /// The attempts to parse a section that comes in pieces.
 ///
-/// A section is parsed again only if its end may have come, or if its length has doubled since the last attempt. Work is
-/// therefore linear in its length, even if the backend sends it octet by octet.
+/// A section is parsed again only if its end may have come, or if its length has doubled since the last attempt. Work
+/// is therefore linear in its length, even if the backend sends it octet by octet.
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
     /// The length at the last attempt.
@@ -100,11 +100,12 @@ pub(super) struct Attempts {
 }
 
 impl Attempts {
-    /// A section that is shorter is parsed at each octet, so that a backend that doesn't speak HTTP/1 is detected at its
-    /// first line.
+    /// The length below which a section is parsed again with each octet, so that a backend that doesn't speak HTTP/1 is
+    /// detected at its first line.
     const SHORT: usize = 32;
 
-    /// Whether an attempt to parse `octets`, of which there are at most `limit`, may have another outcome than the last.
+    /// Whether an attempt to parse `octets`, of which there are at most `limit`, may have another outcome than the
+    /// last.
     #[inline]
     pub(super) fn is_due(&mut self, octets: &[u8], limit: usize) -> bool {
         self.is_new() || self.is_due_again(octets, limit)
@@ -142,7 +143,7 @@ impl Attempts {
     }
 }
 
-/// Whether there is an empty line. A bare LF counts, because the attempt has to come to the error.
+/// Whether there is an empty line. One that ends with a bare LF counts, so that the attempt comes to the error.
 fn has_end(octets: &[u8]) -> bool {
     let mut ends = octets.iter().enumerate().filter(|&(_, &octet)| octet == b'\n').map(|(at, _)| &octets[at + 1..]);
     ends.any(|next| next.starts_with(b"\n") || next.starts_with(b"\r\n"))

@@ -123,8 +123,8 @@ impl Declared {
             (Coding::Chunked, Length::Absent) => Ok(Framing::Chunked),
             // Rule 3: the message "ought to be handled as an error".
             (Coding::Chunked, _) => Err("both Transfer-Encoding and Content-Length"),
-            // Rule 4 would end the body with the connection. It would reach the client with a coding that no field names,
-            // because Transfer-Encoding isn't forwarded.
+            // Under rule 4, the body would end with the connection. It would reach the client with a coding that no
+            // field names, because Transfer-Encoding isn't forwarded.
             (Coding::Other, _) => Err("Transfer-Encoding isn't exactly one `chunked`"),
         }
     }

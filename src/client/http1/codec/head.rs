@@ -43,7 +43,7 @@ pub(crate) enum InvalidHead {
     Framing(&'static str),
 }
 
-/// The status line, without its octets.
+/// The parts of a status line, except for the octets of its reason phrase.
 struct StatusLine {
     /// The length of the head.
     length: usize,
@@ -116,9 +116,9 @@ impl HeadDecoder {
     }
 }
 
-/// Parses a head, if it's complete, into `lines` and the status line.
+/// Parses a head into `lines` and the status line. `None`: it isn't complete.
 fn parse(octets: &[u8], fields: usize, lines: &mut Lines) -> Result<Option<StatusLine>, InvalidHead> {
-    // The parser skips empty lines, which belong to the end of an earlier message, if to any.
+    // The parser would skip empty lines, which could only belong to an earlier message.
     if octets.first() != Some(&b'H') {
         return Err(InvalidHead::Syntax("invalid HTTP version"));
     }
@@ -163,7 +163,7 @@ fn parse_into<'b>(
     Ok(Some(StatusLine { length, version, status, has_own_reason: Some(reason) != status.canonical_reason() }))
 }
 
-/// Keeps the reason phrase as it is. It's read from the octets, because the parser drops those that aren't ASCII.
+/// Inserts the reason phrase as it was sent. It's read from the octets, because the parser drops one that isn't ASCII.
 #[cold]
 fn insert_reason(response: &mut Response<()>, octets: &Bytes) {
     let end = octets.iter().position(|&octet| octet == b'\r').unwrap_or_default();

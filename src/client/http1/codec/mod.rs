@@ -1,11 +1,10 @@
 //! HTTP/1.1 as a client speaks it (RFC 9112), without I/O: octets in, messages out, and the other way round.
 //!
 //! A connection keeps one [`HeadDecoder`], and an input buffer that it fills. [`HeadDecoder::decode`] takes a head off
-//! that buffer, and the head's [`BodyDecoder`] takes the frames of the body. [`encode_head`] writes a request's head into
-//! an [`Output`], and the [`BodyEncoder`] appends the body.
+//! that buffer, and the head's [`BodyDecoder`] takes the frames of the body. [`encode_head`] writes a request's head
+//! into the octets of an [`Output`], and the [`BodyEncoder`] appends the body.
 //!
-//! What is decoded shares the octets of the input, so that a response costs the allocation of its header map, of names
-//! that aren't standard, and nothing else.
+//! Decoded values and data share the octets of the input instead of copying them.
 //!
 //! # Strictness
 //!
@@ -25,7 +24,7 @@
 //!
 //! Three differences aren't refusals. Equal `Content-Length` lines or members, and those with leading zeros, become one
 //! number. A reason phrase outside of ASCII is kept; hyper's client drops it. Trailers may have as many bytes as the
-//! limit allows; hyper's client wants one byte less.
+//! limit allows; hyper's client allows one byte less.
 //!
 //! Requests differ from those that hyper's client writes, apart from the order of their fields, as follows. A
 //! `Content-Length` that the body contradicts is replaced, and equal ones become one number. A body of unknown length

@@ -1,4 +1,4 @@
-//! What is to be written to a connection.
+//! The output of a connection.
 
 use std::io::IoSlice;
 
@@ -29,7 +29,7 @@ impl Output {
         self.octets.len() == self.written && self.data.is_empty()
     }
 
-    /// Whether what is there should be written before more is added.
+    /// Whether it should be written before more is added.
     pub(crate) fn is_full(&self) -> bool {
         !self.data.is_empty() || self.octets.len() - self.written >= COPIED
     }
@@ -57,7 +57,7 @@ impl Output {
             self.written += head;
             left -= head;
             let data = left.min(self.data.len());
-            // All of it is released, not only an empty slice.
+            // An empty slice would keep the memory.
             self.data = if data == self.data.len() { Bytes::new() } else { self.data.slice(data..) };
             left -= data;
         }
@@ -66,20 +66,20 @@ impl Output {
             self.octets.clear();
             self.written = 0;
         } else if self.data.is_empty() && self.written >= COPIED {
-            // The buffer may never be empty while more is added to it.
+            // Otherwise, the buffer of an output that is never empty would grow.
             self.octets.drain(..self.written);
             self.written = 0;
         }
     }
 
-    /// The buffer that what comes next is appended to.
+    /// The buffer to which the next octets are appended.
     pub(crate) fn octets_mut(&mut self) -> &mut Vec<u8> {
         &mut self.octets
     }
 
     /// Appends data: copied if it's small, uncopied if it's large.
     pub(super) fn push(&mut self, data: Bytes) {
-        // There is one place for large data. A caller that minds `is_full` doesn't fill it twice.
+        // Only one piece of large data is held. A caller that respects `is_full` has no second one.
         if !self.data.is_empty() || self.octets.len() - self.written + data.len() <= COPIED {
             self.octets.extend_from_slice(&data);
         } else {
@@ -88,7 +88,7 @@ impl Output {
         }
     }
 
-    /// Throws away what is left, and keeps little memory.
+    /// Discards what is left, and keeps little memory.
     pub(crate) fn clear_and_shrink(&mut self) {
         self.octets.clear();
         self.octets.shrink_to(KEPT);
@@ -127,7 +127,7 @@ mod tests {
             output.push(Bytes::from_static(b"small"));
             output.push(large.clone().into());
             output.octets_mut().extend_from_slice(b"tail");
-            // A caller that doesn't mind `is_full`.
+            // A caller that doesn't respect `is_full`.
             output.push(large.clone().into());
             output.push(Bytes::from_static(b"end"));
             let expected = [b"headsmall", &large[..], b"tail", &large, b"end"].concat();

@@ -17,7 +17,7 @@ pub(super) struct Frames {
     block: usize,
     /// The largest block since the last call of [`largest_block`](Self::largest_block).
     largest: usize,
-    /// Whether the first frame wasn't SETTINGS: the peer doesn't speak HTTP/2.
+    /// Whether the first frame wasn't SETTINGS, because the backend doesn't speak HTTP/2.
     is_foreign: bool,
     charges: Charges,
 }
@@ -33,7 +33,7 @@ enum Payload {
     Padding,
 }
 
-/// What the peer has sent about the connection.
+/// What the backend has sent about the connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Peer {
     /// How many SETTINGS frames are complete.

@@ -32,11 +32,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Inspected<T> {
         let peer = frames.peer();
         if peer.settings != *known {
             *known = peer.settings;
-            // h2 reads on when it has applied what came before.
+            // h2 reads more only after it has applied the frames before.
             connection.set(peer);
         }
         if connection.make_room(frames) {
-            // A response whose head has just come has no reader yet: its task runs first.
+            // A response whose head has just come has no reader yet, so that its task has to run first.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

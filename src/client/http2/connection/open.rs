@@ -48,7 +48,7 @@ pub(in super::super) async fn open(
         .initial_connection_window_size(options.windows.connection)
         .initial_stream_window_size(options.windows.stream)
         .max_header_list_size(u32::try_from(options.max_response_head.bytes).unwrap_or(u32::MAX))
-        // Frames still come on streams that clients have left. On a stream that h2 has forgotten they would count as
+        // Frames still come on streams that clients have left. On a stream that h2 has forgotten, they would count as
         // protocol errors, too many of which end the connection.
         .max_concurrent_reset_streams(1024)
         // The backend's SETTINGS are the first frame that it sends (RFC 9113, section 3.4), and set the number.
@@ -77,7 +77,7 @@ pub(in super::super) async fn open(
                 if has_settings {
                     driven.allow(driver.current_max_send_streams(), driver.is_extended_connect_protocol_enabled());
                 }
-                // The driver doesn't notice that while h2 has a request that waits for a stream.
+                // hyper's driver doesn't notice dropped senders while a request in h2 waits for a stream.
                 let is_abandoned = ended.is_pending() && senders.poll_recv(cx).is_ready();
                 if is_abandoned { Poll::Ready(Ok(())) } else { ended }
             });
@@ -97,7 +97,7 @@ pub(in super::super) async fn open(
 /// How long a connection without senders has for what is left to write: resets of streams, and GOAWAY.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Spawns hyper's tasks, and keeps the first one, which has the connection: the others end with it.
+/// Spawns hyper's tasks, and keeps the first one, which owns the connection. The others end with it.
 #[derive(Clone, Default)]
 struct Executor(Arc<Mutex<Option<JoinHandle<()>>>>);
 

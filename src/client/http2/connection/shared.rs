@@ -1,4 +1,4 @@
-//! A connection, as its requests, its task and its reads share it.
+//! The state of a connection that its requests, its task and its reads share.
 
 use std::{
     fmt,
@@ -37,7 +37,7 @@ pub(in super::super) struct Connection {
     observer: Weak<dyn Observer>,
 }
 
-/// What waits for the streams and the permits of connections. It's called without a lock.
+/// Serves the requests that wait for streams and permits. It's called without a lock.
 pub(in super::super::super) trait Observer: Send + Sync {
     /// A stream has ended.
     fn stream_ended(self: Arc<Self>);
@@ -183,7 +183,7 @@ impl Connection {
         if charges.is_high(windows) {
             charges.release(self.responses.read_ahead(Reach::All));
         }
-        // What is charged still came on streams after their reset: h2 never takes it back.
+        // The rest was charged for streams after their reset, and h2 never takes it back.
         if charges.is_high(windows) && self.lock().retire() {
             self.notify();
         }

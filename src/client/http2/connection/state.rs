@@ -55,7 +55,7 @@ enum Phase {
     Closed,
 }
 
-/// What a request needs to know of the connection on which its stream was admitted.
+/// The facts about a connection at the time when it admitted a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) struct Admission {
     /// How often something had been read by then.
@@ -152,7 +152,7 @@ impl State {
         !is_retired
     }
 
-    /// The connection's task has ended.
+    /// Records that the connection's task has ended.
     pub(super) fn close(&mut self) {
         self.phase = Phase::Closed;
     }
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn only_enhance_your_calm_says_that_a_request_was_too_much() {
+    fn only_enhance_your_calm_shows_that_a_request_was_too_much() {
         for (code, expected) in [(None, false), (Some(0), false), (Some(1), false), (Some(11), true)] {
             let mut state = open();
             if let Some(code) = code {

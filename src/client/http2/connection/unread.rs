@@ -23,7 +23,7 @@ use hyper::body::Incoming;
 use super::charges::FREE_PAYLOAD;
 use crate::error::{Error, ErrorKind};
 
-/// What a response's body yields when it's polled.
+/// The item of a response's body. `None`: the end.
 pub(in super::super) type Next = Option<Result<Frame<Bytes>, Error>>;
 
 /// The responses of one connection that are being read.
@@ -64,7 +64,7 @@ pub(in super::super) struct Polled {
     pub(in super::super) next: Poll<Next>,
     /// Whether that was the last frame.
     pub(in super::super) is_end: bool,
-    /// What had been charged for the frames that were read.
+    /// The charges of the frames that were read.
     pub(in super::super) released: usize,
 }
 
@@ -74,9 +74,9 @@ pub(in super::super) struct UnreadResponse {
     /// `None` at its end.
     body: Option<Incoming>,
     ahead: ReadAhead,
-    /// What came behind the data: trailers, or an error.
+    /// The trailers, or the error, behind the data.
     after: Option<Result<Frame<Bytes>, Error>>,
-    /// The reader's, which waits for the next frame.
+    /// The waker of the reader, which waits for the next frame.
     waker: Option<Waker>,
     /// Whether the reader has read everything since the connection last read ahead: it keeps up.
     is_drained: bool,
@@ -89,11 +89,11 @@ pub(in super::super) struct UnreadResponse {
 struct ReadAhead {
     pieces: VecDeque<BytesMut>,
     size: usize,
-    /// What small frames beyond the bound have cost since `pieces` was empty.
+    /// The costs of small frames beyond the bound since `pieces` was empty.
     overhead: usize,
 }
 
-/// What small frames beyond the bound may cost one response, in bytes as h2 counts them.
+/// The maximum overhead of small frames in one response, in bytes as h2 counts them.
 const MAX_OVERHEAD: usize = 64 * 1024;
 
 /// How many bounds of one response are read ahead at the most.

@@ -72,7 +72,7 @@ pub(super) fn write(case: &request::Case, request: Request<Frames>) -> Written {
             is_over || response.as_mut().poll(&mut cx).is_ready()
         })
     };
-    // It stops each time after some frames. A request that came to its end has no response yet.
+    // hyper stops after some frames in each poll. A request that is complete has no response yet.
     let is_complete = !poll(case.data.len() + 4);
     let octets = wire.0.borrow().outgoing.clone();
     wire.0.borrow_mut().incoming.extend_from_slice(b"HTTP/1.1 204 No Content\r\n\r\n");

@@ -60,14 +60,14 @@ pub(super) enum Difference {
     UnknownSize,
     /// A body that isn't as long as it announced is an error. hyper cuts it, or ends the message early.
     WrongSize,
-    /// The members of `Connection`, `Trailer` and `Transfer-Encoding` count beside octets outside of ASCII. hyper ignores the
-    /// whole line.
+    /// The members of `Connection`, `Trailer` and `Transfer-Encoding` count beside octets outside of ASCII. hyper
+    /// ignores the whole line.
     ObsText,
 }
 
 impl Case {
-    /// Reads the input of a fuzz target. Three octets choose the method, the body's length and the writes. Three sections
-    /// of lines follow, with a NUL between them: target and fields, the frames of the body, and trailers.
+    /// Reads the input of a fuzz target. Three octets choose the method, the body's length and the writes. Three
+    /// sections of lines follow, with a NUL between them: target and fields, the frames of the body, and trailers.
     pub(crate) fn from_octets(data: &[u8]) -> Option<Self> {
         let (&[options, more, size], rest) = data.split_first_chunk()?;
         let methods = [Method::GET, Method::POST, Method::HEAD, Method::PUT];
