@@ -20,8 +20,8 @@ const BUFFER: usize = 64 * 1024;
 
 /// How many operations one direction performs before other tasks run.
 ///
-/// Both directions together stay below the budget that tokio gives to a task, so that the one that is polled second can
-/// progress too.
+/// An operation is a read with its write, or a write alone. Both directions together use no more than the budget of 128
+/// that tokio gives to a task, so that the one that is polled second can progress, too.
 const OPERATIONS: usize = 32;
 
 /// A copy in both directions, until both sides have ended or one has failed.
