@@ -43,6 +43,7 @@
 //! | to know which layer runs first | [layer order](guide::layer_order) |
 //! | to know what a client can't do, and what you have to ensure | [security](guide::security), [limits](guide::limits) |
 //! | an error page, or metrics of failures | [`Error`], [failures](guide::failures) |
+//! | to know why a backend's responses become 502 | [what a backend may not send](guide::security#what-a-backend-may-not-send) |
 //! | to see why a request failed: events, spans, request ids | [telemetry](guide::telemetry) |
 //! | rate limits, layers of your own before the backend | [`upstream_layer`](ReverseProxyLayer::upstream_layer), [limits in production](guide::production#limits) |
 //! | several backends, a target per request | [several backends](guide::several_backends), [`HttpService`] |
