@@ -13,7 +13,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{self, Receiver, Sender, SyncSender},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -115,16 +115,28 @@ impl<M: Mechanism> Workers<M> {
         let minter = Arc::new(Minter::new(mechanism));
         let (ready, is_ready) = mpsc::sync_channel(1);
         let mut ready = acquire.map(|_| ready);
-        let threads = names.iter().map(|name| Worker::start(name, minter.clone(), ready.take()));
-        let threads = threads.collect::<Result<_, _>>().map_err(NotStarted::Thread)?;
-        let cached = cached.map(|name| Worker::start(name, minter.clone(), None));
-        let cached = cached.transpose().map_err(NotStarted::Thread)?;
+        let mut handles = Vec::new();
+        let mut start = |name: &str, ready| {
+            let (worker, handle) = Worker::start(name, minter.clone(), ready).map_err(NotStarted::Thread)?;
+            handles.push(handle);
+            Ok(worker)
+        };
+        let threads = names.iter().map(|name| start(name, ready.take())).collect::<Result<Vec<_>, _>>()?;
+        let cached = cached.map(|name| start(name, None)).transpose()?;
         if let Some(limit) = acquire {
             // A KDC that doesn't answer now may answer later. The rest of the application starts meanwhile.
             match is_ready.recv_timeout(limit) {
                 Ok(Ok(())) => {}
                 Ok(Err(failure)) if failure.reason == Reason::Unreachable => observe::unreachable_at_start(&failure),
-                Ok(Err(failure)) => return Err(NotStarted::Credential(failure)),
+                Ok(Err(failure)) => {
+                    drop((threads, cached));
+                    // No thread is in a call. The application is likely to exit now, and the library complains if a
+                    // thread of its own ends during that.
+                    for handle in handles {
+                        let _ = handle.join();
+                    }
+                    return Err(NotStarted::Credential(failure));
+                }
                 Err(_) => observe::unreachable_at_start(&format_args!("it's silent for {limit:?}")),
             }
         }
@@ -160,18 +172,22 @@ impl<M: Mechanism> Workers<M> {
 }
 
 impl<M: Mechanism> Worker<M> {
-    fn start(name: &str, minter: Arc<Minter<M>>, ready: Option<SyncSender<Result<(), Failure>>>) -> io::Result<Self> {
+    fn start(
+        name: &str,
+        minter: Arc<Minter<M>>,
+        ready: Option<SyncSender<Result<(), Failure>>>,
+    ) -> io::Result<(Self, JoinHandle<()>)> {
         let (queue, tasks) = mpsc::channel();
         let load = Arc::<Load>::default();
         let of_thread = load.clone();
         // Detached, because waiting for a call to a dead KDC would delay a shutdown.
-        thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let handle = thread::Builder::new().name(name.to_owned()).spawn(move || {
             if let Some(ready) = ready {
                 let _ = ready.send(minter.acquire());
             }
             work(&minter, &tasks, &of_thread);
         })?;
-        Ok(Self { queue, load })
+        Ok((Self { queue, load }, handle))
     }
 }
 
