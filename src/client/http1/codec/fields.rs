@@ -9,6 +9,12 @@ use httparse::Header;
 /// The number of field lines that are parsed without an allocation.
 pub(super) const FEW: usize = 64;
 
+/// The least number of fields that a map has room for.
+///
+/// hyper's server reads a request into the map of the response before it. The smallest maps hold six fields. With those
+/// that a proxy adds, most requests have more, and the map would grow for each of them.
+const ROOM: usize = 12;
+
 /// The positions of field lines in the octets that were parsed.
 ///
 /// The parser's slices borrow the input, which has to be split before the values can share it. The positions outlive
@@ -61,7 +67,7 @@ impl Lines {
     pub(super) fn to_map(&self, octets: &Bytes, mut read: impl FnMut(&HeaderName, &[u8])) -> Option<HeaderMap> {
         let lines = if self.count > FEW { &self.many[..] } else { &self.few[..self.count] };
         // An intermediary adds `Via`, for which a full map would grow. The largest map has no room for one more.
-        let map = HeaderMap::try_with_capacity(lines.len() + 1);
+        let map = HeaderMap::try_with_capacity((lines.len() + 1).max(ROOM));
         let mut map = map.or_else(|_| HeaderMap::try_with_capacity(lines.len())).ok()?;
         for line in lines {
             let name = HeaderName::from_bytes(&octets[line.name.0 as usize..line.name.1 as usize]).ok()?;
