@@ -25,6 +25,7 @@ pub(crate) struct SwitchedConnection {
     pub(crate) leftover: Bytes,
 }
 
+/// What HTTP runs over: a socket, TLS, or a connection of the application.
 pub(crate) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}

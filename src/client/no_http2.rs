@@ -49,7 +49,6 @@ impl HeadSize {
 
 #[expect(dead_code, reason = "HTTP/2 isn't offered")]
 pub(super) trait Observer: Send + Sync {
-    fn stream_ended(self: Arc<Self>);
     fn capacity_changed(self: Arc<Self>);
 }
 

@@ -545,9 +545,9 @@ mod tests {
     async fn ten_thousand_small_messages_arrive() {
         let (mut client, mut backend, task) = piped(1024);
         for number in 0..10_000_u32 {
-            client.write_u32(number).await.unwrap();
+            within(client.write_u32(number)).await.unwrap();
             assert_eq!(within(backend.read_u32()).await.unwrap(), number);
-            backend.write_u32(!number).await.unwrap();
+            within(backend.write_u32(!number)).await.unwrap();
             assert_eq!(within(client.read_u32()).await.unwrap(), !number);
         }
         drop((client, backend));

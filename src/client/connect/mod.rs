@@ -29,15 +29,12 @@ pub(super) use self::stream::Stream;
 pub(super) use self::tls::{InvalidTls, Tls};
 #[cfg(feature = "tls")]
 pub use self::tls::{InvalidTls, Tls};
-use self::{
-    resolve::SharedLookup,
-    stream::{Io, Properties},
-    tls::Handshaker,
-};
+use self::{resolve::SharedLookup, stream::Properties, tls::Handshaker};
 use super::limit::Permit;
 use crate::{
     backend::Backend,
     error::{Error, ErrorKind},
+    switched::Transport,
 };
 
 /// How connections are opened.
@@ -75,7 +72,7 @@ pub(crate) type Dial = BoxCloneSyncService<Uri, Dialed, BoxError>;
 
 /// A connection that was made.
 pub(crate) struct Dialed {
-    io: Box<dyn Io>,
+    io: Box<dyn Transport>,
     properties: Properties,
 }
 
@@ -106,7 +103,7 @@ impl Connector {
             uri: uri.unwrap_or_default(),
             origin: backend.to_string().into(),
             dial: dial(options.offers_http2)?,
-            dial_http1: if own_tls.is_some() { Some(dial(false)?) } else { None },
+            dial_http1: if own_tls.is_some() && options.offers_http2 { Some(dial(false)?) } else { None },
             timeout: options.timeout,
             offers_http2: options.offers_http2,
         })
@@ -145,19 +142,15 @@ impl Connector {
     ) -> Result<T, Error> {
         let connecting = async { handshake(self.dial(offer, permit).await?).await.map_err(Into::into) };
         let failed = |kind, cause| Error::with_source(kind, ConnectError { origin: self.origin.clone(), cause });
-        match self.in_time(connecting).await {
+        let connected = match self.timeout {
+            Some(timeout) => tokio::time::timeout(timeout, connecting).await,
+            None => Ok(connecting.await),
+        };
+        match connected {
             Ok(Ok(connected)) => Ok(connected),
             Ok(Err(error)) if timed_out(&*error) => Err(failed(ErrorKind::ConnectTimeout, Some(error))),
             Ok(Err(error)) => Err(failed(ErrorKind::Connect, Some(error))),
-            Err(timeout) => Err(failed(timeout.kind(), None)),
-        }
-    }
-
-    /// Bounds a part of connecting by the connect timeout.
-    pub(super) async fn in_time<T>(&self, waiting: impl Future<Output = T>) -> Result<T, Error> {
-        match self.timeout {
-            Some(timeout) => tokio::time::timeout(timeout, waiting).await.map_err(|_| ErrorKind::ConnectTimeout.into()),
-            None => Ok(waiting.await),
+            Err(_) => Err(failed(ErrorKind::ConnectTimeout, None)),
         }
     }
 
@@ -240,7 +233,7 @@ fn plain(backend: &Backend, tcp: Tcp) -> Dial {
 
 impl Dialed {
     /// A TCP or Unix socket, which sends what is written without a flush.
-    fn plain(io: impl Io + 'static) -> Self {
+    fn plain(io: impl Transport + 'static) -> Self {
         Self { io: Box::new(io), properties: Properties { sends_at_once: true, ..Properties::default() } }
     }
 }

@@ -8,15 +8,14 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::client::limit::{Permit, PermitWatch};
-
-pub(in crate::client) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+use crate::{
+    client::limit::{Permit, PermitWatch},
+    switched::Transport,
+};
 
 /// A connection to a backend, and the right to have it.
 pub(in crate::client) struct Stream {
-    io: Box<dyn Io>,
+    io: Box<dyn Transport>,
     properties: Properties,
     permit: Permit,
 }
@@ -33,7 +32,7 @@ pub(in crate::client) struct Properties {
 }
 
 impl Stream {
-    pub(in crate::client) fn new(io: Box<dyn Io>, properties: Properties, permit: Permit) -> Self {
+    pub(in crate::client) fn new(io: Box<dyn Transport>, properties: Properties, permit: Permit) -> Self {
         Self { io, properties, permit }
     }
 

@@ -310,31 +310,41 @@ impl Dispatcher {
         if state.queue.is_empty() || mem::replace(&mut state.is_serving, true) {
             return;
         }
-        let serving = Serving { dispatcher: self };
         loop {
             let (step, removed) = (state.next(), state.take_removed());
             if step.is_none() {
                 state.is_serving = false;
             }
             drop(state);
+            // It takes the lock if a step unwinds, so it lives only while that is free.
+            let serving = Serving { dispatcher: self };
             drop(removed);
-            match step {
-                Some(Step::Grant(waiter, grant)) => {
-                    if let Err(Ok(grant)) = waiter.send(Ok(grant)) {
-                        self.give_back(grant);
-                    }
-                }
-                Some(Step::CloseIdle(idle)) => drop(idle),
-                Some(Step::CloseUnused(removed)) => drop(removed),
-                Some(Step::Connect(Connect { kind, ticket, runtime, permit })) => {
-                    let pending = PendingConnect { dispatcher: Arc::downgrade(self), kind, ticket, has_begun: false };
-                    drop(runtime.spawn(self.connect(pending, permit)));
-                }
-                None => break,
+            let is_done = step.is_none();
+            if let Some(step) = step {
+                self.take_step(step);
+            }
+            mem::forget(serving);
+            if is_done {
+                return;
             }
             state = self.lock();
         }
-        mem::forget(serving);
+    }
+
+    fn take_step(self: &Arc<Self>, step: Step) {
+        match step {
+            Step::Grant(waiter, grant) => {
+                if let Err(Ok(grant)) = waiter.send(Ok(grant)) {
+                    self.give_back(grant);
+                }
+            }
+            Step::CloseIdle(idle) => drop(idle),
+            Step::CloseUnused(removed) => drop(removed),
+            Step::Connect(Connect { kind, ticket, runtime, permit }) => {
+                let pending = PendingConnect { dispatcher: Arc::downgrade(self), kind, ticket, has_begun: false };
+                drop(runtime.spawn(self.connect(pending, permit)));
+            }
+        }
     }
 
     fn connect(
@@ -398,10 +408,6 @@ impl Issuer for Dispatcher {
 }
 
 impl http2::Observer for Dispatcher {
-    fn stream_ended(self: Arc<Self>) {
-        self.serve(self.lock());
-    }
-
     fn capacity_changed(self: Arc<Self>) {
         self.serve(self.lock());
     }

@@ -154,10 +154,7 @@ impl Connection {
     pub(in crate::client) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         if let Poll::Ready(Err(error)) = self.poll_upload(cx) {
             self.abort();
-            return Poll::Ready(Some(Err(match error {
-                UploadError::Io(error) => failed_body(error),
-                UploadError::Body(error) => error,
-            })));
+            return Poll::Ready(Some(Err(error.into())));
         }
         self.poll_response(cx)
     }
@@ -259,8 +256,7 @@ impl Connection {
                 }
                 Poll::Ready(Ok(is_done))
             }
-            Err(UploadError::Io(error)) => Poll::Ready(Err(failed_body(error))),
-            Err(UploadError::Body(error)) => Poll::Ready(Err(error)),
+            Err(error) => Poll::Ready(Err(error.into())),
         }
     }
 
@@ -270,10 +266,7 @@ impl Connection {
         frame: Option<Result<Frame<Bytes>, axum_core::Error>>,
         is_last: bool,
     ) -> Result<(), Error> {
-        self.upload.push(frame, is_last).map_err(|error| match error {
-            UploadError::Io(error) => failed_body(error),
-            UploadError::Body(error) => error,
-        })
+        self.upload.push(frame, is_last).map_err(Error::from)
     }
 
     /// Returns the connection for the protocol that it was switched to.

@@ -245,6 +245,16 @@ impl From<Error> for UploadError {
     }
 }
 
+/// The error of a response that has begun.
+impl From<UploadError> for Error {
+    fn from(error: UploadError) -> Self {
+        match error {
+            UploadError::Io(error) => Self::with_source(ErrorKind::ResponseBody, error),
+            UploadError::Body(error) => error,
+        }
+    }
+}
+
 impl From<InvalidUpload> for UploadError {
     fn from(error: InvalidUpload) -> Self {
         Self::Body(Error::with_source(ErrorKind::RequestBody, error))

@@ -39,10 +39,8 @@ pub(in super::super) struct Connection {
 
 /// Serves the requests that wait for streams and permits. It's called without a lock.
 pub(in super::super::super) trait Observer: Send + Sync {
-    /// A stream has ended.
-    fn stream_ended(self: Arc<Self>);
-
-    /// A connection may carry more streams than before, or has been retired or closed, so that another one is needed.
+    /// A stream has ended; or a connection may carry more streams than before, or has been retired or closed, so that
+    /// another one is needed.
     fn capacity_changed(self: Arc<Self>);
 }
 
@@ -96,9 +94,7 @@ impl Connection {
     pub(in super::super) fn end_stream(&self, admission: Admission, waited: Option<Duration>) {
         let now = Instant::now();
         self.lock().end_stream(admission, waited, now);
-        if let Some(observer) = self.observer.upgrade() {
-            observer.stream_ended();
-        }
+        self.notify();
     }
 
     /// Returns whether the connection never takes a request again.
