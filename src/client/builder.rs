@@ -149,7 +149,8 @@ impl ClientBuilder {
     /// Sets how long a request may wait for a connection at the limit of [`max_connections`](Self::max_connections).
     /// Default: 5 seconds. `None` disables it.
     ///
-    /// On expiry, the client gets 503 ([`ErrorKind::Overloaded`](crate::ErrorKind::Overloaded)).
+    /// On expiry, the client gets 503 ([`ErrorKind::Overloaded`](crate::ErrorKind::Overloaded)). A request for which a
+    /// connection is being opened by then waits on, within the [`connect_timeout`](Self::connect_timeout).
     ///
     /// ```
     /// use std::time::Duration;

@@ -117,6 +117,10 @@ impl fmt::Debug for Limit {
 /// waiting forever.
 const MAX_OVERTAKEN: usize = 8;
 
+/// How many waiters of a kind a returned connection is offered to. Where many owners wait, most of them can't use it, and
+/// each connection would be compared with all of them.
+const SEARCHED: usize = 256;
+
 /// The requests that wait for a connection, in order of arrival.
 ///
 /// There are `KINDS` kinds of demands. A connection that is opened for one demand serves any other one of its kind.
@@ -179,18 +183,18 @@ impl<D, G, const KINDS: usize> Queue<D, G, KINDS> {
 
     /// Removes a waiter that gives up.
     pub(super) fn leave(&mut self, ticket: Ticket) -> Option<Waiter<D, G>> {
-        let place = self.place(ticket)?;
-        self.waiters.get_mut(ticket.kind)?.remove(place)
+        let position = self.position(ticket)?;
+        self.waiters.get_mut(ticket.kind)?.remove(position)
     }
 
     /// Returns how many waiters of its kind are before a waiter.
-    pub(super) fn place(&self, ticket: Ticket) -> Option<usize> {
+    pub(super) fn position(&self, ticket: Ticket) -> Option<usize> {
         self.waiters.get(ticket.kind)?.binary_search_by_key(&ticket.number, |waiter| waiter.number).ok()
     }
 
     /// Returns the ticket of the waiter that has so many of its kind before it, and its demand.
-    pub(super) fn nth(&self, kind: usize, place: usize) -> Option<(Ticket, &D)> {
-        let waiter = self.waiters.get(kind)?.get(place)?;
+    pub(super) fn nth(&self, kind: usize, position: usize) -> Option<(Ticket, &D)> {
+        let waiter = self.waiters.get(kind)?.get(position)?;
         Some((Ticket { kind, number: waiter.number }, &waiter.demand))
     }
 
@@ -199,23 +203,24 @@ impl<D, G, const KINDS: usize> Queue<D, G, KINDS> {
         self.waiters.get_mut(kind)?.pop_front()
     }
 
-    /// Removes the first waiter that a connection serves. `None` also if it would overtake `protected` once too often.
+    /// Removes the first waiter that a connection serves, of the first [`SEARCHED`] of each kind. `None` also if it would
+    /// overtake `protected` once too often.
     pub(super) fn take(
         &mut self,
         protected: Option<Ticket>,
         is_served: impl Fn(usize, &D) -> bool,
     ) -> Option<Waiter<D, G>> {
         let served = |(kind, waiters): (usize, &VecDeque<Waiter<D, G>>)| {
-            let place = waiters.iter().position(|waiter| is_served(kind, &waiter.demand))?;
-            Some((waiters.get(place)?.number, kind, place))
+            let position = waiters.iter().take(SEARCHED).position(|waiter| is_served(kind, &waiter.demand))?;
+            Some((waiters.get(position)?.number, kind, position))
         };
-        let (number, kind, place) = self.waiters.iter().enumerate().filter_map(served).min()?;
+        let (number, kind, position) = self.waiters.iter().enumerate().filter_map(served).min()?;
         let ticket = Ticket { kind, number };
         if !self.may_overtake(ticket, protected) {
             return None;
         }
         self.overtake(ticket, protected);
-        self.waiters.get_mut(kind)?.remove(place)
+        self.waiters.get_mut(kind)?.remove(position)
     }
 
     /// Returns the ticket that a request of this kind would get.
@@ -294,12 +299,24 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_is_offered_to_a_limited_number_of_waiters() {
+        let mut demands = vec![(0, "a"); SEARCHED];
+        demands.extend([(0, "b"), (1, "c")]);
+        let (mut queue, _) = queue(&demands);
+        assert_eq!(taken(&mut queue, None, "b"), None);
+        // Those of the other kind are searched from their own beginning.
+        assert!(taken(&mut queue, None, "c").is_some());
+        assert!(queue.pop(0).is_some());
+        assert!(taken(&mut queue, None, "b").is_some());
+    }
+
+    #[test]
     fn a_waiter_leaves_from_any_place() {
         let (mut queue, tickets) = queue(&[(0, "a"), (1, "b"), (0, "c"), (0, "d")]);
-        assert_eq!(queue.place(tickets[2]), Some(1));
+        assert_eq!(queue.position(tickets[2]), Some(1));
         assert_eq!(queue.leave(tickets[2]).map(|waiter| waiter.demand), Some("c"));
         assert!(queue.leave(tickets[2]).is_none());
-        assert_eq!((queue.place(tickets[3]), queue.place(tickets[2])), (Some(1), None));
+        assert_eq!((queue.position(tickets[3]), queue.position(tickets[2])), (Some(1), None));
         assert_eq!(queue.nth(0, 1).map(|(ticket, _)| ticket), Some(tickets[3]));
         assert_eq!(queue.pop(0).map(|waiter| waiter.demand), Some("a"));
     }

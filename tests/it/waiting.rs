@@ -189,6 +189,35 @@ async fn requests_that_arrive_during_others_wait_no_longer_than_the_queue_timeou
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_connection_is_being_opened_outlasts_the_queue_timeout() {
+    let millis = Duration::from_millis;
+    let connector = service_fn(move |_: Uri| async move {
+        sleep(millis(300)).await;
+        let (ours, theirs) = Pipe::pair();
+        tokio::spawn(async move {
+            let mut wire = Wire::new(theirs);
+            wire.message().await;
+            sleep(millis(100)).await;
+            wire.send(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await;
+        });
+        Ok::<_, io::Error>(ours)
+    });
+    let client = Client::builder("http://backend.example").connector(connector);
+    let client = client.max_connections(1).queue_timeout(millis(150));
+    let proxy = ReverseProxyLayer::new(client).into_service();
+    let mut first = exchange(&proxy, "GET");
+    assert!(polled(&mut first).is_pending());
+    sleep(millis(300)).await;
+    assert!(polled(&mut first).is_pending());
+    // The second one waits 100 ms for the place of the first, and 300 ms for its own connection.
+    let second = done(exchange(&proxy, "GET"));
+    assert_eq!(tokio::join!(done(first), second), ((204, None), (204, None)));
+    // One that only waits doesn't outlast it.
+    let (first, second) = (exchange(&proxy, "GET"), exchange(&proxy, "GET"));
+    assert_eq!(tokio::join!(done(first), done(second)), ((204, None), (503, Some(ErrorKind::Overloaded))));
+}
+
 /// A proxy whose first `connects` connects don't complete.
 fn stuck(connects: usize) -> (ClientBuilder, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));

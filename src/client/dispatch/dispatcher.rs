@@ -290,7 +290,7 @@ impl Dispatcher {
     /// Returns why a request that has waited for so long fails. `None`: it waits on, because a connection is being
     /// opened for it, within a timeout of its own.
     pub(super) fn timed_out(&self, kind: Kind, ticket: Ticket) -> Option<Error> {
-        if kind != Kind::Http1 && self.lock().is_connecting_for(kind, ticket) {
+        if self.lock().is_connecting_for(kind, ticket) {
             return None;
         }
         Some(match self.options.max_connections {

@@ -34,6 +34,6 @@ impl Exchange {
         if may_use_http2 {
             return Self::Http2(Http2Exchange::new(dispatcher, request, freshness));
         }
-        Self::Http1(Http1Exchange::new(dispatcher, request, freshness, &reuse))
+        Self::Http1(Http1Exchange::new(dispatcher, request, freshness, reuse))
     }
 }

@@ -49,16 +49,12 @@ enum State {
 struct Acquiring {
     acquire: Acquire,
     request: Request<Body>,
+    reuse: Reuse,
 }
 
 impl Http1Exchange {
     /// Waits for a connection.
-    pub(super) fn new(
-        dispatcher: Arc<Dispatcher>,
-        request: Request<Body>,
-        freshness: Freshness,
-        reuse: &Reuse,
-    ) -> Self {
+    pub(super) fn new(dispatcher: Arc<Dispatcher>, request: Request<Body>, freshness: Freshness, reuse: Reuse) -> Self {
         let state = State::acquiring(&dispatcher, request, freshness, reuse);
         Self { dispatcher, state }
     }
@@ -91,7 +87,7 @@ impl Http1Exchange {
             }
             request.extensions_mut().insert(MayBeProcessed);
         }
-        Ok(State::acquiring(&self.dispatcher, request, Freshness::New, &reuse))
+        Ok(State::acquiring(&self.dispatcher, request, Freshness::New, reuse))
     }
 }
 
@@ -105,12 +101,11 @@ impl Future for Http1Exchange {
                 State::Acquiring(acquiring) => {
                     let checkout = ready!(Pin::new(&mut acquiring.acquire).poll(cx)).and_then(Grant::into_http1);
                     let State::Acquiring(acquiring) = mem::replace(&mut this.state, State::Ended) else { continue };
-                    let request = acquiring.request;
+                    let Acquiring { request, reuse, .. } = *acquiring;
                     let checkout = match checkout {
                         Ok(checkout) => checkout,
                         Err(error) => return Poll::Ready(Err(error.with_unsent(request))),
                     };
-                    let reuse = Reuse::of(&request);
                     this.state = State::over(checkout, request, reuse);
                 }
                 State::Exchanging { connection, .. } => {
@@ -133,9 +128,9 @@ impl Future for Http1Exchange {
 }
 
 impl State {
-    fn acquiring(dispatcher: &Arc<Dispatcher>, request: Request<Body>, freshness: Freshness, reuse: &Reuse) -> Self {
+    fn acquiring(dispatcher: &Arc<Dispatcher>, request: Request<Body>, freshness: Freshness, reuse: Reuse) -> Self {
         let acquire = Acquire::new(dispatcher, Kind::Http1, freshness, reuse.owner().cloned());
-        Self::Acquiring(Box::new(Acquiring { acquire, request }))
+        Self::Acquiring(Box::new(Acquiring { acquire, request, reuse }))
     }
 
     fn over(checkout: Checkout, request: Request<Body>, reuse: Reuse) -> Self {

@@ -79,7 +79,7 @@ async fn exchange(
 ) -> Result<Outcome, Error> {
     let is_upgrade = request.headers().contains_key(UPGRADE);
     if is_upgrade && (dispatcher.http2.lacks_connect() || !websocket::is_requested(&request)) {
-        return Ok(Outcome::Http1(Http1Exchange::new(dispatcher, request, freshness, &Reuse::Shared)));
+        return Ok(Outcome::Http1(Http1Exchange::new(dispatcher, request, freshness, Reuse::Shared)));
     }
     let head = HeadSize::of(&request);
     // An upgrade has a connection of its own, as in HTTP/1.1, because small frames that a tunnel's client doesn't read
@@ -94,7 +94,7 @@ async fn exchange(
         if !stream.can_connect() {
             drop(stream);
             // HTTP/1.1 carries it, if the backend speaks that, too.
-            return Ok(Outcome::Http1(Http1Exchange::new(dispatcher, request, freshness, &Reuse::Shared)));
+            return Ok(Outcome::Http1(Http1Exchange::new(dispatcher, request, freshness, Reuse::Shared)));
         }
         return websocket::open(stream, request, head).await.map(Outcome::Response);
     }

@@ -218,7 +218,7 @@ impl State {
 
     /// Returns whether a connection is being opened for a waiter.
     pub(super) fn is_connecting_for(&self, kind: Kind, ticket: Ticket) -> bool {
-        self.queue.place(ticket).is_some_and(|place| place < self.connecting(kind))
+        self.queue.position(ticket).is_some_and(|position| position < self.connecting(kind))
     }
 
     /// Counts a connection that is open, or given up.

@@ -59,7 +59,11 @@ pub(in crate::client) struct Idle {
 
 impl Idle {
     pub(super) fn new(Checkout { connection, idle, is_spare }: Checkout, now: Instant) -> Self {
-        let since = now.checked_sub(idle.unwrap_or_default()).unwrap_or(now);
+        // Most have just been returned.
+        let since = match idle {
+            Some(age) if !age.is_zero() => now.checked_sub(age).unwrap_or(now),
+            _ => now,
+        };
         Self { connection, since, is_spare }
     }
 
@@ -68,8 +72,13 @@ impl Idle {
     }
 
     pub(in crate::client) fn checkout(self, now: Instant) -> Checkout {
-        let idle = self.age(now);
-        Checkout { connection: self.connection, idle: Some(idle), is_spare: self.is_spare }
+        let age = self.age(now);
+        self.checkout_at(age)
+    }
+
+    /// Takes it at an age that is known.
+    pub(super) fn checkout_at(self, age: Duration) -> Checkout {
+        Checkout { connection: self.connection, idle: Some(age), is_spare: self.is_spare }
     }
 
     /// Adds it to a list that is ordered by age, the oldest first. It's nearly always the youngest.

@@ -62,11 +62,12 @@ impl Pool {
         now: Instant,
     ) -> Option<Checkout> {
         let limits = self.options.limits(owner.is_some());
+        let mut age = Duration::ZERO;
         let is_usable = |idle: &mut Idle| {
-            let age = idle.age(now);
+            age = idle.age(now);
             !limits.is_expired(age) && freshness.is_met(Some(age), keep_alive)
         };
-        self.pick(owner, |idle| idle.pop_if(is_usable)).map(|idle| idle.checkout(now))
+        self.pick(owner, |idle| idle.pop_if(is_usable)).map(|idle| idle.checkout_at(age))
     }
 
     /// Takes the most recently used connection without an owner.

@@ -21,8 +21,7 @@ use crate::{
 /// The sending half of a connection.
 #[derive(Debug)]
 pub(super) struct Upload {
-    /// `None` after the end of the body.
-    encoder: Option<BodyEncoder>,
+    encoder: BodyEncoder,
     output: Output,
     style: NameStyle,
     is_flushed: bool,
@@ -60,7 +59,7 @@ const ROUNDS: usize = 128;
 impl Upload {
     pub(super) fn new(style: NameStyle) -> Self {
         Self {
-            encoder: None,
+            encoder: BodyEncoder::ended(),
             output: Output::default(),
             style,
             is_flushed: true,
@@ -74,7 +73,7 @@ impl Upload {
     /// Begins with a request. Returns its kind, and whether it lets the connection persist.
     pub(super) fn begin(&mut self, request: &Request<Body>) -> (RequestKind, bool) {
         let EncodedHead { body, kind, keep_alive } = encode_head(request, self.style, self.output.octets_mut());
-        self.encoder = (!body.is_ended()).then_some(body);
+        self.encoder = body;
         self.has_body = !request.body().is_end_stream();
         self.is_written = false;
         self.taken = Taken::Nothing;
@@ -83,7 +82,7 @@ impl Upload {
 
     /// Whether all of the request is sent, or discarded.
     pub(super) fn is_done(&self) -> bool {
-        self.encoder.is_none() && self.output.is_empty() && self.is_flushed
+        self.encoder.is_ended() && self.output.is_empty() && self.is_flushed
     }
 
     pub(super) fn has_body(&self) -> bool {
@@ -123,7 +122,7 @@ impl Upload {
                 self.push(frame, body.is_end_stream())?;
             }
             ready!(self.poll_written(stream, cx))?;
-            if self.encoder.is_none() {
+            if self.encoder.is_ended() {
                 return Poll::Ready(Ok(()));
             }
             if is_waiting {
@@ -138,7 +137,7 @@ impl Upload {
 
     /// Whether the body is to be polled.
     pub(super) fn wants_frame(&self) -> bool {
-        self.encoder.is_some() && !self.output.is_full()
+        !self.encoder.is_ended() && !self.output.is_full()
     }
 
     /// Takes a frame of the body. `is_last`: the body has no more of them.
@@ -147,25 +146,26 @@ impl Upload {
         frame: Option<Result<Frame<Bytes>, axum_core::Error>>,
         is_last: bool,
     ) -> Result<(), UploadError> {
-        let Some(encoder) = &mut self.encoder else { return Ok(()) };
+        if self.encoder.is_ended() {
+            return Ok(());
+        }
         let frame = frame.transpose().map_err(|error| classify(error.into(), ErrorKind::RequestBody))?;
         let is_last = is_last || frame.is_none();
-        let mut is_ended = is_last;
-        if self.failed.is_none() {
-            if let Some(frame) = frame {
-                self.taken = match (frame.data_ref(), &self.taken, self.is_written) {
-                    (Some(data), Taken::Nothing, false) => Taken::Piece(data.clone()),
-                    _ => Taken::More,
-                };
-                encoder.encode(frame, &mut self.output)?;
-            }
+        if self.failed.is_some() {
             if is_last {
-                encoder.finish(&mut self.output)?;
+                self.encoder = BodyEncoder::ended();
             }
-            is_ended = encoder.is_ended();
+            return Ok(());
         }
-        if is_ended {
-            self.encoder = None;
+        if let Some(frame) = frame {
+            self.taken = match (frame.data_ref(), &self.taken, self.is_written) {
+                (Some(data), Taken::Nothing, false) => Taken::Piece(data.clone()),
+                _ => Taken::More,
+            };
+            self.encoder.encode(frame, &mut self.output)?;
+        }
+        if is_last {
+            self.encoder.finish(&mut self.output)?;
         }
         Ok(())
     }

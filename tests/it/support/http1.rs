@@ -1,9 +1,9 @@
 //! HTTP/1 backends.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, mem, sync::Arc};
 
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{
         Notify,
         mpsc::{UnboundedReceiver, unbounded_channel},
@@ -111,6 +111,10 @@ pub(crate) async fn silent() -> String {
 
 /// The origin of a backend that refuses connections.
 pub(crate) async fn refusing() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let addr = socket.local_addr().unwrap();
+    // It keeps its port, which another test would get otherwise, and never listens.
+    mem::forget(socket);
+    format!("http://{addr}")
 }

@@ -6,7 +6,7 @@ use http_body::Frame;
 use httparse::{EMPTY_HEADER, Status};
 
 use super::{
-    fields::{Attempts, FEW, Lines, has_whole_line_ends},
+    fields::{FEW, Lines, ParseAttempts, has_whole_line_ends},
     invalid::InvalidBody,
     limits::Limits,
 };
@@ -33,7 +33,7 @@ pub(super) struct Chunked {
     /// The octets of the chunk that are left.
     left: u64,
     limits: Limits,
-    attempts: Attempts,
+    attempts: ParseAttempts,
 }
 
 /// What the next octet is.
@@ -60,7 +60,7 @@ enum State {
 
 impl Chunked {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { state: State::Size, digits: 0, extensions: 0, left: 0, limits, attempts: Attempts::default() }
+        Self { state: State::Size, digits: 0, extensions: 0, left: 0, limits, attempts: ParseAttempts::default() }
     }
 
     pub(super) fn is_ended(&self) -> bool {

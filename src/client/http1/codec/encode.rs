@@ -204,6 +204,11 @@ fn push_size(out: &mut Vec<u8>, size: usize) {
 }
 
 impl BodyEncoder {
+    /// The encoder of a body that has ended.
+    pub(crate) fn ended() -> Self {
+        Self { kind: Kind::Ended }
+    }
+
     /// Whether the body needs no more frames: there is none, or its length is reached, or the last chunk is written.
     pub(crate) fn is_ended(&self) -> bool {
         matches!(self.kind, Kind::Length(0) | Kind::Ended)

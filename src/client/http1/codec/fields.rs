@@ -96,7 +96,7 @@ pub(super) fn has_whole_line_ends(octets: &[u8]) -> bool {
 /// A section is parsed again only if its end may have come, or if its length has doubled since the last attempt. Work
 /// is therefore linear in its length, even if the backend sends it octet by octet.
 #[derive(Debug, Default)]
-pub(super) struct Attempts {
+pub(super) struct ParseAttempts {
     /// The length at the last attempt.
     parsed: usize,
     /// The length up to which an end was searched.
@@ -105,7 +105,7 @@ pub(super) struct Attempts {
     pub(super) count: usize,
 }
 
-impl Attempts {
+impl ParseAttempts {
     /// The length below which a section is parsed again with each octet, so that a backend that doesn't speak HTTP/1 is
     /// detected at its first line.
     const SHORT: usize = 32;
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_section_is_parsed_again_at_its_end_its_limit_or_twice_its_length() {
-        let mut attempts = Attempts::default();
+        let mut attempts = ParseAttempts::default();
         let mut octets = b"x".repeat(100);
         assert!(attempts.is_new() && attempts.is_due(&octets, 1000));
         attempts.incomplete(100);

@@ -9,7 +9,7 @@ use hyper::ext::ReasonPhrase;
 
 use super::{
     body::BodyDecoder,
-    fields::{Attempts, FEW, Lines, has_whole_line_ends},
+    fields::{FEW, Lines, ParseAttempts, has_whole_line_ends},
     framing::{Declared, Framing, Length, RequestKind},
     limits::Limits,
 };
@@ -18,7 +18,7 @@ use super::{
 #[derive(Debug)]
 pub(crate) struct HeadDecoder {
     limits: Limits,
-    attempts: Attempts,
+    attempts: ParseAttempts,
 }
 
 /// The head of a response. An informational one (1xx, but not 101) precedes another head.
@@ -57,7 +57,7 @@ impl HeadDecoder {
     pub(crate) fn new(limits: Limits) -> Self {
         // Positions in a head have 32 bits.
         let limits = Limits { bytes: limits.bytes.min(u32::MAX as usize), ..limits };
-        Self { limits, attempts: Attempts::default() }
+        Self { limits, attempts: ParseAttempts::default() }
     }
 
     /// Takes the next head off the buffer. `None`: it isn't complete.

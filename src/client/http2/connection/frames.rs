@@ -12,7 +12,7 @@ pub(super) struct Frames {
     /// How much of the frame's payload is still to come.
     left: usize,
     payload: Payload,
-    peer: Peer,
+    peer: BackendSettings,
     /// The size of the field block that is coming, in octets on the wire.
     block: usize,
     /// The largest block since the last call of [`largest_block`](Self::largest_block).
@@ -35,7 +35,7 @@ enum Payload {
 
 /// What the backend has sent about the connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Peer {
+pub(super) struct BackendSettings {
     /// How many SETTINGS frames are complete.
     pub(super) settings: u32,
     /// SETTINGS_MAX_HEADER_LIST_SIZE (RFC 9113, section 6.5.2).
@@ -172,7 +172,7 @@ impl Frames {
         &mut self.charges
     }
 
-    pub(super) fn peer(&self) -> Peer {
+    pub(super) fn peer(&self) -> BackendSettings {
         self.peer
     }
 }
@@ -214,10 +214,14 @@ mod tests {
                 frames.read(piece);
                 seen.push(frames.peer());
             }
-            assert_eq!(frames.peer(), Peer { settings: 4, max_header_list_size: Some(8), goaway: Some(11) }, "{size}");
+            assert_eq!(
+                frames.peer(),
+                BackendSettings { settings: 4, max_header_list_size: Some(8), goaway: Some(11) },
+                "{size}"
+            );
             assert!(!frames.is_foreign && seen.is_sorted_by_key(|peer| peer.settings), "{size}");
             if size == 1 {
-                let first = Peer { settings: 1, max_header_list_size: Some(0x0102_0304), goaway: None };
+                let first = BackendSettings { settings: 1, max_header_list_size: Some(0x0102_0304), goaway: None };
                 assert!(seen.contains(&first));
             }
         }
@@ -231,7 +235,7 @@ mod tests {
             let mut frames = Frames::default();
             frames.read(bytes);
             frames.read(&frame(SETTINGS, 0, 0, &[]));
-            assert_eq!(frames.peer(), Peer::default());
+            assert_eq!(frames.peer(), BackendSettings::default());
             assert!(frames.is_foreign);
         }
     }

@@ -15,7 +15,7 @@ use super::{
         head::HeadLimit,
         options::{Options, ResponseHeadLimit, Windows},
     },
-    frames::{Frames, Peer},
+    frames::{BackendSettings, Frames},
     state::{Admission, State},
     unread::{Reach, Responses},
 };
@@ -128,7 +128,7 @@ impl Connection {
     }
 
     /// Records SETTINGS of the backend, which h2 has applied.
-    pub(super) fn set(&self, peer: Peer) {
+    pub(super) fn set(&self, peer: BackendSettings) {
         self.lock().set(peer);
         self.applied.notify_one();
     }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use h2::Reason;
 use tokio::time::Instant;
 
-use super::frames::Peer;
+use super::frames::BackendSettings;
 
 /// The state of one HTTP/2 connection.
 #[derive(Debug)]
@@ -85,7 +85,7 @@ impl State {
     }
 
     /// Records SETTINGS of the backend.
-    pub(super) fn set(&mut self, peer: Peer) {
+    pub(super) fn set(&mut self, peer: BackendSettings) {
         self.has_settings = peer.settings > 0;
         self.max_request_head = peer.max_header_list_size.map(|size| size as usize);
     }
@@ -220,7 +220,7 @@ mod tests {
     /// A connection whose first stream has ended.
     fn open() -> State {
         let mut state = opening();
-        state.set(Peer { settings: 1, ..Peer::default() });
+        state.set(BackendSettings { settings: 1, ..BackendSettings::default() });
         assert!(state.allow(MAX, false));
         end(&mut state, None);
         state
@@ -354,7 +354,7 @@ mod tests {
     fn a_connection_is_opened_when_settings_are_applied_or_it_closes() {
         let mut state = opening();
         assert_eq!(state.is_opened(), None);
-        state.set(Peer { settings: 1, ..Peer::default() });
+        state.set(BackendSettings { settings: 1, ..BackendSettings::default() });
         assert_eq!(state.is_opened(), None);
         state.allow(1, false);
         assert_eq!(state.is_opened(), Some(true));
@@ -364,12 +364,12 @@ mod tests {
         assert_eq!(state.is_opened(), Some(false));
         // SETTINGS, and then the end: a request finds that by itself.
         let mut state = opening();
-        state.set(Peer { settings: 1, ..Peer::default() });
+        state.set(BackendSettings { settings: 1, ..BackendSettings::default() });
         state.close();
         assert_eq!(state.is_opened(), Some(true));
         // It may be retired by what comes behind the SETTINGS.
         let mut state = opening();
-        state.set(Peer { settings: 1, ..Peer::default() });
+        state.set(BackendSettings { settings: 1, ..BackendSettings::default() });
         assert!(state.retire());
         assert_eq!(state.is_opened(), None);
         state.allow(1, false);
