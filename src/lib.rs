@@ -119,6 +119,7 @@
 //! | `tls` | no | the same with a provider that the application installs; see [`Tls`] |
 //! | `negotiate` | no | [Kerberos sign-in](authorize::negotiate) to backends, by the system's library; on Unix only |
 //! | `assertion` | no | [signed assertions](assertion) of the user for the backend; needs a provider as `tls` does |
+//! | `simulation` | no | [simulated](simulation) members, clients and failures, for the tests of an application |
 //!
 //! Without a TLS feature, an `https` backend is an error when the client is built, never plaintext.
 //!
@@ -184,6 +185,10 @@ pub mod upstream;
 
 mod forward;
 pub mod proxy;
+
+#[cfg(feature = "simulation")]
+#[cfg_attr(docsrs, doc(cfg(feature = "simulation")))]
+pub mod simulation;
 
 #[cfg(any(fuzzing, test))]
 pub mod fuzzing;

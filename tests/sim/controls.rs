@@ -1,0 +1,153 @@
+//! The policies that the balancer is compared with.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+};
+
+use axum::{
+    body::Body,
+    http::{Request, Response},
+};
+use tower::Service;
+use tower_reverse_proxy::{
+    Error,
+    simulation::{Simulated, SimulatedMembers},
+};
+
+/// What the controls call: a simulated member, or a service around one.
+pub(crate) trait Replica:
+    Service<Request<Body>, Response = Response<Body>, Error = Error, Future: Send + 'static> + Clone + Send + Sync + 'static
+{
+}
+
+impl<S> Replica for S where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Error, Future: Send + 'static>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+type Responding = Pin<Box<dyn Future<Output = Result<Response<Body>, Error>> + Send>>;
+
+/// How a control picks a member.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Policy {
+    Random,
+    RoundRobin,
+    /// The one with the fewest requests in flight, of this number of members that are drawn.
+    LeastOf(usize),
+    /// The one with the fewest requests in flight of all: join the shortest queue.
+    Shortest,
+}
+
+/// Members behind a policy, without health, debt, or anything else.
+#[derive(Debug)]
+pub(crate) struct Control<S = Simulated>(Arc<Shared<S>>);
+
+#[derive(Debug)]
+struct Shared<S> {
+    members: Vec<S>,
+    in_flight: Vec<AtomicU32>,
+    policy: Policy,
+    next: AtomicUsize,
+    random: Mutex<u64>,
+}
+
+impl Control {
+    pub(crate) fn new(members: &SimulatedMembers, policy: Policy) -> Self {
+        Self::over(members.iter(), policy)
+    }
+}
+
+impl<S> Control<S> {
+    pub(crate) fn over(members: impl Iterator<Item = S>, policy: Policy) -> Self {
+        let members: Vec<_> = members.collect();
+        let in_flight = members.iter().map(|_| AtomicU32::new(0)).collect();
+        Self(Arc::new(Shared { members, in_flight, policy, next: AtomicUsize::new(0), random: Mutex::new(1) }))
+    }
+
+    fn pick(&self) -> usize {
+        let n = self.0.members.len();
+        match self.0.policy {
+            Policy::Random => self.draw(n),
+            Policy::RoundRobin => self.0.next.fetch_add(1, Relaxed) % n,
+            Policy::LeastOf(draws) => {
+                // The first draws of a shuffle.
+                let mut drawn: Vec<usize> = (0..n).collect();
+                for at in 0..draws.min(n) {
+                    drawn.swap(at, at + self.draw(n - at));
+                }
+                self.least(drawn.into_iter().take(draws))
+            }
+            Policy::Shortest => {
+                let first = self.draw(n);
+                self.least((first..n).chain(0..first))
+            }
+        }
+    }
+
+    /// The first of those with the fewest requests in flight.
+    fn least(&self, members: impl Iterator<Item = usize>) -> usize {
+        members.min_by_key(|&index| self.0.in_flight[index].load(Relaxed)).unwrap()
+    }
+
+    fn draw(&self, below: usize) -> usize {
+        let mut state = self.0.random.lock().unwrap();
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        usize::try_from(*state >> 33).unwrap() % below
+    }
+}
+
+impl<S> Clone for Control<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<S: Replica> Service<Request<Body>> for Control<S> {
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = Responding;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let index = self.pick();
+        let guard = InFlight::new(Arc::clone(&self.0), index);
+        let response = self.0.members[index].clone().call(request);
+        Box::pin(async move {
+            let _guard = guard;
+            response.await
+        })
+    }
+}
+
+/// Counts a request until it's dropped.
+struct InFlight<S> {
+    shared: Arc<Shared<S>>,
+    index: usize,
+}
+
+impl<S> InFlight<S> {
+    fn new(shared: Arc<Shared<S>>, index: usize) -> Self {
+        shared.in_flight[index].fetch_add(1, Relaxed);
+        Self { shared, index }
+    }
+}
+
+impl<S> Drop for InFlight<S> {
+    fn drop(&mut self) {
+        self.shared.in_flight[self.index].fetch_sub(1, Relaxed);
+    }
+}
