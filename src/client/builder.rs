@@ -1,6 +1,6 @@
 //! The builder of a client: every option, with its default.
 
-use std::{convert::Infallible, error, fmt, time::Duration};
+use std::{convert::Infallible, error, fmt, net::SocketAddr, time::Duration};
 
 use axum_core::BoxError;
 use http::{Uri, uri::Scheme};
@@ -162,6 +162,33 @@ impl ClientBuilder {
     /// ```
     pub fn queue_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.options.dispatch.queue_timeout = bounded(timeout);
+        self
+    }
+
+    /// Sets the address that connections are made to. Default: `None`, the addresses of the backend's host, which is
+    /// looked up for each connection.
+    ///
+    /// Everything else keeps the backend's name: the certificate and its server name (SNI) for an `https` backend,
+    /// `Host`, and the references to the backend that are mapped in responses. So one of several servers behind a name
+    /// can be chosen.
+    ///
+    /// For a Unix socket, it's an error. With a [`connector`](Self::connector), it's an error, too, because the
+    /// connector makes the whole connection. Port 0 is an error.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::Client;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// // One of the servers of `app.example`, whose certificate is for that name.
+    /// let client = Client::builder("http://app.example").address("10.0.0.7:8000".parse::<std::net::SocketAddr>()?);
+    /// # client.build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "resolve")]
+    #[doc(alias = "connect-to")]
+    pub fn address(mut self, address: impl Into<Option<SocketAddr>>) -> Self {
+        self.options.connect.address = address.into();
         self
     }
 
@@ -473,12 +500,15 @@ impl ClientBuilder {
     /// # Errors
     ///
     /// The first error: a backend that isn't an origin, or that needs a disabled feature; an option out of its range;
-    /// TLS without usable root certificates, or for a backend that isn't `https`. The text contains what to write
+    /// an address where it has no effect; TLS without usable root certificates, or for a backend that isn't `https`. The text contains what to write
     /// instead.
     pub fn build(self) -> Result<Client, InvalidClient> {
         let Self { backend, mut options } = self;
         let backend = backend?;
         let connect = &mut options.connect;
+        if let Some(address) = connect.address {
+            check_address(&backend, address, connect.connector.is_some())?;
+        }
         if *backend.scheme() == Scheme::HTTPS && connect.connector.is_none() && !cfg!(feature = "tls") {
             return Err(InvalidBackend::no_tls(&backend).into());
         }
@@ -507,6 +537,20 @@ impl ClientBuilder {
         }
         self
     }
+}
+
+/// Refuses an address that would have no effect, or to which nothing can connect.
+fn check_address(backend: &Backend, address: SocketAddr, has_connector: bool) -> Result<(), InvalidClient> {
+    let hint = if backend.socket().is_some() {
+        "write an `http://` origin, because a Unix socket has no address"
+    } else if has_connector {
+        "leave out `address`, or the connector, which makes the whole connection"
+    } else if address.port() == 0 {
+        "write the backend's port in place of 0"
+    } else {
+        return Ok(());
+    };
+    Err(InvalidClient(Reason::Option(format!("invalid address {address} for the backend \"{backend}\": {hint}"))))
 }
 
 /// The error returned when a client can't be built. Its text contains the cause and what to write instead, and no
@@ -592,7 +636,6 @@ from_backend!(&str, String, &String, Uri, Backend);
 
 #[cfg(test)]
 mod tests {
-    #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
     use hyper_util::client::legacy::connect::HttpConnector;
 
     use super::*;
@@ -600,6 +643,7 @@ mod tests {
     #[test]
     fn the_first_error_comes_from_build() {
         let valid = || Client::builder("http://127.0.0.1:8000");
+        let here = SocketAddr::from(([127, 0, 0, 1], 8000));
         for (builder, hint) in [
             (Client::builder("http://127.0.0.1:8000/x").max_connections(0), "write \"http://127.0.0.1:8000\""),
             (valid().max_connections(0).max_response_fields(0), "write `None`"),
@@ -613,6 +657,10 @@ mod tests {
             (valid().http2_stream_window(0), "write 1 to"),
             #[cfg(feature = "http2")]
             (valid().http2_max_request_head(0), "write `None`"),
+            (valid().address(SocketAddr::from(([127, 0, 0, 1], 0))), "write the backend's port"),
+            (valid().address(here).connector(HttpConnector::new()), "or the connector"),
+            #[cfg(unix)]
+            (Client::builder("unix:/run/app.sock").address(here), "write an `http://` origin"),
             #[cfg(not(feature = "tls"))]
             (Client::builder("https://backend.example"), "feature `tls-ring`"),
         ] {
@@ -620,7 +668,7 @@ mod tests {
             assert!(error.to_string().contains(hint), "{error}");
             assert_eq!(format!("{error:?}"), error.to_string());
         }
-        assert!(valid().max_connections(None).build().is_ok());
+        assert!(valid().max_connections(None).address(here).build().is_ok());
     }
 
     #[test]

@@ -55,6 +55,31 @@ fn kind_of(cause: &(dyn StdError + 'static)) -> Option<ErrorKind> {
     }
 }
 
+/// Returns whether the cause is a shortage of this process or machine: of descriptors, local addresses, buffers, memory.
+pub(super) fn is_shortage(cause: &(dyn StdError + 'static)) -> bool {
+    use io::ErrorKind::{AddrInUse, AddrNotAvailable, OutOfMemory};
+    let mut cause = cause.downcast_ref::<io::Error>();
+    while let Some(error) = cause {
+        if matches!(error.kind(), AddrInUse | AddrNotAvailable | OutOfMemory)
+            || error.raw_os_error().is_some_and(|code| SHORTAGES.contains(&code))
+        {
+            return true;
+        }
+        // The source of an `io::Error` isn't the error inside, but that one's source.
+        cause = error.get_ref().and_then(|inner| inner.downcast_ref());
+    }
+    false
+}
+
+/// The codes of `ENFILE`, `EMFILE` and `ENOBUFS`, which have no [`io::ErrorKind`].
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const SHORTAGES: [i32; 3] = [23, 24, 105];
+#[cfg(not(any(target_os = "linux", target_os = "android", windows)))]
+const SHORTAGES: [i32; 3] = [23, 24, 55];
+/// The codes of `ERROR_TOO_MANY_OPEN_FILES`, `WSAEMFILE` and `WSAENOBUFS`.
+#[cfg(windows)]
+const SHORTAGES: [i32; 3] = [4, 10_024, 10_055];
+
 /// Turns the error of a client's body into an [`Error`].
 ///
 /// Its chain may contain an error of hyper's server. A body that ended early or a stream that was reset means that the

@@ -4,7 +4,8 @@ mod cause;
 mod kind;
 
 use std::{
-    error, fmt,
+    error, fmt, iter,
+    num::NonZeroU16,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -47,6 +48,8 @@ pub struct Error {
     reported: bool,
     /// Whether an earlier attempt of the client may have been processed, whatever became of the last one.
     may_be_processed: bool,
+    /// The `Retry-After` of its response, in seconds.
+    retry_after: Option<NonZeroU16>,
     /// The request, if nothing of it was sent. `Some` without a request after it has been taken.
     unsent: Option<Arc<Mutex<Option<Request<Body>>>>>,
 }
@@ -181,8 +184,20 @@ impl Error {
             inner: Arc::new(Inner { kind, source, response }),
             reported: false,
             may_be_processed: false,
+            retry_after: None,
             unsent: None,
         }
+    }
+
+    /// Sets the `Retry-After` of its response, in seconds: when the client may try again. 0 sets none.
+    pub(crate) fn with_retry_after(mut self, seconds: u16) -> Self {
+        self.retry_after = NonZeroU16::new(seconds);
+        self
+    }
+
+    /// Returns the `Retry-After` of its response, in seconds.
+    pub(crate) fn retry_after(&self) -> Option<u16> {
+        self.retry_after.map(NonZeroU16::get)
     }
 
     /// Attaches the request, of which the last attempt has sent nothing.
@@ -207,14 +222,15 @@ impl Error {
 
     /// Drops the unsent request of this error and of its causes.
     pub(crate) fn drop_request(&self) {
-        let mut cause = Some(self as &(dyn error::Error + 'static));
-        while let Some(this) = cause {
-            if let Some(unsent) = this.downcast_ref::<Self>().and_then(|error| error.unsent.as_ref()) {
-                let request = unsent.lock().unwrap_or_else(PoisonError::into_inner).take();
-                drop(request);
-            }
-            cause = this.source();
+        for unsent in self.causes().filter_map(|cause| cause.downcast_ref::<Self>()?.unsent.as_ref()) {
+            let request = unsent.lock().unwrap_or_else(PoisonError::into_inner).take();
+            drop(request);
         }
+    }
+
+    /// Returns the error and the chain of its causes.
+    fn causes(&self) -> impl Iterator<Item = &(dyn error::Error + 'static)> {
+        iter::successors(Some(self as &(dyn error::Error + 'static)), |&cause| cause.source())
     }
 
     /// Takes the request from the error if [nothing of it was sent](Self::is_unsent), so that it can be sent to another
@@ -345,12 +361,37 @@ impl Error {
     ///
     /// /// Whether a health check should take the backend out.
     /// fn is_down(error: &Error) -> bool {
-    ///     error.is_connect()
+    ///     error.is_connect() && !error.is_local()
     /// }
     /// ```
     #[must_use]
     pub fn is_connect(&self) -> bool {
         matches!(self.kind(), ErrorKind::Connect | ErrorKind::ConnectTimeout)
+    }
+
+    /// Returns `true` if the cause is a shortage of the proxy's own process or machine: of file descriptors, local
+    /// addresses and ports, socket buffers, or memory.
+    ///
+    /// It isn't the backend's fault, and another backend would fail alike. The chain of the causes is searched for the
+    /// error of the operating system, so a [`connector`](crate::ClientBuilder::connector) of the application is covered
+    /// if its error keeps that one as a [`source`](error::Error::source).
+    ///
+    /// ```
+    /// use std::{io, io::ErrorKind};
+    ///
+    /// use axum::http::StatusCode;
+    /// use tower_reverse_proxy::Error;
+    ///
+    /// let shortage = io::Error::from(ErrorKind::AddrNotAvailable);
+    /// assert!(Error::rejected(StatusCode::SERVICE_UNAVAILABLE, shortage).is_local());
+    /// let refused = io::Error::from(ErrorKind::ConnectionRefused);
+    /// assert!(!Error::rejected(StatusCode::BAD_GATEWAY, refused).is_local());
+    /// ```
+    #[must_use]
+    #[doc(alias = "EMFILE")]
+    #[doc(alias = "too many open files")]
+    pub fn is_local(&self) -> bool {
+        self.causes().any(cause::is_shortage)
     }
 
     /// Returns `true` if nothing of the request was sent to a backend, because there was no connection: the backend
@@ -454,6 +495,8 @@ impl error::Error for Error {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]
@@ -487,6 +530,31 @@ mod tests {
             assert!(!error.is_unsent() && !error.clone().is_unsent(), "{kind:?}");
             assert!(error.clone().take_request().is_none(), "{kind:?}");
         }
+    }
+
+    #[test]
+    fn a_shortage_is_found_in_the_causes() {
+        let os = io::Error::from_raw_os_error;
+        let wrapped = |error: io::Error| io::Error::new(error.kind(), error);
+        for (cause, is_local) in [
+            (os(24), true),
+            (os(23), true),
+            (wrapped(wrapped(os(24))), true),
+            (io::ErrorKind::AddrNotAvailable.into(), true),
+            (io::ErrorKind::AddrInUse.into(), true),
+            (io::ErrorKind::OutOfMemory.into(), true),
+            #[cfg(target_os = "linux")]
+            (os(105), true),
+            (io::ErrorKind::ConnectionRefused.into(), false),
+            (io::ErrorKind::TimedOut.into(), false),
+            (io::Error::other("too many open files"), false),
+        ] {
+            let shown = format!("{cause:?}");
+            let inner = Error::with_source(ErrorKind::Connect, cause);
+            assert_eq!(inner.is_local(), is_local, "{shown}");
+            assert_eq!(Error::with_source(ErrorKind::Upstream, inner).is_local(), is_local, "{shown}");
+        }
+        assert!(!Error::new(ErrorKind::Connect).is_local());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{fmt, ops::Deref};
 use axum_core::body::Body;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-    header::{ALLOW, CONTENT_TYPE, WWW_AUTHENTICATE},
+    header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 
 use super::{config::ForwardConfig, request::Refusal, response::no_body};
@@ -161,6 +161,11 @@ pub(super) fn respond(
     {
         response.headers_mut().entry(WWW_AUTHENTICATE).or_insert_with(|| challenge.clone());
     }
+    if let Some(seconds) = error.retry_after()
+        && response.status() == error.status()
+    {
+        response.headers_mut().entry(RETRY_AFTER).or_insert_with(|| HeaderValue::from(seconds));
+    }
     response.extensions_mut().insert(error);
     response
 }
@@ -178,6 +183,9 @@ fn plain_response(error: &Error) -> Response<Body> {
 fn grpc_response(error: &Error) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     grpc::set_failure(response.headers_mut(), error.kind(), error.status());
+    if let Some(seconds) = error.retry_after() {
+        grpc::set_pushback(response.headers_mut(), seconds);
+    }
     response
 }
 

@@ -6,6 +6,7 @@ use crate::error::ErrorKind;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const GRPC_RETRY_PUSHBACK_MS: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// Whether a request is a gRPC call: its media type is `application/grpc`, with or without a suffix or parameters.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
@@ -23,6 +24,11 @@ pub(crate) fn set_failure(headers: &mut HeaderMap, kind: ErrorKind, status: Stat
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(GRPC_STATUS, HeaderValue::from_static(status_of(kind, status)));
     headers.insert(GRPC_MESSAGE, HeaderValue::from_static(status.canonical_reason().unwrap_or("Error")));
+}
+
+/// Sets when the client may try again: gRPC's `Retry-After` (gRFC A6, "Pushback").
+pub(crate) fn set_pushback(headers: &mut HeaderMap, seconds: u16) {
+    headers.insert(GRPC_RETRY_PUSHBACK_MS, HeaderValue::from(u32::from(seconds) * 1000));
 }
 
 /// Maps a failure to a gRPC status code, by the HTTP status that other clients get.

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     future::{pending, ready},
+    io,
     net::SocketAddr,
     pin::pin,
     task::Poll,
@@ -20,6 +21,7 @@ use axum::{
 use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::{BodyExt, Channel};
+use hyper_util::client::legacy::connect::HttpConnector;
 use tokio::{
     io::AsyncWriteExt,
     net::TcpStream,
@@ -33,8 +35,8 @@ use tower::{
 use tower_reverse_proxy::{Client, Error, ErrorKind, Failure, Phase, ReverseProxy, ReverseProxyLayer};
 
 use crate::support::{
-    Message, PATIENCE, Wire, answering, ask, backend, client, closing, front, get as ask_get, http2, in_two_parts,
-    mirror, refusing, silent, within,
+    Message, PATIENCE, Pipe, Wire, answering, ask, backend, client, closing, front, get as ask_get, http2,
+    in_two_parts, mirror, refusing, silent, within,
 };
 
 const SHORT: Duration = Duration::from_millis(150);
@@ -224,6 +226,55 @@ async fn an_error_has_its_cause_and_its_origin() {
         cause = this.source();
     }
     assert!(refused, "{error:?}");
+}
+
+#[tokio::test]
+async fn a_shortage_of_the_proxy_is_no_failure_of_the_backend() {
+    // No interface has this address, so that the socket can't be bound to it.
+    let mut bound = HttpConnector::new();
+    bound.set_local_address(Some([203, 0, 113, 7].into()));
+    let descriptors = service_fn(async |_| Err::<Pipe, _>(io::Error::from_raw_os_error(24)));
+    let url = mirror().await;
+    for (client, is_local) in [
+        (Client::builder(&*url).connector(bound), true),
+        (Client::builder(&*url).connector(descriptors), true),
+        (Client::builder(refusing().await), false),
+    ] {
+        let proxy = ReverseProxyLayer::new(client).on_error(|failure: &Failure| {
+            (failure.status(), format!("{} {}", failure.is_connect(), failure.is_local()))
+        });
+        let answer = ask_get(front(Router::new().layer(proxy)).await, "/x", "").await;
+        assert_eq!((answer.status(), answer.text()), (502, format!("true {is_local}")));
+    }
+}
+
+#[tokio::test]
+async fn a_client_of_an_overloaded_proxy_gets_retry_after() {
+    let limited = || async {
+        let client = Client::builder(silent().await).max_connections(1).queue_timeout(SHORT);
+        ReverseProxyLayer::new(client)
+    };
+    let own_page = |failure: &Failure| (failure.status(), [("retry-after", "9")], "later");
+    let other_status = |_: &Failure| (StatusCode::TOO_MANY_REQUESTS, "later");
+    for (proxy, fields, expected) in [
+        (limited().await, "", (503, Some("1"), None)),
+        (limited().await, "Content-Type: application/grpc\r\n", (200, None, Some("1000"))),
+        (limited().await.on_error(|failure| failure.status()), "", (503, Some("1"), None)),
+        (limited().await.on_error(own_page), "", (503, Some("9"), None)),
+        (limited().await.on_error(other_status), "", (429, None, None)),
+    ] {
+        let addr = front(Router::new().layer(proxy)).await;
+        // It has the only connection.
+        let mut first = client(addr).await;
+        first.send(b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+        sleep(SHORT).await;
+        let answer = ask_get(addr, "/x", fields).await;
+        let seen = (answer.status(), answer.field("retry-after"), answer.field("grpc-retry-pushback-ms"));
+        assert_eq!(seen, expected, "{answer:?}");
+    }
+    // A failure that a repetition may hit again has none.
+    let addr = front(Router::new().layer(ReverseProxyLayer::new(refusing().await))).await;
+    assert_eq!(ask_get(addr, "/x", "").await.field("retry-after"), None);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 mod aliases;
 mod support;
 
+mod address;
 #[cfg(all(feature = "assertion", feature = "tls-ring"))]
 mod assertion;
 mod authorize;

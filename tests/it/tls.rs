@@ -165,6 +165,19 @@ async fn a_backend_with_a_certificate_of_a_private_ca_is_accepted() {
 }
 
 #[tokio::test]
+async fn a_set_address_keeps_the_name_that_is_verified() {
+    let ca = Ca::new();
+    let sent = |connection: &rustls::ServerConnection| connection.server_name().unwrap_or("no name").to_owned();
+    let url = describing(server(&ca.sign("app.example"), &[]), sent).await;
+    let address: SocketAddr = url.strip_prefix("https://").unwrap().parse().unwrap();
+    let client = |origin: &str| ReverseProxyLayer::new(Client::builder(origin).address(address).tls(ca.tls()));
+    let addr = proxied(client("https://app.example")).await;
+    assert_eq!(get(addr, "/x", "").await.text(), "app.example 0");
+    let addr = proxied(client("https://other.example")).await;
+    assert_refused(&get(addr, "/x", "").await, &["other.example"]);
+}
+
+#[tokio::test]
 async fn a_self_signed_certificate_is_accepted_as_its_own_ca_unless_it_is_marked_as_one() {
     let key = KeyPair::generate().unwrap();
     for (is_ca, accepted) in [(IsCa::NoCa, true), (IsCa::Ca(BasicConstraints::Unconstrained), false)] {

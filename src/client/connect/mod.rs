@@ -9,7 +9,13 @@ mod tls;
 #[path = "no_tls.rs"]
 mod tls;
 
-use std::{error, fmt, io, iter, sync::Arc, time::Duration};
+use std::{
+    error, fmt, io, iter,
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum_core::BoxError;
 use http::{Uri, uri::PathAndQuery};
@@ -29,7 +35,7 @@ pub(super) use self::stream::Stream;
 pub(super) use self::tls::{InvalidTls, Tls};
 #[cfg(feature = "tls")]
 pub use self::tls::{InvalidTls, Tls};
-use self::{resolve::SharedLookup, stream::Properties, tls::Handshaker};
+use self::{resolve::Addresses, stream::Properties, tls::Handshaker};
 use super::limit::Permit;
 use crate::{
     backend::Backend,
@@ -41,6 +47,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct Options {
     pub(super) timeout: Option<Duration>,
+    /// Where to connect, in place of the addresses of the backend's name.
+    pub(super) address: Option<SocketAddr>,
     /// The operator's connector, which replaces TCP, Unix sockets and TLS.
     pub(super) connector: Option<Dial>,
     pub(super) tls: Option<Tls>,
@@ -50,7 +58,7 @@ pub(super) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { timeout: Some(Duration::from_secs(5)), connector: None, tls: None, offers_http2: false }
+        Self { timeout: Some(Duration::from_secs(5)), address: None, connector: None, tls: None, offers_http2: false }
     }
 }
 
@@ -58,7 +66,7 @@ impl Default for Options {
 pub(super) struct Connector {
     /// The backend's origin.
     uri: Uri,
-    /// The origin as text, for errors.
+    /// The origin as text, and the address if it's set, for errors.
     origin: Arc<str>,
     dial: Dial,
     /// Offers HTTP/1.1 alone. `None` where the client makes no TLS handshake, and so can't insist on a protocol.
@@ -91,7 +99,7 @@ impl Connector {
             .authority(backend.authority().clone())
             .path_and_query(PathAndQuery::from_static("/"))
             .build();
-        let tcp = tcp(options.timeout);
+        let tcp = tcp(options);
         let own_tls = options.tls.as_ref().filter(|_| options.connector.is_none());
         let dial = |offers_http2| match (&options.connector, own_tls) {
             (Some(connector), _) => Ok(connector.clone()),
@@ -101,7 +109,10 @@ impl Connector {
         Ok(Self {
             // It can't fail, because all three parts are there and valid.
             uri: uri.unwrap_or_default(),
-            origin: backend.to_string().into(),
+            origin: match options.address {
+                Some(address) => format!("{backend} at {address}").into(),
+                None => backend.to_string().into(),
+            },
             dial: dial(options.offers_http2)?,
             dial_http1: if own_tls.is_some() && options.offers_http2 { Some(dial(false)?) } else { None },
             timeout: options.timeout,
@@ -238,21 +249,42 @@ impl Dialed {
     }
 }
 
-/// TCP, with the look-ups of a backend shared.
-type Tcp = HttpConnector<SharedLookup>;
+/// TCP to the backend's name or to a set address.
+#[derive(Clone)]
+struct Tcp {
+    connector: HttpConnector<Addresses>,
+    has_address: bool,
+}
+
+impl Service<Uri> for Tcp {
+    type Response = <HttpConnector<Addresses> as Service<Uri>>::Response;
+    type Error = <HttpConnector<Addresses> as Service<Uri>>::Error;
+    type Future = <HttpConnector<Addresses> as Service<Uri>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.connector.poll_ready(cx)
+    }
+
+    fn call(&mut self, origin: Uri) -> Self::Future {
+        // The connector doesn't resolve a host that is an address, and replaces the port by the origin's.
+        let destination = if self.has_address { Uri::from_static("http://set.invalid/") } else { origin };
+        self.connector.call(destination)
+    }
+}
 
 /// Resolves the backend's name for each connection, by one look-up at a time, and tries every address of it (RFC 8305).
-fn tcp(timeout: Option<Duration>) -> Tcp {
-    let mut tcp = HttpConnector::new_with_resolver(SharedLookup::new());
+fn tcp(options: &Options) -> Tcp {
+    let addresses = options.address.map_or_else(Addresses::of_the_name, Addresses::Set);
+    let mut tcp = HttpConnector::new_with_resolver(addresses);
     // `https` goes over TCP, too. The TLS handshake follows.
     tcp.enforce_http(false);
     // The addresses share it, so that a dead one leaves time for the others.
-    tcp.set_connect_timeout(timeout);
+    tcp.set_connect_timeout(options.timeout);
     // Small requests and responses don't wait for an acknowledgement.
     tcp.set_nodelay(true);
     // A tunnel may be silent for long, and its peer gone.
     tcp.set_keepalive(Some(Duration::from_secs(60)));
-    tcp
+    Tcp { connector: tcp, has_address: options.address.is_some() }
 }
 
 fn tls(backend: &Backend, tls: &Tls, tcp: Tcp, offers_http2: bool) -> Result<Dial, InvalidTls> {

@@ -1,4 +1,4 @@
-//! Looks up a backend's name: one look-up at a time serves all connections that wait for it.
+//! Looks up a backend's name: one look-up at a time serves all connections that wait for it. A set address needs none.
 //!
 //! The operating system's look-up can't be cancelled and keeps one of the runtime's blocking threads for as long as it
 //! takes. If each connection had one of its own, a name server that doesn't answer would use up these threads, and with
@@ -6,7 +6,7 @@
 
 use std::{
     error, fmt,
-    future::Future,
+    future::{Future, ready},
     io,
     net::SocketAddr,
     pin::Pin,
@@ -20,6 +20,38 @@ use tokio::sync::watch;
 use tower::ServiceExt;
 use tower_service::Service;
 
+/// The addresses that a client connects to.
+#[derive(Clone)]
+pub(super) enum Addresses {
+    /// The one that the operator has set.
+    Set(SocketAddr),
+    /// Those of the backend's name.
+    OfTheName(SharedLookup),
+}
+
+impl Addresses {
+    pub(super) fn of_the_name() -> Self {
+        Self::OfTheName(SharedLookup::new())
+    }
+}
+
+impl Service<Name> for Addresses {
+    type Response = vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        match self {
+            Self::Set(address) => Box::pin(ready(Ok(vec![*address].into_iter()))),
+            Self::OfTheName(lookup) => lookup.call(name),
+        }
+    }
+}
+
 /// Looks up the one name that a backend has. Clones share the look-up that is under way. Its result isn't cached.
 #[derive(Clone)]
 pub(super) struct SharedLookup<R = GaiResolver> {
@@ -31,7 +63,7 @@ pub(super) struct SharedLookup<R = GaiResolver> {
 type Outcome = Option<Result<Vec<SocketAddr>, Arc<io::Error>>>;
 
 impl SharedLookup {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         Self::with_resolver(GaiResolver::new())
     }
 }
@@ -76,7 +108,7 @@ where
             let outcome = receiver.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
             match outcome {
                 Some(Ok(addresses)) => return Ok(addresses.into_iter()),
-                Some(Err(error)) => return Err(io::Error::new(error.kind(), Shared(error))),
+                Some(Err(error)) => return Err(shared(error)),
                 None if is_own => return Err(io::Error::other("the runtime of the look-up is shutting down")),
                 // Another connection's runtime has been shut down.
                 None => {}
@@ -100,6 +132,15 @@ where
 
     fn call(&mut self, name: Name) -> Self::Future {
         Box::pin(self.clone().look_up(name))
+    }
+}
+
+/// Returns the error for one of the connections that waited. One of the operating system keeps its code, which shows
+/// whether this process lacks descriptors.
+fn shared(error: Arc<io::Error>) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), Shared(error)),
     }
 }
 

@@ -297,7 +297,7 @@ impl Dispatcher {
             None => ErrorKind::ConnectTimeout.into(),
             Some(_) => {
                 let why = "no connection was free within the queue timeout";
-                Error::with_source(ErrorKind::Overloaded, why)
+                Error::with_source(ErrorKind::Overloaded, why).with_retry_after(1)
             }
         })
     }
