@@ -37,7 +37,7 @@
 //! | to choose the `Host` that the backend gets | [backends](guide::backends#which-host-the-backend-gets), [`Upstream::host`] |
 //! | to set or remove header fields | [header fields](guide::not_included#header-fields-set-remove-rewrite) |
 //! | an option and its default | the table of [all options](ReverseProxyLayer#all-options) |
-//! | a timeout, the pool, what is sent again | [timeouts](guide::timeouts), [pooling and retries](guide::pooling_and_retries) |
+//! | a timeout, the pool, retries | [timeouts](guide::timeouts), [pooling and retries](guide::pooling_and_retries) |
 //! | your app's user to be the backend's | [identity](guide::identity): [`RemoteUserLayer`], [`AssertionLayer`] |
 //! | to sign in to the backend | [identity](guide::identity): [`BasicAuthLayer`], [`BearerLayer`], [`NegotiateLayer`], [`AuthorizationLayer`] |
 //! | to know which layer runs first | [layer order](guide::layer_order) |
@@ -53,7 +53,7 @@
 //! | to go to production | the [checklist](guide::production) |
 //! | to come from nginx or IIS | [from nginx](guide::from_nginx), [from IIS](guide::from_iis) |
 //! | to come from axum-reverse-proxy | [item by item](guide::from_axum_reverse_proxy) |
-//! | a cache, retries, metrics | [not included](guide::not_included), and what to use instead |
+//! | a cache, metrics | [not included](guide::not_included), and what to use instead |
 //! | code to copy | the [examples](https://docs.rs/crate/tower-reverse-proxy/latest/source/examples/README.md) |
 //!
 //! # The parts
@@ -170,6 +170,8 @@ mod reject;
 mod service;
 mod switched;
 mod timeout;
+#[cfg_attr(not(test), allow(dead_code))] // the balancer's side
+mod tried;
 mod tunnel_guard;
 mod upgrade;
 
@@ -182,6 +184,8 @@ pub mod guide;
 pub mod remote_user;
 pub mod trace_redirect;
 pub mod upstream;
+
+pub mod retry;
 
 mod forward;
 pub mod proxy;
@@ -217,6 +221,7 @@ pub use self::{
     path::{InvalidPrefix, Prefix},
     proxy::{ReverseProxy, ReverseProxyLayer, ReverseProxyService},
     remote_user::RemoteUserLayer,
+    retry::{Retry, RetryLayer, RetryPolicy},
     service::{FromRejection, HttpService},
     trace_redirect::TraceRedirectLayer,
     upgrade::Tunnels,

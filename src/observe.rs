@@ -1,7 +1,8 @@
 //! Every event that the crate emits, one function for each. The guide `telemetry` lists them, which a test holds.
 
-use std::{error::Error as _, fmt, time::Duration};
+use std::{error::Error as StdError, fmt, time::Duration};
 
+use axum_core::BoxError;
 use http::{HeaderName, Method, StatusCode};
 
 use crate::error::Error;
@@ -16,10 +17,30 @@ pub(crate) fn failure(error: &Error) {
     }
 }
 
+/// Logs a failed attempt of a request that is sent again, because no response shows the failure.
+#[cold]
+pub(crate) fn retried_failure(error: &BoxError) {
+    let cause = chain(Some(&**error));
+    tracing::warn!(target: "tower_reverse_proxy", cause, "an attempt failed, and the request is sent again");
+}
+
+/// Logs a response that is dropped, because its request is sent again.
+#[cold]
+pub(crate) fn retried_response(status: StatusCode) {
+    tracing::warn!(
+        target: "tower_reverse_proxy",
+        status = status.as_u16(),
+        "a backend is unavailable, and the request is sent again"
+    );
+}
+
 /// Returns the whole chain of causes, because the first one rarely contains the reason.
 fn causes(error: &Error) -> String {
+    chain(error.source())
+}
+
+fn chain(mut cause: Option<&(dyn StdError + 'static)>) -> String {
     let mut causes = Vec::new();
-    let mut cause = error.source();
     while let Some(this) = cause {
         causes.push(this.to_string());
         cause = this.source();

@@ -24,8 +24,8 @@ use axum::{
 use tokio::{io::AsyncWriteExt, net::TcpListener, sync::Notify};
 use tower::{Layer as _, ServiceExt, service_fn};
 use tower_reverse_proxy::{
-    BasicAuthLayer, BearerLayer, Forwarded, RemoteUser, RemoteUserLayer, ReverseProxyLayer, TraceRedirectLayer,
-    Tunnels, authorize::Token,
+    BasicAuthLayer, BearerLayer, Forwarded, RemoteUser, RemoteUserLayer, Retry, RetryPolicy, ReverseProxyLayer,
+    TraceRedirectLayer, Tunnels, Upstream, authorize::Token,
 };
 use tracing::{
     Event, Level, Subscriber,
@@ -732,3 +732,30 @@ async fn a_failed_lookup_is_one_warning_with_its_error() {
     assert_eq!((&*event["level"], &*event["kind"]), ("WARN", "IdentityUnknown"));
     assert_eq!(event["cause"], "the store is down");
 }
+
+#[tokio::test]
+async fn each_attempt_that_is_followed_by_another_is_one_event() {
+    let turn = Turn::take().await;
+    let answers = Arc::new(Mutex::new(vec![OK_IN_FULL, UNAVAILABLE, ""]));
+    let origin = backend(move |mut wire| {
+        let answer = answers.lock().unwrap().pop().unwrap();
+        async move {
+            wire.message().await;
+            wire.send(answer.as_bytes()).await;
+        }
+    })
+    .await;
+    let retry = Retry::new(Upstream::new(origin), RetryPolicy::idempotent());
+    let addr = front(Router::new().layer(ReverseProxyLayer::with_upstream(retry))).await;
+    assert_eq!(get(addr, "/x", "").await.status(), 200);
+    let [cut, unavailable] = turn.events().try_into().expect("two events");
+    assert_eq!((&*cut["level"], &*unavailable["level"]), ("WARN", "WARN"));
+    assert_eq!(cut["message"], "an attempt failed, and the request is sent again");
+    let cause = "the backend closed the connection before its response head was complete: ";
+    assert!(cut["cause"].starts_with(cause), "{cut:?}");
+    assert_eq!(unavailable["message"], "a backend is unavailable, and the request is sent again");
+    assert_eq!(unavailable["status"], "503");
+}
+
+const OK_IN_FULL: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+const UNAVAILABLE: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";

@@ -37,6 +37,7 @@ use tower_service::Service;
 pub use self::connect::{InvalidTls, Tls};
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::http1::codec::oracle;
+pub(crate) use self::reuse::authenticates_connection;
 pub use self::{
     body::ResponseBody,
     builder::{ClientBuilder, InvalidClient},

@@ -41,7 +41,7 @@ impl Reuse {
 ///
 /// Outer whitespace isn't part of a field value (RFC 9110, section 5.5), and not every HTTP stack removes it: h2 passes
 /// `" Negotiate …"` on unchanged.
-pub(super) fn authenticates_connection(headers: &HeaderMap) -> bool {
+pub(crate) fn authenticates_connection(headers: &HeaderMap) -> bool {
     headers.get_all(AUTHORIZATION).iter().any(|value| {
         let value = value.as_bytes().trim_ascii();
         let scheme = value.split(|b| b.is_ascii_whitespace()).next().unwrap_or_default();

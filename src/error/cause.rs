@@ -14,22 +14,27 @@ use super::{Error, ErrorKind};
 /// An [`Error`] in the chain is returned as it is, because the HTTP stack wraps the error of a request body. `fallback`
 /// is the kind of an unknown error.
 pub(crate) fn classify(error: BoxError, fallback: ErrorKind) -> Error {
-    let own = causes(&error).find_map(<dyn StdError>::downcast_ref::<Error>).cloned();
+    let own = Error::find(&error).cloned();
     own.unwrap_or_else(|| {
         let kind = causes(&error).find_map(kind_of).unwrap_or(fallback);
         Error::with_source(kind, error)
     })
 }
 
+/// Returns the kind of an upstream service's error: that of the [`Error`] in the chain, or that of a known cause.
+pub(crate) fn known_kind(error: &BoxError) -> Option<ErrorKind> {
+    Error::find(error).map(Error::kind).or_else(|| causes(error).find_map(kind_of))
+}
+
 /// Turns the error of a response's body into an [`Error`]. The kinds of [`classify`] don't apply, because the response
 /// has begun.
 pub(crate) fn classify_response_body(error: BoxError) -> Error {
-    let own = causes(&error).find_map(<dyn StdError>::downcast_ref::<Error>).cloned();
+    let own = Error::find(&error).cloned();
     own.unwrap_or_else(|| Error::with_source(ErrorKind::ResponseBody, error))
 }
 
 /// Returns the error and the chain of its causes.
-fn causes(error: &BoxError) -> impl Iterator<Item = &(dyn StdError + 'static)> {
+pub(super) fn causes(error: &BoxError) -> impl Iterator<Item = &(dyn StdError + 'static)> {
     std::iter::successors(Some(&**error as &(dyn StdError + 'static)), |&cause| cause.source())
 }
 

@@ -12,7 +12,7 @@ use std::{
 use axum_core::{BoxError, body::Body};
 use http::{HeaderValue, Request, StatusCode};
 
-pub(crate) use self::cause::{classify, classify_request_body, classify_response_body};
+pub(crate) use self::cause::{classify, classify_request_body, classify_response_body, known_kind};
 pub use self::kind::{ErrorKind, Phase};
 
 /// A failure of the proxy, in the extensions of the response that reports it, or as the error of an upstream service.
@@ -289,7 +289,27 @@ impl Error {
     #[doc(alias = "retry")]
     #[doc(alias = "proxy_next_upstream")]
     pub fn take_request(&mut self) -> Option<Request<Body>> {
+        self.take_unsent_request()
+    }
+
+    /// Takes the request, as [`take_request`](Self::take_request) does, from an error in a chain of causes.
+    pub(crate) fn take_unsent_request(&self) -> Option<Request<Body>> {
         self.unsent.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Calls a function with the unsent request, which stays in the error.
+    pub(crate) fn with_unsent_request<T>(&self, f: impl FnOnce(&mut Request<Body>) -> T) -> Option<T> {
+        let mut request = self.take_unsent_request()?;
+        let result = f(&mut request);
+        if let Some(unsent) = &self.unsent {
+            *unsent.lock().unwrap_or_else(PoisonError::into_inner) = Some(request);
+        }
+        Some(result)
+    }
+
+    /// Returns the first error of this crate in a chain of causes, which decides what the chain is.
+    pub(crate) fn find(error: &BoxError) -> Option<&Self> {
+        cause::causes(error).find_map(<dyn error::Error>::downcast_ref)
     }
 
     /// Returns the `WWW-Authenticate` of its response.

@@ -19,6 +19,11 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     })
 }
 
+/// Whether a response is a trailers-only one with the status `UNAVAILABLE`: its server had no capacity for the call.
+pub(crate) fn is_unavailable(headers: &HeaderMap) -> bool {
+    headers.get(GRPC_STATUS).is_some_and(|status| status.as_bytes().trim_ascii() == UNAVAILABLE.as_bytes())
+}
+
 /// Sets the fields of a trailers-only response, which is how a gRPC server reports a failure before any message.
 pub(crate) fn set_failure(headers: &mut HeaderMap, kind: ErrorKind, status: StatusCode) {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -122,5 +127,14 @@ mod tests {
         assert_eq!(headers[CONTENT_TYPE], "application/grpc");
         assert_eq!(headers[GRPC_STATUS], DEADLINE_EXCEEDED);
         assert_eq!(headers[GRPC_MESSAGE], "Gateway Timeout");
+    }
+
+    #[test]
+    fn an_unavailable_server_is_recognized_in_a_trailers_only_response() {
+        for (status, expected) in [("14", true), (" 14", true), ("0", false), ("1", false), ("140", false)] {
+            let headers = HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from_str(status).unwrap())]);
+            assert_eq!(is_unavailable(&headers), expected, "{status:?}");
+        }
+        assert!(!is_unavailable(&HeaderMap::new()));
     }
 }

@@ -119,6 +119,7 @@ fn every_option_is_in_the_table_of_options() {
         (include_str!("../../src/upgrade/tunnel.rs"), 3),
         (include_str!("../../src/upstream/mod.rs"), 2),
         (include_str!("../../src/client/builder.rs"), 16),
+        (include_str!("../../src/retry/policy.rs"), 7),
         (include_str!("../../src/remote_user/options.rs"), 8),
         (include_str!("../../src/authorize/layer.rs"), 4),
         (include_str!("../../src/authorize/negotiate/mod.rs"), 4),

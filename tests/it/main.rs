@@ -60,6 +60,7 @@ mod remote_user;
 mod request;
 mod response;
 mod response_heads;
+mod retry;
 mod stress;
 #[cfg(feature = "tls-ring")]
 mod tls;

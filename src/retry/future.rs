@@ -1,0 +1,273 @@
+//! The future of a response: the attempts, one after the other.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum_core::{BoxError, body::Body};
+use http::{Request, Response, StatusCode};
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep, sleep};
+use tower_service::Service;
+
+use super::policy::Replayable;
+use crate::{
+    error::{Error, ErrorKind, known_kind},
+    headers::grpc,
+    observe,
+    tried::{NoneLeft, Tried},
+};
+
+/// How long an attempt that has ended may take to give back the body of its request. It does so at once, unless the task
+/// that sends the body is busy.
+const RETURN_TIMEOUT: Duration = Duration::from_secs(1);
+
+pin_project! {
+    /// The future of a [`Retry`](super::Retry)'s response.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it cancels the attempt, and there is no further one.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<S: Service<Request<Body>>> {
+        #[pin]
+        state: State<S::Future>,
+        // `None` if there is no further attempt.
+        retries: Option<Retries<S>>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<F> {
+        Calling { #[pin] future: F },
+        /// `retries` is `Some` in the states between two attempts.
+        Between { next: Between },
+    }
+}
+
+enum Between {
+    /// A pause before a retry, and then the return of the body.
+    Pausing { timer: Pin<Box<Sleep>>, is_over: bool },
+    /// The service isn't ready.
+    Preparing { request: Option<Box<Request<Body>>> },
+}
+
+/// What the attempts of a request share.
+struct Retries<S> {
+    service: S,
+    /// How many attempts there may be besides the present one.
+    left: u32,
+    /// How many retries there were that the budget has paid for.
+    paid: u32,
+    replayable: Option<Replayable>,
+    last: Option<Last>,
+}
+
+/// The outcome of the previous attempt.
+enum Last {
+    Response(StatusCode),
+    Failure(BoxError),
+}
+
+/// What follows an attempt.
+enum Next<R> {
+    Done(Result<R, BoxError>),
+    Retry(Between),
+}
+
+impl<S: Service<Request<Body>>> ResponseFuture<S> {
+    /// A request that is sent once.
+    pub(super) fn once(future: S::Future) -> Self {
+        Self { state: State::Calling { future }, retries: None }
+    }
+
+    /// Sends a request to a service that is ready.
+    pub(super) fn new(
+        mut service: S,
+        request: Request<Body>,
+        max_attempts: u32,
+        replayable: Option<Replayable>,
+    ) -> Self {
+        let future = service.call(request);
+        let retries = Retries { service, left: max_attempts - 1, paid: 0, replayable, last: None };
+        Self { state: State::Calling { future }, retries: Some(retries) }
+    }
+}
+
+impl<S, B> Future for ResponseFuture<S>
+where
+    S: Service<Request<Body>, Response = Response<B>, Error: Into<BoxError>>,
+{
+    type Output = Result<S::Response, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let next = match this.state.as_mut().project() {
+                StateProj::Calling { future } => {
+                    let outcome = ready!(future.poll(cx)).map_err(Into::into);
+                    match this.retries.as_mut() {
+                        Some(retries) => match retries.after(outcome) {
+                            Next::Retry(next) => State::Between { next },
+                            Next::Done(outcome) => {
+                                // The body of the request is no longer kept.
+                                *this.retries = None;
+                                return Poll::Ready(outcome);
+                            }
+                        },
+                        None => return Poll::Ready(outcome),
+                    }
+                }
+                StateProj::Between { next } => {
+                    let Some(retries) = this.retries.as_mut() else { panic!("polled after completion") };
+                    let future = match ready!(retries.poll_next(next, cx)) {
+                        Ok(future) => future,
+                        Err(failure) => {
+                            *this.retries = None;
+                            return Poll::Ready(Err(failure));
+                        }
+                    };
+                    State::Calling { future }
+                }
+            };
+            this.state.set(next);
+        }
+    }
+}
+
+impl<S, B> Retries<S>
+where
+    S: Service<Request<Body>, Response = Response<B>, Error: Into<BoxError>>,
+{
+    /// Decides what follows an attempt.
+    fn after(&mut self, outcome: Result<S::Response, BoxError>) -> Next<S::Response> {
+        match outcome {
+            Ok(response) => self.after_response(response),
+            Err(failure) => self.after_failure(failure),
+        }
+    }
+
+    fn after_response(&mut self, response: S::Response) -> Next<S::Response> {
+        let status = response.status();
+        if self.left == 0 || !is_unavailable(&response) {
+            return Next::Done(Ok(response));
+        }
+        let Some(pause) = self.pause() else { return Next::Done(Ok(response)) };
+        observe::retried_response(status);
+        self.last = Some(Last::Response(status));
+        Next::Retry(pause)
+    }
+
+    fn after_failure(&mut self, failure: BoxError) -> Next<S::Response> {
+        if failure.is::<NoneLeft>() {
+            return Next::Done(Err(self.last_failure()));
+        }
+        if self.left == 0 {
+            return Next::Done(Err(failure));
+        }
+        let next = match Error::find(&failure).and_then(take_unsent) {
+            Some(unsent) => {
+                let request = match &self.replayable {
+                    Some(replayable) => replayable.original.with_body(unsent.into_body()),
+                    None => unsent,
+                };
+                Some(Between::Preparing { request: Some(Box::new(request)) })
+            }
+            None => match known_kind(&failure) {
+                Some(ErrorKind::ConnectionClosed | ErrorKind::Connect | ErrorKind::ConnectTimeout) => self.pause(),
+                _ => None,
+            },
+        };
+        let Some(next) = next else { return Next::Done(Err(failure)) };
+        observe::retried_failure(&failure);
+        self.last = Some(Last::Failure(failure));
+        Next::Retry(next)
+    }
+
+    /// Begins the pause before a retry of a request that a backend may have processed, if there is such a retry.
+    fn pause(&mut self) -> Option<Between> {
+        let pause = self.replayable.as_ref()?.pause(self.paid)?;
+        self.paid += 1;
+        Some(Between::Pausing { timer: Box::pin(sleep(pause)), is_over: false })
+    }
+
+    /// Ready with the call of the next attempt.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    fn poll_next(&mut self, next: &mut Between, cx: &mut Context<'_>) -> Poll<Result<S::Future, BoxError>> {
+        loop {
+            match next {
+                Between::Pausing { timer, is_over } => {
+                    if !*is_over {
+                        ready!(timer.as_mut().poll(cx));
+                        timer.as_mut().reset(Instant::now() + RETURN_TIMEOUT);
+                        *is_over = true;
+                    }
+                    let request = match self.poll_original(cx) {
+                        Poll::Ready(request) => request,
+                        Poll::Pending => {
+                            ready!(timer.as_mut().poll(cx));
+                            None
+                        }
+                    };
+                    let Some(request) = request else { return Poll::Ready(Err(self.last_failure())) };
+                    *next = Between::Preparing { request: Some(Box::new(request)) };
+                }
+                Between::Preparing { request } => {
+                    ready!(self.service.poll_ready(cx)).map_err(Into::into)?;
+                    let Some(request) = request.take() else { panic!("polled after completion") };
+                    self.left -= 1;
+                    if self.left == 0 {
+                        // The body is no longer kept.
+                        self.replayable = None;
+                    }
+                    return Poll::Ready(Ok(self.service.call(*request)));
+                }
+            }
+        }
+    }
+
+    fn poll_original(&self, cx: &mut Context<'_>) -> Poll<Option<Request<Body>>> {
+        match &self.replayable {
+            Some(replayable) => replayable.original.poll_request(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    /// Returns the failure of the previous attempt, because there is no other one.
+    fn last_failure(&mut self) -> BoxError {
+        match self.last.take() {
+            Some(Last::Failure(failure)) => failure,
+            Some(Last::Response(status)) => Error::with_status(ErrorKind::Upstream, status, NONE_LEFT).into(),
+            None => Error::with_source(ErrorKind::Overloaded, NoneLeft).into(),
+        }
+    }
+}
+
+const NONE_LEFT: &str = "its response has been dropped for another attempt, which couldn't be made";
+
+/// Takes an unsent request from an error, unless the balancer has no other member for it.
+fn take_unsent(error: &Error) -> Option<Request<Body>> {
+    let is_exhausted = |request: &mut Request<Body>| Tried::of(request.extensions()).is_some_and(Tried::is_exhausted);
+    if error.with_unsent_request(is_exhausted)? { None } else { error.take_unsent_request() }
+}
+
+/// Whether the backend had no capacity for a request.
+fn is_unavailable<B>(response: &Response<B>) -> bool {
+    use StatusCode as S;
+    matches!(response.status(), S::BAD_GATEWAY | S::SERVICE_UNAVAILABLE | S::GATEWAY_TIMEOUT)
+        || grpc::is_unavailable(response.headers())
+}
+
+impl<S: Service<Request<Body>>> fmt::Debug for ResponseFuture<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

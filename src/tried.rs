@@ -1,0 +1,110 @@
+//! The members of a balancer that a request has been sent to, as a request extension.
+//!
+//! The balancer writes it, and avoids these members when the request comes again. A retry layer around the balancer reads
+//! whether another attempt has a member left.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use http::Extensions;
+
+/// A member of a balancer. It's unique in the process, so that nested balancers don't confuse their members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct MemberId(u64);
+
+impl MemberId {
+    /// Returns an id that no other member has.
+    pub(crate) fn unique() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// The members that a request has been sent to. Clones share the list, so that the copies of a request for several
+/// attempts have one.
+#[derive(Clone, Default)]
+pub(crate) struct Tried {
+    attempts: Arc<Mutex<Attempts>>,
+}
+
+#[derive(Default)]
+struct Attempts {
+    members: Vec<MemberId>,
+    is_exhausted: bool,
+}
+
+impl Tried {
+    /// Returns the list of a request, if it has one.
+    pub(crate) fn of(extensions: &Extensions) -> Option<&Self> {
+        extensions.get()
+    }
+
+    /// Adds a member to the list of a request that has been sent to it.
+    pub(crate) fn push(&self, member: MemberId) {
+        let mut attempts = self.lock();
+        if !attempts.members.contains(&member) {
+            attempts.members.push(member);
+        }
+    }
+
+    /// Returns whether the request has been sent to a member.
+    pub(crate) fn contains(&self, member: MemberId) -> bool {
+        self.lock().members.contains(&member)
+    }
+
+    /// Sets whether the balancer has no other member for the request.
+    pub(crate) fn set_exhausted(&self, is_exhausted: bool) {
+        self.lock().is_exhausted = is_exhausted;
+    }
+
+    /// Returns whether the balancer has no other member for the request.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.lock().is_exhausted
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Attempts> {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Tried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.lock().members).finish()
+    }
+}
+
+/// The error of a balancer whose last untried member has left it since the previous attempt.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NoneLeft;
+
+impl fmt::Display for NoneLeft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the request has been sent to every member")
+    }
+}
+
+impl std::error::Error for NoneLeft {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clones_share_the_list_and_members_are_unique() {
+        let (a, b) = (MemberId::unique(), MemberId::unique());
+        assert_ne!(a, b);
+        let tried = Tried::default();
+        let clone = tried.clone();
+        clone.push(a);
+        clone.push(a);
+        assert!(tried.contains(a) && !tried.contains(b));
+        assert_eq!(tried.lock().members.len(), 1);
+        clone.set_exhausted(true);
+        assert!(tried.is_exhausted());
+    }
+}
