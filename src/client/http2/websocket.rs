@@ -54,7 +54,7 @@ fn as_connect(request: &mut Request<RequestBody>) -> Option<HeaderValue> {
 /// Makes a 101 of the response that opens the tunnel, which keeps the stream.
 fn as_switch(response: Response<Incoming>, stream: Stream, accept: Option<HeaderValue>) -> Response<Body> {
     let mut response = response.map(|_| Body::empty());
-    response.extensions_mut().insert(TunnelGuard::new(stream));
+    TunnelGuard::insert(response.extensions_mut(), stream);
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
