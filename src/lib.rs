@@ -60,6 +60,7 @@
 //!
 //! - [`ReverseProxyLayer`] is the middleware: requests below its prefix go to the proxy, all others to your routes.
 //! - [`ReverseProxy`] is the proxy as a service, for `nest_service`, `fallback_service`, `route_service` and handlers.
+//! - [`Backends`] is a set of several backends; each request goes to one of them.
 //! - [`Upstream`] addresses requests to a [`Backend`] and maps its references; [`Client`] is the connection pool
 //!   behind it.
 //! - [`RemoteUserLayer`], [`BasicAuthLayer`] and [`TraceRedirectLayer`] are layers for the *upstream side*: between the
@@ -185,6 +186,7 @@ pub mod remote_user;
 pub mod trace_redirect;
 pub mod upstream;
 
+pub mod balance;
 pub mod retry;
 
 mod forward;
@@ -213,6 +215,7 @@ pub use self::client::{InvalidTls, Tls};
 pub use self::{
     authorize::{AuthorizationLayer, BasicAuthLayer, BearerLayer},
     backend::{Backend, InvalidBackend},
+    balance::Backends,
     client::{Client, ClientBuilder, InvalidClient},
     error::{Error, ErrorKind, Phase},
     forward::Failure,

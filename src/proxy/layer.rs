@@ -4,6 +4,7 @@ use tower_layer::Layer;
 
 use super::service::{ReverseProxy, ReverseProxyService};
 use crate::{
+    balance::{Backends, Balance, InvalidBackends, Member},
     client::{Client, InvalidClient},
     service::HttpService,
     upstream::{BoxUpstream, Upstream},
@@ -91,6 +92,61 @@ impl ReverseProxyLayer {
     }
 }
 
+impl ReverseProxyLayer<Balance<Upstream<Client>>> {
+    /// Forwards each request to one of several backends: a list of origins or of [`Member`]s, or [`Backends`], or their
+    /// builder, which has the options.
+    ///
+    /// It goes to the backend with the fewest requests in flight: see [`balance`](crate::balance). A handle of the
+    /// [`Backends`] changes the set later.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{Backends, ReverseProxyLayer};
+    ///
+    /// let proxy = ReverseProxyLayer::balanced(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]).prefix("/app");
+    /// // With a handle:
+    /// let backends = Backends::new(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]);
+    /// let proxy = ReverseProxyLayer::balanced(&backends).prefix("/app");
+    /// # let _ = proxy;
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If there is no backend, or one is invalid, with a message that names what to write instead.
+    /// [`try_balanced`](Self::try_balanced) returns it.
+    #[track_caller]
+    #[doc(alias = "load balancer")]
+    #[doc(alias = "upstream")]
+    pub fn balanced(backends: impl TryInto<Backends, Error: Into<InvalidBackends>>) -> Self {
+        match Self::try_balanced(backends) {
+            Ok(layer) => layer,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Forwards each request to one of several backends, as [`balanced`](Self::balanced) does.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::ReverseProxyLayer;
+    ///
+    /// let error = ReverseProxyLayer::try_balanced(["http://10.0.0.1:8000", "10.0.0.2:8000"]).unwrap_err();
+    /// assert!(error.to_string().contains("http://"));
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If there is no backend, or one is invalid.
+    pub fn try_balanced(
+        backends: impl TryInto<Backends, Error: Into<InvalidBackends>>,
+    ) -> Result<Self, InvalidBackends> {
+        let backends = backends.try_into().map_err(Into::into)?.with_addresses()?;
+        let balance = Balance::new(&backends, |member: &Member| match member.client() {
+            Some(client) => Upstream::with_client(client.backend().clone(), client.clone()),
+            None => panic!("a member with an address has a client"),
+        });
+        Ok(Self::with_upstream(balance))
+    }
+}
+
 impl<U: HttpService> ReverseProxyLayer<U> {
     /// Forwards to any service from `Request<Body>` to a response: an [`Upstream`] with its options, a balancer, a
     /// stack of [`ServiceBuilder`](tower::ServiceBuilder)'s, a mock.
@@ -165,6 +221,32 @@ impl<C> ReverseProxyLayer<Upstream<C>> {
         Upstream<L::Service>: HttpService,
     {
         self.map_upstream(|upstream| upstream.layer(layer))
+    }
+}
+
+impl<C> ReverseProxyLayer<Balance<Upstream<C>>>
+where
+    C: Clone + Send + Sync + 'static,
+{
+    /// Adds a layer on the upstream side, around the client of each backend, those of later sets included.
+    ///
+    /// It's applied once per backend, when the layer is added or the backend is. A limit is therefore one of each
+    /// backend. It's otherwise as with one backend.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{RemoteUserLayer, ReverseProxyLayer};
+    ///
+    /// let proxy = ReverseProxyLayer::balanced(["http://10.0.0.1:8000", "http://10.0.0.2:8000"])
+    ///     .prefix("/app")
+    ///     .upstream_layer(RemoteUserLayer::new());
+    /// # let _ = proxy;
+    /// ```
+    pub fn upstream_layer<L>(self, layer: L) -> ReverseProxyLayer<Balance<Upstream<L::Service>>>
+    where
+        L: Layer<C, Service: Clone + Send + Sync + 'static> + Send + Sync + 'static,
+        Upstream<L::Service>: HttpService,
+    {
+        self.map_upstream(|balance| balance.map(move |upstream| upstream.layer(&layer)))
     }
 }
 

@@ -120,6 +120,8 @@ fn every_option_is_in_the_table_of_options() {
         (include_str!("../../src/upstream/mod.rs"), 2),
         (include_str!("../../src/client/builder.rs"), 16),
         (include_str!("../../src/retry/policy.rs"), 7),
+        (include_str!("../../src/balance/builder.rs"), 2),
+        (include_str!("../../src/balance/member.rs"), 2),
         (include_str!("../../src/remote_user/options.rs"), 8),
         (include_str!("../../src/authorize/layer.rs"), 4),
         (include_str!("../../src/authorize/negotiate/mod.rs"), 4),

@@ -8,6 +8,7 @@ mod address;
 #[cfg(all(feature = "assertion", feature = "tls-ring"))]
 mod assertion;
 mod authorize;
+mod balance;
 mod cancel;
 mod client;
 mod composing;

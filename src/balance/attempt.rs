@@ -1,0 +1,86 @@
+//! The guards of an attempt: one until the response's head, and one until its end.
+
+use std::{error::Error as StdError, sync::Arc};
+
+use axum_core::body::Body;
+use http::{Request, Response};
+use http_body::Body as _;
+use tokio::time::Instant;
+
+use super::{
+    load::Count,
+    member::{Ending, MemberState},
+};
+
+/// An attempt that counts as in flight until this is dropped: with the response's body, or with the tunnel.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    member: Arc<MemberState>,
+}
+
+impl InFlight {
+    /// Begins an attempt. `None` if the member is leaving its set.
+    pub(super) fn begin(member: &Arc<MemberState>) -> Option<Self> {
+        let counted = member.load.begin();
+        let this = Self { member: member.clone() };
+        (counted == Count::Counted).then_some(this)
+    }
+
+    /// Reports that the response's body has failed.
+    pub(super) fn body_failed(&self, error: &(dyn StdError + 'static)) {
+        self.member.ended(&Ending::BodyFailed(error));
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.member.end();
+    }
+}
+
+/// An attempt without a response as yet.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    /// `None` once the outcome is known.
+    in_flight: Option<InFlight>,
+    began: Option<Instant>,
+    /// Whether the time to the head is the member's: no upload is part of it.
+    is_bodiless: bool,
+}
+
+impl Attempt {
+    /// Watches an attempt. With `is_timed`, the member is compared with others, for which the clock is read.
+    pub(super) fn new(in_flight: InFlight, request: &Request<Body>, is_timed: bool) -> Self {
+        let began = is_timed.then(Instant::now);
+        Self { in_flight: Some(in_flight), began, is_bodiless: request.body().is_end_stream() }
+    }
+
+    /// Reports the head of the response. What is left of the attempt is its body, or a tunnel.
+    pub(super) fn responded<B>(mut self, response: &Response<B>) -> Option<InFlight> {
+        let in_flight = self.in_flight.take()?;
+        let (status, headers) = (response.status(), response.headers());
+        in_flight.member.ended(&Ending::Responded { status, headers });
+        if let Some(began) = self.began
+            && self.is_bodiless
+            && !status.is_server_error()
+        {
+            in_flight.member.responded_after(began);
+        }
+        Some(in_flight)
+    }
+
+    /// Reports that there is no response.
+    pub(super) fn failed(mut self, error: &(dyn StdError + 'static)) {
+        if let Some(in_flight) = self.in_flight.take() {
+            in_flight.member.ended(&Ending::Failed(error));
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if let Some(in_flight) = &self.in_flight {
+            in_flight.member.ended(&Ending::Abandoned { after: self.began.map(|began| began.elapsed()) });
+        }
+    }
+}

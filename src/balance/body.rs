@@ -1,0 +1,72 @@
+//! The body of a balanced response, which holds its attempt.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use axum_core::BoxError;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+use super::attempt::InFlight;
+
+pin_project! {
+    /// The body of a [`Balance`](super::Balance)'s response: that of the member's service.
+    ///
+    /// The request counts as in flight at its member until the end of the body, or until the body is dropped.
+    #[derive(Debug)]
+    pub struct BalanceBody<B> {
+        #[pin]
+        inner: B,
+        in_flight: Option<InFlight>,
+    }
+}
+
+impl<B: Body> BalanceBody<B> {
+    pub(super) fn new(inner: B, in_flight: Option<InFlight>) -> Self {
+        // A body that is whole needs nothing more of the member.
+        let in_flight = in_flight.filter(|_| !inner.is_end_stream());
+        Self { inner, in_flight }
+    }
+}
+
+impl<B> Body for BalanceBody<B>
+where
+    B: Body<Error: Into<BoxError>>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let mut this = self.project();
+        let frame = match ready!(this.inner.as_mut().poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                if frame.is_trailers() || this.inner.is_end_stream() {
+                    *this.in_flight = None;
+                }
+                Some(Ok(frame))
+            }
+            Some(Err(error)) => {
+                let error = error.into();
+                if let Some(in_flight) = this.in_flight.take() {
+                    in_flight.body_failed(&*error);
+                }
+                Some(Err(error))
+            }
+            None => {
+                *this.in_flight = None;
+                None
+            }
+        };
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,230 @@
+//! The options of a set.
+
+use std::{convert::Infallible, error, fmt, sync::Arc};
+
+use super::{backends::Backends, member::Member};
+use crate::client::ClientBuilder;
+
+/// Builds [`Backends`]. [`Backends::builder`] returns it.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_reverse_proxy::{Backends, ReverseProxyLayer};
+///
+/// let backends = Backends::builder(["http://10.0.0.1:8000", "http://10.0.0.2:8000"])
+///     .client(|client| client.connect_timeout(Duration::from_secs(1)));
+/// let proxy = ReverseProxyLayer::balanced(backends).prefix("/app");
+/// # let _ = proxy;
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until it's built"]
+pub struct BackendsBuilder {
+    members: Vec<Member>,
+    options: Options,
+}
+
+/// The options, each with its default.
+#[derive(Clone, Default)]
+pub(super) struct Options {
+    client: Option<Arc<dyn Fn(ClientBuilder) -> ClientBuilder + Send + Sync>>,
+    pub(super) seed: Option<u64>,
+}
+
+impl BackendsBuilder {
+    pub(super) fn new<M: Into<Member>>(members: impl IntoIterator<Item = M>) -> Self {
+        Self { members: members.into_iter().map(Into::into).collect(), options: Options::default() }
+    }
+
+    /// Sets the options of the members' clients: `options` gets the builder of each member's client, also of the members
+    /// of later sets. Default: a client's own defaults.
+    ///
+    /// Each member has a client of its own, so that a limit applies to each of them.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_reverse_proxy::Backends;
+    ///
+    /// let backends = Backends::builder(["http://10.0.0.1:8000", "http://10.0.0.2:8000"])
+    ///     .client(|client| client.connect_timeout(Duration::from_secs(1)).pool_max_idle(16));
+    /// # let _ = backends;
+    /// ```
+    pub fn client(mut self, options: impl Fn(ClientBuilder) -> ClientBuilder + Send + Sync + 'static) -> Self {
+        self.options.client = Some(Arc::new(options));
+        self
+    }
+
+    /// Sets the seed of the random numbers by which members are picked. Default: another one in each process.
+    ///
+    /// It's for tests that have to give the same result again.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::Backends;
+    ///
+    /// let backends = Backends::builder(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]).seed(7);
+    /// # let _ = backends;
+    /// ```
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.options.seed = Some(seed);
+        self
+    }
+
+    /// Builds the set.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::Backends;
+    ///
+    /// let error = Backends::builder(["http://10.0.0.1:8000", "http://10.0.0.1:8000/"]).build().unwrap_err();
+    /// assert!(error.to_string().contains("twice"));
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If there is no member, a member isn't an origin, two of them are the same, a weight is 0, or a client can't be
+    /// built. The text contains what to write instead.
+    pub fn build(self) -> Result<Backends, InvalidBackends> {
+        Backends::build(checked(self.members)?, self.options)
+    }
+}
+
+impl Options {
+    pub(super) fn client(&self, builder: ClientBuilder) -> ClientBuilder {
+        match &self.client {
+            Some(options) => options(builder),
+            None => builder,
+        }
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options").field("seed", &self.seed).finish_non_exhaustive()
+    }
+}
+
+/// Checks the members of a set.
+pub(super) fn checked<M: Into<Member>>(members: impl IntoIterator<Item = M>) -> Result<Vec<Member>, InvalidBackends> {
+    let members: Vec<Member> = members.into_iter().map(Into::into).collect();
+    if members.is_empty() {
+        return Err(InvalidBackends::new("there are no backends: write at least one".to_owned()));
+    }
+    for member in &members {
+        member.check()?;
+    }
+    if members.iter().any(|member| member.is_service() != members[0].is_service()) {
+        let text = "some members have an address and some are named: write addresses for all, or names for all";
+        return Err(InvalidBackends::new(text.to_owned()));
+    }
+    let mut keys: Vec<_> = members.iter().map(Member::key).collect();
+    keys.sort_unstable();
+    if let Some(pair) = keys.windows(2).find(|pair| pair[0] == pair[1]) {
+        let text = format!("{:?} is listed twice: write it once, with a weight of 2 if it's meant so", pair[0]);
+        return Err(InvalidBackends::new(text));
+    }
+    Ok(members)
+}
+
+/// The error returned when a set of backends can't be built, or can't be replaced.
+///
+/// Its text contains what to write instead. `Debug` shows the same text, because that is how an error returned from
+/// `main` is printed.
+///
+/// ```
+/// use tower_reverse_proxy::{Backends, balance::Member};
+///
+/// let error = Backends::try_new([Member::new("http://10.0.0.1:8000").weight(0)]).unwrap_err();
+/// assert!(error.to_string().contains("write 1 or more"));
+/// ```
+#[derive(Clone)]
+pub struct InvalidBackends {
+    text: String,
+}
+
+impl InvalidBackends {
+    pub(super) fn new(text: String) -> Self {
+        Self { text }
+    }
+}
+
+impl fmt::Display for InvalidBackends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for InvalidBackends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl error::Error for InvalidBackends {}
+
+impl From<Infallible> for InvalidBackends {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+impl TryFrom<BackendsBuilder> for Backends {
+    type Error = InvalidBackends;
+
+    fn try_from(builder: BackendsBuilder) -> Result<Self, Self::Error> {
+        builder.build()
+    }
+}
+
+impl<M: Into<Member>, const N: usize> TryFrom<[M; N]> for Backends {
+    type Error = InvalidBackends;
+
+    fn try_from(members: [M; N]) -> Result<Self, Self::Error> {
+        Self::try_new(members)
+    }
+}
+
+impl<M: Into<Member>> TryFrom<Vec<M>> for Backends {
+    type Error = InvalidBackends;
+
+    fn try_from(members: Vec<M>) -> Result<Self, Self::Error> {
+        Self::try_new(members)
+    }
+}
+
+impl From<&Backends> for Backends {
+    fn from(backends: &Backends) -> Self {
+        backends.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invalid_set_names_what_to_write() {
+        let url = "http://10.0.0.1:8000";
+        for (members, hint) in [
+            (vec![], "write at least one"),
+            (vec![Member::new("10.0.0.1:8000")], "http://127.0.0.1:8000"),
+            (vec![Member::new(url).weight(0)], "write 1 or more"),
+            (
+                vec![Member::new(url), Member::new("http://10.0.0.2:8000"), Member::new("HTTP://10.0.0.1:8000/")],
+                "twice",
+            ),
+            (vec![Member::named("blue"), Member::named("blue")], "twice"),
+            (vec![Member::new(url), Member::named("blue")], "names for all"),
+            #[cfg(not(feature = "tls"))]
+            (vec![Member::new("https://backend.example")], "feature `tls-ring`"),
+        ] {
+            let error = Backends::try_new(members.clone()).unwrap_err();
+            assert!(error.to_string().contains(hint), "{error}");
+            assert_eq!(format!("{error:?}"), error.to_string());
+            // The set stays as it is.
+            let backends = Backends::new([url]);
+            assert!(backends.set(members).is_err());
+            assert_eq!(backends.status()[0].backend(), url);
+        }
+        assert!(Backends::new([url]).set([Member::named("blue")]).unwrap_err().to_string().contains("addresses"));
+        let limited = Backends::builder([url]).client(|client| client.max_connections(0));
+        assert!(limited.build().unwrap_err().to_string().contains("write `None`"));
+    }
+}

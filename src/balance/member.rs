@@ -1,0 +1,369 @@
+//! A member of a set: its description, and the state that all mounts of the set share.
+
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use http::{HeaderMap, StatusCode, Uri};
+use tokio::time::Instant;
+
+use super::{
+    backends::Shared,
+    builder::InvalidBackends,
+    load::{Clock, Count, Load, Millis},
+};
+use crate::{
+    backend::{Backend, InvalidBackend},
+    client::{Client, ClientBuilder},
+    error::{Error, ErrorKind},
+    tried::MemberId,
+};
+
+/// One of several backends: its address, and how much of the requests it gets.
+///
+/// An origin becomes a member with the default options by itself, so that most sets are lists of URLs.
+///
+/// ```
+/// use tower_reverse_proxy::{Backends, balance::Member};
+///
+/// # fn main() -> Result<(), tower_reverse_proxy::balance::InvalidBackends> {
+/// let backends = Backends::try_new([
+///     // Gets two thirds of the requests.
+///     Member::new("http://10.0.0.1:8000").weight(2),
+///     Member::new("http://10.0.0.2:8000"),
+///     // Gets requests only if none of the others is healthy.
+///     Member::new("unix:/run/spare.sock").backup(),
+/// ])?;
+/// # let _ = backends;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct Member {
+    name: Arc<str>,
+    destination: Destination,
+    weight: u32,
+    is_backup: bool,
+    /// `Some` if it's a member of a set, and has an origin.
+    client: Option<Client>,
+}
+
+#[derive(Clone, Debug)]
+enum Destination {
+    Backend(Backend),
+    /// It isn't one, which is an error of the set.
+    Invalid(InvalidBackend),
+    /// A service that isn't made from an address.
+    Service,
+}
+
+impl Member {
+    /// Describes a member by its origin, as `&str`, `String`, [`Uri`] or [`Backend`].
+    ///
+    /// An invalid origin is an error of the set that it's put into.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{Backends, balance::Member};
+    ///
+    /// let error = Backends::try_new([Member::new("10.0.0.1:8000")]).unwrap_err();
+    /// assert!(error.to_string().contains("http://"));
+    /// ```
+    pub fn new(backend: impl TryInto<Backend, Error: Into<InvalidBackend>>) -> Self {
+        let (name, destination) = match backend.try_into().map_err(Into::into) {
+            Ok(backend) => (backend.to_string(), Destination::Backend(backend)),
+            Err(error) => (String::new(), Destination::Invalid(error)),
+        };
+        Self::with_destination(name, destination)
+    }
+
+    /// Describes a member that is a service of the application, and has no address, by its name.
+    ///
+    /// The function that is given to [`Balance::new`](super::Balance::new) makes its service.
+    ///
+    /// ```
+    /// use axum::{Router, routing::get};
+    /// use tower_reverse_proxy::{Backends, balance::{Balance, Member}};
+    ///
+    /// let backends = Backends::new([Member::named("blue"), Member::named("green")]);
+    /// let balance = Balance::new(&backends, |member: &Member| {
+    ///     let name = member.name().to_owned();
+    ///     Router::new().route("/", get(move || async move { name }))
+    /// });
+    /// # let _ = balance;
+    /// ```
+    pub fn named(name: impl Into<String>) -> Self {
+        Self::with_destination(name.into(), Destination::Service)
+    }
+
+    fn with_destination(name: String, destination: Destination) -> Self {
+        Self { name: name.into(), destination, weight: 1, is_backup: false, client: None }
+    }
+
+    /// Sets the weight, by which the requests are divided. Default: 1. 0 is an error of the set.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::balance::Member;
+    ///
+    /// // A machine with four times the cores of the others.
+    /// let large = Member::new("http://10.0.0.1:8000").weight(4);
+    /// # let _ = large;
+    /// ```
+    pub fn weight(mut self, weight: u32) -> Self {
+        self.weight = weight;
+        self
+    }
+
+    /// Makes the member a backup, which gets requests only if none of the other members is healthy. Default: it isn't
+    /// one.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::balance::Member;
+    ///
+    /// let spare = Member::new("http://10.0.1.1:8000").backup();
+    /// # let _ = spare;
+    /// ```
+    pub fn backup(mut self) -> Self {
+        self.is_backup = true;
+        self
+    }
+
+    /// Returns the name: the origin, or the name of a service.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::balance::Member;
+    ///
+    /// assert_eq!(Member::new("http://10.0.0.1:8000/").name(), "http://10.0.0.1:8000");
+    /// ```
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the origin. `None` for a member that is [named](Self::named).
+    ///
+    /// ```
+    /// use tower_reverse_proxy::balance::Member;
+    ///
+    /// assert!(Member::new("http://10.0.0.1:8000").backend().is_some());
+    /// assert!(Member::named("blue").backend().is_none());
+    /// ```
+    #[must_use]
+    pub fn backend(&self) -> Option<&Backend> {
+        match &self.destination {
+            Destination::Backend(backend) => Some(backend),
+            Destination::Invalid(_) | Destination::Service => None,
+        }
+    }
+
+    /// Returns the client that the set has made for the origin, with its connection pool.
+    ///
+    /// It's `Some` in the function that [`Balance::new`](super::Balance::new) calls, if the member has an origin.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{Backends, Upstream, balance::{Balance, Member}};
+    ///
+    /// let backends = Backends::new(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]);
+    /// let balance = Balance::new(&backends, |member: &Member| {
+    ///     let client = member.client().expect("the members have origins");
+    ///     Upstream::new(client.clone()).host("app.internal")
+    /// });
+    /// # let _ = balance;
+    /// ```
+    #[must_use]
+    pub fn client(&self) -> Option<&Client> {
+        self.client.as_ref()
+    }
+
+    /// Returns what distinguishes members: two in a set can't have the same.
+    pub(super) fn key(&self) -> String {
+        match self.backend() {
+            Some(backend) if backend.socket().is_none() => self.name.to_ascii_lowercase(),
+            _ => self.name.to_string(),
+        }
+    }
+
+    /// Returns whether it has no address.
+    pub(super) fn is_service(&self) -> bool {
+        matches!(self.destination, Destination::Service)
+    }
+
+    pub(super) fn share(&self) -> u32 {
+        self.weight
+    }
+
+    pub(super) fn is_backup(&self) -> bool {
+        self.is_backup
+    }
+
+    /// Checks what can be checked without the other members.
+    pub(super) fn check(&self) -> Result<(), InvalidBackends> {
+        if let Destination::Invalid(error) = &self.destination {
+            return Err(InvalidBackends::new(error.to_string()));
+        }
+        if self.weight == 0 {
+            return Err(InvalidBackends::new(format!(
+                "the weight of {:?} is 0: write 1 or more, or leave the member out",
+                self.name
+            )));
+        }
+        Ok(())
+    }
+
+    /// Makes the client of a member that has an origin.
+    pub(super) fn connected(
+        mut self,
+        options: impl FnOnce(ClientBuilder) -> ClientBuilder,
+    ) -> Result<Self, InvalidBackends> {
+        if let Destination::Backend(backend) = &self.destination {
+            let client = options(Client::builder(backend.clone()))
+                .build()
+                .map_err(|error| InvalidBackends::new(error.to_string()))?;
+            self.client = Some(client);
+        }
+        Ok(self)
+    }
+}
+
+macro_rules! from_backend {
+    ($($backend:ty),*) => {$(
+        impl From<$backend> for Member {
+            fn from(backend: $backend) -> Self {
+                Self::new(backend)
+            }
+        }
+    )*};
+}
+
+from_backend!(&str, String, &String, Uri, Backend);
+
+impl fmt::Debug for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Member")
+            .field("name", &self.name)
+            .field("weight", &self.weight)
+            .field("is_backup", &self.is_backup)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether a member gets requests, and if not, why.
+///
+/// `Display` is the name in lower case.
+///
+/// ```
+/// use tower_reverse_proxy::{Backends, balance::State};
+///
+/// let backends = Backends::new(["http://10.0.0.1:8000"]);
+/// assert_eq!(backends.status()[0].state(), State::Up);
+/// assert_eq!(State::Up.to_string(), "up");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum State {
+    /// It gets requests.
+    Up,
+    /// Connects to it fail.
+    Down,
+    /// It fails, or its active check does.
+    Ejected,
+    /// It's removed from the set, and its last exchanges haven't ended.
+    Draining,
+    /// It's new, and its first active check hasn't ended.
+    Checking,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Ejected => "ejected",
+            Self::Draining => "draining",
+            Self::Checking => "checking",
+        })
+    }
+}
+
+/// What the mounts of a set share of a member, untyped: its load and its health.
+#[derive(Debug)]
+pub(super) struct MemberState {
+    pub(super) id: MemberId,
+    pub(super) member: Member,
+    pub(super) load: Load,
+    /// When the clock of the set began.
+    pub(super) epoch: Instant,
+    shared: Weak<Shared>,
+}
+
+/// How an attempt ended, or what part of it did.
+#[derive(Debug)]
+#[allow(dead_code)] // not every part is evidence
+pub(super) enum Ending<'a> {
+    /// The head of a response has come.
+    Responded { status: StatusCode, headers: &'a HeaderMap },
+    /// The attempt failed before a response.
+    Failed(&'a (dyn std::error::Error + 'static)),
+    /// The body of the response failed.
+    BodyFailed(&'a (dyn std::error::Error + 'static)),
+    /// The request was dropped before a response.
+    Abandoned { after: Option<Duration> },
+}
+
+impl MemberState {
+    pub(super) fn new(member: Member, epoch: Instant, shared: Weak<Shared>) -> Self {
+        Self { id: MemberId::unique(), member, load: Load::new(), epoch, shared }
+    }
+
+    pub(super) fn state(&self) -> State {
+        if self.load.is_leaving() { State::Draining } else { State::Up }
+    }
+
+    pub(super) fn clock(&self) -> Clock {
+        Clock::new(self.epoch)
+    }
+
+    /// Judges the member by what has become of an attempt. Everything that is known of a member's health comes from
+    /// here or from its checks.
+    pub(super) fn ended(&self, ending: &Ending<'_>) {
+        let is_fault = match ending {
+            Ending::Responded { status, .. } => {
+                matches!(
+                    *status,
+                    StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+                )
+            }
+            Ending::Failed(error) | Ending::BodyFailed(error) => is_fault(*error),
+            Ending::Abandoned { .. } => false,
+        };
+        if is_fault {
+            self.load.fail(1.0, Millis::between(self.epoch, Instant::now()));
+        }
+    }
+
+    /// Records the time from a request without a body to the head of its response.
+    pub(super) fn responded_after(&self, began: Instant) {
+        let now = Instant::now();
+        self.load.responded(now.saturating_duration_since(began), Millis::between(self.epoch, now));
+    }
+
+    /// Counts the end of an attempt.
+    pub(super) fn end(&self) {
+        if self.load.end() == Count::Left
+            && let Some(shared) = self.shared.upgrade()
+        {
+            shared.left(self.id);
+        }
+    }
+}
+
+/// Returns whether a failure is the member's, and not the client's or the proxy's own.
+fn is_fault(error: &(dyn std::error::Error + 'static)) -> bool {
+    let ours =
+        std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref::<Error>());
+    ours.is_some_and(|error| {
+        !error.is_client() && !matches!(error.kind(), ErrorKind::Rejected | ErrorKind::Overloaded | ErrorKind::Upstream)
+    })
+}

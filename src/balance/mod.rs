@@ -1,0 +1,282 @@
+//! A balancer: one service in front of the services of several members.
+//!
+//! [`Backends`] is the set of members, as a live handle; a [`Balance`] of it sends each request to one of them.
+//! [`ReverseProxyLayer::balanced`](crate::ReverseProxyLayer::balanced) makes both of a list of URLs.
+//!
+//! 1. A request goes to the member with the fewest requests in flight, in proportion to the weights. Of a large set, five
+//!    members are drawn at random and compared, whose least loaded one is nearly as good as that of all.
+//! 2. A request is in flight until the end of its response's body, or of its tunnel.
+//! 3. A failure counts as a request in flight that takes five seconds. Without it, a member that fails at once would
+//!    always be the least loaded one.
+//! 4. Of members that are loaded alike, one whose responses take more than twice as long as another's, and five
+//!    milliseconds more, comes after that one. This is measured for requests without a body, over at least ten responses,
+//!    of which the last isn't older than three seconds.
+//! 5. All others that are loaded alike get equal shares.
+
+mod attempt;
+mod backends;
+mod body;
+mod builder;
+mod future;
+mod load;
+mod member;
+mod random;
+mod snapshot;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Weak},
+    task::{Context, Poll},
+};
+
+use arc_swap::{ArcSwap, Guard};
+use axum_core::{BoxError, body::Body};
+use http::{Request, Response, StatusCode};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use self::{
+    attempt::InFlight,
+    backends::Subscriber,
+    snapshot::{Snapshot, View},
+};
+pub use self::{
+    backends::{Backends, MemberStatus},
+    body::BalanceBody,
+    builder::{BackendsBuilder, InvalidBackends},
+    future::ResponseFuture,
+    member::{Member, State},
+};
+use crate::{
+    error::{Error, ErrorKind},
+    service::HttpService,
+    tried::{MemberId, NoneLeft, Tried},
+};
+
+/// A service that sends each request to one of the members of a set.
+///
+/// Each member has a service of its own, which a function makes of the [`Member`], also for members that are added later.
+/// Clones share everything. It's always ready, because the member is chosen when the request is there, and its readiness
+/// is awaited afterwards.
+///
+/// [`ReverseProxyLayer::balanced`](crate::ReverseProxyLayer::balanced) makes one of an [`Upstream`](crate::Upstream) per
+/// member. Made by hand, the members are any services:
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use tower_reverse_proxy::{ReverseProxyLayer, balance::Balance};
+///
+/// let blue = Router::new().route("/app", get(|| async { "blue" }));
+/// let green = Router::new().route("/app", get(|| async { "green" }));
+/// let proxy = ReverseProxyLayer::with_upstream(Balance::over([blue, green])).prefix("/app");
+/// # let _ = proxy;
+/// ```
+#[doc(alias = "load balancer")]
+pub struct Balance<S> {
+    inner: Arc<Inner<S>>,
+}
+
+struct Inner<S> {
+    backends: Backends,
+    make: Arc<dyn Fn(&Member) -> S + Send + Sync>,
+    snapshot: ArcSwap<Snapshot<S>>,
+}
+
+impl<S: Clone + Send + Sync + 'static> Balance<S> {
+    /// Balances the services that `make` makes, one for each member of the set.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{Backends, ReverseProxyLayer, Upstream, balance::{Balance, Member}};
+    ///
+    /// let backends = Backends::new(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]);
+    /// let balance = Balance::new(&backends, |member: &Member| {
+    ///     let client = member.client().expect("the members have origins");
+    ///     Upstream::new(client.clone()).host("app.internal")
+    /// });
+    /// let proxy = ReverseProxyLayer::with_upstream(balance).prefix("/app");
+    /// # let _ = proxy;
+    /// ```
+    #[must_use]
+    pub fn new(backends: &Backends, make: impl Fn(&Member) -> S + Send + Sync + 'static) -> Self {
+        Self::with_services(backends.clone(), Arc::new(make), None)
+    }
+
+    /// Balances these services. Their set consists of [named](Member::named) members, `0`, `1` and so on.
+    ///
+    /// ```
+    /// use axum::Router;
+    /// use tower_reverse_proxy::balance::Balance;
+    ///
+    /// let balance = Balance::over([Router::new(), Router::new()]);
+    /// assert_eq!(balance.backends().status()[1].backend(), "1");
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If there are none.
+    #[must_use]
+    #[track_caller]
+    pub fn over(services: impl IntoIterator<Item = S>) -> Self {
+        let services: Vec<S> = services.into_iter().collect();
+        let backends = Backends::new((0..services.len()).map(|at| Member::named(at.to_string())));
+        let last = services.len() - 1;
+        // Of a set that the application replaces, an unknown name has the last service.
+        let make = move |member: &Member| {
+            let at = member.name().parse().map_or(last, |at: usize| at.min(last));
+            services[at].clone()
+        };
+        Self::new(&backends, make)
+    }
+
+    /// Replaces the service of each member by the result of `map`, which is called once per member.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{HostPolicy, ReverseProxyLayer};
+    ///
+    /// let proxy = ReverseProxyLayer::balanced(["http://10.0.0.1:8000", "http://10.0.0.2:8000"])
+    ///     .map_upstream(|balance| balance.map(|upstream| upstream.host(HostPolicy::Backend)));
+    /// # let _ = proxy;
+    /// ```
+    #[must_use]
+    pub fn map<T: Clone + Send + Sync + 'static>(self, map: impl Fn(S) -> T + Send + Sync + 'static) -> Balance<T> {
+        let current = self.inner.snapshot.load_full();
+        let services = current.services.iter().cloned().map(&map).collect();
+        let made = Snapshot { view: current.view.clone(), services };
+        let make = self.inner.make.clone();
+        Balance::with_services(self.inner.backends.clone(), Arc::new(move |member| map(make(member))), Some(made))
+    }
+
+    /// Wraps the service of each member in a layer.
+    ///
+    /// ```
+    /// use axum::Router;
+    /// use tower::limit::ConcurrencyLimitLayer;
+    /// use tower_reverse_proxy::balance::Balance;
+    ///
+    /// // At most ten requests at a time at each member.
+    /// let balance = Balance::over([Router::<()>::new(), Router::new()]).layer(ConcurrencyLimitLayer::new(10));
+    /// # let _ = balance;
+    /// ```
+    #[must_use]
+    pub fn layer<L>(self, layer: L) -> Balance<L::Service>
+    where
+        L: Layer<S, Service: Clone + Send + Sync + 'static> + Send + Sync + 'static,
+    {
+        self.map(move |service| layer.layer(service))
+    }
+
+    /// Returns the set.
+    ///
+    /// ```
+    /// use axum::Router;
+    /// use tower_reverse_proxy::balance::Balance;
+    ///
+    /// let balance = Balance::over([Router::<()>::new(), Router::new()]);
+    /// assert_eq!(balance.backends().status().len(), 2);
+    /// ```
+    #[must_use]
+    pub fn backends(&self) -> &Backends {
+        &self.inner.backends
+    }
+
+    /// `made` are services that exist already.
+    fn with_services(
+        backends: Backends,
+        make: Arc<dyn Fn(&Member) -> S + Send + Sync>,
+        made: Option<Snapshot<S>>,
+    ) -> Self {
+        let none = || Snapshot { view: Arc::new(View::empty()), services: Arc::from([]) };
+        let snapshot = ArcSwap::from_pointee(made.unwrap_or_else(none));
+        let inner = Arc::new(Inner { backends, make, snapshot });
+        let subscriber: Weak<Inner<S>> = Arc::downgrade(&inner);
+        let view = inner.backends.shared.subscribe(subscriber);
+        inner.changed(&view);
+        Self { inner }
+    }
+}
+
+impl<S: Clone + Send + Sync + 'static> Subscriber for Inner<S> {
+    /// Makes the snapshot of a view, unless there is a later one. A member that stays keeps its service.
+    fn changed(&self, view: &Arc<View>) {
+        let mut current = self.snapshot.load_full();
+        let mut made = HashMap::<MemberId, S>::new();
+        while current.view.version < view.version {
+            let services = if current.view.generation == view.generation {
+                current.services.clone()
+            } else {
+                let kept = current.view.entries.iter().zip(&*current.services);
+                let kept: HashMap<MemberId, &S> = kept.map(|(entry, service)| (entry.state.id, service)).collect();
+                let service = |member: &Arc<member::MemberState>| match kept.get(&member.id) {
+                    Some(&service) => service.clone(),
+                    None => made.entry(member.id).or_insert_with(|| (self.make)(&member.member)).clone(),
+                };
+                view.entries.iter().map(|entry| &entry.state).map(service).collect()
+            };
+            let next = Arc::new(Snapshot { view: view.clone(), services });
+            let previous = Guard::into_inner(self.snapshot.compare_and_swap(&current, next));
+            if Arc::ptr_eq(&previous, &current) {
+                return;
+            }
+            current = previous;
+        }
+    }
+}
+
+impl<S: HttpService> Inner<S> {
+    fn call(&self, request: Request<Body>) -> ResponseFuture<S> {
+        loop {
+            let snapshot = self.snapshot.load();
+            let view = &snapshot.view;
+            let tried = Tried::of(request.extensions());
+            let is_untried = |id| !tried.is_some_and(|tried| tried.contains(id));
+            let random = &self.backends.shared.random;
+            let Some(picked) = view.pick(random, &request, |entry| is_untried(entry.state.id)) else {
+                return ResponseFuture::fail(none_left(view));
+            };
+            let member = &view.entries[picked].state;
+            // If the member has just been removed, there is a later snapshot.
+            let Some(in_flight) = InFlight::begin(member) else { continue };
+            if let Some(tried) = tried {
+                tried.push(member.id);
+                tried.set_exhausted(view.eligible().all(|entry| tried.contains(entry.state.id)));
+            }
+            let service = snapshot.services[picked].clone();
+            return ResponseFuture::call(service, request, in_flight, view.entries.len() > 1);
+        }
+    }
+}
+
+/// Returns why no member was picked.
+fn none_left(view: &View) -> BoxError {
+    if view.eligible.is_empty() {
+        return Error::with_status(ErrorKind::Connect, StatusCode::SERVICE_UNAVAILABLE, "the set has no member").into();
+    }
+    NoneLeft.into()
+}
+
+impl<S: HttpService> Service<Request<Body>> for Balance<S> {
+    type Response = Response<BalanceBody<S::ResponseBody>>;
+    type Error = BoxError;
+    type Future = ResponseFuture<S>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        self.inner.call(request)
+    }
+}
+
+impl<S> Clone for Balance<S> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone() }
+    }
+}
+
+impl<S> fmt::Debug for Balance<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Balance").field("backends", &self.inner.backends).finish_non_exhaustive()
+    }
+}

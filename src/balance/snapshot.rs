@@ -1,0 +1,291 @@
+//! What a request reads of a set: the members, which of them are eligible, and their services.
+
+use std::sync::Arc;
+
+use http::Request;
+
+use super::{
+    load::Clock,
+    member::MemberState,
+    random::{Draws, Random},
+};
+
+/// How many members a pick compares. With five of them, the waiting times come close to those of comparing all.
+const DRAWN: usize = 5;
+
+/// A set at one time. It doesn't change: each change of the set, or of a member's health, makes a new one.
+#[derive(Debug)]
+pub(super) struct View {
+    /// Counts the views of a set. 0 is the view before the first one.
+    pub(super) version: u64,
+    /// Counts the changes of the list of members.
+    pub(super) generation: u64,
+    pub(super) entries: Box<[Entry]>,
+    /// The positions of the members that requests may be sent to.
+    pub(super) eligible: Box<[u32]>,
+    /// Whether the eligible members have the same weight.
+    is_unweighted: bool,
+}
+
+/// A member in a view.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) state: Arc<MemberState>,
+    pub(super) weight: u32,
+    pub(super) is_backup: bool,
+}
+
+impl View {
+    pub(super) fn empty() -> Self {
+        Self { version: 0, generation: 0, entries: Box::default(), eligible: Box::default(), is_unweighted: true }
+    }
+
+    pub(super) fn new(version: u64, generation: u64, entries: Box<[Entry]>) -> Self {
+        let eligible = eligible(&entries);
+        let mut weights = eligible.iter().map(|&at| entries[at as usize].weight);
+        let first = weights.next();
+        let is_unweighted = weights.all(|weight| Some(weight) == first);
+        Self { version, generation, entries, eligible, is_unweighted }
+    }
+
+    /// Returns the eligible members.
+    pub(super) fn eligible(&self) -> impl Iterator<Item = &Entry> {
+        self.eligible.iter().map(|&at| &self.entries[at as usize])
+    }
+
+    /// Chooses the member of a request among those that are eligible and `usable`, and returns its position.
+    pub(super) fn pick<B>(
+        &self,
+        random: &Random,
+        _request: &Request<B>,
+        usable: impl Fn(&Entry) -> bool,
+    ) -> Option<usize> {
+        match *self.eligible {
+            [] => None,
+            [only] => usable(&self.entries[only as usize]).then_some(only as usize),
+            _ => self.least_loaded(&mut random.draws(), usable),
+        }
+    }
+
+    /// Chooses the least loaded of a few members, or of all if none of these is usable.
+    fn least_loaded(&self, draws: &mut Draws, usable: impl Fn(&Entry) -> bool) -> Option<usize> {
+        let mut least = Least { view: self, clock: self.entries.first()?.state.clock(), best: None };
+        if self.eligible.len() > DRAWN {
+            for at in sample(draws, self.eligible.len()) {
+                least.compare(self.eligible[at], draws, &usable);
+            }
+        }
+        if least.best.is_none() {
+            for &position in &self.eligible {
+                least.compare(position, draws, &usable);
+            }
+        }
+        least.best.map(|best| best.position as usize)
+    }
+}
+
+/// Returns the positions of the members that requests may be sent to.
+fn eligible(entries: &[Entry]) -> Box<[u32]> {
+    let of = |is_backup| -> Box<[u32]> {
+        let positions = (0..).zip(entries).filter(|(_, entry)| entry.is_backup == is_backup);
+        positions.map(|(position, _)| position).collect()
+    };
+    let members = of(false);
+    if members.is_empty() { of(true) } else { members }
+}
+
+/// Draws distinct numbers below `count`, which is larger than their number (Floyd's algorithm).
+fn sample(draws: &mut Draws, count: usize) -> [usize; DRAWN] {
+    let mut drawn = [usize::MAX; DRAWN];
+    for (at, last) in (count - DRAWN..count).enumerate() {
+        let number = draws.below(last as u32 + 1) as usize;
+        drawn[at] = if drawn.contains(&number) { last } else { number };
+    }
+    drawn
+}
+
+/// The least loaded of the members that have been compared.
+struct Least<'a> {
+    view: &'a View,
+    clock: Clock,
+    best: Option<Best>,
+}
+
+struct Best {
+    position: u32,
+    pressure: f32,
+    /// The sum of the weights of the members that are as good.
+    tied: u32,
+}
+
+impl Least<'_> {
+    fn compare(&mut self, position: u32, draws: &mut Draws, usable: &impl Fn(&Entry) -> bool) {
+        let entries = &self.view.entries;
+        let entry = &entries[position as usize];
+        if !usable(entry) {
+            return;
+        }
+        let pressure = entry.state.load.pressure(&self.clock);
+        let mut tied = entry.weight;
+        if let Some(best) = &mut self.best {
+            let other = &entries[best.position as usize];
+            let (own, least) = if self.view.is_unweighted {
+                (pressure, best.pressure)
+            } else {
+                (pressure * other.weight as f32, best.pressure * entry.weight as f32)
+            };
+            if own > least || own == least && entry.state.load.is_slower_than(&other.state.load, &self.clock) {
+                return;
+            }
+            if own == least && !other.state.load.is_slower_than(&entry.state.load, &self.clock) {
+                // At random in proportion to the weights, because an idle set would otherwise use one member only.
+                best.tied = best.tied.saturating_add(entry.weight);
+                if draws.below(best.tied) >= entry.weight {
+                    return;
+                }
+                tied = best.tied;
+            }
+        }
+        self.best = Some(Best { position, pressure, tied });
+    }
+}
+
+/// A view, and the services of its members in the same order.
+#[derive(Debug)]
+pub(super) struct Snapshot<S> {
+    pub(super) view: Arc<View>,
+    pub(super) services: Arc<[S]>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Weak, time::Duration};
+
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::balance::{
+        load::Millis,
+        member::{Member, MemberState},
+    };
+
+    fn view(weights: &[u32]) -> View {
+        let epoch = Instant::now();
+        let entries = weights.iter().enumerate().map(|(at, &weight)| {
+            let member = Member::named(at.to_string());
+            Entry { state: Arc::new(MemberState::new(member, epoch, Weak::new())), weight, is_backup: false }
+        });
+        View::new(1, 1, entries.collect())
+    }
+
+    /// How often each member is picked by requests that end at once.
+    fn counts(view: &View, picks: usize) -> Vec<usize> {
+        let random = Random::new(Some(1));
+        let mut counts = vec![0; view.entries.len()];
+        for _ in 0..picks {
+            counts[view.pick(&random, &Request::new(()), |_| true).unwrap()] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn idle_members_get_equal_shares() {
+        for count in [2, 3, 5, 6, 10] {
+            let counts = counts(&view(&vec![1; count]), 10_000 * count);
+            assert!(counts.iter().all(|count| (9_500..10_500).contains(count)), "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn idle_members_get_shares_by_weight() {
+        let counts = counts(&view(&[1, 1, 2]), 40_000);
+        let expected = [10_000, 10_000, 20_000];
+        assert!(
+            counts.iter().zip(expected).all(|(&count, share): (_, usize)| count.abs_diff(share) < 500),
+            "{counts:?}"
+        );
+    }
+
+    #[test]
+    fn a_busy_member_is_avoided_until_the_others_are_as_busy() {
+        let view = view(&[1, 1, 4]);
+        let random = Random::new(Some(1));
+        let mut counts = [0; 3];
+        for _ in 0..600 {
+            let picked = view.pick(&random, &Request::new(()), |_| true).unwrap();
+            view.entries[picked].state.load.begin();
+            counts[picked] += 1;
+        }
+        assert_eq!(counts, [100, 100, 400]);
+    }
+
+    #[test]
+    fn the_least_loaded_of_many_members_is_often_found() {
+        let view = view(&[1; 100]);
+        let random = Random::new(Some(1));
+        for _ in 0..1_000 {
+            let picked = view.pick(&random, &Request::new(()), |_| true).unwrap();
+            view.entries[picked].state.load.begin();
+        }
+        let most = view.entries.iter().map(|entry| entry.state.load.in_flight()).max().unwrap();
+        assert!(most <= 11, "{most}");
+    }
+
+    #[test]
+    fn a_member_that_fails_at_once_is_not_the_least_loaded_one() {
+        let view = view(&[1, 1, 1]);
+        view.entries[0].state.load.fail(1.0, Millis::between(view.entries[0].state.epoch, Instant::now()));
+        assert_eq!(counts(&view, 1_000)[0], 0);
+    }
+
+    #[test]
+    fn a_much_slower_member_comes_after_equally_loaded_ones() {
+        let view = view(&[1, 1, 1]);
+        for (entry, latency) in view.entries.iter().zip([200, 10, 10]) {
+            for _ in 0..10 {
+                let now = Millis::between(entry.state.epoch, Instant::now());
+                entry.state.load.responded(Duration::from_millis(latency), now);
+            }
+        }
+        assert_eq!(counts(&view, 1_000)[0], 0);
+    }
+
+    #[test]
+    fn only_usable_members_are_picked() {
+        let random = Random::new(Some(1));
+        for count in [1, 2, 5, 6, 100] {
+            let view = view(&vec![1; count]);
+            let last = &view.entries[count - 1].state;
+            for _ in 0..100 {
+                let picked = view.pick(&random, &Request::new(()), |entry| Arc::ptr_eq(&entry.state, last));
+                assert_eq!(picked, Some(count - 1));
+            }
+            assert_eq!(view.pick(&random, &Request::new(()), |_| false), None);
+        }
+    }
+
+    #[test]
+    fn drawn_numbers_are_distinct_and_equally_frequent() {
+        let mut draws = Random::new(Some(1)).draws();
+        let mut counts = [0; 8];
+        for _ in 0..8_000 {
+            let drawn = sample(&mut draws, 8);
+            for (at, &number) in drawn.iter().enumerate() {
+                assert!(!drawn[..at].contains(&number), "{drawn:?}");
+                counts[number] += 1;
+            }
+        }
+        assert!(counts.iter().all(|count| (4_700..5_300).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn backups_are_eligible_only_alone() {
+        let mut view = view(&[1, 1, 1]);
+        view.entries[1].is_backup = true;
+        assert_eq!(*eligible(&view.entries), [0, 2]);
+        view.entries[0].is_backup = true;
+        view.entries[2].is_backup = true;
+        assert_eq!(*eligible(&view.entries), [0, 1, 2]);
+        assert!(eligible(&[]).is_empty());
+    }
+}

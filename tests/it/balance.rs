@@ -1,0 +1,337 @@
+//! Several backends: the choice of one for each request, and the life of the set.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{Router, body::Body, extract::Request, http::StatusCode, routing::get as route};
+use tokio::{
+    net::TcpStream,
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tower::{Service, ServiceExt, layer::layer_fn, service_fn};
+use tower_reverse_proxy::{
+    Backends, Error, ReverseProxyLayer,
+    balance::{Balance, Member, MemberStatus, State},
+};
+
+use crate::support::{PATIENCE, Wire, answering, ask, backend, client, front, get, refusing, within};
+
+const OFFER: &[u8] = b"GET /app/chat HTTP/1.1\r\nHost: front.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+const ACCEPT: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+/// A backend that responds with its name.
+async fn named(name: &str) -> String {
+    answering(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len())).await
+}
+
+/// A backend whose responses to `/app/held` begin at once, and end when the semaphore has a permit. It echoes after an
+/// upgrade, and responds to everything else with its name.
+async fn holding(name: &'static str) -> (String, Arc<Semaphore>) {
+    let permits = Arc::new(Semaphore::new(0));
+    let held = permits.clone();
+    let origin = backend(move |wire| talk(wire, name, held.clone())).await;
+    (origin, permits)
+}
+
+async fn talk(mut wire: Wire<TcpStream>, name: &'static str, held: Arc<Semaphore>) {
+    while let Some(request) = wire.message().await {
+        let line = request.start_line();
+        if line.starts_with("GET /app/chat") {
+            wire.send(ACCEPT).await;
+            wire.closed().await;
+            return;
+        }
+        wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", name.len()).as_bytes()).await;
+        if line.starts_with("GET /app/held") {
+            held.acquire().await.unwrap().forget();
+        }
+        wire.send(name.as_bytes()).await;
+    }
+}
+
+async fn app(backends: &Backends) -> std::net::SocketAddr {
+    front(Router::new().layer(ReverseProxyLayer::balanced(backends).prefix("/app"))).await
+}
+
+/// A seeded set, so that a test has one outcome.
+fn seeded<M: Into<Member>>(members: impl IntoIterator<Item = M>) -> Backends {
+    Backends::builder(members).seed(1).build().unwrap()
+}
+
+/// How many of the responses each backend has sent.
+async fn counts(front: std::net::SocketAddr, requests: usize) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    let mut wire = client(front).await;
+    for _ in 0..requests {
+        wire.send(b"GET /app/ HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+        let response = wire.message().await.expect("a response");
+        *counts.entry(response.text()).or_default() += 1;
+    }
+    counts
+}
+
+fn in_flight(backends: &Backends) -> Vec<u32> {
+    backends.status().iter().map(MemberStatus::in_flight).collect()
+}
+
+async fn in_flight_becomes(backends: &Backends, expected: &[u32]) {
+    let becomes = async {
+        while in_flight(backends) != expected {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    assert!(timeout(PATIENCE, becomes).await.is_ok(), "{:?} and not {expected:?}", in_flight(backends));
+}
+
+#[tokio::test]
+async fn idle_backends_get_equal_shares() {
+    let backends = seeded([named("a").await, named("b").await, named("c").await]);
+    let counts = counts(app(&backends).await, 300).await;
+    assert!(counts.len() == 3 && counts.values().all(|count| (75..125).contains(count)), "{counts:?}");
+    let status: Vec<_> = backends.status().iter().map(MemberStatus::requests).collect();
+    assert_eq!(status.iter().sum::<u64>(), 300);
+}
+
+#[tokio::test]
+async fn shares_are_in_proportion_to_the_weights() {
+    let members = [Member::new(named("a").await).weight(3), Member::new(named("b").await)];
+    let counts = counts(app(&seeded(members)).await, 400).await;
+    assert!((270..330).contains(&counts["a"]), "{counts:?}");
+}
+
+#[tokio::test]
+async fn a_request_counts_until_the_end_of_its_response() {
+    let (a, held) = holding("a").await;
+    let backends = seeded([a, named("b").await]);
+    let front = app(&backends).await;
+    // Requests go there until one of them is held.
+    let mut wire = client(front).await;
+    loop {
+        wire.send(b"GET /app/held HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+        wire.head().await.unwrap();
+        if in_flight(&backends) == [1, 0] {
+            break;
+        }
+        assert_eq!(wire.bytes(1).await, b"b");
+    }
+    assert_eq!(counts(front, 50).await, [("b".to_owned(), 50)].into());
+    held.add_permits(1);
+    assert_eq!(wire.bytes(1).await, b"a");
+    in_flight_becomes(&backends, &[0, 0]).await;
+    assert!(counts(front, 50).await["a"] > 10);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_ends_its_request() {
+    let (a, _held) = holding("a").await;
+    let backends = seeded([a]);
+    let front = app(&backends).await;
+    let mut wire = client(front).await;
+    wire.send(b"GET /app/held HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+    wire.head().await.unwrap();
+    assert_eq!(in_flight(&backends), [1]);
+    drop(wire);
+    in_flight_becomes(&backends, &[0]).await;
+    assert_eq!(backends.status()[0].failures(), 0);
+}
+
+#[tokio::test]
+async fn a_tunnel_counts_until_it_ends() {
+    let (a, _held) = holding("a").await;
+    let backends = seeded([a]);
+    let mut tunnel = client(app(&backends).await).await;
+    tunnel.send(OFFER).await;
+    assert_eq!(tunnel.message().await.unwrap().status(), 101);
+    assert_eq!(in_flight(&backends), [1]);
+    drop(tunnel);
+    in_flight_becomes(&backends, &[0]).await;
+}
+
+#[tokio::test]
+async fn the_length_of_a_response_is_kept() {
+    let front = app(&seeded([named("name").await])).await;
+    let response = get(front, "/app/", "").await;
+    assert_eq!((response.field("content-length"), response.field("transfer-encoding")), (Some("4"), None));
+    let response = ask(front, "HEAD /app/ HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+    assert_eq!(response.status(), 200);
+}
+
+#[tokio::test]
+async fn a_backend_that_refuses_connections_gets_few_requests() {
+    let backends = seeded([named("a").await, refusing().await, named("c").await]);
+    let front = app(&backends).await;
+    let mut failed = 0;
+    for _ in 0..300 {
+        failed += u32::from(get(front, "/app/", "").await.status() != 200);
+    }
+    assert!((1..5).contains(&failed), "{failed}");
+    assert_eq!(backends.status()[1].failures(), u64::from(failed));
+}
+
+#[tokio::test]
+async fn a_removed_backend_gets_nothing_new_and_ends_what_it_has() {
+    let (a, held) = holding("a").await;
+    let backends = seeded([a.clone()]);
+    let front = app(&backends).await;
+    let mut wire = client(front).await;
+    wire.send(b"GET /app/held HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+    wire.head().await.unwrap();
+    let b = named("b").await;
+    backends.set([b.clone()]).unwrap();
+    let states: Vec<_> = backends.status().iter().map(|status| (status.backend().to_owned(), status.state())).collect();
+    assert_eq!(states, [(b.clone(), State::Up), (a, State::Draining)]);
+    assert_eq!(counts(front, 20).await, [("b".to_owned(), 20)].into());
+    held.add_permits(1);
+    assert_eq!(wire.bytes(1).await, b"a");
+    in_flight_becomes(&backends, &[0]).await;
+    assert_eq!(backends.status()[0].backend(), b);
+}
+
+#[tokio::test]
+async fn a_backend_in_both_sets_keeps_its_connections_and_counts() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = connections.clone();
+    let a = backend(move |wire| {
+        count.fetch_add(1, Ordering::SeqCst);
+        talk(wire, "a", Arc::new(Semaphore::new(0)))
+    })
+    .await;
+    let backends = seeded([a.clone()]);
+    let front = app(&backends).await;
+    counts(front, 5).await;
+    backends.set([Member::new(a.clone()).weight(7), Member::new(named("b").await).weight(1)]).unwrap();
+    while backends.status()[0].requests() == 5 {
+        counts(front, 1).await;
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+    assert_eq!(backends.status()[0].weight(), 7);
+}
+
+#[tokio::test]
+async fn a_drain_ends_with_the_last_exchange() {
+    let (a, held) = holding("a").await;
+    let backends = seeded([a.clone(), named("b").await]);
+    let front = app(&backends).await;
+    let mut wire = client(front).await;
+    while in_flight(&backends) != [1, 0] {
+        wire = client(front).await;
+        wire.send(b"GET /app/held HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+        wire.head().await.unwrap();
+    }
+    let mut drained = Box::pin(backends.drain(&a));
+    assert_eq!(counts(front, 20).await, [("b".to_owned(), 20)].into());
+    assert!(timeout(Duration::from_millis(50), &mut drained).await.is_err());
+    held.add_permits(1);
+    wire.bytes(1).await;
+    assert!(within(drained).await);
+    assert_eq!(backends.status().len(), 1);
+    assert!(!within(backends.drain(&a)).await, "it's gone");
+}
+
+#[tokio::test]
+async fn a_backend_that_returns_while_it_drains_gets_requests_again() {
+    let (a, held) = holding("a").await;
+    let backends = seeded([a.clone()]);
+    let front = app(&backends).await;
+    let mut wire = client(front).await;
+    wire.send(b"GET /app/held HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+    wire.head().await.unwrap();
+    let drained = backends.drain(&a);
+    assert_eq!(get(front, "/app/", "").await.status(), 503);
+    backends.set([a]).unwrap();
+    assert!(within(drained).await, "it's no longer draining");
+    assert_eq!(in_flight(&backends), [1]);
+    assert_eq!(get(front, "/app/", "").await.text(), "a");
+    held.add_permits(1);
+    wire.bytes(1).await;
+    in_flight_becomes(&backends, &[0]).await;
+}
+
+#[tokio::test]
+async fn mounts_of_one_set_share_its_load() {
+    let (a, _held) = holding("a").await;
+    let backends = seeded([a, named("b").await]);
+    let (one, other) = (app(&backends).await, app(&backends).await);
+    let mut open = Vec::new();
+    while in_flight(&backends)[0] == 0 {
+        let mut wire = client(one).await;
+        wire.send(b"GET /app/held HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+        wire.head().await.unwrap();
+        open.push(wire);
+    }
+    assert_eq!(counts(other, 20).await, [("b".to_owned(), 20)].into());
+}
+
+#[tokio::test]
+async fn an_upstream_layer_is_applied_once_per_backend() {
+    let applied = Arc::new(AtomicUsize::new(0));
+    let count = applied.clone();
+    let layer = layer_fn(move |inner| {
+        count.fetch_add(1, Ordering::SeqCst);
+        inner
+    });
+    let (a, b) = (named("a").await, named("b").await);
+    let backends = seeded([a.clone(), b.clone()]);
+    let proxy = ReverseProxyLayer::balanced(&backends).prefix("/app").upstream_layer(layer);
+    let other = proxy.clone().upstream_layer(layer_fn(|inner| inner));
+    assert_eq!(applied.load(Ordering::SeqCst), 2);
+    backends.set([a, b, named("c").await]).unwrap();
+    // The second mount applies it, too.
+    assert_eq!(applied.load(Ordering::SeqCst), 4);
+    let front = front(Router::new().layer(proxy)).await;
+    assert_eq!(counts(front, 100).await.len(), 3);
+    drop(other);
+}
+
+#[tokio::test]
+async fn any_services_can_be_balanced() {
+    let service = |name: &'static str| Router::new().route("/app/", route(move || async move { name }));
+    let front = front(
+        Router::new()
+            .layer(ReverseProxyLayer::with_upstream(Balance::over([service("a"), service("b")])).prefix("/app")),
+    )
+    .await;
+    assert_eq!(counts(front, 100).await.len(), 2);
+}
+
+#[tokio::test]
+async fn members_are_chosen_before_they_are_ready() {
+    // A member that isn't ready delays its own requests only.
+    let never = tower::limit::ConcurrencyLimit::new(
+        service_fn(|_: Request| async { Ok::<_, Error>(axum::response::Response::new(Body::empty())) }),
+        0,
+    );
+    let mut balance = Balance::over([never]);
+    within(std::future::poll_fn(|cx| balance.poll_ready(cx))).await.unwrap();
+    assert!(timeout(Duration::from_millis(20), balance.call(Request::default())).await.is_err());
+    assert_eq!(balance.backends().status()[0].in_flight(), 0);
+}
+
+#[tokio::test]
+async fn an_empty_set_responds_with_503() {
+    let a = named("a").await;
+    let backends = seeded([a.clone()]);
+    let front = app(&backends).await;
+    assert!(within(backends.drain(&a)).await);
+    assert_eq!(get(front, "/app/", "").await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    backends.set([a]).unwrap();
+    assert_eq!(get(front, "/app/", "").await.text(), "a");
+}
+
+#[tokio::test]
+async fn a_named_set_has_no_addresses_to_forward_to() {
+    let error = ReverseProxyLayer::try_balanced([Member::named("blue")]).unwrap_err();
+    assert!(error.to_string().contains("Balance::new"), "{error}");
+    let service = ReverseProxyLayer::balanced(["http://127.0.0.1:1"]).into_service();
+    let request = Request::get("/").header("host", "front.example").body(Body::empty()).unwrap();
+    assert_eq!(within(service.oneshot(request)).await.unwrap().status(), 502);
+}
