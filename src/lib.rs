@@ -151,6 +151,7 @@
 //! The [limits](guide::limits) are a page of the guide, and so is what is [not included](guide::not_included).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod abandoned;
 mod authority;
 mod backend;
 #[cfg(feature = "tls")]

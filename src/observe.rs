@@ -188,6 +188,24 @@ pub(crate) fn informational_response(status: StatusCode) {
     );
 }
 
+/// Logs that a member of a set gets no more requests.
+#[cold]
+pub(crate) fn member_out(member: &str, state: &dyn fmt::Display, reason: &str) {
+    tracing::warn!(target: "tower_reverse_proxy", member, %state, reason, "a member is taken out of its set");
+}
+
+/// Logs that a member of a set gets requests again.
+#[cold]
+pub(crate) fn member_back(member: &str) {
+    tracing::info!(target: "tower_reverse_proxy", member, "a member is back in its set");
+}
+
+/// Logs that a member's check asks for no new requests.
+#[cold]
+pub(crate) fn member_drains(member: &str) {
+    tracing::info!(target: "tower_reverse_proxy", member, "a member is drained by its check");
+}
+
 /// Logs the end of an HTTP/2 connection to the backend.
 #[cfg(feature = "http2")]
 pub(crate) fn broken_connection(error: &dyn fmt::Display) {

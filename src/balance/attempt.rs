@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::{
     load::Count,
     member::{Ending, MemberState},
+    outcome::Outcome,
 };
 
 /// An attempt that counts as in flight until this is dropped: with the response's body, or with the tunnel.
@@ -24,6 +25,15 @@ impl InFlight {
         let counted = member.load.begin();
         let this = Self { member: member.clone() };
         (counted == Count::Counted).then_some(this)
+    }
+
+    pub(super) fn member(&self) -> &Arc<MemberState> {
+        &self.member
+    }
+
+    /// Reports that the response has ended well.
+    pub(super) fn ended_well(self) {
+        self.member.ended_well();
     }
 
     /// Reports that the response's body has failed.
@@ -55,25 +65,25 @@ impl Attempt {
         Self { in_flight: Some(in_flight), began, is_bodiless: request.body().is_end_stream() }
     }
 
-    /// Reports the head of the response. What is left of the attempt is its body, or a tunnel.
-    pub(super) fn responded<B>(mut self, response: &Response<B>) -> Option<InFlight> {
-        let in_flight = self.in_flight.take()?;
-        let (status, headers) = (response.status(), response.headers());
-        in_flight.member.ended(&Ending::Responded { status, headers });
+    /// Reports the head of the response. Returns what it shows of the member, and what is left of the attempt: its body,
+    /// or a tunnel.
+    pub(super) fn responded<B>(mut self, response: &Response<B>) -> (Outcome, Option<InFlight>) {
+        let Some(in_flight) = self.in_flight.take() else { return (Outcome::Nothing, None) };
+        let (status, headers, began) = (response.status(), response.headers(), self.began);
+        let outcome = in_flight.member.ended(&Ending::Responded { status, headers, began });
         if let Some(began) = self.began
             && self.is_bodiless
             && !status.is_server_error()
         {
             in_flight.member.responded_after(began);
         }
-        Some(in_flight)
+        (outcome, Some(in_flight))
     }
 
-    /// Reports that there is no response.
-    pub(super) fn failed(mut self, error: &(dyn StdError + 'static)) {
-        if let Some(in_flight) = self.in_flight.take() {
-            in_flight.member.ended(&Ending::Failed(error));
-        }
+    /// Reports that there is no response. Returns what that shows of the member.
+    pub(super) fn failed(mut self, error: &(dyn StdError + 'static)) -> Outcome {
+        let in_flight = self.in_flight.take();
+        in_flight.map_or(Outcome::Nothing, |in_flight| in_flight.member.ended(&Ending::Failed(error)))
     }
 }
 

@@ -13,10 +13,13 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     builder::{BackendsBuilder, InvalidBackends, Options, checked},
+    check::CheckTask,
+    health::{Health, SetHealth},
     load::Count,
     member::{Member, MemberState, State},
     random::Random,
     snapshot::{Entry, View},
+    watch::Watch,
 };
 use crate::tried::MemberId;
 
@@ -112,10 +115,19 @@ impl Backends {
             random: Random::new(options.seed),
             options,
             epoch: Instant::now(),
-            set: Mutex::new(Set { view: Arc::new(View::empty()), draining: Vec::new(), subscribers: Vec::new() }),
+            checks: CheckTask::default(),
+            set: Mutex::new(Set {
+                view: Arc::new(View::empty()),
+                draining: Vec::new(),
+                subscribers: Vec::new(),
+                rules: SetHealth::default(),
+            }),
             drained: Notify::new(),
         });
         shared.replace(&members)?;
+        if shared.options.health.check.is_some() {
+            shared.checks.ensure(&shared);
+        }
         Ok(Self { shared })
     }
 
@@ -254,7 +266,7 @@ impl MemberStatus {
             is_backup,
             in_flight: state.load.in_flight(),
             requests: state.load.requests(),
-            failures: state.load.failures(),
+            failures: state.failures(),
         }
     }
 
@@ -348,17 +360,19 @@ pub(super) struct Shared {
     /// Whether the members have names only, and no address.
     has_services: bool,
     epoch: Instant,
+    pub(super) checks: CheckTask,
     /// Nothing is woken or dropped under it, and no subscriber is called.
     set: Mutex<Set>,
     /// Notifies of each member that is no longer draining.
     drained: Notify,
 }
 
-struct Set {
-    view: Arc<View>,
+pub(super) struct Set {
+    pub(super) view: Arc<View>,
     /// Removed members whose last exchange hasn't ended.
     draining: Vec<Arc<MemberState>>,
     subscribers: Vec<Weak<dyn Subscriber>>,
+    pub(super) rules: SetHealth,
 }
 
 impl Set {
@@ -395,7 +409,7 @@ impl Shared {
                     Some(&state) => state.clone(),
                     None => self.member(member)?,
                 };
-                Ok(Entry { state, weight: member.share(), is_backup: member.is_backup() })
+                Ok(Entry::new(state, member.share(), member.is_backup()))
             });
             let entries = entries.collect::<Result<_, InvalidBackends>>()?;
             if self.install(view.generation, entries) {
@@ -425,7 +439,27 @@ impl Shared {
 
     fn member(self: &Arc<Self>, member: &Member) -> Result<Arc<MemberState>, InvalidBackends> {
         let member = member.clone().connected(|client| self.options.client(client))?;
-        Ok(Arc::new(MemberState::new(member, self.epoch, Arc::downgrade(self))))
+        let watch = self.watch(&member)?;
+        Ok(Arc::new(MemberState::new(member, self.epoch, Arc::downgrade(self), watch)))
+    }
+
+    /// Returns the health of a new member.
+    fn watch(&self, member: &Member) -> Result<Watch, InvalidBackends> {
+        let (now, set) = (Instant::now(), self.lock());
+        let (is_first, has_others) = (set.view.generation == 0, set.view.has_healthy());
+        drop(set);
+        let mut checker = None;
+        if self.options.health.check.is_some() {
+            let options = |client| self.options.client(client).max_connections(None).pool_max_idle(0);
+            checker = member.clone().connected(options)?.client().cloned();
+        }
+        let health = match checker {
+            _ if is_first => Health::up(now),
+            // The others serve the requests until its first check has succeeded.
+            Some(_) if has_others => Health::checking(now),
+            _ => Health::added(now),
+        };
+        Ok(Watch::new(health, self.options.health.eject.clone(), checker))
     }
 
     /// Makes these the entries if the list of members is still of that generation.
@@ -435,7 +469,8 @@ impl Shared {
             drop(set);
             return false;
         }
-        let view = Arc::new(View::new(set.view.version + 1, generation + 1, entries));
+        let view = Arc::new(View::new(set.view.version + 1, generation + 1, entries, self.options.rules()));
+        set.rules.forget();
         let is_kept = |id| view.entries.iter().any(|entry| entry.state.id == id);
         // Members that return to the set before their last exchange has ended.
         let (returned, draining): (Vec<_>, _) =
@@ -448,6 +483,7 @@ impl Shared {
             set.view.entries.iter().map(|entry| &entry.state).filter(|state| !is_kept(state.id)).cloned().collect();
         set.draining.extend(removed.iter().cloned());
         self.publish(set, view);
+        self.checks.set_changed();
         self.leave(&removed);
         if !returned.is_empty() {
             self.drained.notify_waiters();
@@ -456,11 +492,10 @@ impl Shared {
     }
 
     /// Makes a view of the members' health as it is now.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the health of members doesn't change"))]
     pub(super) fn health_changed(&self) {
         let set = self.lock();
         let View { version, generation, entries, .. } = &*set.view;
-        let view = View::new(version + 1, *generation, entries.clone());
+        let view = View::new(version + 1, *generation, entries.clone(), self.options.rules());
         self.publish(set, Arc::new(view));
     }
 
@@ -502,7 +537,12 @@ impl Shared {
         self.drained.notify_waiters();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Set> {
+    /// Returns the members.
+    pub(super) fn members(&self) -> Vec<Arc<MemberState>> {
+        self.lock().view.entries.iter().map(|entry| entry.state.clone()).collect()
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Set> {
         self.set.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

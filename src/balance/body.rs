@@ -26,8 +26,17 @@ pin_project! {
 impl<B: Body> BalanceBody<B> {
     pub(super) fn new(inner: B, in_flight: Option<InFlight>) -> Self {
         // A body that is whole needs nothing more of the member.
-        let in_flight = in_flight.filter(|_| !inner.is_end_stream());
-        Self { inner, in_flight }
+        let mut this = Self { inner, in_flight };
+        if this.inner.is_end_stream() {
+            ended_well(&mut this.in_flight);
+        }
+        this
+    }
+}
+
+fn ended_well(in_flight: &mut Option<InFlight>) {
+    if let Some(in_flight) = in_flight.take() {
+        in_flight.ended_well();
     }
 }
 
@@ -43,7 +52,7 @@ where
         let frame = match ready!(this.inner.as_mut().poll_frame(cx)) {
             Some(Ok(frame)) => {
                 if frame.is_trailers() || this.inner.is_end_stream() {
-                    *this.in_flight = None;
+                    ended_well(this.in_flight);
                 }
                 Some(Ok(frame))
             }
@@ -55,7 +64,7 @@ where
                 Some(Err(error))
             }
             None => {
-                *this.in_flight = None;
+                ended_well(this.in_flight);
                 None
             }
         };

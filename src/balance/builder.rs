@@ -1,8 +1,8 @@
 //! The options of a set.
 
-use std::{convert::Infallible, error, fmt, sync::Arc};
+use std::{convert::Infallible, error, fmt, sync::Arc, time::Duration};
 
-use super::{backends::Backends, member::Member};
+use super::{backends::Backends, check::Check, eject::Eject, member::Member, snapshot::Rules};
 use crate::client::ClientBuilder;
 
 /// Builds [`Backends`]. [`Backends::builder`] returns it.
@@ -28,6 +28,39 @@ pub struct BackendsBuilder {
 pub(super) struct Options {
     client: Option<Arc<dyn Fn(ClientBuilder) -> ClientBuilder + Send + Sync>>,
     pub(super) seed: Option<u64>,
+    pub(super) health: HealthOptions,
+}
+
+/// The options of the members' health.
+#[derive(Clone, Debug)]
+pub(super) struct HealthOptions {
+    pub(super) eject: Arc<Eject>,
+    pub(super) check: Option<Arc<Check>>,
+    pub(super) slow_start: Duration,
+    none_healthy: NoneHealthy,
+}
+
+impl Default for HealthOptions {
+    fn default() -> Self {
+        Self {
+            eject: Arc::default(),
+            check: None,
+            slow_start: Duration::from_secs(10),
+            none_healthy: NoneHealthy::TryAll,
+        }
+    }
+}
+
+/// Where requests go if no member of a set is healthy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NoneHealthy {
+    /// All members are tried, backups included, because the judgement may be wrong, and because a member that is well
+    /// again is found at once. The default.
+    #[default]
+    TryAll,
+    /// The client gets 503 at once.
+    Unavailable,
 }
 
 impl BackendsBuilder {
@@ -50,6 +83,71 @@ impl BackendsBuilder {
     /// ```
     pub fn client(mut self, options: impl Fn(ClientBuilder) -> ClientBuilder + Send + Sync + 'static) -> Self {
         self.options.client = Some(Arc::new(options));
+        self
+    }
+
+    /// Sets when a member that fails is taken out of the set, and for how long. Default: [`Eject::default()`].
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{Backends, balance::Eject};
+    ///
+    /// let backends = Backends::builder(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]).eject(Eject::never());
+    /// # let _ = backends;
+    /// ```
+    pub fn eject(mut self, eject: Eject) -> Self {
+        self.options.health.eject = Arc::new(eject);
+        self
+    }
+
+    /// Sets an active health check of the members. Default: none.
+    ///
+    /// The checks begin when the set is built, or with the first request if it's built outside of a tokio runtime. They
+    /// end with the last handle of the set.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{Backends, balance::Check};
+    ///
+    /// let backends = Backends::builder(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]).check(Check::get("/healthz"));
+    /// # let _ = backends;
+    /// ```
+    #[doc(alias = "health_check")]
+    pub fn check(mut self, check: Check) -> Self {
+        self.options.health.check = Some(Arc::new(check));
+        self
+    }
+
+    /// Sets the time in which a member gets its share of the requests by and by, after it has come back, and after it
+    /// was added to a running set. Default: 10 seconds.
+    ///
+    /// It gets a tenth of its share at first. Otherwise an idle member, whose caches are cold, would get most of the
+    /// requests at once.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_reverse_proxy::Backends;
+    ///
+    /// let backends =
+    ///     Backends::builder(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]).slow_start(Duration::from_secs(30));
+    /// # let _ = backends;
+    /// ```
+    #[doc(alias = "slowstart")]
+    pub fn slow_start(mut self, time: Duration) -> Self {
+        self.options.health.slow_start = time;
+        self
+    }
+
+    /// Sets where requests go if no member is healthy. Default: [`NoneHealthy::TryAll`].
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{Backends, balance::NoneHealthy};
+    ///
+    /// let backends =
+    ///     Backends::builder(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]).none_healthy(NoneHealthy::Unavailable);
+    /// # let _ = backends;
+    /// ```
+    #[doc(alias = "panic threshold")]
+    pub fn none_healthy(mut self, none_healthy: NoneHealthy) -> Self {
+        self.options.health.none_healthy = none_healthy;
         self
     }
 
@@ -79,14 +177,32 @@ impl BackendsBuilder {
     ///
     /// # Errors
     ///
-    /// If there is no member, a member isn't an origin, two of them are the same, a weight is 0, or a client can't be
-    /// built. The text contains what to write instead.
+    /// If there is no member, a member isn't an origin, two of them are the same, a weight is 0, a client can't be
+    /// built, or the path of a check isn't one. The text contains what to write instead.
     pub fn build(self) -> Result<Backends, InvalidBackends> {
+        if let Some(check) = &self.options.health.check {
+            check.path().map_err(|error| InvalidBackends::new(error.to_string()))?;
+            if self.members.iter().any(Member::is_service) {
+                let text = "members that are named have no address to check: write addresses, or no check";
+                return Err(InvalidBackends::new(text.to_owned()));
+            }
+        }
         Backends::build(checked(self.members)?, self.options)
     }
 }
 
 impl Options {
+    /// Returns what a view needs of the options.
+    pub(super) fn rules(&self) -> Rules {
+        let HealthOptions { slow_start, none_healthy, ref check, .. } = self.health;
+        Rules { slow_start, tries_all: none_healthy == NoneHealthy::TryAll, has_checks: check.is_some() }
+    }
+
+    /// Returns whether all members get the same kinds of requests, so that their 5xx can be compared.
+    pub(super) fn is_comparable(&self) -> bool {
+        true
+    }
+
     pub(super) fn client(&self, builder: ClientBuilder) -> ClientBuilder {
         match &self.client {
             Some(options) => options(builder),
@@ -97,7 +213,7 @@ impl Options {
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Options").field("seed", &self.seed).finish_non_exhaustive()
+        f.debug_struct("Options").field("seed", &self.seed).field("health", &self.health).finish_non_exhaustive()
     }
 }
 

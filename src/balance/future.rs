@@ -4,6 +4,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -14,10 +15,12 @@ use tower::util::Oneshot;
 use tower_service::Service;
 
 use super::{
+    Inner,
     attempt::{Attempt, InFlight},
     body::BalanceBody,
+    trial::Trying,
 };
-use crate::{service::HttpService, tunnel_guard::TunnelGuard};
+use crate::{service::HttpService, tried::MemberId, tunnel_guard::TunnelGuard};
 
 pin_project! {
     /// The future of a [`Balance`](super::Balance)'s response.
@@ -40,10 +43,22 @@ pin_project! {
             call: Oneshot<S, Request<Body>>,
             attempt: Option<Attempt>,
         },
+        /// Boxed, because it's rare and large.
+        Trying {
+            trying: Pin<Box<Trying<S>>>,
+            elsewhere: Option<Elsewhere<S>>,
+        },
         Failed {
             error: Option<BoxError>,
         },
     }
+}
+
+/// Where the request of a trial goes if the trial fails.
+pub(super) struct Elsewhere<S> {
+    pub(super) balance: Arc<Inner<S>>,
+    pub(super) request: Request<Body>,
+    pub(super) tried: MemberId,
 }
 
 impl<S: Service<Request<Body>>> ResponseFuture<S> {
@@ -51,6 +66,11 @@ impl<S: Service<Request<Body>>> ResponseFuture<S> {
     pub(super) fn call(service: S, request: Request<Body>, in_flight: InFlight, is_timed: bool) -> Self {
         let attempt = Some(Attempt::new(in_flight, &request, is_timed));
         Self { state: State::Calling { call: Oneshot::new(service, request), attempt } }
+    }
+
+    /// Tries a member that is out.
+    pub(super) fn try_member(trying: Trying<S>, elsewhere: Elsewhere<S>) -> Self {
+        Self { state: State::Trying { trying: Box::pin(trying), elsewhere: Some(elsewhere) } }
     }
 
     /// Fails without an attempt.
@@ -62,14 +82,23 @@ impl<S: Service<Request<Body>>> ResponseFuture<S> {
 impl<S: HttpService> Future for ResponseFuture<S> {
     type Output = Result<Response<BalanceBody<S::ResponseBody>>, BoxError>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let StateProj::Trying { trying, elsewhere } = self.as_mut().project().state.project() {
+            if let Some((response, in_flight)) = ready!(trying.as_mut().poll(cx)) {
+                return Poll::Ready(Ok(hold(response, in_flight)));
+            }
+            let Some(Elsewhere { balance, request, tried }) = elsewhere.take() else {
+                panic!("polled after completion");
+            };
+            self.set(balance.send(request, Some(tried)));
+        }
         match self.project().state.project() {
             StateProj::Calling { call, attempt } => {
                 let outcome = ready!(call.poll(cx));
                 let attempt = attempt.take();
                 Poll::Ready(match outcome {
                     Ok(response) => {
-                        let in_flight = attempt.and_then(|attempt| attempt.responded(&response));
+                        let in_flight = attempt.and_then(|attempt| attempt.responded(&response).1);
                         Ok(hold(response, in_flight))
                     }
                     Err(error) => {
@@ -81,6 +110,7 @@ impl<S: HttpService> Future for ResponseFuture<S> {
                     }
                 })
             }
+            StateProj::Trying { .. } => panic!("polled after completion"),
             StateProj::Failed { error } => {
                 Poll::Ready(Err(error.take().unwrap_or_else(|| panic!("polled after completion"))))
             }

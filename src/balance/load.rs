@@ -33,7 +33,6 @@ const LEAVING: u32 = 1 << 31;
 pub(super) struct Load {
     in_flight: AtomicU32,
     requests: AtomicU64,
-    failures: AtomicU64,
     /// The debt as `f32`, and the milliseconds when it had that value. 0 is no debt, whose age is of no interest.
     debt: AtomicU64,
     /// The average latency in milliseconds as `f32`, and a [`Stamp`] of its last sample.
@@ -55,7 +54,6 @@ impl Load {
         Self {
             in_flight: AtomicU32::new(0),
             requests: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
             debt: AtomicU64::new(0),
             latency: AtomicU64::new(0),
         }
@@ -112,9 +110,8 @@ impl Load {
 
     // ---- Failures ----
 
-    /// Counts a failure of this weight, and adds it to the debt.
+    /// Adds a failure of this weight to the debt.
     pub(super) fn fail(&self, weight: f32, now: Millis) {
-        self.failures.fetch_add(1, Ordering::Relaxed);
         let mut word = self.debt.load(Ordering::Relaxed);
         loop {
             let next = pack(decayed(word, now) + weight, now.0);
@@ -123,11 +120,6 @@ impl Load {
                 Err(current) => word = current,
             }
         }
-    }
-
-    /// Returns how many failures have been counted.
-    pub(super) fn failures(&self) -> u64 {
-        self.failures.load(Ordering::Relaxed)
     }
 
     /// Returns what is left of the debt. The clock is read only if there is one.
@@ -310,7 +302,7 @@ mod tests {
         let at = |now| load.debt(&clock(now));
         assert!((at(1_000) - 4.0).abs() < 0.001);
         assert!((at(6_000) - 4.0 * (-1.0f32).exp()).abs() < 0.001);
-        assert_eq!((at(1_000 + DEBT_LIFE + 1), load.debt.load(Ordering::Relaxed), load.failures()), (0.0, 0, 4));
+        assert_eq!((at(1_000 + DEBT_LIFE + 1), load.debt.load(Ordering::Relaxed)), (0.0, 0));
     }
 
     #[test]

@@ -13,11 +13,11 @@ use super::{
     backends::Shared,
     builder::InvalidBackends,
     load::{Clock, Count, Load, Millis},
+    watch::Watch,
 };
 use crate::{
     backend::{Backend, InvalidBackend},
     client::{Client, ClientBuilder},
-    error::{Error, ErrorKind},
     tried::MemberId,
 };
 
@@ -265,11 +265,11 @@ impl fmt::Debug for Member {
 pub enum State {
     /// It gets requests.
     Up,
-    /// Connects to it fail.
+    /// It can't be reached, or its active check fails.
     Down,
-    /// It fails, or its active check does.
+    /// Its responses show faults.
     Ejected,
-    /// It's removed from the set, and its last exchanges haven't ended.
+    /// It's removed from the set, and its last exchanges haven't ended; or its active check asks that it gets nothing new.
     Draining,
     /// It's new, and its first active check hasn't ended.
     Checking,
@@ -295,15 +295,20 @@ pub(super) struct MemberState {
     pub(super) load: Load,
     /// When the clock of the set began.
     pub(super) epoch: Instant,
-    shared: Weak<Shared>,
+    pub(super) shared: Weak<Shared>,
+    pub(super) watch: Watch,
 }
 
 /// How an attempt ended, or what part of it did.
 #[derive(Debug)]
-#[allow(dead_code)] // not every part is evidence
 pub(super) enum Ending<'a> {
     /// The head of a response has come.
-    Responded { status: StatusCode, headers: &'a HeaderMap },
+    Responded {
+        status: StatusCode,
+        headers: &'a HeaderMap,
+        /// When the attempt began, if that is known.
+        began: Option<Instant>,
+    },
     /// The attempt failed before a response.
     Failed(&'a (dyn std::error::Error + 'static)),
     /// The body of the response failed.
@@ -313,34 +318,16 @@ pub(super) enum Ending<'a> {
 }
 
 impl MemberState {
-    pub(super) fn new(member: Member, epoch: Instant, shared: Weak<Shared>) -> Self {
-        Self { id: MemberId::unique(), member, load: Load::new(), epoch, shared }
+    pub(super) fn new(member: Member, epoch: Instant, shared: Weak<Shared>, watch: Watch) -> Self {
+        Self { id: MemberId::unique(), member, load: Load::new(), epoch, shared, watch }
     }
 
     pub(super) fn state(&self) -> State {
-        if self.load.is_leaving() { State::Draining } else { State::Up }
+        if self.load.is_leaving() { State::Draining } else { self.health_state() }
     }
 
     pub(super) fn clock(&self) -> Clock {
         Clock::new(self.epoch)
-    }
-
-    /// Judges the member by what has become of an attempt. Everything that is known of a member's health comes from
-    /// here or from its checks.
-    pub(super) fn ended(&self, ending: &Ending<'_>) {
-        let is_fault = match ending {
-            Ending::Responded { status, .. } => {
-                matches!(
-                    *status,
-                    StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
-                )
-            }
-            Ending::Failed(error) | Ending::BodyFailed(error) => is_fault(*error),
-            Ending::Abandoned { .. } => false,
-        };
-        if is_fault {
-            self.load.fail(1.0, Millis::between(self.epoch, Instant::now()));
-        }
     }
 
     /// Records the time from a request without a body to the head of its response.
@@ -357,13 +344,4 @@ impl MemberState {
             shared.left(self.id);
         }
     }
-}
-
-/// Returns whether a failure is the member's, and not the client's or the proxy's own.
-fn is_fault(error: &(dyn std::error::Error + 'static)) -> bool {
-    let ours =
-        std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref::<Error>());
-    ours.is_some_and(|error| {
-        !error.is_client() && !matches!(error.kind(), ErrorKind::Rejected | ErrorKind::Overloaded | ErrorKind::Upstream)
-    })
 }

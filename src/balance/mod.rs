@@ -17,11 +17,17 @@ mod attempt;
 mod backends;
 mod body;
 mod builder;
+mod check;
+mod eject;
 mod future;
+mod health;
 mod load;
 mod member;
+mod outcome;
 mod random;
 mod snapshot;
+mod trial;
+mod watch;
 
 use std::{
     collections::HashMap,
@@ -39,12 +45,16 @@ use tower_service::Service;
 use self::{
     attempt::InFlight,
     backends::Subscriber,
-    snapshot::{Snapshot, View},
+    future::Elsewhere,
+    snapshot::{Entry, SlowStart, Snapshot, View},
+    trial::Trying,
 };
 pub use self::{
     backends::{Backends, MemberStatus},
     body::BalanceBody,
-    builder::{BackendsBuilder, InvalidBackends},
+    builder::{BackendsBuilder, InvalidBackends, NoneHealthy},
+    check::{Check, Verdict},
+    eject::Eject,
     future::ResponseFuture,
     member::{Member, State},
 };
@@ -224,14 +234,46 @@ impl<S: Clone + Send + Sync + 'static> Subscriber for Inner<S> {
 }
 
 impl<S: HttpService> Inner<S> {
-    fn call(&self, request: Request<Body>) -> ResponseFuture<S> {
+    fn call(self: &Arc<Self>, request: Request<Body>) -> ResponseFuture<S> {
+        let shared = &self.backends.shared;
+        if shared.options.health.check.is_some() {
+            shared.checks.ensure(shared);
+        }
+        let snapshot = self.snapshot.load();
+        // Nothing is due as long as every member is up.
+        if snapshot.view.has_due()
+            && let Some((position, trial)) = shared.attend(&snapshot.view, trial::may_try(&request))
+            && let Some(in_flight) = InFlight::begin(&snapshot.view.entries[position].state)
+        {
+            let tried = in_flight.member().id;
+            if let Some(list) = Tried::of(request.extensions()) {
+                list.push(tried);
+            }
+            let copy = trial::clone_bodiless(&request);
+            let service = snapshot.services[position].clone();
+            let trying = Trying::new(service, copy, in_flight, trial, shared.trial_time());
+            return ResponseFuture::try_member(trying, Elsewhere { balance: self.clone(), request, tried });
+        }
+        drop(snapshot);
+        self.send(request, None)
+    }
+
+    /// Sends a request to one of the members, and not to `except` if there is another.
+    fn send(&self, request: Request<Body>, except: Option<MemberId>) -> ResponseFuture<S> {
         loop {
             let snapshot = self.snapshot.load();
             let view = &snapshot.view;
             let tried = Tried::of(request.extensions());
-            let is_untried = |id| !tried.is_some_and(|tried| tried.contains(id));
+            let is_untried = |entry: &Entry| !tried.is_some_and(|tried| tried.contains(entry.state.id));
             let random = &self.backends.shared.random;
-            let Some(picked) = view.pick(random, &request, |entry| is_untried(entry.state.id)) else {
+            let slow_start = view.has_slow_start.then(|| SlowStart::new(view, random));
+            let admits = |entry: &Entry| slow_start.as_ref().is_none_or(|slow_start| slow_start.admits(entry));
+            let is_other = |entry: &Entry| Some(entry.state.id) != except;
+            let picked = view
+                .pick(random, &request, |entry| is_untried(entry) && is_other(entry) && admits(entry))
+                // All others are out, or in their slow start.
+                .or_else(|| view.pick(random, &request, is_untried));
+            let Some(picked) = picked.or_else(|| except.and_then(|_| view.pick(random, &request, |_| true))) else {
                 return ResponseFuture::fail(none_left(view));
             };
             let member = &view.entries[picked].state;
@@ -250,7 +292,8 @@ impl<S: HttpService> Inner<S> {
 /// Returns why no member was picked.
 fn none_left(view: &View) -> BoxError {
     if view.eligible.is_empty() {
-        return Error::with_status(ErrorKind::Connect, StatusCode::SERVICE_UNAVAILABLE, "the set has no member").into();
+        let why = if view.entries.is_empty() { "the set has no member" } else { "no member of the set is healthy" };
+        return Error::with_status(ErrorKind::Connect, StatusCode::SERVICE_UNAVAILABLE, why).into();
     }
     NoneLeft.into()
 }

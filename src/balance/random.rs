@@ -26,6 +26,11 @@ impl Random {
         // Mixed, because the next request's numbers would otherwise be this one's, shifted by one.
         Draws { state: mix(self.state.fetch_add(GAMMA, Ordering::Relaxed)) }
     }
+
+    /// Returns a number in 0..1.
+    pub(super) fn fraction(&self) -> f64 {
+        self.draws().fraction()
+    }
 }
 
 /// The random numbers of one request.
@@ -38,6 +43,12 @@ impl Draws {
     pub(super) fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(GAMMA);
         mix(self.state)
+    }
+
+    /// Returns a number in 0..1.
+    pub(super) fn fraction(&mut self) -> f64 {
+        // A float has 53 bits of precision.
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
     /// Returns a number below `bound`. The bias is below `bound` / 2^32.

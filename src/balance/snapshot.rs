@@ -1,10 +1,12 @@
 //! What a request reads of a set: the members, which of them are eligible, and their services.
 
-use std::sync::Arc;
+use std::{cell::RefCell, sync::Arc, time::Duration};
 
 use http::Request;
+use tokio::time::Instant;
 
 use super::{
+    health::{Reason, slow_start_share},
     load::Clock,
     member::MemberState,
     random::{Draws, Random},
@@ -25,6 +27,22 @@ pub(super) struct View {
     pub(super) eligible: Box<[u32]>,
     /// Whether the eligible members have the same weight.
     is_unweighted: bool,
+    /// Whether an eligible member is in its slow start.
+    pub(super) has_slow_start: bool,
+    /// When a slow start is over, or a member that is down is to be connected to.
+    pub(super) due: Option<Instant>,
+    /// When a member is to be tried by a request.
+    pub(super) due_trial: Option<Instant>,
+    slow_start: Duration,
+}
+
+/// What a view needs of the options of its set.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules {
+    pub(super) slow_start: Duration,
+    /// Whether all members get requests if none is healthy.
+    pub(super) tries_all: bool,
+    pub(super) has_checks: bool,
 }
 
 /// A member in a view.
@@ -33,19 +51,57 @@ pub(super) struct Entry {
     pub(super) state: Arc<MemberState>,
     pub(super) weight: u32,
     pub(super) is_backup: bool,
+    is_eligible: bool,
+    slow_start_since: Option<Instant>,
+}
+
+impl Entry {
+    pub(super) fn new(state: Arc<MemberState>, weight: u32, is_backup: bool) -> Self {
+        Self { state, weight, is_backup, is_eligible: true, slow_start_since: None }
+    }
 }
 
 impl View {
     pub(super) fn empty() -> Self {
-        Self { version: 0, generation: 0, entries: Box::default(), eligible: Box::default(), is_unweighted: true }
+        let rules = Rules { slow_start: Duration::ZERO, tries_all: true, has_checks: false };
+        Self::new(0, 0, Box::default(), rules)
     }
 
-    pub(super) fn new(version: u64, generation: u64, entries: Box<[Entry]>) -> Self {
-        let eligible = eligible(&entries);
+    /// Makes a view of the members' health as it is now.
+    pub(super) fn new(version: u64, generation: u64, mut entries: Box<[Entry]>, rules: Rules) -> Self {
+        let Rules { slow_start, tries_all, has_checks } = rules;
+        let (mut due, mut due_trial) = (None, None);
+        let earlier = |due: &mut Option<Instant>, at: Instant| *due = Some(due.map_or(at, |due| due.min(at)));
+        for entry in &mut entries {
+            let health = entry.state.watch.health();
+            entry.is_eligible = health.is_eligible();
+            entry.slow_start_since = health.slow_start_since();
+            if let Some(end) = entry.slow_start_since.and_then(|since| since.checked_add(slow_start)) {
+                earlier(&mut due, end);
+            }
+            match health.due_trial() {
+                Some(_) if has_checks => {}
+                Some((Reason::Down, at)) if entry.state.member.client().is_some() => earlier(&mut due, at),
+                Some((_, at)) => earlier(&mut due_trial, at),
+                None => {}
+            }
+        }
+        let eligible = eligible(&entries, tries_all);
+        let has_slow_start = eligible.iter().any(|&at| entries[at as usize].slow_start_since.is_some());
         let mut weights = eligible.iter().map(|&at| entries[at as usize].weight);
         let first = weights.next();
         let is_unweighted = weights.all(|weight| Some(weight) == first);
-        Self { version, generation, entries, eligible, is_unweighted }
+        Self { version, generation, entries, eligible, is_unweighted, has_slow_start, due, due_trial, slow_start }
+    }
+
+    /// Returns whether a member is healthy.
+    pub(super) fn has_healthy(&self) -> bool {
+        self.entries.iter().any(|entry| entry.is_eligible)
+    }
+
+    /// Returns whether something has to be done at a time, which may have come.
+    pub(super) fn has_due(&self) -> bool {
+        self.due.is_some() || self.due_trial.is_some()
     }
 
     /// Returns the eligible members.
@@ -84,14 +140,45 @@ impl View {
     }
 }
 
-/// Returns the positions of the members that requests may be sent to.
-fn eligible(entries: &[Entry]) -> Box<[u32]> {
-    let of = |is_backup| -> Box<[u32]> {
-        let positions = (0..).zip(entries).filter(|(_, entry)| entry.is_backup == is_backup);
+/// Returns the positions of the members that requests may be sent to: those that are healthy, or else the healthy
+/// backups, or else all, if all are tried.
+fn eligible(entries: &[Entry], tries_all: bool) -> Box<[u32]> {
+    let of = |is_wanted: &dyn Fn(&Entry) -> bool| -> Box<[u32]> {
+        let positions = (0..).zip(entries).filter(|(_, entry)| is_wanted(entry));
         positions.map(|(position, _)| position).collect()
     };
-    let members = of(false);
-    if members.is_empty() { of(true) } else { members }
+    let mut members = of(&|entry| entry.is_eligible && !entry.is_backup);
+    if members.is_empty() {
+        members = of(&|entry| entry.is_eligible);
+    }
+    if members.is_empty() && tries_all { of(&|_| true) } else { members }
+}
+
+/// Lets a member that is in its slow start be picked with a probability that grows.
+pub(super) struct SlowStart {
+    draws: RefCell<Draws>,
+    now: Instant,
+    time: Duration,
+    /// How many members a pick compares.
+    compared: f32,
+}
+
+impl SlowStart {
+    pub(super) fn new(view: &View, random: &Random) -> Self {
+        let compared = view.eligible.len().clamp(1, DRAWN) as f32;
+        Self { draws: RefCell::new(random.draws()), now: Instant::now(), time: view.slow_start, compared }
+    }
+
+    /// Returns whether a member takes part in a pick.
+    ///
+    /// An idle member wins each comparison that it takes part in. So that it gets a part of its share at first, it takes
+    /// part more rarely the more members are compared.
+    pub(super) fn admits(&self, entry: &Entry) -> bool {
+        let Some(since) = entry.slow_start_since else { return true };
+        let share = slow_start_share(self.now.saturating_duration_since(since), self.time);
+        let probability = share / (self.compared - 1.0).mul_add(-share, self.compared);
+        self.draws.borrow_mut().fraction() < f64::from(probability)
+    }
 }
 
 /// Draws distinct numbers below `count`, which is larger than their number (Floyd's algorithm).
@@ -167,15 +254,18 @@ mod tests {
     use crate::balance::{
         load::Millis,
         member::{Member, MemberState},
+        watch::Watch,
     };
+
+    const RULES: Rules = Rules { slow_start: Duration::from_secs(10), tries_all: true, has_checks: false };
 
     fn view(weights: &[u32]) -> View {
         let epoch = Instant::now();
         let entries = weights.iter().enumerate().map(|(at, &weight)| {
             let member = Member::named(at.to_string());
-            Entry { state: Arc::new(MemberState::new(member, epoch, Weak::new())), weight, is_backup: false }
+            Entry::new(Arc::new(MemberState::new(member, epoch, Weak::new(), Watch::up(epoch))), weight, false)
         });
-        View::new(1, 1, entries.collect())
+        View::new(1, 1, entries.collect(), RULES)
     }
 
     /// How often each member is picked by requests that end at once.
@@ -282,10 +372,10 @@ mod tests {
     fn backups_are_eligible_only_alone() {
         let mut view = view(&[1, 1, 1]);
         view.entries[1].is_backup = true;
-        assert_eq!(*eligible(&view.entries), [0, 2]);
+        assert_eq!(*eligible(&view.entries, true), [0, 2]);
         view.entries[0].is_backup = true;
         view.entries[2].is_backup = true;
-        assert_eq!(*eligible(&view.entries), [0, 1, 2]);
-        assert!(eligible(&[]).is_empty());
+        assert_eq!(*eligible(&view.entries, true), [0, 1, 2]);
+        assert!(eligible(&[], true).is_empty());
     }
 }

@@ -168,6 +168,19 @@ impl Client {
     pub fn backend(&self) -> &Backend {
         &self.dispatcher.backend
     }
+
+    /// Opens a connection, which goes to a request that waits for one, or to the pool.
+    ///
+    /// # Errors
+    ///
+    /// The backend can't be reached, or no connection was free within the queue timeout.
+    ///
+    /// # Cancel safety
+    ///
+    /// A connection that is being opened goes to another request or to the pool.
+    pub(crate) async fn probe(&self) -> Result<(), Error> {
+        dispatch::probe(&self.dispatcher).await
+    }
 }
 
 impl Service<Request<Body>> for Client {

@@ -5,7 +5,7 @@ use std::{
     mem,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use axum_core::body::Body;
@@ -27,6 +27,7 @@ use super::{
     upload::{ExchangeUpload, Upload, WaitingOn},
 };
 use crate::{
+    abandoned::abandon,
     error::{ErrorKind, classify},
     headers::grpc,
     service::HttpService,
@@ -98,8 +99,8 @@ pin_project! {
 impl<U: HttpService> Future for ForwardFuture<U> {
     type Output = Response<Body>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().state.project() {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.as_mut().project().state.project() {
             StateProj::Refused { response } => {
                 Poll::Ready(response.take().unwrap_or_else(|| panic!("polled after completion")))
             }
@@ -113,10 +114,13 @@ impl<U: HttpService> Future for ForwardFuture<U> {
                         let error = classify(error.into(), ErrorKind::Upstream);
                         Err(upload.as_ref().map_or(error.clone(), |upload| upload.root_cause(error)))
                     }
-                    Poll::Pending => match poll_overdue(clock, upload.as_deref(), config, cx) {
-                        Poll::Ready(kind) => Err(kind.into()),
-                        Poll::Pending => return Poll::Pending,
-                    },
+                    Poll::Pending => {
+                        let kind = ready!(poll_overdue(clock, upload.as_deref(), config, cx));
+                        let (config, is_grpc, head) = (config.clone(), context.is_grpc, head.take());
+                        // At once, because a balancer has to learn why the attempt ends.
+                        abandon(|| self.project().state.set(State::Refused { response: None }));
+                        return Poll::Ready(failure::respond(&config, Refusal::Failed(kind.into()), is_grpc, head));
+                    }
                 };
                 Poll::Ready(finished.unwrap_or_else(|error| {
                     failure::respond(config, Refusal::Failed(error), context.is_grpc, head.take())

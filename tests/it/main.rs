@@ -26,6 +26,7 @@ mod front_pages;
 #[cfg(feature = "http2")]
 mod grpc;
 mod guide;
+mod health;
 mod hostile_backends;
 #[cfg(feature = "http2")]
 mod http2_backend;

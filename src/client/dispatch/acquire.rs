@@ -71,6 +71,14 @@ impl Acquire {
     }
 }
 
+/// Opens a connection without a request.
+pub(in crate::client) async fn probe(dispatcher: &Arc<Dispatcher>) -> Result<(), Error> {
+    let kind = if dispatcher.speaks_http2() { Kind::Shared } else { Kind::Http1 };
+    let grant = Acquire::new(dispatcher, kind, Freshness::New, None).await?;
+    dispatcher.give_back(grant);
+    Ok(())
+}
+
 impl Future for Acquire {
     type Output = Result<Grant, Error>;
 

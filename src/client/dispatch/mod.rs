@@ -13,6 +13,7 @@ mod lease;
 mod state;
 
 pub(super) use self::{
+    acquire::probe,
     dispatcher::{Dispatcher, Options},
     exchange::Exchange,
     http2::Outcome,

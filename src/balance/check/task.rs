@@ -1,0 +1,123 @@
+//! The task that checks the members of a set.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::Notify,
+    task::{AbortHandle, JoinSet},
+    time::sleep,
+};
+
+use super::super::{backends::Shared, member::MemberState};
+use crate::tried::MemberId;
+
+/// The interval of a member whose state may be about to change.
+const UNDECIDED: Duration = Duration::from_secs(1);
+
+/// Whether a task checks the members, and what wakes it.
+///
+/// The task ends with its runtime, and the next request starts another one on its own.
+#[derive(Debug, Default)]
+pub(in super::super) struct CheckTask {
+    is_running: Arc<AtomicBool>,
+    set_changed: Arc<Notify>,
+}
+
+impl CheckTask {
+    /// Starts the task, unless it's running, or there is no runtime.
+    pub(in super::super) fn ensure(&self, shared: &Arc<Shared>) {
+        if self.is_running.load(Ordering::Relaxed) {
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.is_running.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let running = Running(self.is_running.clone());
+        let (shared, set_changed) = (Arc::downgrade(shared), self.set_changed.clone());
+        drop(runtime.spawn(async move {
+            let _running = running;
+            supervise(shared, &set_changed).await;
+        }));
+    }
+
+    /// Lets the task check new members, and no removed ones.
+    pub(in super::super) fn set_changed(&self) {
+        self.set_changed.notify_one();
+    }
+}
+
+impl Drop for CheckTask {
+    fn drop(&mut self) {
+        // The set is gone, which ends the task.
+        self.set_changed.notify_one();
+    }
+}
+
+struct Running(Arc<AtomicBool>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Checks each member of a set in a task of its own, for as long as it's a member.
+async fn supervise(shared: Weak<Shared>, set_changed: &Notify) {
+    let mut tasks = JoinSet::new();
+    let mut checked = HashMap::<MemberId, AbortHandle>::new();
+    loop {
+        let Some(set) = shared.upgrade() else { return };
+        let members = set.members();
+        drop(set);
+        let ids: HashSet<MemberId> = members.iter().map(|member| member.id).collect();
+        checked.retain(|id, task| {
+            let is_member = ids.contains(id);
+            if !is_member {
+                task.abort();
+            }
+            is_member
+        });
+        for (at, member) in members.iter().enumerate() {
+            checked.entry(member.id).or_insert_with(|| {
+                // The first checks spread over the interval.
+                let share = at as f64 / members.len() as f64;
+                tasks.spawn(check(shared.clone(), member.clone(), share))
+            });
+        }
+        drop(members);
+        set_changed.notified().await;
+        while tasks.try_join_next().is_some() {}
+    }
+}
+
+/// Checks a member. `share`: which part of the first interval passes before the first check.
+async fn check(shared: Weak<Shared>, member: Arc<MemberState>, share: f64) {
+    let first = |shared: &Shared| Some(shared.options.health.check.as_ref()?.interval.min(UNDECIDED).mul_f64(share));
+    let Some(pause) = shared.upgrade().and_then(|shared| first(&shared)) else { return };
+    sleep(pause).await;
+    loop {
+        let Some(set) = shared.upgrade() else { return };
+        let (Some(check), Some(client)) = (set.options.health.check.clone(), member.watch.checker.clone()) else {
+            return;
+        };
+        drop(set);
+        let verdict = check.run(client).await;
+        let Some(set) = shared.upgrade() else { return };
+        if let Some(verdict) = verdict {
+            set.checked(&member, verdict);
+        }
+        let interval = if member.is_undecided() { check.interval.min(UNDECIDED) } else { check.interval };
+        let pause = interval.mul_f64(0.2f64.mul_add(set.random.fraction(), 0.9));
+        drop(set);
+        sleep(pause).await;
+    }
+}

@@ -1,0 +1,248 @@
+//! Records what attempts and checks show of a member's health, and publishes the changes.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    backends::{Set, Shared},
+    check::Verdict,
+    eject::Eject,
+    health::{Change, Health, Reason, Suspicion, Tally, median},
+    load::Millis,
+    member::{Ending, MemberState, State},
+    outcome::{self, Outcome},
+    snapshot::View,
+    trial::Trial,
+};
+use crate::{abandoned, client::Client, observe};
+
+/// The health of a member, and what it's judged by.
+#[derive(Debug)]
+pub(super) struct Watch {
+    health: Mutex<Health>,
+    /// Whether the end of a body matters, because an earlier one was cut. Most responses leave the lock alone by it.
+    has_cut_bodies: AtomicBool,
+    eject: Arc<Eject>,
+    /// The client of its active checks, whose connections aren't the pool's.
+    pub(super) checker: Option<Client>,
+}
+
+impl Watch {
+    pub(super) fn new(health: Health, eject: Arc<Eject>, checker: Option<Client>) -> Self {
+        Self { health: Mutex::new(health), has_cut_bodies: AtomicBool::new(false), eject, checker }
+    }
+
+    #[cfg(test)]
+    pub(super) fn up(now: Instant) -> Self {
+        Self::new(Health::up(now), Arc::default(), None)
+    }
+
+    /// Nothing is called under it.
+    pub(super) fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl MemberState {
+    /// Judges the member by what has become of an attempt. Everything that is known of a member's health comes from
+    /// here or from its checks. Returns what the attempt shows.
+    pub(super) fn ended(&self, ending: &Ending<'_>) -> Outcome {
+        let outcome = match *ending {
+            Ending::Responded { status, headers, .. } => Outcome::of_head(status, headers, &self.watch.eject),
+            Ending::Failed(error) => Outcome::of_error(error),
+            Ending::BodyFailed(error) => Outcome::of_body_error(error),
+            Ending::Abandoned { after } => self.of_abort(after.unwrap_or_default()),
+        };
+        if outcome == Outcome::Nothing {
+            return outcome;
+        }
+        let now = Instant::now();
+        if outcome.halves() > 0 {
+            self.load.fail(1.0, Millis::between(self.epoch, now));
+        }
+        let mut health = self.watch.health();
+        let suspicion = match ending {
+            Ending::BodyFailed(_) => {
+                self.watch.has_cut_bodies.store(true, Ordering::Relaxed);
+                health.record_body(outcome, &self.watch.eject, now)
+            }
+            _ => health.record(outcome, &self.watch.eject, now),
+        };
+        let is_back = match *ending {
+            // All members are out, and the attempt was sent nevertheless.
+            Ending::Responded { began: Some(began), .. } => outcome == Outcome::Success && health.is_out_since(began),
+            _ => false,
+        };
+        drop(health);
+        if is_back && self.watch.checker.is_none() {
+            self.take_back(now);
+        }
+        if let Some(suspicion) = suspicion
+            && let Some(shared) = self.shared.upgrade()
+        {
+            shared.suspect(self, suspicion, now);
+        }
+        outcome
+    }
+
+    fn of_abort(&self, after: Duration) -> Outcome {
+        let is_overdue = abandoned::is_overdue();
+        if !is_overdue && after < outcome::patience(None) {
+            return Outcome::Nothing;
+        }
+        let usual = self.shared.upgrade().and_then(|shared| shared.usual_latency());
+        Outcome::of_abort(after, usual, is_overdue)
+    }
+
+    /// Records that a response has ended well.
+    pub(super) fn ended_well(&self) {
+        if self.watch.has_cut_bodies.load(Ordering::Relaxed) {
+            self.watch.has_cut_bodies.store(false, Ordering::Relaxed);
+            self.watch.health().ended_well();
+        }
+    }
+
+    /// Takes the member back into its set.
+    pub(super) fn take_back(&self, now: Instant) {
+        let change = self.watch.health().take_back(now);
+        if let Some(change) = change
+            && let Some(shared) = self.shared.upgrade()
+        {
+            shared.changed(self, change, "");
+        }
+    }
+
+    pub(super) fn trial_failed(&self, outcome: Outcome, now: Instant) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let random = shared.random.fraction();
+        self.watch.health().trial_failed(outcome, &self.watch.eject, now, random);
+        shared.health_changed();
+    }
+
+    pub(super) fn trial_given_up(&self, now: Instant) {
+        self.watch.health().trial_given_up(now);
+        if let Some(shared) = self.shared.upgrade() {
+            shared.health_changed();
+        }
+    }
+
+    pub(super) fn tally(&self, now: Instant) -> Tally {
+        self.watch.health().tally(now)
+    }
+
+    pub(super) fn health_state(&self) -> State {
+        self.watch.health().state()
+    }
+
+    /// Returns how many faults have counted against the member.
+    pub(super) fn failures(&self) -> u64 {
+        self.watch.health().failures()
+    }
+
+    /// Returns whether the next check may change its state.
+    pub(super) fn is_undecided(&self) -> bool {
+        self.watch.health().is_undecided()
+    }
+}
+
+impl Shared {
+    /// Judges a member that raises a suspicion, by what the others show.
+    pub(super) fn suspect(&self, member: &MemberState, suspicion: Suspicion, now: Instant) {
+        let mut set = self.lock();
+        let Set { view, rules, .. } = &mut *set;
+        let members = || view.entries.iter().map(|entry| entry.state.tally(now));
+        let verdict = rules.judge(suspicion, member.tally(now), members, self.options.is_comparable(), now);
+        let take_out =
+            |reason| member.watch.health().take_out(reason, &member.watch.eject, now, self.random.fraction());
+        let change = verdict.map(take_out);
+        drop(set);
+        if let Some(change) = change {
+            let reason = match suspicion {
+                Suspicion::Unreachable => "failed connects",
+                Suspicion::FaultsInARow => "faults in a row",
+                Suspicion::Share => "share of faults",
+            };
+            self.changed(member, change, reason);
+        }
+    }
+
+    /// Records the verdict of a check.
+    pub(super) fn checked(&self, member: &MemberState, verdict: Verdict) {
+        let Some(check) = &self.options.health.check else { return };
+        let random = self.random.fraction();
+        let change = member.watch.health().checked(verdict, check, Instant::now(), random);
+        if let Some(change) = change {
+            self.changed(member, change, "failed checks");
+        }
+    }
+
+    /// Publishes a change of a member's health.
+    pub(super) fn changed(&self, member: &MemberState, change: Change, reason: &str) {
+        self.health_changed();
+        let name = member.member.name();
+        match change {
+            Change::Out(_) => observe::member_out(name, &member.state(), reason),
+            Change::Back | Change::Drained(false) => observe::member_back(name),
+            Change::Drained(true) => observe::member_drains(name),
+        }
+    }
+
+    /// Does what is due at a time: ends slow starts, connects to members that are down, and begins the trial of one that
+    /// is ejected if the request may be it. Returns its position.
+    pub(super) fn attend(&self, view: &View, may_try: bool) -> Option<(usize, Trial)> {
+        let now = Instant::now();
+        let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= now);
+        let has_due = is_due(view.due) || may_try && is_due(view.due_trial);
+        if !has_due {
+            return None;
+        }
+        let mut trial = None;
+        let mut has_changed = false;
+        for (position, entry) in view.entries.iter().enumerate() {
+            let member = &entry.state;
+            let mut health = member.watch.health();
+            has_changed |= health.settle(self.options.health.slow_start, now);
+            let due = health.due_trial().filter(|(_, due)| *due <= now && self.options.health.check.is_none());
+            let client = match (due, member.member.client()) {
+                (Some((Reason::Down, _)), Some(client)) => Some(client),
+                (Some(_), _) if may_try && trial.is_none() => None,
+                _ => continue,
+            };
+            let has_begun = health.begin_trial(now).is_some();
+            drop(health);
+            if !has_begun {
+                continue;
+            }
+            has_changed = true;
+            let begun = Trial::new(member.clone());
+            match client {
+                Some(client) => begun.connect(client.clone()),
+                None => trial = Some((position, begun)),
+            }
+        }
+        if has_changed {
+            self.health_changed();
+        }
+        trial
+    }
+
+    /// Returns the median of the members' latencies.
+    pub(super) fn usual_latency(&self) -> Option<Duration> {
+        let view = self.lock().view.clone();
+        let latencies = view.entries.iter().filter_map(|entry| entry.state.load.latency()).collect();
+        median(latencies).map(|milliseconds| Duration::from_secs_f32((milliseconds / 1_000.0).max(0.0)))
+    }
+
+    /// Returns how long a trial may take: a member that hangs must not cost the client its patience.
+    pub(super) fn trial_time(&self) -> Duration {
+        let usual = self.usual_latency().unwrap_or(Duration::from_millis(250));
+        usual.saturating_mul(4).clamp(Duration::from_millis(250), Duration::from_secs(5))
+    }
+}
