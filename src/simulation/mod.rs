@@ -37,6 +37,8 @@
 //! # */
 //! # }
 //! ```
+//!
+//! The guide simulates a set of members: see [testing](crate::guide::testing#simulate-your-balancer).
 
 mod arrivals;
 mod behaviour;

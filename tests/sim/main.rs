@@ -5,12 +5,18 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used)] // a missing value fails the test
 
+mod changing;
 mod closed_forms;
 mod controls;
+mod picking;
 
 use std::time::Duration;
 
-use tower_reverse_proxy::simulation::{ServiceTime, SimulatedMember};
+use tower_reverse_proxy::{
+    Backends, Retry, RetryPolicy,
+    balance::{BackendsBuilder, Balance, Member},
+    simulation::{ServiceTime, Simulated, SimulatedMember, SimulatedMembers},
+};
 
 fn second(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -32,4 +38,25 @@ fn member(index: usize, workers: usize, mean: Duration) -> SimulatedMember {
 /// Members that are alike.
 fn members(n: usize, workers: usize, mean: Duration) -> Vec<SimulatedMember> {
     (0..n).map(|index| member(index, workers, mean)).collect()
+}
+
+/// The set of these members, whose draws are the same in every run.
+fn backends(n: usize) -> BackendsBuilder {
+    Backends::builder((0..n).map(|index| Member::named(name(index)))).seed(1)
+}
+
+/// The stack of an application, with the default policy for retries.
+fn stack(backends: BackendsBuilder) -> impl FnOnce(&SimulatedMembers) -> Retry<Balance<Simulated>> {
+    stack_of(&backends.build().unwrap(), RetryPolicy::unsent())
+}
+
+fn stack_of(
+    backends: &Backends,
+    policy: RetryPolicy,
+) -> impl FnOnce(&SimulatedMembers) -> Retry<Balance<Simulated>> + use<> {
+    let backends = backends.clone();
+    move |members| {
+        let members = members.clone();
+        Retry::new(Balance::new(&backends, move |member| members.service(member.name())), policy)
+    }
 }
