@@ -12,7 +12,10 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     fmt, mem,
-    sync::{Arc, LazyLock, Mutex},
+    sync::{
+        Arc, LazyLock, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,8 +27,10 @@ use axum::{
 use tokio::{io::AsyncWriteExt, net::TcpListener, sync::Notify};
 use tower::{Layer as _, ServiceExt, service_fn};
 use tower_reverse_proxy::{
-    BasicAuthLayer, BearerLayer, Forwarded, RemoteUser, RemoteUserLayer, Retry, RetryPolicy, ReverseProxyLayer,
-    TraceRedirectLayer, Tunnels, Upstream, authorize::Token,
+    Backends, BasicAuthLayer, BearerLayer, Forwarded, RemoteUser, RemoteUserLayer, Retry, RetryPolicy,
+    ReverseProxyLayer, TraceRedirectLayer, Tunnels, Upstream,
+    authorize::Token,
+    balance::{Balance, Member},
 };
 use tracing::{
     Event, Level, Subscriber,
@@ -182,6 +187,55 @@ async fn each_ended_tunnel_is_one_event() {
         let age: u128 = event["age_ms"].parse().unwrap();
         assert!(last != "wait" || age >= SHORT.as_millis(), "{event:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_leaves_its_set_and_comes_back_is_two_events() {
+    let turn = Turn::take().await;
+    let is_well = Arc::new(AtomicBool::new(false));
+    let backends = Backends::try_new([Member::named("bad"), Member::named("good")]).unwrap();
+    let balance = {
+        let is_well = is_well.clone();
+        Balance::new(&backends, move |member: &Member| {
+            let (is_well, is_bad) = (is_well.clone(), member.name() == "bad");
+            service_fn(move |_: Request<Body>| {
+                let fails = is_bad && !is_well.load(Ordering::SeqCst);
+                let status = if fails { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+                let response = Response::builder().status(status).body(Body::empty());
+                async move { Ok::<_, Infallible>(response.unwrap()) }
+            })
+        })
+    };
+    let ask = async |method: &str| {
+        let request = Request::builder().method(method).uri("/?key=s3cret").body(Body::empty()).unwrap();
+        balance.clone().oneshot(request).await.unwrap().status()
+    };
+    let mut events = Vec::new();
+    for _ in 0..1_000 {
+        ask("POST").await;
+        events = turn.events();
+        if !events.is_empty() {
+            break;
+        }
+        // No debt is left.
+        tokio::time::advance(Duration::from_secs(70)).await;
+    }
+    let [event] = &events[..] else { panic!("{events:?}") };
+    let is = |name, value: &str| assert_eq!(event[name], value, "{event:?}");
+    is("event_target", "tower_reverse_proxy");
+    is("level", "WARN");
+    is("message", "a member is taken out of its set");
+    is("member", "bad");
+    is("state", "ejected");
+    is("reason", "faults in a row");
+    is_well.store(true, Ordering::SeqCst);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert_eq!(ask("GET").await, 200);
+    let event = turn.event();
+    let is = |name, value: &str| assert_eq!(event[name], value, "{event:?}");
+    is("level", "INFO");
+    is("message", "a member is back in its set");
+    is("member", "bad");
 }
 
 #[tokio::test]

@@ -38,7 +38,7 @@ impl InFlight {
 
     /// Reports that the response's body has failed.
     pub(super) fn body_failed(&self, error: &(dyn StdError + 'static)) {
-        self.member.ended(&Ending::BodyFailed(error));
+        self.member.ended(&Ending::BodyFailed(error), Instant::now());
     }
 }
 
@@ -70,12 +70,13 @@ impl Attempt {
     pub(super) fn responded<B>(mut self, response: &Response<B>) -> (Outcome, Option<InFlight>) {
         let Some(in_flight) = self.in_flight.take() else { return (Outcome::Nothing, None) };
         let (status, headers, began) = (response.status(), response.headers(), self.began);
-        let outcome = in_flight.member.ended(&Ending::Responded { status, headers, began });
+        let now = Instant::now();
+        let outcome = in_flight.member.ended(&Ending::Responded { status, headers, began }, now);
         if let Some(began) = self.began
             && self.is_bodiless
             && !status.is_server_error()
         {
-            in_flight.member.responded_after(began);
+            in_flight.member.responded_after(began, now);
         }
         (outcome, Some(in_flight))
     }
@@ -83,14 +84,16 @@ impl Attempt {
     /// Reports that there is no response. Returns what that shows of the member.
     pub(super) fn failed(mut self, error: &(dyn StdError + 'static)) -> Outcome {
         let in_flight = self.in_flight.take();
-        in_flight.map_or(Outcome::Nothing, |in_flight| in_flight.member.ended(&Ending::Failed(error)))
+        in_flight.map_or(Outcome::Nothing, |in_flight| in_flight.member.ended(&Ending::Failed(error), Instant::now()))
     }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(in_flight) = &self.in_flight {
-            in_flight.member.ended(&Ending::Abandoned { after: self.began.map(|began| began.elapsed()) });
+            let now = Instant::now();
+            let after = self.began.map(|began| now.saturating_duration_since(began));
+            in_flight.member.ended(&Ending::Abandoned { after }, now);
         }
     }
 }

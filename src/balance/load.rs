@@ -122,6 +122,11 @@ impl Load {
         }
     }
 
+    /// Forgets the debt, because the member has shown that it's well.
+    pub(super) fn forgive(&self) {
+        self.debt.store(0, Ordering::Relaxed);
+    }
+
     /// Returns what is left of the debt. The clock is read only if there is one.
     fn debt(&self, clock: &Clock) -> f32 {
         let word = self.debt.load(Ordering::Relaxed);

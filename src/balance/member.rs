@@ -331,8 +331,7 @@ impl MemberState {
     }
 
     /// Records the time from a request without a body to the head of its response.
-    pub(super) fn responded_after(&self, began: Instant) {
-        let now = Instant::now();
+    pub(super) fn responded_after(&self, began: Instant, now: Instant) {
         self.load.responded(now.saturating_duration_since(began), Millis::between(self.epoch, now));
     }
 

@@ -97,8 +97,10 @@ impl Outcome {
     /// backend took no part of the request's body. Otherwise the client left. If it did so after more than enough time,
     /// the member may hang: clients leave before the header timeout elapses.
     pub(super) fn of_abort(elapsed: Duration, usual: Option<Duration>, timed_out: bool) -> Self {
+        // The last attempt of several may have begun just before.
+        let had_time = usual.is_none_or(|usual| elapsed >= usual.saturating_mul(2));
         if timed_out {
-            FAULT
+            if had_time { FAULT } else { Self::Nothing }
         } else if elapsed >= patience(usual) {
             Self::HalfFault
         } else {
@@ -275,7 +277,9 @@ mod tests {
             (ms(1000), None, false, Outcome::HalfFault),
             (ms(2999), Some(ms(300)), false, Outcome::Nothing),
             (ms(3000), Some(ms(300)), false, Outcome::HalfFault),
-            (ms(150), Some(ms(300)), true, FAULT),
+            (ms(150), None, true, FAULT),
+            (ms(600), Some(ms(300)), true, FAULT),
+            (ms(599), Some(ms(300)), true, Outcome::Nothing),
         ] {
             assert_eq!(Outcome::of_abort(elapsed, usual, timed_out), expected, "{elapsed:?} {usual:?} {timed_out}");
         }

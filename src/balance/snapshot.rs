@@ -355,6 +355,32 @@ mod tests {
     }
 
     #[test]
+    fn a_member_in_its_slow_start_gets_less_than_its_share_even_if_the_others_are_busy() {
+        for (count, is_busy) in [(2, false), (3, false), (10, false), (2, true), (3, true), (10, true), (100, true)] {
+            let mut view = view(&vec![1; count]);
+            let now = Instant::now();
+            view.entries[0].slow_start_since = Some(now);
+            for entry in &view.entries[1..] {
+                for _ in 0..if is_busy { 5 } else { 0 } {
+                    entry.state.load.begin();
+                }
+            }
+            let random = Random::new(Some(1));
+            for (elapsed, most) in [(0, 0.15), (3, 0.5), (5, 1.0)] {
+                let slow_start =
+                    SlowStart { now: now + Duration::from_secs(elapsed), ..SlowStart::new(&view, &random) };
+                let picks = 20_000;
+                let picked = (0..picks)
+                    .filter(|_| view.pick(&random, &Request::new(()), |entry| slow_start.admits(entry)) == Some(0));
+                let fair = picks as f32 / count as f32;
+                let part = picked.count() as f32 / fair;
+                assert!(part <= most, "{count} {is_busy} {elapsed}: {part} of its share");
+                assert!(part > 0.0, "{count} {is_busy} {elapsed}");
+            }
+        }
+    }
+
+    #[test]
     fn drawn_numbers_are_distinct_and_equally_frequent() {
         let mut draws = Random::new(Some(1)).draws();
         let mut counts = [0; 8];

@@ -53,7 +53,7 @@ impl Watch {
 impl MemberState {
     /// Judges the member by what has become of an attempt. Everything that is known of a member's health comes from
     /// here or from its checks. Returns what the attempt shows.
-    pub(super) fn ended(&self, ending: &Ending<'_>) -> Outcome {
+    pub(super) fn ended(&self, ending: &Ending<'_>, now: Instant) -> Outcome {
         let outcome = match *ending {
             Ending::Responded { status, headers, .. } => Outcome::of_head(status, headers, &self.watch.eject),
             Ending::Failed(error) => Outcome::of_error(error),
@@ -63,7 +63,6 @@ impl MemberState {
         if outcome == Outcome::Nothing {
             return outcome;
         }
-        let now = Instant::now();
         if outcome.halves() > 0 {
             self.load.fail(1.0, Millis::between(self.epoch, now));
         }
@@ -112,6 +111,10 @@ impl MemberState {
     /// Takes the member back into its set.
     pub(super) fn take_back(&self, now: Instant) {
         let change = self.watch.health().take_back(now);
+        if change.is_some() {
+            // Its slow start is enough.
+            self.load.forgive();
+        }
         if let Some(change) = change
             && let Some(shared) = self.shared.upgrade()
         {
@@ -179,6 +182,9 @@ impl Shared {
         let random = self.random.fraction();
         let change = member.watch.health().checked(verdict, check, Instant::now(), random);
         if let Some(change) = change {
+            if change == Change::Back {
+                member.load.forgive();
+            }
             self.changed(member, change, "failed checks");
         }
     }

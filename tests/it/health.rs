@@ -334,7 +334,7 @@ async fn a_trial_that_succeeds_is_the_clients_response_and_brings_the_member_bac
     .await;
     assert_eq!(bad.requests(), begun + 1);
     assert_eq!(failed_posts(addr, 5).await, 0);
-    assert_eq!(bad.requests(), begun + 6);
+    assert_eq!(bad.requests(), begun + 6, "it isn't avoided for the faults of before");
 }
 
 #[tokio::test]
