@@ -87,6 +87,53 @@ impl Backend {
         self.socket.as_deref()
     }
 
+    /// Returns the backend at a subdomain of this one: same scheme, same port, and the name with `label` in front of it.
+    ///
+    /// It's for a target per tenant, whose name may come from the request: a label can't change anything but the first
+    /// part of the name. It has 1 to 63 letters, digits and hyphens, and neither begins nor ends with a hyphen (RFC
+    /// 1123, section 2.1). Upper case becomes lower case.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::Backend;
+    ///
+    /// let tenants: Backend = "https://tenants.example:8443".parse()?;
+    /// assert_eq!(tenants.subdomain("Alice")?.to_string(), "https://alice.tenants.example:8443");
+    ///
+    /// for label in ["", "a.b", "evil.example/", "user@", "evil.example:80", "%2e", "-a", "jörg"] {
+    ///     assert!(tenants.subdomain(label).is_err());
+    /// }
+    /// # Ok::<_, tower_reverse_proxy::InvalidBackend>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If `label` isn't one DNS label; if this backend has no DNS name, such as an IP address or a Unix socket; or if the
+    /// whole name would be longer than 253 octets.
+    ///
+    /// # Security
+    ///
+    /// A client that chooses the label reaches every name directly below this backend's. Its domain therefore has to be
+    /// the application's own, and none of its subdomains may lead to a server that clients must not reach.
+    #[doc(alias = "tenant")]
+    pub fn subdomain(&self, label: &str) -> Result<Self, InvalidBackend> {
+        if !is_dns_label(label) {
+            // The rest of a long text explains nothing.
+            let given: String = label.chars().take(MAX_LABEL + 1).collect();
+            return Err(InvalidBackend { given: redacted(&given), reason: Reason::Label });
+        }
+        let invalid = |reason| InvalidBackend { given: self.to_string(), reason };
+        let host = self.authority.host();
+        if self.socket.is_some() || !is_dns_name(host) {
+            return Err(invalid(Reason::NoSubdomains));
+        }
+        if label.len() + 1 + host.trim_end_matches('.').len() > MAX_NAME {
+            return Err(invalid(Reason::LongName));
+        }
+        let authority = format!("{}.{}", label.to_ascii_lowercase(), self.authority);
+        let authority = authority.parse().map_err(|_| invalid(Reason::Authority))?;
+        Ok(Self { scheme: self.scheme.clone(), authority, socket: None })
+    }
+
     /// Returns the authority as the value of a `Host` field.
     pub(crate) fn host(&self) -> HeaderValue {
         HeaderValue::from_str(self.authority.as_str()).unwrap_or(HeaderValue::from_static("localhost"))
@@ -129,6 +176,37 @@ impl Backend {
         let socket = Some(Arc::from(Path::new(path)));
         Ok(Self { scheme: Scheme::HTTP, authority: Authority::from_static("localhost"), socket })
     }
+}
+
+/// The longest label of a DNS name, and the longest name, in octets (RFC 1035, section 2.3.4).
+const MAX_LABEL: usize = 63;
+const MAX_NAME: usize = 253;
+
+/// Returns whether this is one label: letters, digits and hyphens, none of which separates a part of a URL.
+fn is_dns_label(label: &str) -> bool {
+    (1..=MAX_LABEL).contains(&label.len())
+        && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+}
+
+/// Returns whether this is a DNS name, to which a label can be added.
+///
+/// A name whose last label is a number is an IPv4 address to resolvers, also a short one such as `0.1`, to which the
+/// label `127` would make a whole one.
+fn is_dns_name(host: &str) -> bool {
+    let name = host.strip_suffix('.').unwrap_or(host);
+    let is_label = |label: &str| {
+        (1..=MAX_LABEL).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+    };
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let is_number = last.bytes().all(|b| b.is_ascii_digit())
+        || last
+            .strip_prefix("0x")
+            .or(last.strip_prefix("0X"))
+            .is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
+    name.split('.').all(is_label) && !is_number
 }
 
 impl FromStr for Backend {
@@ -206,6 +284,9 @@ enum Reason {
     Socket,
     UnixHere,
     Tls,
+    Label,
+    NoSubdomains,
+    LongName,
 }
 
 impl InvalidBackend {
@@ -241,6 +322,16 @@ impl fmt::Display for InvalidBackend {
                 "TLS isn't enabled; enable the feature `tls-ring` or `tls-aws-lc-rs`, write an `http://` or `unix:` \
                  backend, or use `with_upstream` with a client of your own",
             ),
+            Reason::Label => f.write_str(
+                "a subdomain is one label of 1 to 63 letters, digits and hyphens, and neither begins nor ends with a \
+                 hyphen; write for example \"alice\"",
+            ),
+            Reason::NoSubdomains => f.write_str(
+                "it has no subdomains; write an origin with a DNS name, such as \"https://tenants.example\"",
+            ),
+            Reason::LongName => {
+                f.write_str("a subdomain of it has a name of more than 253 octets; write a shorter one")
+            }
         }
     }
 }
@@ -272,7 +363,134 @@ fn redacted(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
+
+    #[test]
+    fn a_subdomain_is_one_label_in_front_of_the_name() {
+        let longest = "a".repeat(63);
+        for (base, label, made) in [
+            ("http://tenants.example", "alice", "http://alice.tenants.example"),
+            ("https://Tenants.Example:8443", "A-1", "https://a-1.Tenants.Example:8443"),
+            ("http://localhost:8000", "xn--jrg-sna", "http://xn--jrg-sna.localhost:8000"),
+            ("http://tenants.example.", "1", "http://1.tenants.example."),
+            ("http://a_b.example", &longest, &format!("http://{longest}.a_b.example")),
+        ] {
+            let base: Backend = base.parse().unwrap();
+            assert_eq!(base.subdomain(label).unwrap().to_string(), made);
+        }
+    }
+
+    #[test]
+    fn text_that_is_no_label_makes_no_subdomain() {
+        let base: Backend = "http://tenants.example:8000".parse().unwrap();
+        let long = "a".repeat(64);
+        for label in [
+            "",
+            ".",
+            "a.b",
+            "a.",
+            ".a",
+            "/",
+            "a/b",
+            "a\\b",
+            "@",
+            "a@b",
+            "a:80",
+            ":",
+            "%61",
+            "a%2eb",
+            "a?b",
+            "a#b",
+            "a b",
+            " a",
+            "a\t",
+            "a\r\n",
+            "a\0",
+            "-a",
+            "a-",
+            "-",
+            "_",
+            "a_b",
+            "jörg",
+            "a。b",
+            "a․b",
+            "[::1]",
+            "127.0.0.1",
+            "*",
+            &long,
+        ] {
+            let error = base.subdomain(label).unwrap_err().to_string();
+            assert!(error.contains("one label"), "{label:?}: {error}");
+        }
+        let error = base.subdomain("user:s3cret@evil").unwrap_err().to_string();
+        assert!(!error.contains("s3cret"), "{error}");
+        assert!(base.subdomain(&"x".repeat(1 << 20)).unwrap_err().to_string().len() < 300);
+    }
+
+    #[test]
+    fn only_a_dns_name_has_subdomains() {
+        for base in [
+            "http://127.0.0.1",
+            "http://[::1]:8000",
+            "unix:/run/app.sock",
+            "http://0.1",
+            "http://1",
+            "http://0.0.0x1",
+            "http://0x",
+            "http://a..b",
+            "http://.example",
+            "http://1.",
+            "http://*.example",
+        ] {
+            let base: Backend = base.parse().unwrap();
+            let error = base.subdomain("127").unwrap_err().to_string();
+            assert!(error.contains("no subdomains"), "{base}: {error}");
+        }
+        // Three labels of 63 and one of 61 letters are 253 octets with their dots.
+        let name = |last: usize| [63, 63, last].map(|length| "a".repeat(length)).join(".");
+        let base = |last| format!("http://{}", name(last)).parse::<Backend>().unwrap();
+        assert!(base(61).subdomain(&"b".repeat(63)).is_ok());
+        let error = base(62).subdomain(&"b".repeat(63)).unwrap_err().to_string();
+        assert!(error.contains("253"), "{error}");
+    }
+
+    proptest! {
+        /// `PROPTEST_CASES=62500` tests a million labels.
+        #[test]
+        fn no_label_changes_scheme_port_or_domain(labels in vec(label(), 16)) {
+            for base in ["https://tenants.example:8443", "http://tenants.example"] {
+                let base: Backend = base.parse().unwrap();
+                for label in &labels {
+                    let Ok(made) = base.subdomain(label) else { continue };
+                    prop_assert_eq!(made.scheme(), base.scheme());
+                    prop_assert_eq!(made.authority().port_u16(), base.authority().port_u16());
+                    prop_assert_eq!(made.socket(), None);
+                    let host = made.authority().host();
+                    let first = host.strip_suffix(".tenants.example");
+                    prop_assert_eq!(first, Some(&*label.to_ascii_lowercase()));
+                    prop_assert!(!first.unwrap().contains(|c: char| !c.is_ascii_alphanumeric() && c != '-'), "{}", host);
+                    // Another parser reads the same parts.
+                    let url = made.to_string();
+                    let uri: Uri = url.parse().unwrap();
+                    prop_assert_eq!(uri.host(), Some(host));
+                    prop_assert_eq!(uri.path(), "/");
+                    prop_assert_eq!(&url.parse::<Backend>().unwrap(), &made);
+                }
+            }
+        }
+    }
+
+    /// Labels, and texts that have in them what separates the parts of a URL.
+    fn label() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "[a-zA-Z0-9-]{1,64}",
+            "[a-z]{0,3}[-./@:%?#\\\\\\[\\] _~a0]{1,4}[a-z0-9.:]{0,12}",
+            "[a-z]{1,3}(\\.evil\\.example|:80|@evil\\.example|/\\.\\.|%2e|#|\\?)[a-z0-9]{0,3}",
+            ".{0,70}",
+        ]
+    }
 
     #[test]
     fn valid_origins_parse() {
