@@ -1,6 +1,11 @@
 //! The builder of a client: every option, with its default.
 
-use std::{convert::Infallible, error, fmt, net::SocketAddr, time::Duration};
+use std::{
+    convert::Infallible,
+    error, fmt,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use axum_core::BoxError;
 use http::{Uri, uri::Scheme};
@@ -10,7 +15,7 @@ use tower_service::Service;
 
 use super::{
     Client, ClientOptions,
-    connect::{InvalidTls, Tls, boxed},
+    connect::{AddressFilter, InvalidTls, Tls, boxed},
     http1::codec::NameStyle,
 };
 use crate::{
@@ -216,6 +221,34 @@ impl ClientBuilder {
         T::Response: Connection + Read + Write + Send + Unpin + 'static,
     {
         self.options.connect.connector = Some(boxed(connector));
+        self
+    }
+
+    /// Sets which addresses may be connected to. Default: all.
+    ///
+    /// The function is called when a connection is made, after the look-up of the backend's name, for each address that
+    /// it has. Addresses for which it returns `false` aren't connected to. If none is left, the request fails with 502
+    /// ([`ErrorKind::Connect`](crate::ErrorKind::Connect)), and the cause names an address. It's called for an address
+    /// in the backend's URL, too. An IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) is passed as the IPv4 address.
+    ///
+    /// With a Unix socket or a [`connector`](Self::connector) it's an error, because no address of these is known.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{Client, client::is_public};
+    ///
+    /// // A server of a customer, which mustn't be one of the network's own.
+    /// let client = Client::builder("https://customer.example").allow_address(is_public);
+    /// # let _ = client;
+    /// ```
+    ///
+    /// # Security
+    ///
+    /// A check of the name before it's used doesn't have the same effect, because its owner can change the address in
+    /// between (DNS rebinding). Here, the connection goes to the address that was checked.
+    #[doc(alias = "SSRF")]
+    #[doc(alias = "rebinding")]
+    pub fn allow_address(mut self, allows: impl Fn(IpAddr) -> bool + Send + Sync + 'static) -> Self {
+        self.options.connect.filter = Some(AddressFilter::new(allows));
         self
     }
 
@@ -509,6 +542,17 @@ impl ClientBuilder {
         if let Some(address) = connect.address {
             check_address(&backend, address, connect.connector.is_some())?;
         }
+        if connect.filter.is_some() {
+            let why = match (backend.socket(), &connect.connector) {
+                (Some(_), _) => Some("a Unix socket, which has none"),
+                (None, Some(_)) => Some("a connector, which makes the whole connection"),
+                (None, None) => None,
+            };
+            if let Some(why) = why {
+                let error = format!("invalid filter of addresses for {why}: leave out `allow_address`");
+                return Err(InvalidClient(Reason::Option(error)));
+            }
+        }
         if *backend.scheme() == Scheme::HTTPS && connect.connector.is_none() && !cfg!(feature = "tls") {
             return Err(InvalidBackend::no_tls(&backend).into());
         }
@@ -649,6 +693,9 @@ mod tests {
             (valid().max_connections(0).max_response_fields(0), "write `None`"),
             (valid().max_response_fields(0), "write 1 to 24000"),
             (valid().max_response_head(0), "write a number"),
+            (valid().allow_address(|_| true).connector(HttpConnector::new()), "leave out `allow_address`"),
+            #[cfg(unix)]
+            (Client::builder("unix:/run/app.sock").allow_address(|_| true), "leave out `allow_address`"),
             #[cfg(feature = "http2")]
             (valid().http2_keep_alive(Duration::ZERO), "write `None`"),
             #[cfg(feature = "http2")]

@@ -41,6 +41,7 @@ pub(crate) use self::reuse::authenticates_connection;
 pub use self::{
     body::ResponseBody,
     builder::{ClientBuilder, InvalidClient},
+    connect::is_public,
     future::ResponseFuture,
 };
 use self::{connect::Connector, dispatch::Dispatcher, http1::codec::Limits, http2::ResponseHeadLimit};

@@ -1,6 +1,7 @@
 //! Connects to one backend: over TCP, with or without TLS, over a Unix socket, or by the operator's connector. One
 //! timeout applies to name resolution, addresses and handshakes together.
 
+mod filter;
 mod resolve;
 mod stream;
 #[cfg(feature = "tls")]
@@ -9,13 +10,7 @@ mod tls;
 #[path = "no_tls.rs"]
 mod tls;
 
-use std::{
-    error, fmt, io, iter,
-    net::SocketAddr,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{error, fmt, io, iter, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum_core::BoxError;
 use http::{Uri, uri::PathAndQuery};
@@ -28,6 +23,8 @@ use tokio::net::TcpStream;
 use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_service::Service;
 
+pub(super) use self::filter::AddressFilter;
+pub use self::filter::is_public;
 #[cfg(test)]
 pub(super) use self::stream::Properties as StreamProperties;
 pub(super) use self::stream::Stream;
@@ -35,7 +32,7 @@ pub(super) use self::stream::Stream;
 pub(super) use self::tls::{InvalidTls, Tls};
 #[cfg(feature = "tls")]
 pub use self::tls::{InvalidTls, Tls};
-use self::{resolve::Addresses, stream::Properties, tls::Handshaker};
+use self::{filter::Filtered, resolve::Addresses, stream::Properties, tls::Handshaker};
 use super::limit::Permit;
 use crate::{
     backend::Backend,
@@ -52,13 +49,22 @@ pub(super) struct Options {
     /// The operator's connector, which replaces TCP, Unix sockets and TLS.
     pub(super) connector: Option<Dial>,
     pub(super) tls: Option<Tls>,
+    /// Which addresses may be connected to. The operator's connector has none.
+    pub(super) filter: Option<AddressFilter>,
     /// Whether requests go over HTTP/2 if the backend speaks it.
     pub(super) offers_http2: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { timeout: Some(Duration::from_secs(5)), address: None, connector: None, tls: None, offers_http2: false }
+        Self {
+            timeout: Some(Duration::from_secs(5)),
+            address: None,
+            connector: None,
+            tls: None,
+            filter: None,
+            offers_http2: false,
+        }
     }
 }
 
@@ -99,7 +105,7 @@ impl Connector {
             .authority(backend.authority().clone())
             .path_and_query(PathAndQuery::from_static("/"))
             .build();
-        let tcp = tcp(options);
+        let tcp = Tcp::new(options);
         let own_tls = options.tls.as_ref().filter(|_| options.connector.is_none());
         let dial = |offers_http2| match (&options.connector, own_tls) {
             (Some(connector), _) => Ok(connector.clone()),
@@ -238,8 +244,10 @@ fn plain(backend: &Backend, tcp: Tcp) -> Dial {
             async move { Ok(Dialed::plain(tokio::net::UnixStream::connect(path).await?)) }
         }));
     }
-    let dialed = |io: TokioIo<TcpStream>| Dialed::plain(io.into_inner());
-    BoxCloneSyncService::new(tcp.map_response(dialed).map_err(Into::into))
+    BoxCloneSyncService::new(service_fn(move |uri| {
+        let connecting = tcp.clone().connect(uri);
+        async move { Ok(Dialed::plain(connecting.await?)) }
+    }))
 }
 
 impl Dialed {
@@ -249,52 +257,141 @@ impl Dialed {
     }
 }
 
-/// TCP to the backend's name or to a set address.
+/// TCP to the backend's name or to a set address, if the filter allows it.
 #[derive(Clone)]
-struct Tcp {
-    connector: HttpConnector<Addresses>,
+struct Tcp<R = Addresses> {
+    connector: HttpConnector<Filtered<R>>,
     has_address: bool,
+    filter: Option<AddressFilter>,
 }
 
-impl Service<Uri> for Tcp {
-    type Response = <HttpConnector<Addresses> as Service<Uri>>::Response;
-    type Error = <HttpConnector<Addresses> as Service<Uri>>::Error;
-    type Future = <HttpConnector<Addresses> as Service<Uri>>::Future;
+impl Tcp {
+    fn new(options: &Options) -> Self {
+        Self::with_resolver(options.address.map_or_else(Addresses::of_the_name, Addresses::Set), options)
+    }
+}
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.connector.poll_ready(cx)
+impl<R> Tcp<R> {
+    /// Resolves the backend's name for each connection, by one look-up at a time, and tries every address of it (RFC
+    /// 8305).
+    fn with_resolver(resolver: R, options: &Options) -> Self {
+        let mut connector = HttpConnector::new_with_resolver(Filtered::new(resolver, options.filter.clone()));
+        // `https` goes over TCP, too. The TLS handshake follows.
+        connector.enforce_http(false);
+        // The addresses share it, so that a dead one leaves time for the others.
+        connector.set_connect_timeout(options.timeout);
+        // Small requests and responses don't wait for an acknowledgement.
+        connector.set_nodelay(true);
+        // A tunnel may be silent for long, and its peer gone.
+        connector.set_keepalive(Some(Duration::from_secs(60)));
+        Self { connector, has_address: options.address.is_some(), filter: options.filter.clone() }
     }
 
-    fn call(&mut self, origin: Uri) -> Self::Future {
+    async fn connect(mut self, origin: Uri) -> Result<TcpStream, BoxError>
+    where
+        HttpConnector<Filtered<R>>: Service<Uri, Response = TokioIo<TcpStream>, Error: Into<BoxError>>,
+    {
         // The connector doesn't resolve a host that is an address, and replaces the port by the origin's.
         let destination = if self.has_address { Uri::from_static("http://set.invalid/") } else { origin };
-        self.connector.call(destination)
+        if let (Some(filter), Some(host)) = (&self.filter, destination.host()) {
+            filter.check_literal(host)?;
+        }
+        Ok(self.connector.call(destination).await.map_err(Into::into)?.into_inner())
     }
-}
-
-/// Resolves the backend's name for each connection, by one look-up at a time, and tries every address of it (RFC 8305).
-fn tcp(options: &Options) -> Tcp {
-    let addresses = options.address.map_or_else(Addresses::of_the_name, Addresses::Set);
-    let mut tcp = HttpConnector::new_with_resolver(addresses);
-    // `https` goes over TCP, too. The TLS handshake follows.
-    tcp.enforce_http(false);
-    // The addresses share it, so that a dead one leaves time for the others.
-    tcp.set_connect_timeout(options.timeout);
-    // Small requests and responses don't wait for an acknowledgement.
-    tcp.set_nodelay(true);
-    // A tunnel may be silent for long, and its peer gone.
-    tcp.set_keepalive(Some(Duration::from_secs(60)));
-    Tcp { connector: tcp, has_address: options.address.is_some() }
 }
 
 fn tls(backend: &Backend, tls: &Tls, tcp: Tcp, offers_http2: bool) -> Result<Dial, InvalidTls> {
     let handshaker = Arc::new(Handshaker::new(tls, backend, offers_http2)?);
     Ok(BoxCloneSyncService::new(service_fn(move |uri| {
-        let (mut tcp, handshaker) = (tcp.clone(), handshaker.clone());
+        let (tcp, handshaker) = (tcp.clone(), handshaker.clone());
         async move {
-            let (stream, is_http2) = handshaker.handshake(tcp.call(uri).await?.into_inner()).await?;
+            let (stream, is_http2) = handshaker.handshake(tcp.connect(uri).await?).await?;
             let properties = Properties { is_http2, has_own_end: true, sends_at_once: false };
             Ok(Dialed { io: Box::new(stream), properties })
         }
     })))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{IpAddr, Ipv4Addr},
+        sync::{Mutex, PoisonError},
+        vec,
+    };
+
+    use hyper_util::client::legacy::connect::dns::Name;
+    use tokio::{net::TcpListener, time::timeout};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A resolver that answers with these addresses in turn.
+    fn answering(
+        addresses: impl IntoIterator<Item = IpAddr>,
+    ) -> impl Service<
+        Name,
+        Response = vec::IntoIter<SocketAddr>,
+        Error = io::Error,
+        Future = impl Future<Output = io::Result<vec::IntoIter<SocketAddr>>> + Send,
+    > + Clone
+    + Send
+    + Sync
+    + 'static {
+        let left = Arc::new(Mutex::new(addresses.into_iter().collect::<Vec<_>>().into_iter()));
+        service_fn(move |_: Name| {
+            let address = left.lock().unwrap_or_else(PoisonError::into_inner).next().unwrap();
+            async move { Ok(vec![SocketAddr::new(address, 0)].into_iter()) }
+        })
+    }
+
+    /// DNS rebinding: a name has a public address when the application checks it, and this machine's when the client
+    /// connects.
+    #[tokio::test]
+    async fn a_name_that_changes_its_address_does_not_pass_the_filter() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri: Uri = format!("http://rebinding.example:{}/", listener.local_addr().unwrap().port()).parse().unwrap();
+        let (public, own) = (IpAddr::from([93, 184, 216, 34]), Ipv4Addr::LOCALHOST);
+        let resolver = answering([public, own.into(), own.to_ipv6_mapped().into(), own.into()]);
+
+        let checked = resolver.clone().oneshot("rebinding.example".parse().unwrap()).await.unwrap();
+        assert!(checked.into_iter().all(|address| is_public(address.ip())));
+        let connect = |filter: Option<AddressFilter>| {
+            let options = Options { filter, ..Options::default() };
+            timeout(PATIENCE, Tcp::with_resolver(resolver.clone(), &options).connect(uri.clone()))
+        };
+        for _ in 0..2 {
+            let error = connect(Some(AddressFilter::new(is_public))).await.unwrap().unwrap_err();
+            let first = Some(&*error as &(dyn error::Error + 'static));
+            let causes: Vec<_> = iter::successors(first, |error| error.source()).map(ToString::to_string).collect();
+            assert!(causes.iter().any(|cause| cause == "127.0.0.1 isn't an allowed address"), "{causes:?}");
+            assert!(timeout(Duration::ZERO, listener.accept()).await.is_err(), "it has connected");
+        }
+        // Without a filter, it leads to this machine.
+        assert!(connect(None).await.unwrap().is_ok());
+        assert!(timeout(PATIENCE, listener.accept()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_address_in_the_url_does_not_pass_the_filter() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for host in ["127.0.0.1", "[::ffff:127.0.0.1]", "localhost"] {
+            let uri: Uri = format!("http://{host}:{port}/").parse().unwrap();
+            let connect = |filter| {
+                let options = Options { filter, ..Options::default() };
+                timeout(PATIENCE, Tcp::new(&options).connect(uri.clone()))
+            };
+            assert!(connect(Some(AddressFilter::new(is_public))).await.unwrap().is_err(), "{host}");
+            assert!(timeout(Duration::ZERO, listener.accept()).await.is_err(), "{host}: it has connected");
+            assert!(connect(Some(AddressFilter::new(|_| true))).await.unwrap().is_ok(), "{host}");
+            assert!(timeout(PATIENCE, listener.accept()).await.is_ok(), "{host}");
+        }
+        // A set address is an address that is connected to.
+        let (uri, address) = (Uri::from_static("http://backend.example/"), Some(listener.local_addr().unwrap()));
+        let options = Options { address, filter: Some(AddressFilter::new(is_public)), ..Options::default() };
+        assert!(timeout(PATIENCE, Tcp::new(&options).connect(uri)).await.unwrap().is_err());
+        assert!(timeout(Duration::ZERO, listener.accept()).await.is_err(), "it has connected");
+    }
 }
