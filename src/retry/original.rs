@@ -24,11 +24,11 @@ pub(super) struct Original {
 
 impl Original {
     /// Copies a request, and returns it for the first attempt.
-    pub(super) fn of(mut request: Request<Body>, limits: Limits, memory: &Arc<Memory>) -> (Self, Request<Body>) {
+    pub(super) fn of(request: Request<Body>, limits: Limits, memory: &Arc<Memory>) -> (Self, Request<Body>) {
         let tried = Tried::default();
-        request.extensions_mut().insert(tried.clone());
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let head = parts.clone();
+        parts.extensions.insert(tried.clone());
         let (replay, body) = if body.is_end_stream() {
             (None, body)
         } else {
@@ -56,7 +56,9 @@ impl Original {
     /// Returns the head with a body that has come back with it. The layers of the previous attempt haven't changed the
     /// copy.
     pub(super) fn with_body(&self, body: Body) -> Request<Body> {
-        Request::from_parts(self.head.clone(), body)
+        let mut request = Request::from_parts(self.head.clone(), body);
+        request.extensions_mut().insert(self.tried.clone());
+        request
     }
 }
 

@@ -90,7 +90,7 @@ impl Script {
     }
 
     async fn answer(self, at: usize, mut step: Step, mut request: Request<Body>) -> Result<Response<Body>, BoxError> {
-        if let Step::Exhaust = step {
+        if matches!(step, Step::Exhaust) {
             Tried::of(request.extensions()).expect("the list of members").set_exhausted(true);
             step = self.steps.lock().unwrap().pop_front().expect("what follows");
         }
