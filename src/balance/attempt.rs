@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, sync::Arc};
 
-use axum_core::body::Body;
+use axum_core::{BoxError, body::Body};
 use http::{Request, Response};
 use http_body::Body as _;
 use tokio::time::Instant;
@@ -12,6 +12,7 @@ use super::{
     member::{Ending, MemberState},
     outcome::Outcome,
 };
+use crate::{error::Error, tried::Tried};
 
 /// An attempt that counts as in flight until this is dropped: with the response's body, or with the tunnel.
 #[derive(Debug)]
@@ -82,10 +83,23 @@ impl Attempt {
     }
 
     /// Reports that there is no response. Returns what that shows of the member.
-    pub(super) fn failed(mut self, error: &(dyn StdError + 'static)) -> Outcome {
-        let in_flight = self.in_flight.take();
-        in_flight.map_or(Outcome::Nothing, |in_flight| in_flight.member.ended(&Ending::Failed(error), Instant::now()))
+    pub(super) fn failed(mut self, error: &BoxError) -> Outcome {
+        let Some(in_flight) = self.in_flight.take() else { return Outcome::Nothing };
+        let outcome = in_flight.member.ended(&Ending::Failed(&**error), Instant::now());
+        mark_unsent(error, &in_flight.member);
+        outcome
     }
+}
+
+/// Adds the member to the list of a request that comes back with an error, so that it's sent to another one.
+fn mark_unsent(error: &BoxError, member: &MemberState) {
+    let Some(error) = Error::find(error) else { return };
+    let Some(view) = member.view() else { return };
+    error.with_unsent_request(|request| {
+        let tried = request.extensions_mut().get_or_insert_default::<Tried>();
+        tried.push(member.id);
+        tried.set_exhausted(view.is_exhausted(tried));
+    });
 }
 
 impl Drop for Attempt {

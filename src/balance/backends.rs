@@ -396,6 +396,11 @@ impl Shared {
         view
     }
 
+    /// Returns the current view.
+    pub(super) fn view(&self) -> Arc<View> {
+        self.lock().view.clone()
+    }
+
     /// Makes these the members.
     fn replace(self: &Arc<Self>, members: &[Member]) -> Result<(), InvalidBackends> {
         loop {

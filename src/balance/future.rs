@@ -104,7 +104,7 @@ impl<S: HttpService> Future for ResponseFuture<S> {
                     Err(error) => {
                         let error = error.into();
                         if let Some(attempt) = attempt {
-                            attempt.failed(&*error);
+                            attempt.failed(&error);
                         }
                         Err(error)
                     }

@@ -13,6 +13,7 @@ use super::{
     backends::Shared,
     builder::InvalidBackends,
     load::{Clock, Count, Load, Millis},
+    snapshot::View,
     watch::Watch,
 };
 use crate::{
@@ -328,6 +329,11 @@ impl MemberState {
 
     pub(super) fn clock(&self) -> Clock {
         Clock::new(self.epoch)
+    }
+
+    /// Returns the present view of its set, unless the set is gone.
+    pub(super) fn view(&self) -> Option<Arc<View>> {
+        Some(self.shared.upgrade()?.view())
     }
 
     /// Records the time from a request without a body to the head of its response.

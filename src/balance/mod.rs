@@ -142,11 +142,11 @@ impl<S: Clone + Send + Sync + 'static> Balance<S> {
     /// Replaces the service of each member by the result of `map`, which is called once per member.
     ///
     /// ```
-    /// use tower_reverse_proxy::{HostPolicy, ReverseProxyLayer};
+    /// use axum::Router;
+    /// use tower_reverse_proxy::{BoxUpstream, balance::Balance};
     ///
-    /// let proxy = ReverseProxyLayer::balanced(["http://10.0.0.1:8000", "http://10.0.0.2:8000"])
-    ///     .map_upstream(|balance| balance.map(|upstream| upstream.host(HostPolicy::Backend)));
-    /// # let _ = proxy;
+    /// let balance: Balance<BoxUpstream> = Balance::over([Router::new(), Router::new()]).map(BoxUpstream::new);
+    /// # let _ = balance;
     /// ```
     #[must_use]
     pub fn map<T: Clone + Send + Sync + 'static>(self, map: impl Fn(S) -> T + Send + Sync + 'static) -> Balance<T> {
@@ -264,7 +264,9 @@ impl<S: HttpService> Inner<S> {
             let snapshot = self.snapshot.load();
             let view = &snapshot.view;
             let tried = Tried::of(request.extensions());
-            let is_untried = |entry: &Entry| !tried.is_some_and(|tried| tried.contains(entry.state.id));
+            // A single member is tried again.
+            let is_untried =
+                |entry: &Entry| view.entries.len() == 1 || !tried.is_some_and(|tried| tried.contains(entry.state.id));
             let random = &self.backends.shared.random;
             let slow_start = view.has_slow_start.then(|| SlowStart::new(view, random));
             let admits = |entry: &Entry| slow_start.as_ref().is_none_or(|slow_start| slow_start.admits(entry));
@@ -281,7 +283,7 @@ impl<S: HttpService> Inner<S> {
             let Some(in_flight) = InFlight::begin(member) else { continue };
             if let Some(tried) = tried {
                 tried.push(member.id);
-                tried.set_exhausted(view.eligible().all(|entry| tried.contains(entry.state.id)));
+                tried.set_exhausted(view.is_exhausted(tried));
             }
             let service = snapshot.services[picked].clone();
             return ResponseFuture::call(service, request, in_flight, view.entries.len() > 1);

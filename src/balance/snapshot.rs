@@ -11,6 +11,7 @@ use super::{
     member::MemberState,
     random::{Draws, Random},
 };
+use crate::tried::Tried;
 
 /// How many members a pick compares. With five of them, the waiting times come close to those of comparing all.
 const DRAWN: usize = 5;
@@ -107,6 +108,11 @@ impl View {
     /// Returns the eligible members.
     pub(super) fn eligible(&self) -> impl Iterator<Item = &Entry> {
         self.eligible.iter().map(|&at| &self.entries[at as usize])
+    }
+
+    /// Returns whether a request has been sent to every member that it may be sent to. A single member is tried again.
+    pub(super) fn is_exhausted(&self, tried: &Tried) -> bool {
+        self.entries.len() > 1 && self.eligible().all(|entry| tried.contains(entry.state.id))
     }
 
     /// Chooses the member of a request among those that are eligible and `usable`, and returns its position.

@@ -159,7 +159,7 @@ impl<S: HttpService> Future for Trying<S> {
                 }
             }
             Err(error) => {
-                match attempt.failed(&*error) {
+                match attempt.failed(&error) {
                     // The next one shows more.
                     Outcome::Nothing => drop(trial),
                     outcome => trial.failed(outcome),

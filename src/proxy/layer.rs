@@ -6,6 +6,7 @@ use super::service::{ReverseProxy, ReverseProxyService};
 use crate::{
     balance::{Backends, Balance, InvalidBackends, Member},
     client::{Client, InvalidClient},
+    retry::{Retry, RetryPolicy},
     service::HttpService,
     upstream::{BoxUpstream, Upstream},
 };
@@ -92,12 +93,13 @@ impl ReverseProxyLayer {
     }
 }
 
-impl ReverseProxyLayer<Balance<Upstream<Client>>> {
+impl ReverseProxyLayer<Retry<Balance<Upstream<Client>>>> {
     /// Forwards each request to one of several backends: a list of origins or of [`Member`]s, or [`Backends`], or their
     /// builder, which has the options.
     ///
-    /// It goes to the backend with the fewest requests in flight: see [`balance`](crate::balance). A handle of the
-    /// [`Backends`] changes the set later.
+    /// It goes to the backend with the fewest requests in flight: see [`balance`](crate::balance). If nothing of it
+    /// reached that one, it's sent to another: see [`retry`](Self::retry). A handle of the [`Backends`] changes the set
+    /// later.
     ///
     /// ```
     /// use tower_reverse_proxy::{Backends, ReverseProxyLayer};
@@ -143,7 +145,7 @@ impl ReverseProxyLayer<Balance<Upstream<Client>>> {
             Some(client) => Upstream::with_client(client.backend().clone(), client.clone()),
             None => panic!("a member with an address has a client"),
         });
-        Ok(Self::with_upstream(balance))
+        Ok(Self::with_upstream(Retry::new(balance, RetryPolicy::default())))
     }
 }
 
@@ -224,14 +226,14 @@ impl<C> ReverseProxyLayer<Upstream<C>> {
     }
 }
 
-impl<C> ReverseProxyLayer<Balance<Upstream<C>>>
+impl<C> ReverseProxyLayer<Retry<Balance<Upstream<C>>>>
 where
     C: Clone + Send + Sync + 'static,
 {
     /// Adds a layer on the upstream side, around the client of each backend, those of later sets included.
     ///
     /// It's applied once per backend, when the layer is added or the backend is. A limit is therefore one of each
-    /// backend. It's otherwise as with one backend.
+    /// backend. It sees each attempt of a request that is [sent again](Self::retry). It's otherwise as with one backend.
     ///
     /// ```
     /// use tower_reverse_proxy::{RemoteUserLayer, ReverseProxyLayer};
@@ -241,12 +243,51 @@ where
     ///     .upstream_layer(RemoteUserLayer::new());
     /// # let _ = proxy;
     /// ```
-    pub fn upstream_layer<L>(self, layer: L) -> ReverseProxyLayer<Balance<Upstream<L::Service>>>
+    pub fn upstream_layer<L>(self, layer: L) -> ReverseProxyLayer<Retry<Balance<Upstream<L::Service>>>>
     where
         L: Layer<C, Service: Clone + Send + Sync + 'static> + Send + Sync + 'static,
         Upstream<L::Service>: HttpService,
     {
-        self.map_upstream(|balance| balance.map(move |upstream| upstream.layer(&layer)))
+        self.map_members(move |upstream| upstream.layer(&layer))
+    }
+}
+
+impl<S: Clone + Send + Sync + 'static> ReverseProxyLayer<Retry<Balance<S>>> {
+    /// Replaces the upstream of each backend, those of later sets included, by the result of `map`, which sets its options
+    /// or puts a layer around it.
+    ///
+    /// It's called once per backend.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{HostPolicy, ReverseProxyLayer};
+    ///
+    /// // Each backend gets its own name in `Host`.
+    /// let proxy = ReverseProxyLayer::balanced(["http://app-1.internal:8000", "http://app-2.internal:8000"])
+    ///     .map_members(|upstream| upstream.host(HostPolicy::Backend));
+    /// # let _ = proxy;
+    /// ```
+    pub fn map_members<T>(self, map: impl Fn(S) -> T + Send + Sync + 'static) -> ReverseProxyLayer<Retry<Balance<T>>>
+    where
+        T: HttpService + Send + Sync + 'static,
+    {
+        self.map_upstream(|retry| retry.map(|balance| balance.map(map)))
+    }
+}
+
+impl<S: HttpService> ReverseProxyLayer<Retry<S>> {
+    /// Sets which requests are sent again to another backend, and how often. Default:
+    /// [`RetryPolicy::unsent`](crate::RetryPolicy::unsent), those of which nothing reached a backend.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{ReverseProxyLayer, RetryPolicy};
+    ///
+    /// let proxy = ReverseProxyLayer::balanced(["http://10.0.0.1:8000", "http://10.0.0.2:8000"])
+    ///     .retry(RetryPolicy::idempotent());
+    /// # let _ = proxy;
+    /// ```
+    #[doc(alias = "proxy_next_upstream")]
+    pub fn retry(self, policy: RetryPolicy) -> Self {
+        self.map_upstream(|retry| Retry::new(retry.into_inner(), policy))
     }
 }
 

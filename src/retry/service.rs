@@ -72,6 +72,19 @@ impl<S> Retry<S> {
         &mut self.inner
     }
 
+    /// Replaces the service inside by the result of `map`.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{HostPolicy, Retry, RetryPolicy, Upstream};
+    ///
+    /// let upstream = Retry::new(Upstream::new("http://127.0.0.1:8000"), RetryPolicy::unsent())
+    ///     .map(|upstream| upstream.host(HostPolicy::Backend));
+    /// # let _ = upstream;
+    /// ```
+    pub fn map<T>(self, map: impl FnOnce(S) -> T) -> Retry<T> {
+        Retry { inner: map(self.inner), policy: self.policy }
+    }
+
     /// Returns the service inside, without retries.
     ///
     /// ```

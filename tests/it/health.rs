@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tower_reverse_proxy::{
-    Backends, ReverseProxyLayer, Upstream,
+    Backends, Retry, RetryPolicy, ReverseProxyLayer, Upstream,
     balance::{BackendsBuilder, Balance, Check, Eject, Member, MemberStatus, NoneHealthy, State, Verdict},
 };
 
@@ -107,6 +107,9 @@ fn builder(members: &[&Moody]) -> BackendsBuilder {
     Backends::builder(members.iter().map(|member| Member::new(&*member.origin)))
 }
 
+/// A mount without retries, which would hide the failures.
+type Balanced = ReverseProxyLayer<Retry<Balance<Upstream>>>;
+
 /// A set whose only free member is `bad`, so that it gets the requests until it's out: all others hold responses of the
 /// wires.
 struct Set {
@@ -119,14 +122,9 @@ async fn set_of(bad: &str, good: &Moody, eject: Eject) -> Set {
     set_behind(bad, good, eject, |layer| layer).await
 }
 
-async fn set_behind(
-    bad: &str,
-    good: &Moody,
-    eject: Eject,
-    options: impl FnOnce(ReverseProxyLayer<Balance<Upstream>>) -> ReverseProxyLayer<Balance<Upstream>>,
-) -> Set {
+async fn set_behind(bad: &str, good: &Moody, eject: Eject, options: impl FnOnce(Balanced) -> Balanced) -> Set {
     let backends = builder(&[good]).eject(eject).slow_start(Duration::ZERO).build().unwrap();
-    let proxy = options(ReverseProxyLayer::balanced(&backends).prefix("/app"));
+    let proxy = options(ReverseProxyLayer::balanced(&backends).retry(RetryPolicy::none()).prefix("/app"));
     let addr = front(Router::new().layer(proxy)).await;
     let mut held = Vec::new();
     for _ in 0..20 {
@@ -148,7 +146,7 @@ fn refusing() -> (String, TcpSocket) {
 
 /// A front with a local route, and the set at `/app`.
 async fn balanced(backends: &Backends) -> SocketAddr {
-    let proxy = ReverseProxyLayer::balanced(backends).prefix("/app");
+    let proxy = ReverseProxyLayer::balanced(backends).retry(RetryPolicy::none()).prefix("/app");
     front(Router::new().route("/own", route(|| async { "own" })).layer(proxy)).await
 }
 

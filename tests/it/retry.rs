@@ -1,21 +1,27 @@
 //! Retries over the wire: what reaches the backends, and what the client gets.
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use axum::Router;
 use tokio::{
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     sync::mpsc::{UnboundedReceiver, unbounded_channel},
+    task::{AbortHandle, JoinSet},
+    time::sleep,
 };
-use tower_reverse_proxy::{Retry, RetryPolicy, ReverseProxyLayer, Upstream};
+use tower_reverse_proxy::{
+    Backends, BasicAuthLayer, Retry, RetryPolicy, ReverseProxyLayer, Upstream, balance::MemberStatus,
+};
 
-use crate::support::{Message, Wire, ask, backend, client, front, others_run, refusing, within};
+use crate::support::{Message, Wire, answering, ask, backend, client, front, mirror, others_run, refusing, within};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const UNAVAILABLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy";
@@ -198,11 +204,197 @@ async fn a_retry_needs_no_second_connection() {
     assert_eq!(ask(addr, bare("GET")).await.status(), 200);
 }
 
+// ---- Several backends ----
+
+/// Two backends that refuse connections and one that doesn't.
+async fn two_of_three_refusing(last: String) -> Backends {
+    Backends::new([refusing().await, refusing().await, last])
+}
+
+async fn balanced(backends: &Backends, policy: RetryPolicy) -> SocketAddr {
+    front(Router::new().layer(ReverseProxyLayer::balanced(backends).retry(policy))).await
+}
+
+fn requests(backends: &Backends) -> Vec<u64> {
+    backends.status().iter().map(MemberStatus::requests).collect()
+}
+
+#[tokio::test]
+async fn requests_fail_over_to_the_backend_that_can_be_reached() {
+    let chunked = "POST /x?y HTTP/1.1\r\nHost: front.example\r\nTransfer-Encoding: chunked\r\n\r\n\
+                   3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n";
+    for request in [bare("GET"), with_body("POST"), with_body("PUT"), chunked.to_owned()] {
+        // A new set each time, because one learns which backends are down.
+        for _ in 0..3 {
+            let backends = two_of_three_refusing(mirror().await).await;
+            let addr =
+                front(Router::new().layer(
+                    ReverseProxyLayer::balanced(&backends).upstream_layer(BasicAuthLayer::new("front", "s3cret")),
+                ))
+                .await;
+            let mirrored = ask(addr, &request).await.mirrored();
+            assert_eq!(mirrored.start_line().split(' ').nth(1), Some("/x?y"));
+            assert_eq!(
+                mirrored.text(),
+                if request.ends_with("\r\n\r\n") && !request.contains("hel") { "" } else { "hello" }
+            );
+            // The layer has seen up to three attempts.
+            assert_eq!(mirrored.all("authorization").len(), 1);
+            assert_eq!(mirrored.field("host"), Some("front.example"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upgrade_fails_over_while_nothing_of_it_was_sent() {
+    let accept = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+                   Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+    let echo = backend(move |mut wire| async move {
+        wire.head().await.unwrap();
+        wire.send(accept).await;
+        let bytes = wire.bytes(5).await;
+        wire.send(&bytes).await;
+    })
+    .await;
+    let addr = balanced(&two_of_three_refusing(echo).await, RetryPolicy::default()).await;
+    let mut wire = client(addr).await;
+    wire.send(
+        b"GET /x HTTP/1.1\r\nHost: front.example\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    )
+    .await;
+    assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101 "));
+    wire.send(b"hello").await;
+    assert_eq!(wire.bytes(5).await, b"hello");
+}
+
+#[tokio::test]
+async fn a_request_is_sent_once_to_each_backend_at_most() {
+    for policy in [RetryPolicy::unsent().attempts(9), RetryPolicy::idempotent().attempts(9)] {
+        for request in [bare("GET"), with_body("POST"), with_body("PUT")] {
+            let backends = Backends::new([refusing().await, refusing().await, refusing().await]);
+            assert_eq!(ask(balanced(&backends, policy.clone()).await, request).await.status(), 502);
+            assert_eq!(requests(&backends), [1, 1, 1]);
+        }
+    }
+    let busy = || answering(UNAVAILABLE);
+    let backends = Backends::new([busy().await, busy().await, busy().await]);
+    let response = ask(balanced(&backends, RetryPolicy::idempotent().attempts(9)).await, with_body("PUT")).await;
+    assert_eq!((response.status(), &*response.text()), (503, "busy"));
+    assert_eq!(requests(&backends), [1, 1, 1]);
+    // Without retries, one backend gets it.
+    let backends = Backends::new([busy().await, refusing().await]);
+    let addr = balanced(&backends, RetryPolicy::none()).await;
+    assert!([502, 503].contains(&ask(addr, bare("GET")).await.status()));
+    assert_eq!(requests(&backends).iter().sum::<u64>(), 1);
+}
+
+#[tokio::test]
+async fn the_only_backend_of_a_set_is_tried_again() {
+    let (origin, _requests) = script([Does::Closes, Does::Answers(UNAVAILABLE), Does::Answers(OK)]).await;
+    let backends = Backends::new([origin]);
+    assert_eq!(ask(balanced(&backends, RetryPolicy::idempotent()).await, bare("GET")).await.status(), 200);
+    assert_eq!(requests(&backends), [3]);
+}
+
+/// A backend that can be killed: its connections close, and no new ones are accepted. It counts what it has got.
+async fn mortal(seen: Arc<Mutex<HashMap<String, usize>>>) -> (String, AbortHandle) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    let task = tokio::spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            let seen = seen.clone();
+            connections.spawn(async move {
+                let mut wire = Wire::new(stream);
+                while let Some(request) = wire.message().await {
+                    *seen.lock().unwrap().entry(request.start_line().to_owned()).or_default() += 1;
+                    sleep(Duration::from_millis(2)).await;
+                    wire.send(OK).await;
+                }
+            });
+        }
+    });
+    (origin, task.abort_handle())
+}
+
+#[tokio::test]
+async fn no_get_fails_and_no_post_is_sent_twice_when_a_backend_is_killed() {
+    const CLIENTS: usize = 6;
+    let seen = Arc::new(Mutex::new(HashMap::new()));
+    let (mut origins, mut kill) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let (origin, handle) = mortal(seen.clone()).await;
+        origins.push(origin);
+        kill.push(handle);
+    }
+    let addr = balanced(&Backends::new(origins), RetryPolicy::idempotent()).await;
+    let done = Arc::new(AtomicUsize::new(0));
+    let mut clients = JoinSet::new();
+    for at in 0..2 * CLIENTS {
+        let done = done.clone();
+        clients.spawn(async move {
+            let is_get = at < CLIENTS;
+            let mut failed = 0;
+            let mut wire = client(addr).await;
+            for request in 0..60 {
+                let target = format!("/{at}/{request} HTTP/1.1\r\nHost: front.example\r\n");
+                let message = match is_get {
+                    true => format!("GET {target}\r\n"),
+                    false => format!("POST {target}Content-Length: 5\r\n\r\nhello"),
+                };
+                wire.send(message.as_bytes()).await;
+                let status = wire.message().await.expect("a response").status();
+                failed += usize::from(status != 200);
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+            (is_get, failed)
+        });
+    }
+    while done.load(Ordering::Relaxed) < 200 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    kill[1].abort();
+    let (mut gets, mut posts) = (0, 0);
+    while let Some(client) = within(clients.join_next()).await {
+        let (is_get, failed) = client.unwrap();
+        *(if is_get { &mut gets } else { &mut posts }) += failed;
+    }
+    assert_eq!(gets, 0, "GETs failed");
+    // Each client had one under way.
+    assert!(posts <= CLIENTS, "{posts} POSTs failed");
+    let seen = seen.lock().unwrap();
+    let twice: Vec<_> = seen.iter().filter(|(line, count)| line.starts_with("POST") && **count > 1).collect();
+    assert!(twice.is_empty(), "{twice:?}");
+    assert!(seen.len() >= 2 * CLIENTS * 60 - posts, "requests were lost");
+}
+
+/// A client that leaves during an attempt, or between two of them, ends the request.
+#[tokio::test]
+async fn no_further_attempt_is_made_for_a_client_that_has_left() {
+    let (seen, mut heads) = unbounded_channel();
+    let origin = backend(move |mut wire| {
+        let seen = seen.clone();
+        async move {
+            let head = wire.head().await.unwrap();
+            let _ = seen.send(head);
+            // The client leaves first.
+            wire.closed().await;
+        }
+    })
+    .await;
+    let addr = mounted(&origin, RetryPolicy::idempotent()).await;
+    let mut wire = client(addr).await;
+    wire.send(bare("GET").as_bytes()).await;
+    within(heads.recv()).await.unwrap();
+    drop(wire);
+    sleep(Duration::from_millis(300)).await;
+    assert!(heads.try_recv().is_err());
+}
+
 #[cfg(feature = "http2")]
 #[tokio::test]
 async fn a_body_over_http2_is_sent_again() {
-    use std::sync::Mutex;
-
     use axum::{body::Body, http::Response};
     use http_body_util::BodyExt;
     use tower_reverse_proxy::Client;
