@@ -228,7 +228,7 @@ impl Case {
         };
         let mut trailers: Fields = self.trailers.iter().flatten().cloned().collect();
         trailers.retain(|(name, _)| {
-            message.is_chunked && is_announced(name) && !is_framing(name) && !name.eq_ignore_ascii_case(b"host")
+            message.is_chunked && is_announced(name) && !is_framing(name) && !is_never_trailer(name)
         });
         for (name, value) in &mut trailers {
             *name = self.styled(name);
@@ -252,6 +252,23 @@ impl Case {
         }
         name
     }
+}
+
+/// Whether the field must not be a trailer, although it's announced (RFC 9110, section 6.5.1).
+fn is_never_trailer(name: &[u8]) -> bool {
+    let names = [
+        "authorization",
+        "cache-control",
+        "content-encoding",
+        "content-range",
+        "content-type",
+        "host",
+        "max-forwards",
+        "set-cookie",
+        "te",
+        "trailer",
+    ];
+    names.iter().any(|never| name.eq_ignore_ascii_case(never.as_bytes()))
 }
 
 fn map(fields: &Fields) -> Option<HeaderMap> {
