@@ -21,7 +21,9 @@ use axum::{body::Body, extract::Request, response::Response};
 use http::{HeaderValue, Method, Uri, request::Parts};
 use tokio::sync::Notify;
 use tower::{Layer, Service};
-use tower_reverse_proxy::{Error, HttpService, RemoteUserLayer, Retry, RetryPolicy, ReverseProxyLayer, Tunnels};
+use tower_reverse_proxy::{
+    Error, HttpService, RemoteUserLayer, Retry, RetryPolicy, ReverseProxyLayer, Tunnels, balance::Balance,
+};
 
 /// A service that is ready at once. The allocations of its own response aren't counted.
 #[derive(Clone)]
@@ -136,6 +138,12 @@ fn retries_of_unsent_requests_allocate_nothing() {
         for policy in [RetryPolicy::none(), RetryPolicy::unsent()] {
             assert_eq!(count(Some(policy), case), without, "{:?}", case().method());
         }
+    }
+    // Around a balancer, as `ReverseProxyLayer::balanced` makes it.
+    let balance = || Balance::over([Immediate, Immediate, Immediate]);
+    for case in cases {
+        let balanced = ReverseProxyLayer::with_upstream(Retry::new(balance(), RetryPolicy::default()));
+        assert_eq!(allocations(&balanced, case), count(None, case), "{:?}", case().method());
     }
     let [get, post] = cases;
     // A `POST` isn't copied. Measured for a `GET`: the list of members and its place among the extensions, the copy of the
