@@ -1,6 +1,12 @@
 //! Resources that an open tunnel keeps, as a response extension.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use http::Extensions;
 
@@ -11,20 +17,61 @@ use http::Extensions;
 /// [`Switched`](crate::switched::Switched).
 #[derive(Clone)]
 pub(crate) struct TunnelGuard {
-    _link: Arc<dyn Send + Sync>,
+    link: Arc<dyn Link>,
 }
 
+/// What a tunnel may keep.
+pub(crate) trait TunnelResource: Send + Sync + 'static {
+    /// Returns a future that completes when the tunnel has to end. `None` if the resource lasts as long as the tunnel
+    /// does.
+    fn ends(&self) -> Option<TunnelEnd> {
+        None
+    }
+}
+
+/// Completes when a tunnel has to end.
+pub(crate) type TunnelEnd = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// A resource, and the guard that the response had before.
-struct Link<R> {
-    _resource: R,
-    _next: Option<TunnelGuard>,
+struct Linked<R> {
+    resource: R,
+    next: Option<TunnelGuard>,
+}
+
+trait Link: Send + Sync {
+    fn resource(&self) -> &dyn TunnelResource;
+    fn next(&self) -> Option<&TunnelGuard>;
+}
+
+impl<R: TunnelResource> Link for Linked<R> {
+    fn resource(&self) -> &dyn TunnelResource {
+        &self.resource
+    }
+
+    fn next(&self) -> Option<&TunnelGuard> {
+        self.next.as_ref()
+    }
 }
 
 impl TunnelGuard {
     /// Adds a resource to those of the response. It's dropped before them.
-    pub(crate) fn insert(extensions: &mut Extensions, resource: impl Send + Sync + 'static) {
-        let link = Link { _resource: resource, _next: extensions.remove() };
-        extensions.insert(Self { _link: Arc::new(link) });
+    pub(crate) fn insert(extensions: &mut Extensions, resource: impl TunnelResource) {
+        let linked = Linked { resource, next: extensions.remove() };
+        extensions.insert(Self { link: Arc::new(linked) });
+    }
+
+    /// Returns the futures of all resources that may end the tunnel.
+    pub(crate) fn ends(&self) -> Vec<TunnelEnd> {
+        let guards = std::iter::successors(Some(self), |guard| guard.link.next());
+        guards.filter_map(|guard| guard.link.resource().ends()).collect()
+    }
+}
+
+/// Polls each of the futures until one is complete.
+pub(crate) fn poll_any(ends: &mut [TunnelEnd], cx: &mut Context<'_>) -> Poll<()> {
+    match ends.iter_mut().any(|end| end.as_mut().poll(cx).is_ready()) {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
     }
 }
 
@@ -38,9 +85,18 @@ impl fmt::Debug for TunnelGuard {
 mod tests {
     use std::sync::{Mutex, PoisonError};
 
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
 
-    struct Logged(&'static str, Arc<Mutex<Vec<&'static str>>>);
+    struct Logged(&'static str, Arc<Mutex<Vec<&'static str>>>, Option<CancellationToken>);
+
+    impl TunnelResource for Logged {
+        fn ends(&self) -> Option<TunnelEnd> {
+            let ended = self.2.clone()?;
+            Some(Box::pin(ended.cancelled_owned()))
+        }
+    }
 
     impl Drop for Logged {
         fn drop(&mut self) {
@@ -52,12 +108,29 @@ mod tests {
     fn all_resources_are_dropped_with_the_last_clone() {
         let log = Arc::new(Mutex::new(Vec::new()));
         let mut extensions = Extensions::new();
-        TunnelGuard::insert(&mut extensions, Logged("stream", log.clone()));
-        TunnelGuard::insert(&mut extensions, Logged("attempt", log.clone()));
+        TunnelGuard::insert(&mut extensions, Logged("stream", log.clone(), None));
+        TunnelGuard::insert(&mut extensions, Logged("attempt", log.clone(), None));
         let clone = extensions.clone();
         drop(extensions);
         assert_eq!(*log.lock().unwrap(), [""; 0]);
         drop(clone);
         assert_eq!(*log.lock().unwrap(), ["attempt", "stream"]);
+    }
+
+    #[test]
+    fn any_resource_ends_the_tunnel() {
+        for ended in ["inner", "outer"] {
+            let tokens = ["inner", "outer"].map(|name| (name, CancellationToken::new()));
+            let mut extensions = Extensions::new();
+            for (name, token) in &tokens {
+                TunnelGuard::insert(&mut extensions, Logged(name, Arc::default(), Some(token.clone())));
+                TunnelGuard::insert(&mut extensions, Logged("stream", Arc::default(), None));
+            }
+            let mut ends = extensions.get::<TunnelGuard>().unwrap().ends();
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            assert!(poll_any(&mut ends, &mut cx).is_pending());
+            tokens.iter().find(|(name, _)| *name == ended).unwrap().1.cancel();
+            assert!(poll_any(&mut ends, &mut cx).is_ready(), "{ended}");
+        }
     }
 }

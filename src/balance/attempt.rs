@@ -12,40 +12,69 @@ use super::{
     member::{Ending, MemberState},
     outcome::Outcome,
 };
-use crate::{error::Error, tried::Tried};
+use crate::{
+    error::Error,
+    tried::Tried,
+    tunnel_guard::{TunnelEnd, TunnelResource},
+};
 
 /// An attempt that counts as in flight until this is dropped: with the response's body, or with the tunnel.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    member: Arc<MemberState>,
+    /// `None` once it's no longer counted.
+    member: Option<Arc<MemberState>>,
 }
 
 impl InFlight {
     /// Begins an attempt. `None` if the member is leaving its set.
     pub(super) fn begin(member: &Arc<MemberState>) -> Option<Self> {
-        let counted = member.load.begin();
-        let this = Self { member: member.clone() };
-        (counted == Count::Counted).then_some(this)
+        let count = member.load.begin();
+        let this = Self::counted(member.clone());
+        (count == Count::Counted).then_some(this)
     }
 
-    pub(super) fn member(&self) -> &Arc<MemberState> {
-        &self.member
+    /// Guards an attempt that is counted already.
+    pub(super) fn counted(member: Arc<MemberState>) -> Self {
+        Self { member: Some(member) }
+    }
+
+    /// Leaves the attempt counted.
+    pub(super) fn forget(mut self) {
+        self.member = None;
+    }
+
+    pub(super) fn member(&self) -> Option<&Arc<MemberState>> {
+        self.member.as_ref()
+    }
+
+    fn ended(&self, ending: &Ending<'_>, now: Instant) -> Outcome {
+        self.member.as_ref().map_or(Outcome::Nothing, |member| member.ended(ending, now))
     }
 
     /// Reports that the response has ended well.
     pub(super) fn ended_well(self) {
-        self.member.ended_well();
+        if let Some(member) = &self.member {
+            member.ended_well();
+        }
     }
 
     /// Reports that the response's body has failed.
     pub(super) fn body_failed(&self, error: &(dyn StdError + 'static)) {
-        self.member.ended(&Ending::BodyFailed(error), Instant::now());
+        self.ended(&Ending::BodyFailed(error), Instant::now());
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.member.end();
+        if let Some(member) = self.member.take() {
+            member.end();
+        }
+    }
+}
+
+impl TunnelResource for InFlight {
+    fn ends(&self) -> Option<TunnelEnd> {
+        self.member.as_ref().and_then(MemberState::tunnel_end)
     }
 }
 
@@ -72,21 +101,26 @@ impl Attempt {
         let Some(in_flight) = self.in_flight.take() else { return (Outcome::Nothing, None) };
         let (status, headers, began) = (response.status(), response.headers(), self.began);
         let now = Instant::now();
-        let outcome = in_flight.member.ended(&Ending::Responded { status, headers, began }, now);
+        let outcome = in_flight.ended(&Ending::Responded { status, headers, began }, now);
         if let Some(began) = self.began
             && self.is_bodiless
             && !status.is_server_error()
+            && let Some(member) = in_flight.member()
         {
-            in_flight.member.responded_after(began, now);
+            member.responded_after(began, now);
         }
         (outcome, Some(in_flight))
     }
 
     /// Reports that there is no response. Returns what that shows of the member.
+    ///
+    /// If the error has the request, the member is recorded in it, so that a further attempt goes to another one.
     pub(super) fn failed(mut self, error: &BoxError) -> Outcome {
         let Some(in_flight) = self.in_flight.take() else { return Outcome::Nothing };
-        let outcome = in_flight.member.ended(&Ending::Failed(&**error), Instant::now());
-        mark_unsent(error, &in_flight.member);
+        let outcome = in_flight.ended(&Ending::Failed(&**error), Instant::now());
+        if let Some(member) = in_flight.member() {
+            mark_unsent(error, member);
+        }
         outcome
     }
 }
@@ -107,7 +141,7 @@ impl Drop for Attempt {
         if let Some(in_flight) = &self.in_flight {
             let now = Instant::now();
             let after = self.began.map(|began| now.saturating_duration_since(began));
-            in_flight.member.ended(&Ending::Abandoned { after }, now);
+            in_flight.ended(&Ending::Abandoned { after }, now);
         }
     }
 }

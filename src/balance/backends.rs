@@ -17,6 +17,7 @@ use super::{
     health::{Health, SetHealth},
     load::Count,
     member::{Member, MemberState, State},
+    queue::Queue,
     random::Random,
     snapshot::{Entry, View},
     watch::Watch,
@@ -113,6 +114,7 @@ impl Backends {
         let shared = Arc::new(Shared {
             has_services: members.iter().any(Member::is_service),
             random: Random::new(options.seed),
+            queue: options.max_requests.map(|places| Arc::new(Queue::new(places, options.queue_timeout))),
             options,
             epoch: Instant::now(),
             checks: CheckTask::default(),
@@ -135,7 +137,8 @@ impl Backends {
     ///
     /// Members are compared by their scheme, authority and address. Those that are in both sets keep their connections,
     /// load and health. One that isn't in the new set gets no more requests. It's [listed](Self::status) as
-    /// [draining](State::Draining) until its last exchange has ended, which no request notices.
+    /// [draining](State::Draining) until its last exchange has ended, which no request notices. Its tunnels are closed
+    /// after the [`drain_timeout`](BackendsBuilder::drain_timeout).
     ///
     /// ```
     /// use tower_reverse_proxy::Backends;
@@ -162,7 +165,8 @@ impl Backends {
 
     /// Removes a member, and waits until its last exchange and its last tunnel have ended.
     ///
-    /// It's removed when this is called; the future only waits. It returns `false` at once if there is no member of this
+    /// It's removed when this is called; the future only waits. Its tunnels are closed after the
+    /// [`drain_timeout`](BackendsBuilder::drain_timeout); an exchange may take any time. It returns `false` at once if there is no member of this
     /// name. If it was the last one, requests are answered with 503.
     ///
     /// ```
@@ -359,7 +363,9 @@ pub(super) struct Shared {
     pub(super) random: Random,
     /// Whether the members have names only, and no address.
     has_services: bool,
-    epoch: Instant,
+    /// `Some` with a limit of the requests in flight.
+    pub(super) queue: Option<Arc<Queue>>,
+    pub(super) epoch: Instant,
     pub(super) checks: CheckTask,
     /// Nothing is woken or dropped under it, and no subscriber is called.
     set: Mutex<Set>,
@@ -445,7 +451,7 @@ impl Shared {
     fn member(self: &Arc<Self>, member: &Member) -> Result<Arc<MemberState>, InvalidBackends> {
         let member = member.clone().connected(|client| self.options.client(client))?;
         let watch = self.watch(&member)?;
-        Ok(Arc::new(MemberState::new(member, self.epoch, Arc::downgrade(self), watch)))
+        Ok(Arc::new(MemberState::new(member, self, watch)))
     }
 
     /// Returns the health of a new member.
@@ -491,6 +497,7 @@ impl Shared {
         self.checks.set_changed();
         self.leave(&removed);
         if !returned.is_empty() {
+            returned.iter().for_each(|state| state.returned());
             self.drained.notify_waiters();
         }
         true
@@ -507,11 +514,17 @@ impl Shared {
     /// Makes this the current view, and gives it to the subscribers.
     fn publish(&self, mut set: MutexGuard<'_, Set>, view: Arc<View>) {
         let old = mem::replace(&mut set.view, view.clone());
+        for (position, entry) in (0..).zip(&view.entries) {
+            entry.state.set_eligible(view.eligible.binary_search(&position).is_ok());
+        }
         let subscribers: Vec<_> = set.subscribers.iter().filter_map(Weak::upgrade).collect();
         drop(set);
         drop(old);
         for subscriber in subscribers {
             subscriber.changed(&view);
+        }
+        if let Some(queue) = &self.queue {
+            queue.fill(&view);
         }
     }
 
@@ -527,6 +540,7 @@ impl Shared {
         set.draining = draining;
         drop(set);
         drop(ended);
+        removed.iter().filter(|state| state.load.is_leaving()).for_each(|state| state.removed());
         if !left.is_empty() {
             self.drained.notify_waiters();
         }

@@ -3,7 +3,7 @@
 use std::{convert::Infallible, error, fmt, sync::Arc, time::Duration};
 
 use super::{backends::Backends, check::Check, eject::Eject, member::Member, snapshot::Rules};
-use crate::client::ClientBuilder;
+use crate::{client::ClientBuilder, timeout::bounded};
 
 /// Builds [`Backends`]. [`Backends::builder`] returns it.
 ///
@@ -24,11 +24,27 @@ pub struct BackendsBuilder {
 }
 
 /// The options, each with its default.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Options {
     client: Option<Arc<dyn Fn(ClientBuilder) -> ClientBuilder + Send + Sync>>,
+    pub(super) max_requests: Option<u32>,
+    pub(super) queue_timeout: Option<Duration>,
+    pub(super) drain_timeout: Option<Duration>,
     pub(super) seed: Option<u64>,
     pub(super) health: HealthOptions,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            client: None,
+            max_requests: None,
+            queue_timeout: Some(Duration::from_secs(1)),
+            drain_timeout: Some(Duration::from_secs(30)),
+            seed: None,
+            health: HealthOptions::default(),
+        }
+    }
 }
 
 /// The options of the members' health.
@@ -151,6 +167,68 @@ impl BackendsBuilder {
         self
     }
 
+    /// Sets how many requests may be in flight at each backend, event streams and tunnels included. Default: `None`, no
+    /// limit. 0 is an error.
+    ///
+    /// A request that finds all backends full waits for the first of them that has room, in order of arrival, for no
+    /// longer than the [`queue_timeout`](Self::queue_timeout). At most twice as many requests as there is room for may
+    /// wait, but always 100. Further ones get 503 at once, as do those whose time is over
+    /// ([`ErrorKind::Overloaded`](crate::ErrorKind::Overloaded)), with `Retry-After: 1`. A request that is sent again after
+    /// a failure doesn't wait.
+    ///
+    /// Each member's client may have a [`max_connections`](ClientBuilder::max_connections) too. Where this limit isn't
+    /// above that one, no request waits there, where it could use its own backend only.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::Backends;
+    ///
+    /// // Backends with eight worker processes each.
+    /// let backends = Backends::builder(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]).max_requests(8);
+    /// # let _ = backends;
+    /// ```
+    #[doc(alias = "max_conns")]
+    #[doc(alias = "maxconn")]
+    pub fn max_requests(mut self, requests: impl Into<Option<u32>>) -> Self {
+        self.options.max_requests = requests.into();
+        self
+    }
+
+    /// Sets how long a request may wait at the limit of [`max_requests`](Self::max_requests). Default: 1 second. `None`
+    /// disables it.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_reverse_proxy::Backends;
+    ///
+    /// let backends = Backends::builder(["http://10.0.0.1:8000", "http://10.0.0.2:8000"])
+    ///     .max_requests(8)
+    ///     .queue_timeout(Duration::from_secs(5));
+    /// # let _ = backends;
+    /// ```
+    pub fn queue_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.options.queue_timeout = bounded(timeout);
+        self
+    }
+
+    /// Sets how long the tunnels of a backend last after it was removed from the set. Default: 30 seconds. With `None`,
+    /// they last until a side closes them.
+    ///
+    /// Its exchanges aren't cut, however long they take.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_reverse_proxy::Backends;
+    ///
+    /// let backends = Backends::builder(["http://10.0.0.1:8000", "http://10.0.0.2:8000"])
+    ///     .drain_timeout(Duration::from_secs(5));
+    /// # let _ = backends;
+    /// ```
+    #[doc(alias = "deregistration delay")]
+    pub fn drain_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.options.drain_timeout = bounded(timeout);
+        self
+    }
+
     /// Sets the seed of the random numbers by which members are picked. Default: another one in each process.
     ///
     /// It's for tests that have to give the same result again.
@@ -177,9 +255,13 @@ impl BackendsBuilder {
     ///
     /// # Errors
     ///
-    /// If there is no member, a member isn't an origin, two of them are the same, a weight is 0, a client can't be
-    /// built, or the path of a check isn't one. The text contains what to write instead.
+    /// If there is no member, a member isn't an origin, two of them are the same, a weight or a limit is 0, a client can't
+    /// be built, or the path of a check isn't one. The text contains what to write instead.
     pub fn build(self) -> Result<Backends, InvalidBackends> {
+        if self.options.max_requests == Some(0) {
+            let text = "invalid maximum of 0 requests: write 1 or more, or `None` for no limit";
+            return Err(InvalidBackends::new(text.to_owned()));
+        }
         if let Some(check) = &self.options.health.check {
             check.path().map_err(|error| InvalidBackends::new(error.to_string()))?;
             if self.members.iter().any(Member::is_service) {
@@ -213,7 +295,13 @@ impl Options {
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Options").field("seed", &self.seed).field("health", &self.health).finish_non_exhaustive()
+        f.debug_struct("Options")
+            .field("max_requests", &self.max_requests)
+            .field("queue_timeout", &self.queue_timeout)
+            .field("drain_timeout", &self.drain_timeout)
+            .field("seed", &self.seed)
+            .field("health", &self.health)
+            .finish_non_exhaustive()
     }
 }
 
@@ -340,6 +428,9 @@ mod tests {
             assert_eq!(backends.status()[0].backend(), url);
         }
         assert!(Backends::new([url]).set([Member::named("blue")]).unwrap_err().to_string().contains("addresses"));
+        let at = |port| Member::new("http://app.example").at(([10, 0, 0, 1], port).into());
+        assert!(Backends::try_new([at(8000), at(8001)]).is_ok());
+        assert!(Backends::builder([url]).max_requests(0).build().unwrap_err().to_string().contains("write 1 or more"));
         let limited = Backends::builder([url]).client(|client| client.max_connections(0));
         assert!(limited.build().unwrap_err().to_string().contains("write `None`"));
     }

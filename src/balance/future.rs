@@ -11,6 +11,7 @@ use std::{
 use axum_core::{BoxError, body::Body};
 use http::{Request, Response, StatusCode};
 use pin_project_lite::pin_project;
+use tokio::time::{Sleep, sleep};
 use tower::util::Oneshot;
 use tower_service::Service;
 
@@ -18,9 +19,11 @@ use super::{
     Inner,
     attempt::{Attempt, InFlight},
     body::BalanceBody,
+    overloaded,
+    queue::Waiter,
     trial::Trying,
 };
-use crate::{service::HttpService, tried::MemberId, tunnel_guard::TunnelGuard};
+use crate::{error::Error, service::HttpService, tried::MemberId, tunnel_guard::TunnelGuard};
 
 pin_project! {
     /// The future of a [`Balance`](super::Balance)'s response.
@@ -48,6 +51,10 @@ pin_project! {
             trying: Pin<Box<Trying<S>>>,
             elsewhere: Option<Elsewhere<S>>,
         },
+        // In a box, because few requests wait.
+        Waiting {
+            waiting: Option<Box<Waiting<S>>>,
+        },
         Failed {
             error: Option<BoxError>,
         },
@@ -59,6 +66,39 @@ pub(super) struct Elsewhere<S> {
     pub(super) balance: Arc<Inner<S>>,
     pub(super) request: Request<Body>,
     pub(super) tried: MemberId,
+}
+
+/// A request in the queue.
+struct Waiting<S> {
+    balance: Arc<Inner<S>>,
+    request: Request<Body>,
+    waiter: Waiter,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S: HttpService> Waiting<S> {
+    /// Ready when the request has a place, or is given up.
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<InFlight>, Error>> {
+        if let Poll::Ready(place) = Pin::new(&mut self.waiter.place).poll(cx) {
+            // If there is none, the member was removed at that moment.
+            return Poll::Ready(Ok(place.ok()));
+        }
+        match &mut self.timer {
+            Some(timer) => {
+                timer.as_mut().poll(cx).map(|()| Err(overloaded("no backend had room within the queue timeout")))
+            }
+            None => Poll::Pending,
+        }
+    }
+
+    fn next(self, place: Option<InFlight>) -> ResponseFuture<S> {
+        let Self { balance, request, waiter, .. } = self;
+        drop(waiter);
+        match place {
+            Some(in_flight) => balance.call_with(in_flight, request),
+            None => balance.call(request),
+        }
+    }
 }
 
 impl<S: Service<Request<Body>>> ResponseFuture<S> {
@@ -73,6 +113,13 @@ impl<S: Service<Request<Body>>> ResponseFuture<S> {
         Self { state: State::Trying { trying: Box::pin(trying), elsewhere: Some(elsewhere) } }
     }
 
+    /// Waits for a place in the queue.
+    pub(super) fn wait(balance: Arc<Inner<S>>, request: Request<Body>, waiter: Waiter) -> Self {
+        let timer = waiter.timeout().map(|timeout| Box::pin(sleep(timeout)));
+        let waiting = Box::new(Waiting { balance, request, waiter, timer });
+        Self { state: State::Waiting { waiting: Some(waiting) } }
+    }
+
     /// Fails without an attempt.
     pub(super) fn fail(error: impl Into<BoxError>) -> Self {
         Self { state: State::Failed { error: Some(error.into()) } }
@@ -83,37 +130,46 @@ impl<S: HttpService> Future for ResponseFuture<S> {
     type Output = Result<Response<BalanceBody<S::ResponseBody>>, BoxError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let StateProj::Trying { trying, elsewhere } = self.as_mut().project().state.project() {
-            if let Some((response, in_flight)) = ready!(trying.as_mut().poll(cx)) {
-                return Poll::Ready(Ok(hold(response, in_flight)));
-            }
-            let Some(Elsewhere { balance, request, tried }) = elsewhere.take() else {
-                panic!("polled after completion");
-            };
-            self.set(balance.send(request, Some(tried)));
-        }
-        match self.project().state.project() {
-            StateProj::Calling { call, attempt } => {
-                let outcome = ready!(call.poll(cx));
-                let attempt = attempt.take();
-                Poll::Ready(match outcome {
-                    Ok(response) => {
-                        let in_flight = attempt.and_then(|attempt| attempt.responded(&response).1);
-                        Ok(hold(response, in_flight))
-                    }
-                    Err(error) => {
-                        let error = error.into();
-                        if let Some(attempt) = attempt {
-                            attempt.failed(&error);
+        loop {
+            let next = match self.as_mut().project().state.project() {
+                StateProj::Calling { call, attempt } => {
+                    let outcome = ready!(call.poll(cx));
+                    let attempt = attempt.take();
+                    return Poll::Ready(match outcome {
+                        Ok(response) => {
+                            let in_flight = attempt.and_then(|attempt| attempt.responded(&response).1);
+                            Ok(hold(response, in_flight))
                         }
-                        Err(error)
+                        Err(error) => {
+                            let error = error.into();
+                            if let Some(attempt) = attempt {
+                                attempt.failed(&error);
+                            }
+                            Err(error)
+                        }
+                    });
+                }
+                StateProj::Waiting { waiting } => {
+                    let Some(pending) = waiting else { panic!("polled after completion") };
+                    let place = ready!(pending.poll_ended(cx));
+                    // It leaves the queue.
+                    let Some(waiting) = waiting.take() else { panic!("polled after completion") };
+                    waiting.next(place?)
+                }
+                StateProj::Trying { trying, elsewhere } => {
+                    let outcome = ready!(trying.as_mut().poll(cx));
+                    let Some(elsewhere) = elsewhere.take() else { panic!("polled after completion") };
+                    if let Some((response, in_flight)) = outcome {
+                        return Poll::Ready(Ok(hold(response, in_flight)));
                     }
-                })
-            }
-            StateProj::Trying { .. } => panic!("polled after completion"),
-            StateProj::Failed { error } => {
-                Poll::Ready(Err(error.take().unwrap_or_else(|| panic!("polled after completion"))))
-            }
+                    let Elsewhere { balance, request, tried } = elsewhere;
+                    balance.send(request, Some(tried))
+                }
+                StateProj::Failed { error } => {
+                    return Poll::Ready(Err(error.take().unwrap_or_else(|| panic!("polled after completion"))));
+                }
+            };
+            self.set(next);
         }
     }
 }

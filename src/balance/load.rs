@@ -70,6 +70,11 @@ impl Load {
         Count::Counted
     }
 
+    /// Counts an attempt that begins where another one has ended.
+    pub(super) fn pass_on(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts the end of an attempt.
     pub(super) fn end(&self) -> Count {
         match self.in_flight.fetch_sub(1, Ordering::Relaxed) {

@@ -1,18 +1,24 @@
 //! A member of a set: its description, and the state that all mounts of the set share.
 
 use std::{
-    fmt,
-    sync::{Arc, Weak},
+    fmt, mem,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use http::{HeaderMap, StatusCode, Uri};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     backends::Shared,
     builder::InvalidBackends,
     load::{Clock, Count, Load, Millis},
+    queue::Queue,
     snapshot::View,
     watch::Watch,
 };
@@ -20,6 +26,7 @@ use crate::{
     backend::{Backend, InvalidBackend},
     client::{Client, ClientBuilder},
     tried::MemberId,
+    tunnel_guard::TunnelEnd,
 };
 
 /// One of several backends: its address, and how much of the requests it gets.
@@ -46,6 +53,7 @@ use crate::{
 pub struct Member {
     name: Arc<str>,
     destination: Destination,
+    address: Option<SocketAddr>,
     weight: u32,
     is_backup: bool,
     /// `Some` if it's a member of a set, and has an origin.
@@ -100,7 +108,7 @@ impl Member {
     }
 
     fn with_destination(name: String, destination: Destination) -> Self {
-        Self { name: name.into(), destination, weight: 1, is_backup: false, client: None }
+        Self { name: name.into(), destination, address: None, weight: 1, is_backup: false, client: None }
     }
 
     /// Sets the weight, by which the requests are divided. Default: 1. 0 is an error of the set.
@@ -131,7 +139,29 @@ impl Member {
         self
     }
 
-    /// Returns the name: the origin, or the name of a service.
+    /// Sets the address that connections are made to. Default: the addresses of the origin's host.
+    ///
+    /// `Host`, and the certificate of an `https` backend, are those of the origin.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::balance::Member;
+    ///
+    /// # fn main() -> Result<(), std::net::AddrParseError> {
+    /// // One of the servers of `app.example`.
+    /// let member = Member::new("http://app.example").at("10.0.0.7:8000".parse()?);
+    /// assert_eq!(member.name(), "http://app.example at 10.0.0.7:8000");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn at(mut self, address: SocketAddr) -> Self {
+        if let Destination::Backend(backend) = &self.destination {
+            self.name = format!("{backend} at {address}").into();
+        }
+        self.address = Some(address);
+        self
+    }
+
+    /// Returns the name: the origin, with the address if one is set, or the name of a service.
     ///
     /// ```
     /// use tower_reverse_proxy::balance::Member;
@@ -219,9 +249,8 @@ impl Member {
         options: impl FnOnce(ClientBuilder) -> ClientBuilder,
     ) -> Result<Self, InvalidBackends> {
         if let Destination::Backend(backend) = &self.destination {
-            let client = options(Client::builder(backend.clone()))
-                .build()
-                .map_err(|error| InvalidBackends::new(error.to_string()))?;
+            let builder = Client::builder(backend.clone()).address(self.address);
+            let client = options(builder).build().map_err(|error| InvalidBackends::new(error.to_string()))?;
             self.client = Some(client);
         }
         Ok(self)
@@ -296,6 +325,12 @@ pub(super) struct MemberState {
     pub(super) load: Load,
     /// When the clock of the set began.
     pub(super) epoch: Instant,
+    /// Whether requests may be sent to it. The last view of the set decides; the queue reads it here.
+    is_eligible: AtomicBool,
+    /// Cancelled when it's removed from the set.
+    removal: Mutex<CancellationToken>,
+    drain_timeout: Option<Duration>,
+    queue: Option<Arc<Queue>>,
     pub(super) shared: Weak<Shared>,
     pub(super) watch: Watch,
 }
@@ -319,8 +354,29 @@ pub(super) enum Ending<'a> {
 }
 
 impl MemberState {
-    pub(super) fn new(member: Member, epoch: Instant, shared: Weak<Shared>, watch: Watch) -> Self {
-        Self { id: MemberId::unique(), member, load: Load::new(), epoch, shared, watch }
+    pub(super) fn new(member: Member, shared: &Arc<Shared>, watch: Watch) -> Self {
+        Self {
+            queue: shared.queue.clone(),
+            drain_timeout: shared.options.drain_timeout,
+            shared: Arc::downgrade(shared),
+            ..Self::alone(member, shared.epoch, watch)
+        }
+    }
+
+    /// A member of no set.
+    pub(super) fn alone(member: Member, epoch: Instant, watch: Watch) -> Self {
+        Self {
+            id: MemberId::unique(),
+            member,
+            load: Load::new(),
+            watch,
+            epoch,
+            is_eligible: AtomicBool::new(false),
+            removal: Mutex::default(),
+            drain_timeout: None,
+            queue: None,
+            shared: Weak::new(),
+        }
     }
 
     pub(super) fn state(&self) -> State {
@@ -341,12 +397,56 @@ impl MemberState {
         self.load.responded(now.saturating_duration_since(began), Millis::between(self.epoch, now));
     }
 
+    pub(super) fn is_eligible(&self) -> bool {
+        self.is_eligible.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_eligible(&self, is_eligible: bool) {
+        self.is_eligible.store(is_eligible, Ordering::Relaxed);
+    }
+
     /// Counts the end of an attempt.
-    pub(super) fn end(&self) {
-        if self.load.end() == Count::Left
+    pub(super) fn end(self: &Arc<Self>) {
+        let count = match &self.queue {
+            Some(queue) => queue.release(self),
+            None => self.load.end(),
+        };
+        if count == Count::Left
             && let Some(shared) = self.shared.upgrade()
         {
             shared.left(self.id);
         }
+    }
+
+    /// Cancels the token of the removal.
+    pub(super) fn removed(&self) {
+        let removal = self.removal().clone();
+        removal.cancel();
+    }
+
+    /// Makes a new token, because the member is back in the set.
+    pub(super) fn returned(&self) {
+        let old = mem::take(&mut *self.removal());
+        drop(old);
+    }
+
+    fn removal(&self) -> MutexGuard<'_, CancellationToken> {
+        self.removal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns a future that completes when the member's tunnels have to end. `None`: they never have to.
+    pub(super) fn tunnel_end(self: &Arc<Self>) -> Option<TunnelEnd> {
+        let (timeout, this) = (self.drain_timeout?, self.clone());
+        Some(Box::pin(async move {
+            loop {
+                let removal = this.removal().clone();
+                removal.cancelled().await;
+                sleep(timeout).await;
+                if this.load.is_leaving() {
+                    return;
+                }
+                // It has come back, and may be removed again.
+            }
+        }))
     }
 }

@@ -24,6 +24,7 @@ mod health;
 mod load;
 mod member;
 mod outcome;
+mod queue;
 mod random;
 mod snapshot;
 mod trial;
@@ -46,7 +47,8 @@ use self::{
     attempt::InFlight,
     backends::Subscriber,
     future::Elsewhere,
-    snapshot::{Entry, SlowStart, Snapshot, View},
+    queue::{Admission, Queue},
+    snapshot::{Entry, Snapshot, View},
     trial::Trying,
 };
 pub use self::{
@@ -245,7 +247,7 @@ impl<S: HttpService> Inner<S> {
             && let Some((position, trial)) = shared.attend(&snapshot.view, trial::may_try(&request))
             && let Some(in_flight) = InFlight::begin(&snapshot.view.entries[position].state)
         {
-            let tried = in_flight.member().id;
+            let tried = snapshot.view.entries[position].state.id;
             if let Some(list) = Tried::of(request.extensions()) {
                 list.push(tried);
             }
@@ -259,36 +261,89 @@ impl<S: HttpService> Inner<S> {
     }
 
     /// Sends a request to one of the members, and not to `except` if there is another.
-    fn send(&self, request: Request<Body>, except: Option<MemberId>) -> ResponseFuture<S> {
+    fn send(self: &Arc<Self>, request: Request<Body>, except: Option<MemberId>) -> ResponseFuture<S> {
+        match &self.backends.shared.queue {
+            None => self.send_at_once(request, except),
+            Some(queue) => self.send_in_turn(queue, request, except),
+        }
+    }
+
+    fn send_at_once(&self, request: Request<Body>, except: Option<MemberId>) -> ResponseFuture<S> {
+        let random = &self.backends.shared.random;
         loop {
             let snapshot = self.snapshot.load();
             let view = &snapshot.view;
             let tried = Tried::of(request.extensions());
-            // A single member is tried again.
-            let is_untried =
-                |entry: &Entry| view.entries.len() == 1 || !tried.is_some_and(|tried| tried.contains(entry.state.id));
-            let random = &self.backends.shared.random;
-            let slow_start = view.has_slow_start.then(|| SlowStart::new(view, random));
-            let admits = |entry: &Entry| slow_start.as_ref().is_none_or(|slow_start| slow_start.admits(entry));
-            let is_other = |entry: &Entry| Some(entry.state.id) != except;
-            let picked = view
-                .pick(random, &request, |entry| is_untried(entry) && is_other(entry) && admits(entry))
-                // All others are out, or in their slow start.
-                .or_else(|| view.pick(random, &request, is_untried));
-            let Some(picked) = picked.or_else(|| except.and_then(|_| view.pick(random, &request, |_| true))) else {
+            let is_untried = |entry: &Entry| view.is_alone() || is_untried(entry, tried, except);
+            let Some(position) = view.choose(random, &request, except, is_untried) else {
                 return ResponseFuture::fail(none_left(view));
             };
-            let member = &view.entries[picked].state;
             // If the member has just been removed, there is a later snapshot.
-            let Some(in_flight) = InFlight::begin(member) else { continue };
-            if let Some(tried) = tried {
-                tried.push(member.id);
-                tried.set_exhausted(view.is_exhausted(tried));
+            if let Some(in_flight) = InFlight::begin(&view.entries[position].state) {
+                return snapshot.call(position, in_flight, request);
             }
-            let service = snapshot.services[picked].clone();
-            return ResponseFuture::call(service, request, in_flight, view.entries.len() > 1);
         }
     }
+
+    /// Calls a member that has room for the request, or lets it wait for one.
+    fn send_in_turn(
+        self: &Arc<Self>,
+        queue: &Arc<Queue>,
+        request: Request<Body>,
+        except: Option<MemberId>,
+    ) -> ResponseFuture<S> {
+        let random = &self.backends.shared.random;
+        loop {
+            let snapshot = self.snapshot.load();
+            let view = &snapshot.view;
+            let tried = Tried::of(request.extensions());
+            let is_untried = |entry: &Entry| view.is_alone() || is_untried(entry, tried, except);
+            // Another attempt doesn't wait. The one after a trial isn't another one.
+            let must_not_wait = !view.entries.iter().all(is_untried);
+            let admission = queue.admit(view, None, must_not_wait, |has_place| {
+                view.choose(random, &request, except, |entry| is_untried(entry) && has_place(entry))
+            });
+            return match admission {
+                Admission::Admitted(position, in_flight) => snapshot.call(position, in_flight, request),
+                Admission::Stale => continue,
+                Admission::Queued(waiter) => ResponseFuture::wait(self.clone(), request, waiter),
+                Admission::Full => ResponseFuture::fail(overloaded("too many requests wait for a backend with room")),
+                Admission::NoneLeft => ResponseFuture::fail(none_left(view)),
+            };
+        }
+    }
+
+    /// Calls the member at which the request has a place.
+    fn call_with(self: &Arc<Self>, in_flight: InFlight, request: Request<Body>) -> ResponseFuture<S> {
+        let snapshot = self.snapshot.load();
+        let id = in_flight.member().map(|member| member.id);
+        match snapshot.view.entries.iter().position(|entry| Some(entry.state.id) == id) {
+            Some(position) => snapshot.call(position, in_flight, request),
+            None => {
+                // It was removed in the meantime.
+                drop(in_flight);
+                self.call(request)
+            }
+        }
+    }
+}
+
+impl<S: HttpService> Snapshot<S> {
+    /// Calls the service of the member in this position.
+    fn call(&self, position: usize, in_flight: InFlight, request: Request<Body>) -> ResponseFuture<S> {
+        if let Some(tried) = Tried::of(request.extensions()) {
+            tried.push(self.view.entries[position].state.id);
+            tried.set_exhausted(self.view.is_exhausted(tried));
+        }
+        let is_timed = self.view.entries.len() > 1;
+        ResponseFuture::call(self.services[position].clone(), request, in_flight, is_timed)
+    }
+}
+
+/// Returns whether a request may be sent to a member: it hasn't been, or only as a trial.
+fn is_untried(entry: &Entry, tried: Option<&Tried>, trial: Option<MemberId>) -> bool {
+    let id = entry.state.id;
+    Some(id) == trial || !tried.is_some_and(|tried| tried.contains(id))
 }
 
 /// Returns why no member was picked.
@@ -298,6 +353,10 @@ fn none_left(view: &View) -> BoxError {
         return Error::with_status(ErrorKind::Connect, StatusCode::SERVICE_UNAVAILABLE, why).into();
     }
     NoneLeft.into()
+}
+
+fn overloaded(why: &'static str) -> Error {
+    Error::with_source(ErrorKind::Overloaded, why).with_retry_after(1)
 }
 
 impl<S: HttpService> Service<Request<Body>> for Balance<S> {

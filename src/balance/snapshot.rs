@@ -11,7 +11,7 @@ use super::{
     member::MemberState,
     random::{Draws, Random},
 };
-use crate::tried::Tried;
+use crate::tried::{MemberId, Tried};
 
 /// How many members a pick compares. With five of them, the waiting times come close to those of comparing all.
 const DRAWN: usize = 5;
@@ -112,7 +112,29 @@ impl View {
 
     /// Returns whether a request has been sent to every member that it may be sent to. A single member is tried again.
     pub(super) fn is_exhausted(&self, tried: &Tried) -> bool {
-        self.entries.len() > 1 && self.eligible().all(|entry| tried.contains(entry.state.id))
+        !self.is_alone() && self.eligible().all(|entry| tried.contains(entry.state.id))
+    }
+
+    /// Returns whether there is a single member. A request that failed may be sent to it again.
+    pub(super) fn is_alone(&self) -> bool {
+        self.entries.len() == 1
+    }
+
+    /// Chooses the member of a request among those that are `usable`: not `except` if there is another, and one in its slow
+    /// start more rarely.
+    pub(super) fn choose<B>(
+        &self,
+        random: &Random,
+        request: &Request<B>,
+        except: Option<MemberId>,
+        usable: impl Fn(&Entry) -> bool,
+    ) -> Option<usize> {
+        let slow_start = self.has_slow_start.then(|| SlowStart::new(self, random));
+        let admits = |entry: &Entry| slow_start.as_ref().is_none_or(|slow_start| slow_start.admits(entry));
+        let is_other = |entry: &Entry| Some(entry.state.id) != except;
+        self.pick(random, request, |entry| usable(entry) && is_other(entry) && admits(entry))
+            // All others are out, or in their slow start.
+            .or_else(|| self.pick(random, request, usable))
     }
 
     /// Chooses the member of a request among those that are eligible and `usable`, and returns its position.
@@ -269,7 +291,7 @@ mod tests {
         let epoch = Instant::now();
         let entries = weights.iter().enumerate().map(|(at, &weight)| {
             let member = Member::named(at.to_string());
-            Entry::new(Arc::new(MemberState::new(member, epoch, Weak::new(), Watch::up(epoch))), weight, false)
+            Entry::new(Arc::new(MemberState::alone(member, epoch, Watch::up(epoch))), weight, false)
         });
         View::new(1, 1, entries.collect(), RULES)
     }

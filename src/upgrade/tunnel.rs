@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
     io,
     pin::{Pin, pin},
     task::{Context, Poll, ready},
@@ -29,7 +29,7 @@ use crate::{
     observe::{self, EndedTunnel},
     switched::{SwitchedConnection, Transport},
     timeout::bounded,
-    tunnel_guard::TunnelGuard,
+    tunnel_guard::{TunnelEnd, TunnelGuard, poll_any},
 };
 
 /// Tracks the open tunnels of one or more proxies, such as WebSockets, and limits how long they last.
@@ -220,7 +220,8 @@ impl Tunnels {
     pub(super) fn spawn(&self, client: OnUpgrade, backend: BackendSide, guard: Option<TunnelGuard>) {
         let stage = Stage::Opening(Box::pin(opened(client, backend)), self.timeouts);
         let stop = self.stop.clone().cancelled_owned();
-        self.tracker.spawn(Tunnel { stage, stop, _guard: guard });
+        let guarded = guard.map(|guard| Box::new(Guarded { ends: guard.ends(), _guard: guard }));
+        self.tracker.spawn(Tunnel { stage, stop, guarded });
     }
 }
 
@@ -245,8 +246,16 @@ pin_project! {
         stage: Stage,
         #[pin]
         stop: WaitForCancellationFutureOwned,
-        _guard: Option<TunnelGuard>,
+        // In a box, because few tunnels have one.
+        guarded: Option<Box<Guarded>>,
     }
+}
+
+/// What the services below the proxy keep for a tunnel.
+struct Guarded {
+    /// Each of them may end the tunnel.
+    ends: Vec<TunnelEnd>,
+    _guard: TunnelGuard,
 }
 
 type Sides = (Upgraded, SwitchedConnection);
@@ -268,8 +277,16 @@ impl Future for Tunnel {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
+        let (mut stop, guarded) = (this.stop, this.guarded);
+        let stopped = poll_fn(|cx| {
+            if stop.as_mut().poll(cx).is_ready() {
+                return Poll::Ready("shutdown");
+            }
+            let ends = guarded.as_mut().map(|guarded| &mut *guarded.ends).unwrap_or_default();
+            poll_any(ends, cx).map(|()| "drain timeout")
+        });
         // Unconstrained, because a connection may use up the task's budget in each poll.
-        let stop = pin!(unconstrained(this.stop));
+        let stop = pin!(unconstrained(stopped));
         if let Stage::Opening(opening, timeouts) = this.stage {
             match opening.as_mut().poll(cx) {
                 Poll::Ready(Ok((client, backend))) => {
@@ -280,7 +297,7 @@ impl Future for Tunnel {
                     observe::incomplete_upgrade(&error);
                     return Poll::Ready(());
                 }
-                Poll::Pending => return stop.poll(cx),
+                Poll::Pending => return stop.poll(cx).map(|_| ()),
             }
         }
         match this.stage {
@@ -311,11 +328,11 @@ impl OpenTunnel {
     }
 
     /// Ready when both sides have ended, one has failed, a timeout has expired, or on shutdown.
-    fn poll(&mut self, cx: &mut Context<'_>, stop: Pin<&mut impl Future<Output = ()>>) -> Poll<()> {
+    fn poll(&mut self, cx: &mut Context<'_>, stop: Pin<&mut impl Future<Output = &'static str>>) -> Poll<()> {
         let (cause, error) = if let Poll::Ready(outcome) = self.poll_copy(cx) {
             (None, outcome.err().map(|error| error.to_string()))
-        } else if stop.poll(cx).is_ready() {
-            (Some("shutdown"), None)
+        } else if let Poll::Ready(cause) = stop.poll(cx) {
+            (Some(cause), None)
         } else {
             (Some(ready!(self.poll_expired(cx))), None)
         };

@@ -123,7 +123,7 @@ fn every_option_is_in_the_table_of_options() {
         (include_str!("../../src/balance/builder.rs"), 6),
         (include_str!("../../src/balance/check/mod.rs"), 5),
         (include_str!("../../src/balance/eject.rs"), 4),
-        (include_str!("../../src/balance/member.rs"), 2),
+        (include_str!("../../src/balance/member.rs"), 3),
         (include_str!("../../src/remote_user/options.rs"), 8),
         (include_str!("../../src/authorize/layer.rs"), 4),
         (include_str!("../../src/authorize/negotiate/mod.rs"), 4),

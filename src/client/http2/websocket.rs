@@ -10,7 +10,11 @@ use http::{
 use hyper::{body::Incoming, ext::Protocol};
 
 use super::{body::Body, convert, exchange, head::HeadSize, stream::Stream};
-use crate::{error::Error, headers::websocket, tunnel_guard::TunnelGuard};
+use crate::{
+    error::Error,
+    headers::websocket,
+    tunnel_guard::{TunnelGuard, TunnelResource},
+};
 
 /// Returns whether a request opens a WebSocket. Other upgrades aren't defined over HTTP/2.
 pub(in super::super) fn is_requested<B>(request: &Request<B>) -> bool {
@@ -64,3 +68,5 @@ fn as_switch(response: Response<Incoming>, stream: Stream, accept: Option<Header
     }
     response
 }
+
+impl TunnelResource for Stream {}

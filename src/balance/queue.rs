@@ -1,0 +1,215 @@
+//! `max_requests`: the places of the members, and the one queue of the requests that find none free.
+//!
+//! A place is an attempt in flight. Places and queue change under one lock, so that a request is in the queue only while no
+//! place that it may take is free.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    attempt::InFlight,
+    load::Count,
+    member::MemberState,
+    snapshot::{Entry, View},
+};
+use crate::tried::MemberId;
+
+/// At least so many requests may wait, however few places there are.
+const LEAST_WAITING: usize = 100;
+
+/// The places of a set's members.
+#[derive(Debug)]
+pub(super) struct Queue {
+    max_requests: u32,
+    timeout: Option<Duration>,
+    /// Nothing is sent, woken or dropped under it.
+    waiting: Mutex<Waiting>,
+}
+
+/// The requests that wait, in the order in which they came.
+#[derive(Debug, Default)]
+struct Waiting {
+    next: u64,
+    /// Those that take a place at any member.
+    any: BTreeMap<u64, oneshot::Sender<InFlight>>,
+    /// Those that take a place at one member, because their session is there.
+    bound: HashMap<MemberId, BTreeMap<u64, oneshot::Sender<InFlight>>>,
+    count: usize,
+}
+
+/// What a request finds.
+pub(super) enum Admission {
+    /// A place at the member in this position.
+    Admitted(usize, InFlight),
+    /// The member has just been removed: there is a later view.
+    Stale,
+    Queued(Waiter),
+    /// Too many requests wait.
+    Full,
+    /// No member is left that the request may be sent to.
+    NoneLeft,
+}
+
+/// A request in the queue, which it leaves when this is dropped.
+pub(super) struct Waiter {
+    queue: Arc<Queue>,
+    number: u64,
+    bound_to: Option<MemberId>,
+    pub(super) place: oneshot::Receiver<InFlight>,
+}
+
+impl Queue {
+    pub(super) fn new(max_requests: u32, timeout: Option<Duration>) -> Self {
+        Self { max_requests, timeout, waiting: Mutex::default() }
+    }
+
+    /// Takes a place at the member that `pick` chooses among those that have one, or puts the request into the queue.
+    ///
+    /// `bound_to` is the only member that the request may be sent to. A request that `must_not_wait` is a further attempt,
+    /// which ends instead.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        view: &View,
+        bound_to: Option<MemberId>,
+        must_not_wait: bool,
+        pick: impl FnOnce(&dyn Fn(&Entry) -> bool) -> Option<usize>,
+    ) -> Admission {
+        let mut waiting = self.lock();
+        // Before the places that a change of the set has just made free, the queue.
+        let picked = if waiting.is_behind(bound_to) { None } else { pick(&|entry| self.has_place(&entry.state)) };
+        if let Some(position) = picked {
+            let member = &view.entries[position].state;
+            let count = member.load.begin();
+            drop(waiting);
+            let in_flight = InFlight::counted(member.clone());
+            return if count == Count::Counted { Admission::Admitted(position, in_flight) } else { Admission::Stale };
+        }
+        if view.eligible.is_empty() || must_not_wait {
+            return Admission::NoneLeft;
+        }
+        let capacity = view.eligible.len().saturating_mul(self.max_requests as usize);
+        if waiting.count >= capacity.saturating_mul(2).max(LEAST_WAITING) {
+            return Admission::Full;
+        }
+        let (sender, place) = oneshot::channel();
+        let number = waiting.push(bound_to, sender);
+        drop(waiting);
+        Admission::Queued(Waiter { queue: self.clone(), number, bound_to, place })
+    }
+
+    /// Ends an attempt, whose place goes to the first request that may take it.
+    pub(super) fn release(&self, member: &Arc<MemberState>) -> Count {
+        loop {
+            let mut waiting = self.lock();
+            // The place may be one too many, if the limit is for fewer than are in flight.
+            let is_open =
+                member.is_eligible() && !member.load.is_leaving() && member.load.in_flight() <= self.max_requests;
+            let next = if is_open { waiting.pop(member.id) } else { None };
+            let Some(next) = next else { return member.load.end() };
+            member.load.pass_on();
+            drop(waiting);
+            match next.send(InFlight::counted(member.clone())) {
+                Ok(()) => return Count::Counted,
+                // The request has left.
+                Err(in_flight) => in_flight.forget(),
+            }
+        }
+    }
+
+    /// Gives the places that a new view has made free to the requests that wait.
+    pub(super) fn fill(&self, view: &View) {
+        let mut waiting = self.lock();
+        let mut served = Vec::new();
+        for entry in view.eligible() {
+            while waiting.count > 0 && self.has_place(&entry.state) {
+                let Some(next) = waiting.pop(entry.state.id) else { break };
+                let count = entry.state.load.begin();
+                served.push((next, entry.state.clone(), count));
+            }
+        }
+        drop(waiting);
+        for (next, member, count) in served {
+            let in_flight = InFlight::counted(member);
+            if count == Count::Counted {
+                // A request that has left gives it back.
+                drop(next.send(in_flight));
+            }
+        }
+    }
+
+    fn has_place(&self, member: &MemberState) -> bool {
+        member.load.in_flight() < self.max_requests
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+impl Waiting {
+    /// Puts a request at the end.
+    fn push(&mut self, bound_to: Option<MemberId>, sender: oneshot::Sender<InFlight>) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.count += 1;
+        let line = match bound_to {
+            None => &mut self.any,
+            Some(member) => self.bound.entry(member).or_default(),
+        };
+        line.insert(number, sender);
+        number
+    }
+
+    /// Takes the first request that may be sent to a member.
+    fn pop(&mut self, member: MemberId) -> Option<oneshot::Sender<InFlight>> {
+        let any = self.any.first_key_value().map(|(&number, _)| number);
+        let bound = self.bound.get(&member).and_then(|line| line.first_key_value()).map(|(&number, _)| number);
+        let (number, bound_to) = match (any, bound) {
+            (Some(any), Some(bound)) if bound < any => (bound, Some(member)),
+            (Some(any), _) => (any, None),
+            (None, Some(bound)) => (bound, Some(member)),
+            (None, None) => return None,
+        };
+        self.remove(number, bound_to)
+    }
+
+    /// Takes a request out. `None` if it's no longer in the queue.
+    fn remove(&mut self, number: u64, bound_to: Option<MemberId>) -> Option<oneshot::Sender<InFlight>> {
+        let sender = match bound_to {
+            None => self.any.remove(&number),
+            Some(member) => {
+                let line = self.bound.get_mut(&member)?;
+                let sender = line.remove(&number);
+                if line.is_empty() {
+                    self.bound.remove(&member);
+                }
+                sender
+            }
+        };
+        self.count -= usize::from(sender.is_some());
+        sender
+    }
+
+    /// Returns whether requests wait that were there before one that would take any place, or one of that member.
+    fn is_behind(&self, bound_to: Option<MemberId>) -> bool {
+        !self.any.is_empty() || bound_to.is_some_and(|member| self.bound.contains_key(&member))
+    }
+}
+
+impl Waiter {
+    /// Returns how long the request may wait.
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        self.queue.timeout
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        let sender = self.queue.lock().remove(self.number, self.bound_to);
+        drop(sender);
+    }
+}
