@@ -20,6 +20,8 @@ mod gateway;
 #[allow(dead_code)] // the other binary uses all of it
 #[path = "it/support/frames.rs"]
 mod frames;
+#[path = "gateway/several.rs"]
+mod several;
 #[path = "it/support/websocket.rs"]
 mod websocket;
 
@@ -667,7 +669,6 @@ fn configuration_errors_are_one_line_before_anything_listens() {
         (format!("{listen}trusted_proxies = [\"10.0.0.0/33\"]\n"), "trusted_proxies: \"10.0.0.0/33\""),
         (format!("{listen}assertion_key = \"/nowhere/key.pem\"\n"), "assertion_key"),
         (format!("{listen}[[mount]]\nprefix = \"/a\"\n"), "mount \"/a\": no backend"),
-        (with("backends = [\"http://127.0.0.1:1\"]"), "`backends` is not supported yet"),
         (with("negotiate_as_user = true"), "negotiate_as_user: "),
         (with("negotiate_as_user = \"yes\""), "line 5: "),
         (with("assertion = true"), "assertion: "),

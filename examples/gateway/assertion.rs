@@ -3,7 +3,7 @@
 use std::fs;
 
 use axum::Router;
-use tower_reverse_proxy::{AssertionKeys, AssertionLayer, Backend};
+use tower_reverse_proxy::{AssertionKeys, AssertionLayer};
 
 use super::{
     Wrong,
@@ -36,16 +36,14 @@ impl Assertions {
         Ok(Self { keys, issuer: format!("http://{}", config.listen) })
     }
 
-    pub(crate) fn layer(&self, mount: &Mount, backend: &Backend) -> Result<Option<Layer>, Wrong> {
+    pub(crate) fn layer(&self, mount: &Mount, audience: &str) -> Result<Option<Layer>, Wrong> {
         match (&self.keys, mount.assertion) {
             (_, false) => Ok(None),
             (None, true) => {
                 Err("assertion: there is no key: write assertion_key = \"key.pem\" before the mounts".into())
             }
             // Not the default, because all backends at Unix sockets would have the same audience.
-            (Some(keys), true) => {
-                Ok(Some(AssertionLayer::new(keys.clone(), &self.issuer).audience(&backend.to_string())))
-            }
+            (Some(keys), true) => Ok(Some(AssertionLayer::new(keys.clone(), &self.issuer).audience(audience))),
         }
     }
 

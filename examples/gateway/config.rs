@@ -4,6 +4,7 @@ use std::{fs, net::SocketAddr, time::Duration};
 
 use axum::http::uri::Scheme;
 use serde::{Deserialize, Deserializer, de::Error as _};
+use tower_reverse_proxy::HostPolicy;
 
 use super::{Wrong, serve::Limits};
 
@@ -85,6 +86,22 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, 
 pub(crate) struct Mount {
     pub(crate) prefix: String,
     pub(crate) backend: Option<String>,
+    pub(crate) backends: Option<Vec<String>>,
+    pub(crate) balance: Option<Balance>,
+    pub(crate) weights: Option<Vec<u32>>,
+    pub(crate) sticky: Option<Sticky>,
+    #[serde(default, deserialize_with = "secret")]
+    pub(crate) sticky_key: Option<String>,
+    pub(crate) check: Option<String>,
+    pub(crate) check_interval_ms: Option<u64>,
+    pub(crate) eject: Option<bool>,
+    pub(crate) retry: Option<Retry>,
+    pub(crate) max_requests: Option<usize>,
+    pub(crate) queue_timeout_ms: Option<u64>,
+    pub(crate) slow_start_ms: Option<u64>,
+    pub(crate) discover: Option<Discover>,
+    pub(crate) dns_server: Option<SocketAddr>,
+    pub(crate) drain_timeout_ms: Option<u64>,
     #[serde(default)]
     pub(crate) http2: bool,
     #[serde(default)]
@@ -113,26 +130,177 @@ pub(crate) struct Mount {
     pub(crate) negotiate: Option<String>,
     #[serde(default)]
     pub(crate) negotiate_as_user: bool,
-    // Known, but not supported yet.
-    backends: Option<toml::Value>,
+}
+
+/// How a mount's backend is picked for a request.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Balance {
+    Least,
+    RoundRobin,
+    HashUser,
+    HashPath,
+}
+
+/// How a session stays at a backend.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Sticky {
+    Cookie,
+}
+
+/// Which failed requests are sent to another backend.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Retry {
+    None,
+    Unsent,
+    Idempotent,
+}
+
+/// Where a mount's backends come from, if not from the file.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Discover {
+    Dns,
+}
+
+/// Where the requests of a mount are sent.
+pub(crate) enum Target<'a> {
+    One(&'a str),
+    Several(&'a [String]),
+    /// The addresses of a name.
+    Name(&'a str),
+}
+
+impl<'a> Target<'a> {
+    /// Returns the first origin that the file names.
+    pub(crate) fn first(&self) -> &'a str {
+        match self {
+            Self::One(origin) | Self::Name(origin) => origin,
+            Self::Several(origins) => origins.first().map_or("", String::as_str),
+        }
+    }
 }
 
 impl Mount {
-    /// Refuses keys that the crate doesn't support yet, because the mount would differ from its configuration without
-    /// them.
-    pub(crate) fn check_supported(&self) -> Result<(), Wrong> {
-        if self.backends.is_some() {
-            return Err("`backends` is not supported yet: leave it out".into());
+    /// Returns where requests are sent. Refuses keys that would have no effect or make no sense, because the mount would
+    /// differ from its configuration.
+    pub(crate) fn target(&self) -> Result<Target<'_>, Wrong> {
+        let target = match (&self.backend, &self.backends, self.discover) {
+            (None, None, _) => return Err("no backend: write backend = \"http://…\"".into()),
+            (Some(_), Some(_), _) => return Err("backends: write one of backend and backends".into()),
+            (None, Some(_), Some(_)) => {
+                return Err("discover: write the name as backend = \"http://name:port\", in place of backends".into());
+            }
+            (None, Some(backends), None) if backends.is_empty() => {
+                return Err("backends = []: write one backend or more".into());
+            }
+            (None, Some(backends), None) => Target::Several(backends),
+            (Some(name), None, Some(Discover::Dns)) => Target::Name(name),
+            (Some(backend), None, None) => Target::One(backend),
+        };
+        if let (Target::One(_), Some(key)) = (&target, self.key_of_several()) {
+            return Err(format!("{key}: write backends = [\"http://…\"] in place of backend"));
+        }
+        self.check_weights(&target)?;
+        self.check_values()?;
+        self.check_supported()?;
+        Ok(target)
+    }
+
+    /// Refuses keys that the crate doesn't support yet.
+    fn check_supported(&self) -> Result<(), Wrong> {
+        let keys = [
+            ("balance", self.balance.is_some_and(|balance| !matches!(balance, Balance::Least))),
+            ("sticky", self.sticky.is_some()),
+            ("max_requests", self.max_requests.is_some()),
+            ("queue_timeout_ms", self.queue_timeout_ms.is_some()),
+            ("discover", self.discover.is_some()),
+            ("drain_timeout_ms", self.drain_timeout_ms.is_some()),
+        ];
+        match keys.into_iter().find(|(_, is_there)| *is_there) {
+            Some((key, _)) => Err(format!("`{key}` is not supported yet: leave it out")),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns a key that mounts with several backends have.
+    fn key_of_several(&self) -> Option<&'static str> {
+        let keys = [
+            ("balance", self.balance.is_some()),
+            ("weights", self.weights.is_some()),
+            ("sticky", self.sticky.is_some()),
+            ("sticky_key", self.sticky_key.is_some()),
+            ("check", self.check.is_some()),
+            ("check_interval_ms", self.check_interval_ms.is_some()),
+            ("eject", self.eject.is_some()),
+            ("retry", self.retry.is_some()),
+            ("max_requests", self.max_requests.is_some()),
+            ("queue_timeout_ms", self.queue_timeout_ms.is_some()),
+            ("slow_start_ms", self.slow_start_ms.is_some()),
+            ("dns_server", self.dns_server.is_some()),
+            ("drain_timeout_ms", self.drain_timeout_ms.is_some()),
+        ];
+        keys.into_iter().find_map(|(key, is_there)| is_there.then_some(key))
+    }
+
+    fn check_weights(&self, target: &Target<'_>) -> Result<(), Wrong> {
+        let Some(weights) = &self.weights else { return Ok(()) };
+        match target {
+            Target::Several(backends) if backends.len() != weights.len() => {
+                Err(format!("weights: there are {} for {} backends: write as many", weights.len(), backends.len()))
+            }
+            Target::Several(_) if weights.contains(&0) => {
+                Err("weights: a weight of 0: write 1 or more, or leave the backend out".into())
+            }
+            Target::Several(_) => Ok(()),
+            Target::One(_) | Target::Name(_) => Err("weights: leave them out, because DNS has none".into()),
+        }
+    }
+
+    fn check_values(&self) -> Result<(), Wrong> {
+        match (self.sticky, &self.sticky_key) {
+            (Some(Sticky::Cookie), None) => {
+                return Err("sticky: write sticky_key, too: 16 bytes or more, the same in every replica".into());
+            }
+            (None, Some(_)) => return Err("sticky_key: write sticky = \"cookie\", too".into()),
+            // Without the key, which is a secret.
+            (_, Some(key)) if key.len() < 16 => return Err("sticky_key: write 16 bytes or more".into()),
+            _ => {}
+        }
+        if self.max_requests == Some(0) {
+            return Err("max_requests = 0: write 1 or more, or leave it out".into());
+        }
+        match (&self.check, self.check_interval_ms) {
+            (Some(path), _) if !path.starts_with('/') => {
+                return Err(format!("check: {path:?}: write a path, such as \"/healthz\""));
+            }
+            (_, Some(0)) => return Err("check_interval_ms = 0: write 5000, or leave it out".into()),
+            (None, Some(_)) => return Err("check_interval_ms: write check = \"/healthz\", too".into()),
+            _ => {}
+        }
+        if self.dns_server.is_some() && self.discover.is_none() {
+            return Err("dns_server: write discover = \"dns\", too".into());
         }
         Ok(())
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Host {
     Backend,
     Preserve,
+}
+
+impl From<Host> for HostPolicy {
+    fn from(host: Host) -> Self {
+        match host {
+            Host::Backend => Self::Backend,
+            Host::Preserve => Self::Preserve,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Deserialize)]

@@ -20,6 +20,7 @@
 //! [[mount]]
 //! prefix = "/mydir"                 # a directory; "/" takes everything. The longest prefix wins
 //! backend = "http://127.0.0.1:8000" # http://, https://, or unix:/run/app.sock
+//! backends = ["http://127.0.0.1:8001", "http://127.0.0.1:8002"] # several, in place of `backend`; their keys: below
 //! ca_file = "ca.pem"                # trust this CA, and no other, for an https backend; absent: the platform's
 //! http2 = true                      # HTTP/2 to the backend: prior knowledge on http, ALPN on https; default: false
 //! strip_prefix = true               # default: false
@@ -40,8 +41,25 @@
 //! body_idle_timeout_ms = 300000
 //! ```
 //!
+//! A mount with several backends has these keys, too:
+//!
+//! ```toml
+//! balance = "least"                 # the one with the fewest requests in flight
+//! weights = [1, 2]                  # as many as backends, 1 or more each; absent: all 1
+//! check = "/healthz"                # the path of a health check, at the backend itself; absent: none
+//! check_interval_ms = 5000          # absent: 5 s
+//! eject = false                     # keeps backends that fail; default: true, they're taken out for a while
+//! retry = "unsent"                  # or "none", or "idempotent"; default: "unsent"
+//! slow_start_ms = 10000             # in which a backend that comes back gets its share by and by; absent: 10 s
+//! ```
+//!
+//! `GET /front/backends` shows the state of each backend as JSON: put it behind the sign-in, because it has their
+//! addresses. With `test_sign_in`, `POST /front/backends` with `{"mount": "/mydir", "backends": ["http://…"]}` replaces
+//! the backends of a mount while requests are under way.
+//!
 //! An assertion is a JWT (`ES256` or `EdDSA`) whose issuer is `http://` and the value of `listen`, and whose audience
-//! is the value of `backend`. Both are taken from this file, because a request could name any host. The key is made by
+//! is the value of `backend`, or the first of `backends`. Both are taken from this file, because a request could name
+//! any host. The key is made by
 //! `openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem`.
 //!
 //! The gateway has no sign-in of its own. `test_sign_in = true` takes the user's name and groups from the request
@@ -55,6 +73,7 @@
 
 #[cfg_attr(not(feature = "assertion"), path = "no_assertion.rs")]
 mod assertion;
+mod backends;
 mod config;
 mod mounts;
 #[cfg_attr(not(all(unix, feature = "negotiate")), path = "no_negotiate.rs")]
@@ -110,12 +129,6 @@ pub(crate) fn start(arguments: &[String]) -> u8 {
 /// Serves the configured mounts until SIGTERM or Ctrl-C.
 fn run(path: &str) -> Result<(), Wrong> {
     let config = Config::read(path)?;
-    let tunnels = Tunnels::new();
-    let assertions = Assertions::new(&config).map_err(|wrong| format!("{path}: {wrong}"))?;
-    let mounts = mounts::table(&config, &tunnels, &assertions).map_err(|wrong| format!("{path}: {wrong}"))?;
-    let own = assertions.add_route(own_routes());
-    let front = Front { own, assertions, mounts, test_sign_in: config.test_sign_in };
-
     let mut runtime = match config.threads {
         Some(1) => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
@@ -125,6 +138,9 @@ fn run(path: &str) -> Result<(), Wrong> {
     }
     let runtime = runtime.enable_all().build().map_err(|error| error.to_string())?;
     let outcome = runtime.block_on(async {
+        let tunnels = Tunnels::new();
+        // Here, because the checks of backends begin with their mounts.
+        let front = Front::new(&config, &tunnels).map_err(|wrong| format!("{path}: {wrong}"))?;
         let listener = TcpListener::bind(config.listen).await.map_err(|error| format!("{}: {error}", config.listen))?;
         println!("listening on http://{}", listener.local_addr().map_err(|error| error.to_string())?);
         serve::serve(listener, Arc::new(front), config.limits, &tunnels, serve::stop_signal()).await;
@@ -155,6 +171,13 @@ struct Front {
 }
 
 impl Front {
+    fn new(config: &Config, tunnels: &Tunnels) -> Result<Self, Wrong> {
+        let assertions = Assertions::new(config)?;
+        let (mounts, sets) = mounts::table(config, tunnels, &assertions)?;
+        let own = sets.add_route(assertions.add_route(own_routes()), config.test_sign_in);
+        Ok(Self { own, assertions, mounts, test_sign_in: config.test_sign_in })
+    }
+
     async fn answer(&self, mut request: Request<Incoming>) -> Response {
         // Before the mounts, because they send the user to their backends.
         if self.test_sign_in

@@ -7,19 +7,24 @@ use axum::{
     response::Response,
 };
 use hyper::body::Incoming;
-use tower::{Service, ServiceBuilder};
+use tower::{
+    Service, ServiceBuilder,
+    layer::util::{Identity, Stack},
+    util::Either,
+};
 use tower_reverse_proxy::{
-    Backend, BasicAuthLayer, BearerLayer, Client, Forwarded, HostPolicy, Prefix, RemoteUserLayer, ReverseProxy,
-    ReverseProxyLayer, TraceRedirectLayer, TrustedPeers, Tunnels, Upstream,
+    Backend, BasicAuthLayer, BearerLayer, Client, ClientBuilder, Forwarded, HostPolicy, HttpService, Prefix,
+    RemoteUserLayer, RetryPolicy, ReverseProxy, ReverseProxyLayer, TraceRedirectLayer, TrustedPeers, Tunnels, Upstream,
 };
 
 use super::{
     Wrong,
-    assertion::Assertions,
-    config::{Config, Host, Mount},
+    assertion::{self, Assertions},
+    backends::{Set, Sets},
+    config::{Config, Mount, Retry, Target},
     negotiate,
     sign_in::Groups,
-    tls::BackendTls,
+    tls::Roots,
 };
 
 /// The mounts by their prefixes. A look-up finds the longest prefix, segment by segment. Its cost doesn't depend on the
@@ -86,17 +91,21 @@ where
     Box::new(move |request| Box::pin(proxy.clone().call(request)))
 }
 
-/// Creates every mount of the file.
-pub(crate) fn table(config: &Config, tunnels: &Tunnels, assertions: &Assertions) -> Result<Table<Proxy>, Wrong> {
+/// Creates every mount of the file. Returns them, and the sets of those with several backends.
+pub(crate) fn table(
+    config: &Config,
+    tunnels: &Tunnels,
+    assertions: &Assertions,
+) -> Result<(Table<Proxy>, Sets), Wrong> {
     let common = Common::new(config, tunnels, assertions)?;
-    let mut table = Table::new();
+    let (mut table, mut sets) = (Table::new(), Sets::default());
     for mount in &config.mounts {
-        let proxy = common.proxy(mount).map_err(|wrong| format!("mount {:?}: {wrong}", mount.prefix))?;
+        let proxy = common.proxy(mount, &mut sets).map_err(|wrong| format!("mount {:?}: {wrong}", mount.prefix))?;
         if table.insert(&mount.prefix, proxy).is_some() {
             return Err(format!("mount {:?}: two mounts have this prefix: write each prefix once", mount.prefix));
         }
     }
-    Ok(table)
+    Ok((table, sets))
 }
 
 /// The options that all mounts share.
@@ -105,7 +114,7 @@ struct Common<'a> {
     proto: Scheme,
     trusted: Vec<TrustedPeers>,
     trust_unix: bool,
-    tls: BackendTls,
+    roots: Roots,
     assertions: &'a Assertions,
 }
 
@@ -122,35 +131,57 @@ impl<'a> Common<'a> {
             proto: config.forwarded_proto.into(),
             trusted: blocks.collect::<Result<_, _>>()?,
             trust_unix: config.trusted_proxies.iter().any(|block| is_unix(&block)),
-            tls: BackendTls::new(),
+            roots: Roots::new(),
             assertions,
         })
     }
 
-    fn proxy(&self, mount: &Mount) -> Result<Proxy, Wrong> {
-        mount.check_supported()?;
-        let Some(backend) = &mount.backend else { return Err("no backend: write backend = \"http://…\"".into()) };
-        let backend = Backend::try_from(backend).map_err(|error| error.to_string())?;
-        let prefix = Prefix::try_from(&mount.prefix).map_err(|error| error.to_string())?;
-        let mut client = self.tls.apply(Client::builder(backend.clone()), mount, &backend)?.http2(mount.http2);
-        if let Some(ms) = mount.connect_timeout_ms {
-            client = client.connect_timeout(Duration::from_millis(ms));
+    fn proxy(&self, mount: &Mount, sets: &mut Sets) -> Result<Proxy, Wrong> {
+        let target = mount.target()?;
+        let backend = Backend::try_from(target.first()).map_err(|error| error.to_string())?;
+        let layers = self.layers(mount, &backend.to_string())?;
+        match target {
+            Target::One(_) => {
+                let tls = self.roots.of(mount, backend.scheme())?;
+                let client = tls.apply(client_options(mount)(Client::builder(backend)));
+                let mut upstream = Upstream::try_new(client).map_err(|error| error.to_string())?;
+                if let Some(host) = mount.host {
+                    upstream = upstream.host(HostPolicy::from(host));
+                }
+                let proxy = self.options(ReverseProxyLayer::with_upstream(upstream), mount)?;
+                Ok(boxed(proxy.upstream_layer(layers).into_service()))
+            }
+            Target::Several(origins) => {
+                let set = Set::new(mount, origins, &self.roots, client_options(mount))?;
+                let policy = match mount.retry {
+                    Some(Retry::None) => RetryPolicy::none(),
+                    Some(Retry::Unsent) | None => RetryPolicy::unsent(),
+                    Some(Retry::Idempotent) => RetryPolicy::idempotent(),
+                };
+                let mut proxy = self.options(ReverseProxyLayer::balanced(set.backends()), mount)?.retry(policy);
+                if let Some(host) = mount.host {
+                    proxy = proxy.map_members(move |upstream| upstream.host(HostPolicy::from(host)));
+                }
+                sets.push(set);
+                Ok(boxed(proxy.upstream_layer(layers).into_service()))
+            }
+            Target::Name(_) => Err("discover: not supported yet: leave it out".into()),
         }
-        let mut upstream = Upstream::try_new(client).map_err(|error| error.to_string())?;
-        upstream = match mount.host {
-            Some(Host::Backend) => upstream.host(HostPolicy::Backend),
-            Some(Host::Preserve) => upstream.host(HostPolicy::Preserve),
-            None => upstream,
-        };
+    }
+
+    /// Sets the options of the front's side.
+    fn options<U: HttpService>(
+        &self,
+        proxy: ReverseProxyLayer<U>,
+        mount: &Mount,
+    ) -> Result<ReverseProxyLayer<U>, Wrong> {
+        let prefix = Prefix::try_from(&mount.prefix).map_err(|error| error.to_string())?;
         let forwarded = Forwarded::new()
             .proto(mount.forwarded_proto.map_or_else(|| self.proto.clone(), Scheme::from))
             .trust(self.trusted.iter().copied())
             .trust_unix_peers(self.trust_unix)
             .x_forwarded(mount.forwarded.unwrap_or(true));
-        let mut proxy = ReverseProxyLayer::with_upstream(upstream)
-            .prefix(prefix)
-            .forwarded(forwarded)
-            .tunnels(self.tunnels.clone());
+        let mut proxy = proxy.prefix(prefix).forwarded(forwarded).tunnels(self.tunnels.clone());
         if mount.strip_prefix {
             proxy = proxy.strip_prefix();
         }
@@ -174,7 +205,11 @@ impl<'a> Common<'a> {
             }
             proxy = proxy.allow_upgrade(token);
         }
+        Ok(proxy)
+    }
 
+    /// Makes the layers around each client. `audience` is whom assertions are for.
+    fn layers(&self, mount: &Mount, audience: &str) -> Result<ServiceBuilder<Layers>, Wrong> {
         let basic = match &mount.basic_password {
             Some(password) if password.contains(char::is_control) => {
                 return Err("basic_password: write one without control characters".into());
@@ -195,14 +230,32 @@ impl<'a> Common<'a> {
             token => token.as_deref().map(BearerLayer::fixed),
         };
         // In the order in which they see a request.
-        let layers = ServiceBuilder::new()
+        Ok(ServiceBuilder::new()
             .option_layer(remote_user(mount)?)
-            .option_layer(self.assertions.layer(mount, &backend)?)
+            .option_layer(self.assertions.layer(mount, audience)?)
             .option_layer(basic)
             .option_layer(bearer)
             .option_layer(negotiate::layer(mount)?)
-            .option_layer(mount.trace_redirects.then(TraceRedirectLayer::new));
-        Ok(boxed(proxy.upstream_layer(layers).into_service()))
+            .option_layer(mount.trace_redirects.then(TraceRedirectLayer::new)))
+    }
+}
+
+/// The layers of a mount, of which each may be missing. The last one sees a request first.
+type Layers = And<
+    TraceRedirectLayer,
+    And<negotiate::Layer, And<BearerLayer, And<BasicAuthLayer, And<assertion::Layer, And<RemoteUserLayer, Identity>>>>>,
+>;
+type And<Inner, Outer> = Stack<Either<Inner, Identity>, Outer>;
+
+/// Returns how the client of each of a mount's backends is built.
+fn client_options(mount: &Mount) -> impl Fn(ClientBuilder) -> ClientBuilder + Send + Sync + use<> {
+    let (http2, connect_timeout) = (mount.http2, mount.connect_timeout_ms.map(Duration::from_millis));
+    move |client| {
+        let client = client.http2(http2);
+        match connect_timeout {
+            Some(timeout) => client.connect_timeout(timeout),
+            None => client,
+        }
     }
 }
 

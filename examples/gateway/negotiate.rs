@@ -4,8 +4,11 @@ use tower_reverse_proxy::{Negotiate, NegotiateLayer};
 
 use super::{Wrong, config::Mount};
 
+/// What `negotiate` adds to a mount.
+pub(crate) type Layer = NegotiateLayer;
+
 /// The layer of a mount. It acquires the gateway's own credential at once.
-pub(crate) fn layer(mount: &Mount) -> Result<Option<NegotiateLayer>, Wrong> {
+pub(crate) fn layer(mount: &Mount) -> Result<Option<Layer>, Wrong> {
     let Some(service) = &mount.negotiate else {
         return match mount.negotiate_as_user {
             true => Err("negotiate_as_user: write negotiate = \"HTTP@backend.example\" beside it".into()),

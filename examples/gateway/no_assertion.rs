@@ -2,7 +2,6 @@
 
 use axum::Router;
 use tower::layer::util::Identity;
-use tower_reverse_proxy::Backend;
 
 use super::{
     Wrong,
@@ -18,7 +17,7 @@ impl Assertions {
         if config.assertion_key.is_some() { Err(not_built("assertion_key")) } else { Ok(Self) }
     }
 
-    pub(crate) fn layer(&self, mount: &Mount, _: &Backend) -> Result<Option<Layer>, Wrong> {
+    pub(crate) fn layer(&self, mount: &Mount, _: &str) -> Result<Option<Layer>, Wrong> {
         if mount.assertion { Err(not_built("assertion")) } else { Ok(None) }
     }
 

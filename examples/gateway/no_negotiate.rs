@@ -4,7 +4,10 @@ use tower::layer::util::Identity;
 
 use super::{Wrong, config::Mount};
 
-pub(crate) fn layer(mount: &Mount) -> Result<Option<Identity>, Wrong> {
+/// What `negotiate` adds to a mount.
+pub(crate) type Layer = Identity;
+
+pub(crate) fn layer(mount: &Mount) -> Result<Option<Layer>, Wrong> {
     let key = match (&mount.negotiate, mount.negotiate_as_user) {
         (Some(_), _) => "negotiate",
         (None, true) => "negotiate_as_user",
