@@ -3,18 +3,11 @@
 //! ```sh
 //! cargo run --example per_request_target
 //! ```
-//!
-//! In an app of your own: `cargo add tower --features util`.
 #![allow(clippy::print_stdout)]
 
 mod shared;
 
-use std::{
-    collections::HashMap,
-    error::Error,
-    net::SocketAddr,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{collections::HashMap, error::Error, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -23,30 +16,14 @@ use axum::{
     response::Response,
     routing::any,
 };
-use tower::ServiceExt;
-use tower_reverse_proxy::{InvalidClient, ReverseProxy};
+use tower_reverse_proxy::{Backend, ReverseProxy, ReverseProxyLayer, Targets, targets::TargetService};
 
 #[derive(Clone)]
 struct App {
     /// Stands for a database: which tenant lives at which backend. A target must never come from the request itself,
     /// because clients could then reach every server that this one can reach (SSRF).
-    tenants: Arc<HashMap<&'static str, String>>,
-    /// One proxy for each target, because a proxy owns its pool of connections: one that is made for each request would
-    /// connect for each request.
-    proxies: Arc<RwLock<HashMap<String, ReverseProxy>>>,
-}
-
-impl App {
-    fn proxy(&self, target: &str) -> Result<ReverseProxy, InvalidClient> {
-        let known = self.proxies.read().unwrap_or_else(PoisonError::into_inner).get(target).cloned();
-        if let Some(proxy) = known {
-            return Ok(proxy);
-        }
-        let proxy = ReverseProxy::try_new(target)?;
-        let mut proxies = self.proxies.write().unwrap_or_else(PoisonError::into_inner);
-        // Another request may have been faster: then its proxy is used, so that there is one pool.
-        Ok(proxies.entry(target.to_owned()).or_insert(proxy).clone())
-    }
+    tenants: Arc<HashMap<&'static str, Backend>>,
+    proxy: ReverseProxy<TargetService>,
 }
 
 async fn tenant(
@@ -54,20 +31,19 @@ async fn tenant(
     Path((tenant, _)): Path<(String, String)>,
     request: Request,
 ) -> Result<Response, StatusCode> {
-    let target = app.tenants.get(&*tenant).ok_or(StatusCode::NOT_FOUND)?;
-    let proxy = app.proxy(target).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
-    // The backend sees the whole path, /t/alice/x. It can't fail: a failure is a response, such as 502.
-    let Ok(response) = proxy.oneshot(request).await;
-    Ok(response)
+    let backend = app.tenants.get(&*tenant).ok_or(StatusCode::NOT_FOUND)?;
+    // The backend sees the whole path, /t/alice/x. A failure is a response, such as 502.
+    Ok(app.proxy.forward_to(backend, request).await)
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let alices = shared::start(shared::mirror("Alice's backend")).await?;
-    let bobs = shared::start(shared::mirror("Bob's backend")).await?;
+    let alices = shared::start(shared::mirror("Alice's backend")).await?.parse()?;
+    let bobs = shared::start(shared::mirror("Bob's backend")).await?.parse()?;
     let tenants = Arc::new(HashMap::from([("alice", alices), ("bob", bobs)]));
-    let app =
-        Router::new().route("/t/{tenant}/{*path}", any(tenant)).with_state(App { tenants, proxies: Arc::default() });
+    // One pool per backend, made on first use, and gone when it's unused for five minutes.
+    let proxy = ReverseProxyLayer::to(Targets::new()).into_service();
+    let app = Router::new().route("/t/{tenant}/{*path}", any(tenant)).with_state(App { tenants, proxy });
 
     let listener = shared::listen().await?;
     println!("Try these at http://{}: /t/alice/x, /t/bob/x, /t/carol/x", listener.local_addr()?);

@@ -63,6 +63,7 @@
 //! - [`Backends`] is a set of several backends; each request goes to one of them.
 //! - [`Upstream`] addresses requests to a [`Backend`] and maps its references; [`Client`] is the connection pool
 //!   behind it.
+//! - [`Targets`] are the pools of a proxy whose requests have a [`Target`] each, which the application chooses.
 //! - [`RemoteUserLayer`], [`BasicAuthLayer`] and [`TraceRedirectLayer`] are layers for the *upstream side*: between the
 //!   proxy's own rules and the client, where no client of the app can undo what they add.
 //! - [`Error`] describes a failure, such as the cause of a 502: in the response's extensions, and in
@@ -192,6 +193,7 @@ pub mod retry;
 
 mod forward;
 pub mod proxy;
+pub mod targets;
 
 #[cfg(feature = "simulation")]
 #[cfg_attr(docsrs, doc(cfg(feature = "simulation")))]
@@ -227,6 +229,7 @@ pub use self::{
     remote_user::RemoteUserLayer,
     retry::{Retry, RetryLayer, RetryPolicy},
     service::{FromRejection, HttpService},
+    targets::{Target, Targets},
     trace_redirect::TraceRedirectLayer,
     upgrade::Tunnels,
     upstream::{BoxUpstream, HostPolicy, InvalidHost, Upstream},

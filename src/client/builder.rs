@@ -4,6 +4,7 @@ use std::{
     convert::Infallible,
     error, fmt,
     net::{IpAddr, SocketAddr},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -46,6 +47,18 @@ pub struct ClientBuilder {
     /// The backend, or the first error: of the backend, or of an option.
     backend: Result<Backend, InvalidClient>,
     options: ClientOptions,
+    roots: PlatformRoots,
+}
+
+/// The TLS configuration with the platform's root certificates, read once for several clients.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PlatformRoots(Arc<OnceLock<Tls>>);
+
+impl PlatformRoots {
+    fn get(&self) -> Result<Tls, InvalidTls> {
+        let read = self.0.get().cloned().map_or_else(Tls::new, Ok);
+        read.map(|tls| self.0.get_or_init(|| tls).clone())
+    }
 }
 
 impl Client {
@@ -64,7 +77,7 @@ impl Client {
     /// ```
     pub fn builder(backend: impl TryInto<Backend, Error: Into<InvalidBackend>>) -> ClientBuilder {
         let backend = backend.try_into().map_err(|error| InvalidClient::from(error.into()));
-        ClientBuilder { backend, options: ClientOptions::default() }
+        ClientBuilder { backend, options: ClientOptions::default(), roots: PlatformRoots::default() }
     }
 }
 
@@ -536,7 +549,7 @@ impl ClientBuilder {
     /// an address where it has no effect; TLS without usable root certificates, or for a backend that isn't `https`. The text contains what to write
     /// instead.
     pub fn build(self) -> Result<Client, InvalidClient> {
-        let Self { backend, mut options } = self;
+        let Self { backend, mut options, roots } = self;
         let backend = backend?;
         let connect = &mut options.connect;
         if let Some(address) = connect.address {
@@ -564,7 +577,7 @@ impl ClientBuilder {
             }
         } else if connect.connector.is_none() {
             if connect.tls.is_none() {
-                connect.tls = Some(Tls::new()?);
+                connect.tls = Some(roots.get()?);
             }
         } else if connect.tls.is_some() {
             let error =
@@ -572,6 +585,12 @@ impl ClientBuilder {
             return Err(InvalidClient(Reason::Option(error.to_owned())));
         }
         Client::new(backend, &options)
+    }
+
+    /// Shares the platform's root certificates with other clients, because they are large and come from files.
+    pub(crate) fn platform_roots(mut self, roots: PlatformRoots) -> Self {
+        self.roots = roots;
+        self
     }
 
     /// Keeps the first error.

@@ -32,6 +32,7 @@ use axum_core::body::Body;
 use http::{Request, Response};
 use tower_service::Service;
 
+pub(crate) use self::builder::PlatformRoots;
 #[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 pub use self::connect::{InvalidTls, Tls};

@@ -60,6 +60,9 @@ pub enum ErrorKind {
     IdentityUnknown,
     /// A layer on the upstream side refused the request: the status that it was [rejected](Error::rejected) with.
     Rejected,
+    /// The application has given the request no [`Target`](crate::Target), or one that isn't allowed or can't be used:
+    /// 500.
+    NoTarget,
     /// The request's body is malformed: 400.
     RequestBody,
     /// The request's body is larger than what an outer layer allows: 413.
@@ -159,7 +162,8 @@ impl ErrorKind {
             | Self::SignInRequired
             | Self::UnrepresentableUser
             | Self::IdentityUnknown
-            | Self::Rejected => Phase::Request,
+            | Self::Rejected
+            | Self::NoTarget => Phase::Request,
             Self::RequestBody
             | Self::RequestBodyTooLarge
             | Self::RequestBodyTimeout
@@ -196,6 +200,7 @@ impl ErrorKind {
             | Self::ClientGone => StatusCode::BAD_REQUEST,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::RequestHeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::NoTarget => StatusCode::INTERNAL_SERVER_ERROR,
             Self::UnsupportedTransferCoding | Self::UnsupportedMethod => StatusCode::NOT_IMPLEMENTED,
             Self::LoopDetected => StatusCode::LOOP_DETECTED,
             Self::SignInRequired | Self::UnrepresentableUser | Self::Rejected => StatusCode::FORBIDDEN,
@@ -240,6 +245,7 @@ impl ErrorKind {
             Self::UnrepresentableUser => "the user name can't be represented in a header field",
             Self::IdentityUnknown => "the application couldn't determine the user",
             Self::Rejected => "an upstream layer rejected the request",
+            Self::NoTarget => "the request has no target",
             Self::RequestBody => "the request's body is malformed",
             Self::RequestBodyTooLarge => "the request's body is too large",
             Self::RequestBodyTimeout => "the client sent no part of the request's body within the idle timeout",

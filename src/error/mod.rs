@@ -477,7 +477,7 @@ impl Error {
     pub fn is_client(&self) -> bool {
         match (self.phase(), self.kind()) {
             (_, ErrorKind::Rejected) => self.status().is_client_error(),
-            (_, ErrorKind::IdentityUnknown) => false,
+            (_, ErrorKind::IdentityUnknown | ErrorKind::NoTarget) => false,
             (Phase::Request, _) => true,
             (Phase::RequestBody, kind) => kind != ErrorKind::SendTimeout,
             _ => false,
@@ -594,6 +594,13 @@ mod tests {
             assert_eq!((error.kind(), error.status().as_u16(), error.is_client()), (kind, 403, false), "{kind:?}");
             assert_eq!(error.is_timeout(), kind == K::CredentialsTimeout, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn a_missing_target_is_the_applications_fault() {
+        let error = Error::new(ErrorKind::NoTarget).with_unsent(Request::default());
+        assert_eq!((error.status().as_u16(), error.is_client(), error.is_unsent()), (500, false, false));
+        assert!(error.clone().take_request().is_none());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use axum_core::body::Body;
-use http::Response;
+use http::{Request, Response, request::Parts};
 
 use super::failure::Failure;
 use crate::{
@@ -30,7 +30,12 @@ pub(crate) struct ForwardConfig {
     pub(crate) header_timeout: Option<Duration>,
     pub(crate) body_idle_timeout: Option<Duration>,
     pub(crate) on_error: Option<OnError>,
+    /// Chooses the target of a request. `None` if all requests have the same upstream.
+    pub(crate) choose: Option<Choose>,
 }
+
+/// Chooses the target of a request. Returns whether the request is the proxy's.
+pub(crate) type Choose = Arc<dyn Fn(&mut Parts) -> bool + Send + Sync>;
 
 pub(crate) type OnError = Arc<dyn Fn(&Failure) -> Response<Body> + Send + Sync>;
 
@@ -51,8 +56,16 @@ impl Default for ForwardConfig {
             header_timeout: Some(Duration::from_secs(60)),
             body_idle_timeout: Some(Duration::from_secs(5 * 60)),
             on_error: None,
+            choose: None,
         }
     }
+}
+
+/// Has the target of a request chosen.
+pub(crate) fn choose<B>(choose: &Choose, request: Request<B>) -> (Request<B>, bool) {
+    let (mut head, body) = request.into_parts();
+    let is_proxied = choose(&mut head);
+    (Request::from_parts(head, body), is_proxied)
 }
 
 impl fmt::Debug for ForwardConfig {

@@ -203,7 +203,7 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
 
-    const KINDS: [ErrorKind; 38] = {
+    const KINDS: [ErrorKind; 39] = {
         use ErrorKind::*;
         [
             InvalidTarget,
@@ -222,6 +222,7 @@ mod tests {
             UnrepresentableUser,
             IdentityUnknown,
             Rejected,
+            NoTarget,
             RequestBody,
             RequestBodyTooLarge,
             RequestBodyTimeout,

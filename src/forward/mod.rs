@@ -16,6 +16,6 @@ mod upload;
 
 pub use self::failure::Failure;
 pub(crate) use self::{
-    config::ForwardConfig,
+    config::{ForwardConfig, choose},
     future::{ForwardFuture, forward},
 };

@@ -37,6 +37,27 @@ impl<U: HttpService> Future for ProxyFuture<U> {
 }
 
 pin_project! {
+    /// The future of [`ReverseProxy::forward_to`](crate::ReverseProxy::forward_to).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it cancels the request to the backend at once.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ForwardToFuture<U: Service<Request<Body>>> {
+        #[pin]
+        pub(super) inner: ForwardFuture<U>,
+    }
+}
+
+impl<U: HttpService> Future for ForwardToFuture<U> {
+    type Output = Response<Body>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().inner.poll(cx)
+    }
+}
+
+pin_project! {
     /// The future of a [`ReverseProxyService`](crate::ReverseProxyService)'s response: the wrapped service's own, or
     /// the proxy's.
     ///

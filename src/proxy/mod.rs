@@ -7,9 +7,10 @@ mod future;
 mod layer;
 mod options;
 mod service;
+mod to_target;
 
 pub use self::{
-    future::{ProxyFuture, ResponseFuture},
+    future::{ForwardToFuture, ProxyFuture, ResponseFuture},
     layer::ReverseProxyLayer,
     service::{ReverseProxy, ReverseProxyService},
 };

@@ -17,7 +17,7 @@ use super::future::{Kind, ProxyFuture, ResponseFuture};
 use super::layer::ReverseProxyLayer;
 use crate::{
     client::{Client, InvalidClient},
-    forward::{ForwardConfig, forward},
+    forward::{ForwardConfig, choose, forward},
     service::HttpService,
     upstream::{BoxUpstream, Upstream},
 };
@@ -133,7 +133,11 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        if let Some(function) = &self.config.choose {
+            // There is no other service for a request that isn't the proxy's. Its upstream refuses it.
+            (request, _) = choose(function, request);
+        }
         ProxyFuture { inner: forward(self.config.clone(), self.upstream.clone(), request.map(Body::new)) }
     }
 }
@@ -249,9 +253,15 @@ where
         self.inner().poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let ReverseProxy { upstream, config } = &self.proxy;
-        let kind = if config.prefix.rest(request.uri().path()).is_some() {
+        let mut is_proxied = config.prefix.rest(request.uri().path()).is_some();
+        if let Some(function) = &config.choose
+            && is_proxied
+        {
+            (request, is_proxied) = choose(function, request);
+        }
+        let kind = if is_proxied {
             Kind::Proxied { future: forward(config.clone(), upstream.clone(), request.map(Body::new)) }
         } else {
             Kind::Inner { future: self.inner().call(request) }

@@ -116,6 +116,8 @@ fn every_option_is_in_the_table_of_options() {
     let files = [
         (include_str!("../../src/proxy/options.rs"), 14),
         (include_str!("../../src/forwarded.rs"), 6),
+        (include_str!("../../src/proxy/to_target.rs"), 1),
+        (include_str!("../../src/targets/mod.rs"), 8),
         (include_str!("../../src/upgrade/tunnel.rs"), 3),
         (include_str!("../../src/upstream/mod.rs"), 2),
         (include_str!("../../src/client/builder.rs"), 16),

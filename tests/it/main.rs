@@ -64,6 +64,7 @@ mod response;
 mod response_heads;
 mod retry;
 mod stress;
+mod targets;
 #[cfg(feature = "tls-ring")]
 mod tls;
 mod trailers;
