@@ -58,6 +58,8 @@ pub struct Member {
     is_backup: bool,
     /// `Some` if it's a member of a set, and has an origin.
     client: Option<Client>,
+    /// Whether the client has been asked for. If not, requests go to a service that has nothing to do with it.
+    is_client_used: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Debug)]
@@ -108,7 +110,16 @@ impl Member {
     }
 
     fn with_destination(name: String, destination: Destination) -> Self {
-        Self { name: name.into(), destination, address: None, weight: 1, is_backup: false, client: None }
+        let is_client_used = Arc::default();
+        Self {
+            name: name.into(),
+            destination,
+            address: None,
+            weight: 1,
+            is_backup: false,
+            client: None,
+            is_client_used,
+        }
     }
 
     /// Sets the weight, by which the requests are divided. Default: 1. 0 is an error of the set.
@@ -191,7 +202,9 @@ impl Member {
 
     /// Returns the client that the set has made for the origin, with its connection pool.
     ///
-    /// It's `Some` in the function that [`Balance::new`](super::Balance::new) calls, if the member has an origin.
+    /// It's `Some` in the function that [`Balance::new`](super::Balance::new) calls, if the member has an origin. If the
+    /// function makes a service without it, the balancer doesn't connect to a member that is down: a request shows
+    /// whether it's back.
     ///
     /// ```
     /// use tower_reverse_proxy::{Backends, Upstream, balance::{Balance, Member}};
@@ -205,7 +218,13 @@ impl Member {
     /// ```
     #[must_use]
     pub fn client(&self) -> Option<&Client> {
+        self.is_client_used.store(true, Ordering::Relaxed);
         self.client.as_ref()
+    }
+
+    /// Returns the client if requests go over it, so that a connect shows whether the member can be reached.
+    pub(super) fn client_in_use(&self) -> Option<&Client> {
+        self.client.as_ref().filter(|_| self.is_client_used.load(Ordering::Relaxed))
     }
 
     /// Returns what distinguishes members: two in a set can't have the same.
@@ -252,6 +271,8 @@ impl Member {
             let builder = Client::builder(backend.clone()).address(self.address);
             let client = options(builder).build().map_err(|error| InvalidBackends::new(error.to_string()))?;
             self.client = Some(client);
+            // A description may be put into several sets.
+            self.is_client_used = Arc::default();
         }
         Ok(self)
     }

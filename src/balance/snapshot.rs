@@ -82,7 +82,7 @@ impl View {
             }
             match health.due_trial() {
                 Some(_) if has_checks => {}
-                Some((Reason::Down, at)) if entry.state.member.client().is_some() => earlier(&mut due, at),
+                Some((Reason::Down, at)) if entry.state.member.client_in_use().is_some() => earlier(&mut due, at),
                 Some((_, at)) => earlier(&mut due_trial, at),
                 None => {}
             }

@@ -216,7 +216,7 @@ impl Shared {
             let mut health = member.watch.health();
             has_changed |= health.settle(self.options.health.slow_start, now);
             let due = health.due_trial().filter(|(_, due)| *due <= now && self.options.health.check.is_none());
-            let client = match (due, member.member.client()) {
+            let client = match (due, member.member.client_in_use()) {
                 (Some((Reason::Down, _)), Some(client)) => Some(client),
                 (Some(_), _) if may_try && trial.is_none() => None,
                 _ => continue,

@@ -7,12 +7,14 @@ use std::{
         atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::{
     body::Body,
-    http::{Request, Response},
+    http::{Request, Response, StatusCode},
 };
+use tokio::time::Instant;
 use tower::Service;
 use tower_reverse_proxy::{
     Error,
@@ -149,5 +151,119 @@ impl<S> InFlight<S> {
 impl<S> Drop for InFlight<S> {
     fn drop(&mut self) {
         self.shared.in_flight[self.index].fetch_sub(1, Relaxed);
+    }
+}
+
+/// A circuit breaker around each member, without regard to the others: after five failures in a row, it's open for ten
+/// seconds. The members take turns.
+#[derive(Debug)]
+pub(crate) struct Breakers<S>(Arc<BreakerState<S>>);
+
+#[derive(Debug)]
+struct BreakerState<S> {
+    members: Vec<S>,
+    /// Whether a status is a failure.
+    is_failure: fn(StatusCode) -> bool,
+    next: AtomicUsize,
+    breakers: Mutex<Vec<Breaker>>,
+    /// How many were open at most.
+    open: AtomicUsize,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Breaker {
+    in_a_row: u32,
+    open_until: Option<Instant>,
+}
+
+impl<S> Breakers<S> {
+    pub(crate) fn new(members: impl IntoIterator<Item = S>, is_failure: fn(StatusCode) -> bool) -> Self {
+        let members: Vec<_> = members.into_iter().collect();
+        let breakers = Mutex::new(vec![Breaker::default(); members.len()]);
+        let (next, open) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self(Arc::new(BreakerState { members, is_failure, next, breakers, open }))
+    }
+
+    /// Returns how many members were out at the same time, at most.
+    pub(crate) fn most_open(&self) -> usize {
+        self.0.open.load(Relaxed)
+    }
+
+    fn ended(&self, index: usize, status: StatusCode) {
+        let mut breakers = self.0.breakers.lock().unwrap();
+        let breaker = &mut breakers[index];
+        breaker.in_a_row = if (self.0.is_failure)(status) { breaker.in_a_row + 1 } else { 0 };
+        if breaker.in_a_row == 5 {
+            *breaker = Breaker { in_a_row: 0, open_until: Some(Instant::now() + Duration::from_secs(10)) };
+        }
+        self.0.open.fetch_max(breakers.iter().filter(|breaker| breaker.is_open()).count(), Relaxed);
+    }
+}
+
+impl Breaker {
+    fn is_open(&self) -> bool {
+        self.open_until.is_some_and(|until| Instant::now() < until)
+    }
+}
+
+impl<S> Clone for Breakers<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<S: Replica> Service<Request<Body>> for Breakers<S> {
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = Responding;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let this = self.clone();
+        let n = self.0.members.len();
+        let first = self.0.next.fetch_add(1, Relaxed);
+        let closed = {
+            let breakers = self.0.breakers.lock().unwrap();
+            (first..first + n).map(|index| index % n).find(|&index| !breakers[index].is_open())
+        };
+        Box::pin(async move {
+            let Some(index) = closed else {
+                return Err(Error::rejected(StatusCode::SERVICE_UNAVAILABLE, "every breaker is open"));
+            };
+            let response = this.0.members[index].clone().call(request).await;
+            if let Ok(response) = &response {
+                this.ended(index, response.status());
+            }
+            response
+        })
+    }
+}
+
+/// Responds with 500 to requests for `/poison`, whatever the member.
+#[derive(Clone, Debug)]
+pub(crate) struct Poisonable(pub(crate) Simulated);
+
+impl Service<Request<Body>> for Poisonable {
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = Responding;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let is_poison = request.uri().path() == "/poison";
+        let response = self.0.call(request);
+        Box::pin(async move {
+            let mut response = response.await?;
+            if is_poison {
+                *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            }
+            Ok(response)
+        })
     }
 }

@@ -8,13 +8,15 @@
 mod changing;
 mod closed_forms;
 mod controls;
+mod failing;
 mod picking;
+mod returning;
 
 use std::time::Duration;
 
 use tower_reverse_proxy::{
     Backends, Retry, RetryPolicy,
-    balance::{BackendsBuilder, Balance, Member},
+    balance::{BackendsBuilder, Balance},
     simulation::{ServiceTime, Simulated, SimulatedMember, SimulatedMembers},
 };
 
@@ -42,7 +44,7 @@ fn members(n: usize, workers: usize, mean: Duration) -> Vec<SimulatedMember> {
 
 /// The set of these members, whose draws are the same in every run.
 fn backends(n: usize) -> BackendsBuilder {
-    Backends::builder((0..n).map(|index| Member::named(name(index)))).seed(1)
+    Backends::builder((0..n).map(name)).seed(1)
 }
 
 /// The stack of an application, with the default policy for retries.

@@ -1,0 +1,145 @@
+//! Members that fail: S4, S5, S7, S10, S13.
+
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    http::{Request, StatusCode},
+};
+use tokio::{task::JoinHandle, time::sleep};
+use tower_reverse_proxy::{
+    Backends, RetryPolicy,
+    balance::{Balance, Eject, State},
+    simulation::{Behaviour, Outcome, Report, SimulatedMembers, Simulation},
+};
+
+use crate::{
+    backends,
+    controls::{Breakers, Control, Poisonable, Policy},
+    member, members, ms, second, stack, stack_of,
+};
+
+fn error_rate(report: &Report) -> f64 {
+    report.failed() as f64 / report.offered() as f64
+}
+
+/// S4: one of the members responds with 503 in a millisecond. Without a memory of failures, the fastest member gets
+/// most of the requests.
+///
+/// The debt of a member stays at the load of the others, 5 of ten members or 25 of three. It's decaying by a fifth of that
+/// per second, which are the faults that go on: 0.1 % or 0.5 % of 1,000 a second, and the 5 or 25 at the beginning.
+async fn black_hole(n: usize, by_debt: f64, without_memory: f64) {
+    let hole = member(0, 50, ms(50)).during(.., Behaviour::status(StatusCode::SERVICE_UNAVAILABLE));
+    let others = (1..n).map(|index| member(index, 50, ms(50)));
+    let simulation = Simulation::new(14).rate(1000.0).lasting(second(20)).member(hole).members(others);
+    let debt = simulation.run(stack(backends(n).eject(Eject::never()))).await;
+    assert!(error_rate(&debt) <= by_debt, "{debt}");
+    let ejection = simulation.run(stack(backends(n))).await;
+    assert!(ejection.failed() <= 15, "{ejection}");
+    let retried = simulation.run(stack_of(&backends(n).build().unwrap(), RetryPolicy::idempotent())).await;
+    assert_eq!(retried.failed(), 0, "{retried}");
+    let control = simulation.run(|members| Control::new(members, Policy::LeastOf(5))).await;
+    assert!(error_rate(&control) >= without_memory, "{control}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_black_hole_of_three_gets_next_to_nothing() {
+    black_hole(3, 0.009, 0.6).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_black_hole_of_ten_gets_next_to_nothing() {
+    black_hole(10, 0.002, 0.45).await;
+}
+
+/// S5: a member that fails a third of its requests.
+#[tokio::test(start_paused = true)]
+async fn a_member_that_fails_now_and_then_costs_few_errors() {
+    let flaky = member(0, 50, ms(50)).during(.., Behaviour::status(StatusCode::BAD_GATEWAY).share(0.3));
+    let others = (1..10).map(|index| member(index, 50, ms(50)));
+    let simulation = Simulation::new(15).rate(1000.0).lasting(second(30)).member(flaky).members(others);
+    let ours = simulation.run(stack(backends(10))).await;
+    assert!(error_rate(&ours) <= 0.009, "{ours}");
+    let control = simulation.run(|members| Control::new(members, Policy::LeastOf(5))).await;
+    assert!(error_rate(&control) >= 0.03, "{control}");
+}
+
+/// S7: a process that stands still fails no request. Its clients leave after ten seconds.
+#[tokio::test(start_paused = true)]
+async fn a_hung_member_loses_few_clients() {
+    let hung = member(0, 50, ms(50)).during(second(5).., Behaviour::hang());
+    let simulation = Simulation::new(17)
+        .rate(1000.0)
+        .lasting(second(65))
+        .patience(second(10))
+        .member(hung)
+        .members((1..3).map(|index| member(index, 50, ms(50))));
+    let lost = |report: &Report| report.during(second(7)..).left();
+    let ours = simulation.run(stack(backends(3))).await;
+    assert!(lost(&ours) <= 10, "{ours}");
+    let control = simulation.run(|members| Control::new(members, Policy::LeastOf(5))).await;
+    assert!(lost(&control) >= 60, "{control}");
+}
+
+/// S10: all members respond with 503 for five seconds. None of them is to blame.
+#[tokio::test(start_paused = true)]
+async fn a_failure_of_all_ejects_at_most_half_and_leaves_no_trace() {
+    let fails = Behaviour::status(StatusCode::SERVICE_UNAVAILABLE);
+    let all = (0..6).map(|index| member(index, 50, ms(50)).during(second(10)..second(15), fails));
+    let simulation = Simulation::new(20).rate(600.0).lasting(second(26)).members(all);
+
+    let backends = backends(6).build().unwrap();
+    let out = watch(&backends);
+    let ours = simulation.run(stack_of(&backends, RetryPolicy::unsent())).await;
+    let out = out.await.unwrap();
+    assert!(out.iter().all(|(_, out)| *out <= 3), "{out:?}");
+    assert!(out.iter().all(|(at, out)| *at < second(25) || *out == 0), "{out:?}");
+    let after = ours.during(second(17)..);
+    assert!(after.succeeded() as f64 >= 0.99 * after.offered() as f64, "{after}");
+
+    let control = simulation.run(|members| Breakers::new(members.iter(), |status| status.is_server_error())).await;
+    let after = control.during(second(17)..second(18));
+    assert!(after.succeeded() as f64 <= 0.5 * after.offered() as f64, "{after}");
+}
+
+/// S13: most requests are for a URL that every member answers with 500.
+#[tokio::test(start_paused = true)]
+async fn a_poisonous_url_ejects_no_member() {
+    let poison = |number| Request::get(if number % 10 < 8 { "/poison" } else { "/" }).body(Body::empty()).unwrap();
+    let simulation =
+        Simulation::new(23).rate(300.0).lasting(second(20)).request(poison).members(members(3, 50, ms(50)));
+
+    let backends = backends(3).build().unwrap();
+    let out = watch(&backends);
+    let ours = simulation
+        .run(|members| {
+            let members = members.clone();
+            Balance::new(&backends, move |member| Poisonable(members.service(member.name())))
+        })
+        .await;
+    let out = out.await.unwrap();
+    assert!(out.iter().all(|(_, out)| *out == 0), "{out:?}");
+    assert_eq!(ours.succeeded() + ours.count(Outcome::Status(StatusCode::INTERNAL_SERVER_ERROR)), ours.offered());
+
+    let mut handle = None;
+    let breakers = |members: &SimulatedMembers| {
+        let breakers = Breakers::new(members.iter().map(Poisonable), |status| status.is_server_error());
+        handle.insert(breakers).clone()
+    };
+    simulation.run(breakers).await;
+    assert_eq!(handle.unwrap().most_open(), 3);
+}
+
+/// Counts the members that are out, ten times a second, for 25 s.
+fn watch(backends: &Backends) -> JoinHandle<Vec<(Duration, usize)>> {
+    let backends = backends.clone();
+    tokio::spawn(async move {
+        let mut seen = Vec::new();
+        for tenth in 0..255 {
+            sleep(ms(100)).await;
+            let out = backends.status().iter().filter(|member| member.state() != State::Up).count();
+            seen.push((ms(100 * tenth), out));
+        }
+        seen
+    })
+}
