@@ -27,6 +27,9 @@ pub(crate) trait TunnelResource: Send + Sync + 'static {
     fn ends(&self) -> Option<TunnelEnd> {
         None
     }
+
+    /// The backend has ended its side. The tunnel lasts until the client has ended its own.
+    fn backend_ended(&self) {}
 }
 
 /// Completes when a tunnel has to end.
@@ -62,8 +65,16 @@ impl TunnelGuard {
 
     /// Returns the futures of all resources that may end the tunnel.
     pub(crate) fn ends(&self) -> Vec<TunnelEnd> {
-        let guards = std::iter::successors(Some(self), |guard| guard.link.next());
-        guards.filter_map(|guard| guard.link.resource().ends()).collect()
+        self.resources().filter_map(TunnelResource::ends).collect()
+    }
+
+    /// Notifies all resources that the backend has ended its side.
+    pub(crate) fn backend_ended(&self) {
+        self.resources().for_each(TunnelResource::backend_ended);
+    }
+
+    fn resources(&self) -> impl Iterator<Item = &dyn TunnelResource> {
+        std::iter::successors(Some(self), |guard| guard.link.next()).map(|guard| guard.link.resource())
     }
 }
 

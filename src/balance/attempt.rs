@@ -1,6 +1,9 @@
 //! The guards of an attempt: one until the response's head, and one until its end.
 
-use std::{error::Error as StdError, sync::Arc};
+use std::{
+    error::Error as StdError,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use axum_core::{BoxError, body::Body};
 use http::{Request, Response};
@@ -72,9 +75,26 @@ impl Drop for InFlight {
     }
 }
 
-impl TunnelResource for InFlight {
+/// An attempt that has opened a tunnel. It's in flight until the tunnel's end, or until the member has ended its side,
+/// because a client may leave its own open for long.
+#[derive(Debug)]
+pub(super) struct TunnelInFlight(Mutex<Option<InFlight>>);
+
+impl TunnelInFlight {
+    pub(super) fn new(in_flight: InFlight) -> Self {
+        Self(Mutex::new(Some(in_flight)))
+    }
+}
+
+impl TunnelResource for TunnelInFlight {
     fn ends(&self) -> Option<TunnelEnd> {
-        self.member.as_ref().and_then(MemberState::tunnel_end)
+        let in_flight = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        in_flight.as_ref().and_then(InFlight::member).and_then(MemberState::tunnel_end)
+    }
+
+    fn backend_ended(&self) {
+        let in_flight = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(in_flight);
     }
 }
 

@@ -17,7 +17,7 @@ use tower_service::Service;
 
 use super::{
     Inner,
-    attempt::{Attempt, InFlight},
+    attempt::{Attempt, InFlight, TunnelInFlight},
     body::BalanceBody,
     overloaded,
     queue::Waiter,
@@ -178,7 +178,7 @@ impl<S: HttpService> Future for ResponseFuture<S> {
 fn hold<B: http_body::Body>(mut response: Response<B>, in_flight: Option<InFlight>) -> Response<BalanceBody<B>> {
     let in_flight = match in_flight {
         Some(in_flight) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-            TunnelGuard::insert(response.extensions_mut(), in_flight);
+            TunnelGuard::insert(response.extensions_mut(), TunnelInFlight::new(in_flight));
             None
         }
         in_flight => in_flight,

@@ -5,7 +5,7 @@
 //!
 //! 1. A request goes to the member with the fewest requests in flight, in proportion to the weights. Of a large set, five
 //!    members are drawn at random and compared, whose least loaded one is nearly as good as that of all.
-//! 2. A request is in flight until the end of its response's body, or of its tunnel.
+//! 2. A request is in flight until the end of its response's body, or of its tunnel, or of the backend's side of it.
 //! 3. A failure counts as a request in flight that takes five seconds. Without it, a member that fails at once would
 //!    always be the least loaded one.
 //! 4. Of members that are loaded alike, one whose responses take more than twice as long as another's, and five

@@ -220,7 +220,7 @@ impl Tunnels {
     pub(super) fn spawn(&self, client: OnUpgrade, backend: BackendSide, guard: Option<TunnelGuard>) {
         let stage = Stage::Opening(Box::pin(opened(client, backend)), self.timeouts);
         let stop = self.stop.clone().cancelled_owned();
-        let guarded = guard.map(|guard| Box::new(Guarded { ends: guard.ends(), _guard: guard }));
+        let guarded = guard.map(|guard| Box::new(Guarded::new(guard)));
         self.tracker.spawn(Tunnel { stage, stop, guarded });
     }
 }
@@ -255,7 +255,22 @@ pin_project! {
 struct Guarded {
     /// Each of them may end the tunnel.
     ends: Vec<TunnelEnd>,
-    _guard: TunnelGuard,
+    guard: TunnelGuard,
+    /// Whether it knows that the backend has ended its side.
+    has_backend_ended: bool,
+}
+
+impl Guarded {
+    fn new(guard: TunnelGuard) -> Self {
+        Self { ends: guard.ends(), guard, has_backend_ended: false }
+    }
+
+    fn backend_ended(&mut self) {
+        if !self.has_backend_ended {
+            self.has_backend_ended = true;
+            self.guard.backend_ended();
+        }
+    }
 }
 
 type Sides = (Upgraded, SwitchedConnection);
@@ -300,10 +315,14 @@ impl Future for Tunnel {
                 Poll::Pending => return stop.poll(cx).map(|_| ()),
             }
         }
-        match this.stage {
-            Stage::Open(tunnel) => tunnel.poll(cx, stop),
-            Stage::Opening(..) => Poll::Pending,
+        let Stage::Open(tunnel) = this.stage else { return Poll::Pending };
+        let outcome = tunnel.poll(cx, stop);
+        if let Some(guarded) = guarded
+            && tunnel.copy.ended() == Some(Side::Backend)
+        {
+            guarded.backend_ended();
         }
+        outcome
     }
 }
 

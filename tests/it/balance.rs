@@ -160,6 +160,25 @@ async fn a_tunnel_counts_until_it_ends() {
 }
 
 #[tokio::test]
+async fn a_tunnel_counts_until_the_backend_ends_its_side() {
+    let url = backend(|mut wire| async move {
+        wire.head().await;
+        wire.send(ACCEPT).await;
+        wire.bytes(1).await;
+    })
+    .await;
+    let backends = Backends::new([url]);
+    let mut tunnel = client(app(&backends).await).await;
+    tunnel.send(OFFER).await;
+    assert_eq!(tunnel.message().await.unwrap().status(), 101);
+    assert_eq!(in_flight(&backends), [1]);
+    tunnel.send(b"x").await;
+    // The client's side stays open.
+    in_flight_becomes(&backends, &[0]).await;
+    assert!(tunnel.closed().await);
+}
+
+#[tokio::test]
 async fn the_length_of_a_response_is_kept() {
     let front = app(&seeded([named("name").await])).await;
     let response = get(front, "/app/", "").await;
