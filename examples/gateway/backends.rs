@@ -86,8 +86,15 @@ fn set_options(mut backends: BackendsBuilder, mount: &Mount) -> BackendsBuilder 
         backends =
             backends.check(mount.check_interval_ms.map_or(check.clone(), |interval| check.interval(ms(interval))));
     }
+    backends = backends.max_requests(mount.max_requests);
+    if let Some(timeout) = mount.queue_timeout_ms {
+        backends = backends.queue_timeout(ms(timeout));
+    }
     if let Some(time) = mount.slow_start_ms {
         backends = backends.slow_start(ms(time));
+    }
+    if let Some(timeout) = mount.drain_timeout_ms {
+        backends = backends.drain_timeout(ms(timeout));
     }
     backends
 }

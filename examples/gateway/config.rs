@@ -96,7 +96,7 @@ pub(crate) struct Mount {
     pub(crate) check_interval_ms: Option<u64>,
     pub(crate) eject: Option<bool>,
     pub(crate) retry: Option<Retry>,
-    pub(crate) max_requests: Option<usize>,
+    pub(crate) max_requests: Option<u32>,
     pub(crate) queue_timeout_ms: Option<u64>,
     pub(crate) slow_start_ms: Option<u64>,
     pub(crate) discover: Option<Discover>,
@@ -214,10 +214,7 @@ impl Mount {
         let keys = [
             ("balance", self.balance.is_some_and(|balance| !matches!(balance, Balance::Least))),
             ("sticky", self.sticky.is_some()),
-            ("max_requests", self.max_requests.is_some()),
-            ("queue_timeout_ms", self.queue_timeout_ms.is_some()),
             ("discover", self.discover.is_some()),
-            ("drain_timeout_ms", self.drain_timeout_ms.is_some()),
         ];
         match keys.into_iter().find(|(_, is_there)| *is_there) {
             Some((key, _)) => Err(format!("`{key}` is not supported yet: leave it out")),

@@ -50,6 +50,9 @@
 //! check_interval_ms = 5000          # absent: 5 s
 //! eject = false                     # keeps backends that fail; default: true, they're taken out for a while
 //! retry = "unsent"                  # or "none", or "idempotent"; default: "unsent"
+//! max_requests = 10                 # at each backend at a time, the others wait in one queue; absent: no limit
+//! queue_timeout_ms = 1000           # how long they wait; beyond: 503. Absent: 1 s
+//! drain_timeout_ms = 30000          # how long a removed backend's tunnels stay open; absent: 30 s
 //! slow_start_ms = 10000             # in which a backend that comes back gets its share by and by; absent: 10 s
 //! ```
 //!
