@@ -11,12 +11,11 @@ EXAMPLES = {
         ("/app/x?user=alice", 200, "the backend has verified that alice gets /app/x"),
         ("/app/x", 401, "no assertion"),
     ],
+    "balanced": [("/mydir/x", 200, "gets GET /mydir/x"), ("/status", 200, " up: 0 of ")],
     # Without a certificate.
     "client_certificate": [("/", 200, "the app's own page"), ("/legacy/x", 403, "")],
     "connector": [("/", 200, "home"), ("/billing/x", 200, "the billing service gets GET /billing/x")],
     "error_page": [("/down/", 502, "help@front.example")],
-    # Twice: each backend is the first one once.
-    "failover": [("/mydir/x", 200, "backend A gets GET /mydir/x")] * 2,
     "graceful_shutdown": [("/", 200, "home"), ("/mydir/", 200, "Graceful shutdown")],
     "grpc": [("/", 200, "the app's own page"), ("/x.Y/Z", 200, "")],
     "headers": [("/mydir/x", 200, "x-api-key: s3cret")],

@@ -101,7 +101,7 @@ impl Member {
     /// let backends = Backends::new([Member::named("blue"), Member::named("green")]);
     /// let balance = Balance::new(&backends, |member: &Member| {
     ///     let name = member.name().to_owned();
-    ///     Router::new().route("/", get(move || async move { name }))
+    ///     Router::<()>::new().route("/", get(move || async move { name }))
     /// });
     /// # let _ = balance;
     /// ```

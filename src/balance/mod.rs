@@ -120,7 +120,7 @@ impl<S: Clone + Send + Sync + 'static> Balance<S> {
     /// use axum::Router;
     /// use tower_reverse_proxy::balance::Balance;
     ///
-    /// let balance = Balance::over([Router::new(), Router::new()]);
+    /// let balance = Balance::over([Router::<()>::new(), Router::new()]);
     /// assert_eq!(balance.backends().status()[1].backend(), "1");
     /// ```
     ///
