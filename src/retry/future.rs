@@ -178,10 +178,8 @@ where
                 };
                 Some(Between::Preparing { request: Some(Box::new(request)) })
             }
-            None => match known_kind(&failure) {
-                Some(ErrorKind::ConnectionClosed | ErrorKind::Connect | ErrorKind::ConnectTimeout) => self.pause(),
-                _ => None,
-            },
+            None if may_have_been_sent(&failure) => self.pause(),
+            None => None,
         };
         let Some(next) = next else { return Next::Done(Err(failure)) };
         observe::retried_failure(&failure);
@@ -257,6 +255,17 @@ const NONE_LEFT: &str = "its response has been dropped for another attempt, whic
 fn take_unsent(error: &Error) -> Option<Request<Body>> {
     let is_exhausted = |request: &mut Request<Body>| Tried::of(request.extensions()).is_some_and(Tried::is_exhausted);
     if error.with_unsent_request(is_exhausted)? { None } else { error.take_unsent_request() }
+}
+
+/// Whether a request may have been sent to a backend that couldn't be reached, or has closed the connection.
+fn may_have_been_sent(failure: &BoxError) -> bool {
+    let is_unsent = Error::find(failure).is_some_and(Error::is_unsent);
+    let is_gone = matches!(
+        known_kind(failure),
+        // The client resends a request, and that may fail to connect.
+        Some(ErrorKind::ConnectionClosed | ErrorKind::Connect | ErrorKind::ConnectTimeout)
+    );
+    is_gone && !is_unsent
 }
 
 /// Whether the backend had no capacity for a request.

@@ -42,6 +42,8 @@ enum Step {
     RespondEarly(u16, Duration),
     /// Reads at least this much of the body, and closes the connection.
     Cut(usize),
+    /// Closes the connection because of a body that fails.
+    CutByBody,
     /// Isn't reached.
     Refuse,
     /// Isn't reached, and has taken a piece of the body, which it puts back.
@@ -56,6 +58,8 @@ enum Step {
     Fail,
     /// Has left the balancer.
     Leave,
+    /// Isn't in the balancer, which has no member.
+    Nobody,
 }
 
 /// An upstream that takes one step after the other, and records what reaches it.
@@ -111,6 +115,7 @@ impl Script {
             }
             Step::Fail => return Err("another crate".into()),
             Step::Leave => return Err(NoneLeft.into()),
+            Step::Nobody => return Err(connect().into()),
             _ => {}
         }
         let most = match step {
@@ -119,7 +124,10 @@ impl Script {
             _ => usize::MAX,
         };
         let mut body = request.into_body();
-        self.read(at, &mut body, most).await?;
+        match (self.read(at, &mut body, most).await, step) {
+            (Err(_), Step::CutByBody) => return Err(Error::new(ErrorKind::ConnectionClosed).into()),
+            (outcome, _) => outcome?,
+        }
         match step {
             Step::Respond(status) => Ok(respond(status, at)),
             Step::RespondUnavailable => {
@@ -425,6 +433,10 @@ async fn a_body_that_fails_is_not_sent_again() {
         assert_eq!((failure.to_string(), script.attempts().len()), ("malformed".into(), 1));
     }
     // The backend closes because of it.
+    let body = Body::new(Frames([data("hel"), Err("malformed".into())].into(), Body::empty()));
+    let closed = Err(ErrorKind::ConnectionClosed);
+    assert_eq!(outcome(RetryPolicy::idempotent(), [Step::CutByBody], request(Method::PUT, body)).await, (closed, 1));
+    // It closes before.
     let body = Body::new(Frames([data("hel"), data("lo"), Err("malformed".into())].into(), Body::empty()));
     let script = Script::new([Step::Cut(5), Step::Respond(200)]);
     assert!(send(RetryPolicy::idempotent(), &script, request(Method::PUT, body)).await.is_err());
@@ -444,6 +456,16 @@ async fn a_retry_waits_for_a_random_time() {
     assert!(pauses.iter().all(|pause| *pause <= Duration::from_millis(26)), "{pauses:?}");
     let (short, long) = (Duration::from_millis(8), Duration::from_millis(17));
     assert!(pauses.iter().any(|pause| *pause < short) && pauses.iter().any(|pause| *pause > long), "{pauses:?}");
+    // The second pause is up to twice as long.
+    let mut pauses = Vec::new();
+    for seed in 0..50 {
+        let (policy, began) = (RetryPolicy::idempotent().seed(seed), Instant::now());
+        let steps = [Step::Cut(0), Step::Respond(503), Step::Respond(200)];
+        assert_eq!(outcome(policy, steps, bare(Method::GET)).await, (Ok(200), 3));
+        pauses.push(began.elapsed());
+    }
+    assert!(pauses.iter().all(|pause| *pause <= Duration::from_millis(77)), "{pauses:?}");
+    assert!(pauses.iter().any(|pause| *pause > Duration::from_millis(55)), "{pauses:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -480,6 +502,8 @@ async fn the_last_outcome_stands_if_the_balancer_has_no_other_member() {
     assert_eq!(outcome(policy(), [Exhaust, Cut(0), Respond(200)], get()).await, (closed, 1));
     let connect = Err(ErrorKind::Connect);
     assert_eq!(outcome(policy(), [Exhaust, Refuse, Respond(200)], get()).await, (connect, 1));
+    // There is none at all, and no request in the error.
+    assert_eq!(outcome(policy(), [Step::Nobody], get()).await, (connect, 1));
     // A member that leaves between two attempts.
     assert_eq!(outcome(policy(), [Refuse, Leave], get()).await, (connect, 2));
     assert_eq!(outcome(policy(), [Cut(0), Leave], get()).await, (closed, 2));
