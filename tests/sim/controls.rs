@@ -14,7 +14,7 @@ use axum::{
     body::Body,
     http::{Request, Response, StatusCode},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tower::Service;
 use tower_reverse_proxy::{
     Error,
@@ -238,6 +238,61 @@ impl<S: Replica> Service<Request<Body>> for Breakers<S> {
                 this.ended(index, response.status());
             }
             response
+        })
+    }
+}
+
+/// Repeats a request that failed, up to three attempts in all, without a budget.
+#[derive(Clone)]
+pub(crate) struct Insistent<S>(pub(crate) S);
+
+impl<S: Replica> Service<Request<Body>> for Insistent<S> {
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = Responding;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let service = self.0.clone();
+        Box::pin(async move {
+            let extensions = request.extensions().clone();
+            let mut attempt = 1;
+            loop {
+                let mut again = Request::new(Body::empty());
+                *again.extensions_mut() = extensions.clone();
+                match service.clone().call(again).await {
+                    Ok(response) if response.status().is_server_error() && attempt < 3 => attempt += 1,
+                    response => return response,
+                }
+            }
+        })
+    }
+}
+
+/// Responds with 504 if the member hasn't after a second, as a server's own gateway does.
+#[derive(Clone, Debug)]
+pub(crate) struct Deadline(pub(crate) Simulated);
+
+impl Service<Request<Body>> for Deadline {
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = Responding;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let response = self.0.call(request);
+        Box::pin(async move {
+            timeout(Duration::from_secs(1), response).await.unwrap_or_else(|_| {
+                let mut response = Response::new(Body::empty());
+                *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
+                Ok(response)
+            })
         })
     }
 }

@@ -9,6 +9,7 @@ mod changing;
 mod closed_forms;
 mod controls;
 mod failing;
+mod overload;
 mod picking;
 mod returning;
 
