@@ -475,12 +475,19 @@ impl Shared {
 
     /// Makes these the entries if the list of members is still of that generation.
     fn install(&self, generation: u64, entries: Box<[Entry]>) -> bool {
+        let _prepared = self.options.selection.prepared(&entries);
         let mut set = self.lock();
         if set.view.generation != generation {
             drop(set);
             return false;
         }
-        let view = Arc::new(View::new(set.view.version + 1, generation + 1, entries, self.options.rules()));
+        let view = Arc::new(View::new(
+            set.view.version + 1,
+            generation + 1,
+            entries,
+            self.options.rules(),
+            &self.options.selection,
+        ));
         set.rules.forget();
         let is_kept = |id| view.entries.iter().any(|entry| entry.state.id == id);
         // Members that return to the set before their last exchange has ended.
@@ -507,7 +514,7 @@ impl Shared {
     pub(super) fn health_changed(&self) {
         let set = self.lock();
         let View { version, generation, entries, .. } = &*set.view;
-        let view = View::new(version + 1, *generation, entries.clone(), self.options.rules());
+        let view = View::new(version + 1, *generation, entries.clone(), self.options.rules(), &self.options.selection);
         self.publish(set, Arc::new(view));
     }
 

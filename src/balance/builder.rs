@@ -2,7 +2,10 @@
 
 use std::{convert::Infallible, error, fmt, sync::Arc, time::Duration};
 
-use super::{backends::Backends, check::Check, eject::Eject, member::Member, snapshot::Rules};
+use super::{
+    backends::Backends, check::Check, eject::Eject, member::Member, pick::Pick, selection::Selection, snapshot::Rules,
+    sticky::Sticky,
+};
 use crate::{client::ClientBuilder, timeout::bounded};
 
 /// Builds [`Backends`]. [`Backends::builder`] returns it.
@@ -27,6 +30,7 @@ pub struct BackendsBuilder {
 #[derive(Clone)]
 pub(super) struct Options {
     client: Option<Arc<dyn Fn(ClientBuilder) -> ClientBuilder + Send + Sync>>,
+    pub(super) selection: Selection,
     pub(super) max_requests: Option<u32>,
     pub(super) queue_timeout: Option<Duration>,
     pub(super) drain_timeout: Option<Duration>,
@@ -38,6 +42,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             client: None,
+            selection: Selection::default(),
             max_requests: None,
             queue_timeout: Some(Duration::from_secs(1)),
             drain_timeout: Some(Duration::from_secs(30)),
@@ -99,6 +104,41 @@ impl BackendsBuilder {
     /// ```
     pub fn client(mut self, options: impl Fn(ClientBuilder) -> ClientBuilder + Send + Sync + 'static) -> Self {
         self.options.client = Some(Arc::new(options));
+        self
+    }
+
+    /// Sets how the member of a request is picked. Default: [`Pick::LeastRequests`].
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{Backends, balance::Pick};
+    ///
+    /// let members = ["http://10.0.0.1:8000", "http://10.0.0.2:8000"];
+    /// let backends = Backends::builder(members).pick(Pick::RoundRobin);
+    /// # let _ = backends;
+    /// ```
+    #[doc(alias("lb_policy", "least_conn", "hash", "round_robin"))]
+    pub fn pick(mut self, pick: Pick) -> Self {
+        self.options.selection.pick = pick;
+        self
+    }
+
+    /// Keeps the requests of a session at one member. Default: they aren't.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{Backends, balance::Sticky};
+    ///
+    /// # fn main() -> Result<(), tower_reverse_proxy::balance::InvalidSticky> {
+    /// # let key = "0123456789abcdef0123456789abcdef";
+    /// let members = ["http://10.0.0.1:8000", "http://10.0.0.2:8000"];
+    /// // The key is from the configuration.
+    /// let backends = Backends::builder(members).sticky(Sticky::cookie("backend", key)?);
+    /// # let _ = backends;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias("session affinity", "sticky session", "ip_hash"))]
+    pub fn sticky(mut self, sticky: Sticky) -> Self {
+        self.options.selection.sticky = Some(sticky);
         self
     }
 
@@ -282,7 +322,7 @@ impl Options {
 
     /// Returns whether all members get the same kinds of requests, so that their 5xx can be compared.
     pub(super) fn is_comparable(&self) -> bool {
-        true
+        !self.selection.is_partitioned()
     }
 
     pub(super) fn client(&self, builder: ClientBuilder) -> ClientBuilder {
@@ -296,6 +336,7 @@ impl Options {
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Options")
+            .field("selection", &self.selection)
             .field("max_requests", &self.max_requests)
             .field("queue_timeout", &self.queue_timeout)
             .field("drain_timeout", &self.drain_timeout)

@@ -21,6 +21,8 @@ use super::{
     body::BalanceBody,
     overloaded,
     queue::Waiter,
+    selection::Wish,
+    sticky::Assignment,
     trial::Trying,
 };
 use crate::{error::Error, service::HttpService, tried::MemberId, tunnel_guard::TunnelGuard};
@@ -45,10 +47,12 @@ pin_project! {
             #[pin]
             call: Oneshot<S, Request<Body>>,
             attempt: Option<Attempt>,
+            cookie: Option<Assignment>,
         },
         /// Boxed, because it's rare and large.
         Trying {
             trying: Pin<Box<Trying<S>>>,
+            cookie: Option<Assignment>,
             elsewhere: Option<Elsewhere<S>>,
         },
         // In a box, because few requests wait.
@@ -65,6 +69,7 @@ pin_project! {
 pub(super) struct Elsewhere<S> {
     pub(super) balance: Arc<Inner<S>>,
     pub(super) request: Request<Body>,
+    pub(super) wish: Wish,
     pub(super) tried: MemberId,
 }
 
@@ -72,6 +77,7 @@ pub(super) struct Elsewhere<S> {
 struct Waiting<S> {
     balance: Arc<Inner<S>>,
     request: Request<Body>,
+    wish: Wish,
     waiter: Waiter,
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -92,31 +98,37 @@ impl<S: HttpService> Waiting<S> {
     }
 
     fn next(self, place: Option<InFlight>) -> ResponseFuture<S> {
-        let Self { balance, request, waiter, .. } = self;
+        let Self { balance, request, wish, waiter, .. } = self;
         drop(waiter);
         match place {
-            Some(in_flight) => balance.call_with(in_flight, request),
-            None => balance.call(request),
+            Some(in_flight) => balance.call_with(in_flight, request, wish),
+            None => balance.send(request, wish, None),
         }
     }
 }
 
 impl<S: Service<Request<Body>>> ResponseFuture<S> {
     /// Calls the service of the member that was chosen.
-    pub(super) fn call(service: S, request: Request<Body>, in_flight: InFlight, is_timed: bool) -> Self {
+    pub(super) fn call(
+        service: S,
+        request: Request<Body>,
+        in_flight: InFlight,
+        is_timed: bool,
+        cookie: Option<Assignment>,
+    ) -> Self {
         let attempt = Some(Attempt::new(in_flight, &request, is_timed));
-        Self { state: State::Calling { call: Oneshot::new(service, request), attempt } }
+        Self { state: State::Calling { call: Oneshot::new(service, request), attempt, cookie } }
     }
 
     /// Tries a member that is out.
-    pub(super) fn try_member(trying: Trying<S>, elsewhere: Elsewhere<S>) -> Self {
-        Self { state: State::Trying { trying: Box::pin(trying), elsewhere: Some(elsewhere) } }
+    pub(super) fn try_member(trying: Trying<S>, cookie: Option<Assignment>, elsewhere: Elsewhere<S>) -> Self {
+        Self { state: State::Trying { trying: Box::pin(trying), cookie, elsewhere: Some(elsewhere) } }
     }
 
     /// Waits for a place in the queue.
-    pub(super) fn wait(balance: Arc<Inner<S>>, request: Request<Body>, waiter: Waiter) -> Self {
+    pub(super) fn wait(balance: Arc<Inner<S>>, request: Request<Body>, wish: Wish, waiter: Waiter) -> Self {
         let timer = waiter.timeout().map(|timeout| Box::pin(sleep(timeout)));
-        let waiting = Box::new(Waiting { balance, request, waiter, timer });
+        let waiting = Box::new(Waiting { balance, request, wish, waiter, timer });
         Self { state: State::Waiting { waiting: Some(waiting) } }
     }
 
@@ -132,12 +144,13 @@ impl<S: HttpService> Future for ResponseFuture<S> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             let next = match self.as_mut().project().state.project() {
-                StateProj::Calling { call, attempt } => {
+                StateProj::Calling { call, attempt, cookie } => {
                     let outcome = ready!(call.poll(cx));
                     let attempt = attempt.take();
                     return Poll::Ready(match outcome {
-                        Ok(response) => {
+                        Ok(mut response) => {
                             let in_flight = attempt.and_then(|attempt| attempt.responded(&response).1);
+                            set_cookie(&mut response, cookie);
                             Ok(hold(response, in_flight))
                         }
                         Err(error) => {
@@ -156,14 +169,15 @@ impl<S: HttpService> Future for ResponseFuture<S> {
                     let Some(waiting) = waiting.take() else { panic!("polled after completion") };
                     waiting.next(place?)
                 }
-                StateProj::Trying { trying, elsewhere } => {
+                StateProj::Trying { trying, cookie, elsewhere } => {
                     let outcome = ready!(trying.as_mut().poll(cx));
                     let Some(elsewhere) = elsewhere.take() else { panic!("polled after completion") };
-                    if let Some((response, in_flight)) = outcome {
+                    if let Some((mut response, in_flight)) = outcome {
+                        set_cookie(&mut response, cookie);
                         return Poll::Ready(Ok(hold(response, in_flight)));
                     }
-                    let Elsewhere { balance, request, tried } = elsewhere;
-                    balance.send(request, Some(tried))
+                    let Elsewhere { balance, request, wish, tried } = elsewhere;
+                    balance.send(request, wish, Some(tried))
                 }
                 StateProj::Failed { error } => {
                     return Poll::Ready(Err(error.take().unwrap_or_else(|| panic!("polled after completion"))));
@@ -171,6 +185,13 @@ impl<S: HttpService> Future for ResponseFuture<S> {
             };
             self.set(next);
         }
+    }
+}
+
+/// Lets a response assign its session to the member that has sent it.
+fn set_cookie<B>(response: &mut Response<B>, cookie: &mut Option<Assignment>) {
+    if let Some(cookie) = cookie.take() {
+        cookie.apply_to(response);
     }
 }
 

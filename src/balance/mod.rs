@@ -24,9 +24,12 @@ mod health;
 mod load;
 mod member;
 mod outcome;
+mod pick;
 mod queue;
 mod random;
+mod selection;
 mod snapshot;
+mod sticky;
 mod trial;
 mod watch;
 
@@ -45,9 +48,10 @@ use tower_service::Service;
 
 use self::{
     attempt::InFlight,
-    backends::Subscriber,
+    backends::{Shared, Subscriber},
     future::Elsewhere,
     queue::{Admission, Queue},
+    selection::{Choice, Selection, Wish},
     snapshot::{Entry, Snapshot, View},
     trial::Trying,
 };
@@ -59,6 +63,8 @@ pub use self::{
     eject::Eject,
     future::ResponseFuture,
     member::{Member, State},
+    pick::{Pick, RequestKey, stable_hash},
+    sticky::{InvalidSticky, Sticky},
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -236,15 +242,19 @@ impl<S: Clone + Send + Sync + 'static> Subscriber for Inner<S> {
 }
 
 impl<S: HttpService> Inner<S> {
-    fn call(self: &Arc<Self>, request: Request<Body>) -> ResponseFuture<S> {
+    fn call(self: &Arc<Self>, mut request: Request<Body>) -> ResponseFuture<S> {
         let shared = &self.backends.shared;
         if shared.options.health.check.is_some() {
             shared.checks.ensure(shared);
         }
         let snapshot = self.snapshot.load();
+        let selection = &shared.options.selection;
+        let wish = selection.wish(&mut request, &snapshot.view);
+        let may_go_to = |position| selection.choose_out(&wish, &snapshot.view, position).is_some();
         // Nothing is due as long as every member is up.
         if snapshot.view.has_due()
-            && let Some((position, trial)) = shared.attend(&snapshot.view, trial::may_try(&request))
+            && let Some((position, trial)) = shared.attend(&snapshot.view, trial::may_try(&request), may_go_to)
+            && let Some(choice) = selection.choose_out(&wish, &snapshot.view, position)
             && let Some(in_flight) = InFlight::begin(&snapshot.view.entries[position].state)
         {
             let tried = snapshot.view.entries[position].state.id;
@@ -254,33 +264,40 @@ impl<S: HttpService> Inner<S> {
             let copy = trial::clone_bodiless(&request);
             let service = snapshot.services[position].clone();
             let trying = Trying::new(service, copy, in_flight, trial, shared.trial_time());
-            return ResponseFuture::try_member(trying, Elsewhere { balance: self.clone(), request, tried });
+            let cookie = selection.assignment(choice, &request, &snapshot.view);
+            return ResponseFuture::try_member(
+                trying,
+                cookie,
+                Elsewhere { balance: self.clone(), request, wish, tried },
+            );
         }
         drop(snapshot);
-        self.send(request, None)
+        self.send(request, wish, None)
     }
 
     /// Sends a request to one of the members, and not to `except` if there is another.
-    fn send(self: &Arc<Self>, request: Request<Body>, except: Option<MemberId>) -> ResponseFuture<S> {
+    fn send(self: &Arc<Self>, request: Request<Body>, wish: Wish, except: Option<MemberId>) -> ResponseFuture<S> {
         match &self.backends.shared.queue {
-            None => self.send_at_once(request, except),
-            Some(queue) => self.send_in_turn(queue, request, except),
+            None => self.send_at_once(request, &wish, except),
+            Some(queue) => self.send_in_turn(queue, request, wish, except),
         }
     }
 
-    fn send_at_once(&self, request: Request<Body>, except: Option<MemberId>) -> ResponseFuture<S> {
-        let random = &self.backends.shared.random;
+    fn send_at_once(&self, request: Request<Body>, wish: &Wish, except: Option<MemberId>) -> ResponseFuture<S> {
+        let Shared { random, options, .. } = &*self.backends.shared;
         loop {
             let snapshot = self.snapshot.load();
             let view = &snapshot.view;
             let tried = Tried::of(request.extensions());
             let is_untried = |entry: &Entry| view.is_alone() || is_untried(entry, tried, except);
-            let Some(position) = view.choose(random, &request, except, is_untried) else {
+            let home = options.selection.home(wish, view, is_untried).map(Choice::home);
+            let picked = || options.selection.pick(wish, view, random, except, is_untried).map(Choice::picked);
+            let Some(choice) = home.or_else(picked) else {
                 return ResponseFuture::fail(none_left(view));
             };
             // If the member has just been removed, there is a later snapshot.
-            if let Some(in_flight) = InFlight::begin(&view.entries[position].state) {
-                return snapshot.call(position, in_flight, request);
+            if let Some(in_flight) = InFlight::begin(&view.entries[choice.position].state) {
+                return snapshot.call(choice, in_flight, request, &options.selection);
             }
         }
     }
@@ -290,9 +307,11 @@ impl<S: HttpService> Inner<S> {
         self: &Arc<Self>,
         queue: &Arc<Queue>,
         request: Request<Body>,
+        wish: Wish,
         except: Option<MemberId>,
     ) -> ResponseFuture<S> {
-        let random = &self.backends.shared.random;
+        let Shared { random, options, .. } = &*self.backends.shared;
+        let selection = &options.selection;
         loop {
             let snapshot = self.snapshot.load();
             let view = &snapshot.view;
@@ -300,13 +319,20 @@ impl<S: HttpService> Inner<S> {
             let is_untried = |entry: &Entry| view.is_alone() || is_untried(entry, tried, except);
             // Another attempt doesn't wait. The one after a trial isn't another one.
             let must_not_wait = !view.entries.iter().all(is_untried);
-            let admission = queue.admit(view, None, must_not_wait, |has_place| {
-                view.choose(random, &request, except, |entry| is_untried(entry) && has_place(entry))
+            // A session waits for its member.
+            let home = selection.home(&wish, view, is_untried);
+            let bound_to = home.map(|position| view.entries[position].state.id);
+            let admission = queue.admit(view, bound_to, must_not_wait, |has_place| match home {
+                Some(position) => has_place(&view.entries[position]).then_some(position),
+                None => selection.pick(&wish, view, random, except, |entry| is_untried(entry) && has_place(entry)),
             });
             return match admission {
-                Admission::Admitted(position, in_flight) => snapshot.call(position, in_flight, request),
+                Admission::Admitted(position, in_flight) => {
+                    let choice = if home.is_some() { Choice::home(position) } else { Choice::picked(position) };
+                    snapshot.call(choice, in_flight, request, selection)
+                }
                 Admission::Stale => continue,
-                Admission::Queued(waiter) => ResponseFuture::wait(self.clone(), request, waiter),
+                Admission::Queued(waiter) => ResponseFuture::wait(self.clone(), request, wish, waiter),
                 Admission::Full => ResponseFuture::fail(overloaded("too many requests wait for a backend with room")),
                 Admission::NoneLeft => ResponseFuture::fail(none_left(view)),
             };
@@ -314,29 +340,41 @@ impl<S: HttpService> Inner<S> {
     }
 
     /// Calls the member at which the request has a place.
-    fn call_with(self: &Arc<Self>, in_flight: InFlight, request: Request<Body>) -> ResponseFuture<S> {
+    fn call_with(self: &Arc<Self>, in_flight: InFlight, request: Request<Body>, wish: Wish) -> ResponseFuture<S> {
+        let selection = &self.backends.shared.options.selection;
         let snapshot = self.snapshot.load();
         let id = in_flight.member().map(|member| member.id);
         match snapshot.view.entries.iter().position(|entry| Some(entry.state.id) == id) {
-            Some(position) => snapshot.call(position, in_flight, request),
+            Some(position) => {
+                let is_home = selection.home(&wish, &snapshot.view, |entry| Some(entry.state.id) == id).is_some();
+                let choice = if is_home { Choice::home(position) } else { Choice::picked(position) };
+                snapshot.call(choice, in_flight, request, selection)
+            }
             None => {
                 // It was removed in the meantime.
                 drop(in_flight);
-                self.call(request)
+                self.send(request, wish, None)
             }
         }
     }
 }
 
 impl<S: HttpService> Snapshot<S> {
-    /// Calls the service of the member in this position.
-    fn call(&self, position: usize, in_flight: InFlight, request: Request<Body>) -> ResponseFuture<S> {
+    /// Calls the service of the member that was chosen.
+    fn call(
+        &self,
+        choice: Choice,
+        in_flight: InFlight,
+        request: Request<Body>,
+        selection: &Selection,
+    ) -> ResponseFuture<S> {
         if let Some(tried) = Tried::of(request.extensions()) {
-            tried.push(self.view.entries[position].state.id);
+            tried.push(self.view.entries[choice.position].state.id);
             tried.set_exhausted(self.view.is_exhausted(tried));
         }
         let is_timed = self.view.entries.len() > 1;
-        ResponseFuture::call(self.services[position].clone(), request, in_flight, is_timed)
+        let cookie = selection.assignment(choice, &request, &self.view);
+        ResponseFuture::call(self.services[choice.position].clone(), request, in_flight, is_timed, cookie)
     }
 }
 

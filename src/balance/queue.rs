@@ -4,7 +4,7 @@
 //! place that it may take is free.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -121,9 +121,11 @@ impl Queue {
         }
     }
 
-    /// Gives the places that a new view has made free to the requests that wait.
+    /// Gives the places that a new view has made free to the requests that wait. Those that wait for a member that is out
+    /// leave the queue without a place.
     pub(super) fn fill(&self, view: &View) {
         let mut waiting = self.lock();
+        let unbound = waiting.unbind(view);
         let mut served = Vec::new();
         for entry in view.eligible() {
             while waiting.count > 0 && self.has_place(&entry.state) {
@@ -133,6 +135,7 @@ impl Queue {
             }
         }
         drop(waiting);
+        drop(unbound);
         for (next, member, count) in served {
             let in_flight = InFlight::counted(member);
             if count == Count::Counted {
@@ -175,6 +178,19 @@ impl Waiting {
             (None, None) => return None,
         };
         self.remove(number, bound_to)
+    }
+
+    /// Takes out the requests that wait for a member that they can't be sent to any more.
+    fn unbind(&mut self, view: &View) -> Vec<BTreeMap<u64, oneshot::Sender<InFlight>>> {
+        if self.bound.is_empty() {
+            return Vec::new();
+        }
+        let homes = view.eligible().chain(view.entries.iter().filter(|entry| entry.keeps_sessions));
+        let homes: HashSet<_> = homes.map(|entry| entry.state.id).collect();
+        let gone: Vec<_> = self.bound.keys().filter(|member| !homes.contains(member)).copied().collect();
+        let lines: Vec<_> = gone.iter().filter_map(|member| self.bound.remove(member)).collect();
+        self.count -= lines.iter().map(BTreeMap::len).sum::<usize>();
+        lines
     }
 
     /// Takes a request out. `None` if it's no longer in the queue.

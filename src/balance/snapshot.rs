@@ -2,16 +2,16 @@
 
 use std::{cell::RefCell, sync::Arc, time::Duration};
 
-use http::Request;
 use tokio::time::Instant;
 
 use super::{
     health::{Reason, slow_start_share},
     load::Clock,
-    member::MemberState,
+    member::{MemberState, State},
     random::{Draws, Random},
+    selection::{Lookup, Selection},
 };
-use crate::tried::{MemberId, Tried};
+use crate::tried::Tried;
 
 /// How many members a pick compares. With five of them, the waiting times come close to those of comparing all.
 const DRAWN: usize = 5;
@@ -35,6 +35,8 @@ pub(super) struct View {
     /// When a member is to be tried by a request.
     pub(super) due_trial: Option<Instant>,
     slow_start: Duration,
+    /// By what sessions, keys and turns find their member.
+    pub(super) lookup: Lookup,
 }
 
 /// What a view needs of the options of its set.
@@ -53,29 +55,38 @@ pub(super) struct Entry {
     pub(super) weight: u32,
     pub(super) is_backup: bool,
     is_eligible: bool,
+    /// Whether its check lets the sessions that it has end there. It gets no others.
+    pub(super) keeps_sessions: bool,
     slow_start_since: Option<Instant>,
 }
 
 impl Entry {
     pub(super) fn new(state: Arc<MemberState>, weight: u32, is_backup: bool) -> Self {
-        Self { state, weight, is_backup, is_eligible: true, slow_start_since: None }
+        Self { state, weight, is_backup, is_eligible: true, keeps_sessions: false, slow_start_since: None }
     }
 }
 
 impl View {
     pub(super) fn empty() -> Self {
         let rules = Rules { slow_start: Duration::ZERO, tries_all: true, has_checks: false };
-        Self::new(0, 0, Box::default(), rules)
+        Self::new(0, 0, Box::default(), rules, &Selection::default())
     }
 
     /// Makes a view of the members' health as it is now.
-    pub(super) fn new(version: u64, generation: u64, mut entries: Box<[Entry]>, rules: Rules) -> Self {
+    pub(super) fn new(
+        version: u64,
+        generation: u64,
+        mut entries: Box<[Entry]>,
+        rules: Rules,
+        selection: &Selection,
+    ) -> Self {
         let Rules { slow_start, tries_all, has_checks } = rules;
         let (mut due, mut due_trial) = (None, None);
         let earlier = |due: &mut Option<Instant>, at: Instant| *due = Some(due.map_or(at, |due| due.min(at)));
         for entry in &mut entries {
             let health = entry.state.watch.health();
             entry.is_eligible = health.is_eligible();
+            entry.keeps_sessions = health.state() == State::Draining;
             entry.slow_start_since = health.slow_start_since();
             if let Some(end) = entry.slow_start_since.and_then(|since| since.checked_add(slow_start)) {
                 earlier(&mut due, end);
@@ -92,7 +103,19 @@ impl View {
         let mut weights = eligible.iter().map(|&at| entries[at as usize].weight);
         let first = weights.next();
         let is_unweighted = weights.all(|weight| Some(weight) == first);
-        Self { version, generation, entries, eligible, is_unweighted, has_slow_start, due, due_trial, slow_start }
+        let lookup = selection.lookup(&entries, &eligible);
+        Self {
+            version,
+            generation,
+            entries,
+            eligible,
+            is_unweighted,
+            has_slow_start,
+            due,
+            due_trial,
+            slow_start,
+            lookup,
+        }
     }
 
     /// Returns whether a member is healthy.
@@ -120,30 +143,8 @@ impl View {
         self.entries.len() == 1
     }
 
-    /// Chooses the member of a request among those that are `usable`: not `except` if there is another, and one in its slow
-    /// start more rarely.
-    pub(super) fn choose<B>(
-        &self,
-        random: &Random,
-        request: &Request<B>,
-        except: Option<MemberId>,
-        usable: impl Fn(&Entry) -> bool,
-    ) -> Option<usize> {
-        let slow_start = self.has_slow_start.then(|| SlowStart::new(self, random));
-        let admits = |entry: &Entry| slow_start.as_ref().is_none_or(|slow_start| slow_start.admits(entry));
-        let is_other = |entry: &Entry| Some(entry.state.id) != except;
-        self.pick(random, request, |entry| usable(entry) && is_other(entry) && admits(entry))
-            // All others are out, or in their slow start.
-            .or_else(|| self.pick(random, request, usable))
-    }
-
-    /// Chooses the member of a request among those that are eligible and `usable`, and returns its position.
-    pub(super) fn pick<B>(
-        &self,
-        random: &Random,
-        _request: &Request<B>,
-        usable: impl Fn(&Entry) -> bool,
-    ) -> Option<usize> {
+    /// Picks the member with the fewest requests among those that are eligible and `usable`, and returns its position.
+    pub(super) fn pick(&self, random: &Random, usable: impl Fn(&Entry) -> bool) -> Option<usize> {
         match *self.eligible {
             [] => None,
             [only] => usable(&self.entries[only as usize]).then_some(only as usize),
@@ -202,10 +203,20 @@ impl SlowStart {
     /// An idle member wins each comparison that it takes part in. So that it gets a part of its share at first, it takes
     /// part more rarely the more members are compared.
     pub(super) fn admits(&self, entry: &Entry) -> bool {
-        let Some(since) = entry.slow_start_since else { return true };
-        let share = slow_start_share(self.now.saturating_duration_since(since), self.time);
+        let Some(share) = self.share(entry) else { return true };
         let probability = share / (self.compared - 1.0).mul_add(-share, self.compared);
-        self.draws.borrow_mut().fraction() < f64::from(probability)
+        self.draw() < f64::from(probability)
+    }
+
+    /// Returns which part of its requests a member gets, if it's in its slow start.
+    pub(super) fn share(&self, entry: &Entry) -> Option<f32> {
+        let since = entry.slow_start_since?;
+        Some(slow_start_share(self.now.saturating_duration_since(since), self.time))
+    }
+
+    /// Returns a random number between 0 and 1.
+    pub(super) fn draw(&self) -> f64 {
+        self.draws.borrow_mut().fraction()
     }
 }
 
@@ -274,7 +285,7 @@ pub(super) struct Snapshot<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Weak, time::Duration};
+    use std::time::Duration;
 
     use tokio::time::Instant;
 
@@ -293,7 +304,7 @@ mod tests {
             let member = Member::named(at.to_string());
             Entry::new(Arc::new(MemberState::alone(member, epoch, Watch::up(epoch))), weight, false)
         });
-        View::new(1, 1, entries.collect(), RULES)
+        View::new(1, 1, entries.collect(), RULES, &Selection::default())
     }
 
     /// How often each member is picked by requests that end at once.
@@ -301,7 +312,7 @@ mod tests {
         let random = Random::new(Some(1));
         let mut counts = vec![0; view.entries.len()];
         for _ in 0..picks {
-            counts[view.pick(&random, &Request::new(()), |_| true).unwrap()] += 1;
+            counts[view.pick(&random, |_| true).unwrap()] += 1;
         }
         counts
     }
@@ -330,7 +341,7 @@ mod tests {
         let random = Random::new(Some(1));
         let mut counts = [0; 3];
         for _ in 0..600 {
-            let picked = view.pick(&random, &Request::new(()), |_| true).unwrap();
+            let picked = view.pick(&random, |_| true).unwrap();
             view.entries[picked].state.load.begin();
             counts[picked] += 1;
         }
@@ -342,7 +353,7 @@ mod tests {
         let view = view(&[1; 100]);
         let random = Random::new(Some(1));
         for _ in 0..1_000 {
-            let picked = view.pick(&random, &Request::new(()), |_| true).unwrap();
+            let picked = view.pick(&random, |_| true).unwrap();
             view.entries[picked].state.load.begin();
         }
         let most = view.entries.iter().map(|entry| entry.state.load.in_flight()).max().unwrap();
@@ -375,10 +386,10 @@ mod tests {
             let view = view(&vec![1; count]);
             let last = &view.entries[count - 1].state;
             for _ in 0..100 {
-                let picked = view.pick(&random, &Request::new(()), |entry| Arc::ptr_eq(&entry.state, last));
+                let picked = view.pick(&random, |entry| Arc::ptr_eq(&entry.state, last));
                 assert_eq!(picked, Some(count - 1));
             }
-            assert_eq!(view.pick(&random, &Request::new(()), |_| false), None);
+            assert_eq!(view.pick(&random, |_| false), None);
         }
     }
 
@@ -398,8 +409,7 @@ mod tests {
                 let slow_start =
                     SlowStart { now: now + Duration::from_secs(elapsed), ..SlowStart::new(&view, &random) };
                 let picks = 20_000;
-                let picked = (0..picks)
-                    .filter(|_| view.pick(&random, &Request::new(()), |entry| slow_start.admits(entry)) == Some(0));
+                let picked = (0..picks).filter(|_| view.pick(&random, |entry| slow_start.admits(entry)) == Some(0));
                 let fair = picks as f32 / count as f32;
                 let part = picked.count() as f32 / fair;
                 assert!(part <= most, "{count} {is_busy} {elapsed}: {part} of its share");

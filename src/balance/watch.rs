@@ -202,7 +202,12 @@ impl Shared {
 
     /// Does what is due at a time: ends slow starts, connects to members that are down, and begins the trial of one that
     /// is ejected if the request may be it. Returns its position.
-    pub(super) fn attend(&self, view: &View, may_try: bool) -> Option<(usize, Trial)> {
+    pub(super) fn attend(
+        &self,
+        view: &View,
+        may_try: bool,
+        may_go_to: impl Fn(usize) -> bool,
+    ) -> Option<(usize, Trial)> {
         let now = Instant::now();
         let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= now);
         let has_due = is_due(view.due) || may_try && is_due(view.due_trial);
@@ -218,7 +223,7 @@ impl Shared {
             let due = health.due_trial().filter(|(_, due)| *due <= now && self.options.health.check.is_none());
             let client = match (due, member.member.client_in_use()) {
                 (Some((Reason::Down, _)), Some(client)) => Some(client),
-                (Some(_), _) if may_try && trial.is_none() => None,
+                (Some(_), _) if may_try && trial.is_none() && may_go_to(position) => None,
                 _ => continue,
             };
             let has_begun = health.begin_trial(now).is_some();

@@ -5,12 +5,13 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Response, StatusCode, Version,
     header::{CONNECTION, CONTENT_LENGTH},
+    uri::Scheme,
 };
 
 use super::{body::ResponseBody, config::ForwardConfig, request::RequestContext, upload::ExchangeUpload};
 use crate::{
     error::{Error, ErrorKind},
-    headers::{self, cookie, framing, hop, location, present::Present, trailers},
+    headers::{self, cookie, framing, front_cookie::FrontCookie, hop, location, present::Present, trailers},
     path::PathPolicy,
 };
 
@@ -68,6 +69,11 @@ where
             None => location::rebase(url, from, to),
         });
         cookie::map_path(response.headers_mut(), from, to);
+    }
+
+    if let Some(cookie) = response.extensions_mut().remove::<FrontCookie>() {
+        let (status, is_secure) = (response.status(), config.forwarded.proto == Some(Scheme::HTTPS));
+        cookie.set(status, response.headers_mut(), config.prefix.as_str(), is_secure);
     }
 
     if let Some(upgrade) = upgrade {

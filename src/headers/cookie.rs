@@ -31,6 +31,15 @@ pub(crate) fn is_cookie_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(super::is_token_byte)
 }
 
+/// Returns the values of the cookies with this name in a request, as they stand there.
+pub(crate) fn values<'a>(headers: &'a HeaderMap, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    let pairs = headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|&b| b == b';'));
+    pairs.filter_map(move |pair| {
+        let equals = pair.iter().position(|&b| b == b'=')?;
+        (pair[..equals].trim_ascii() == name.as_bytes()).then(|| pair[equals + 1..].trim_ascii())
+    })
+}
+
 /// Removes the cookies with these names from a request whose `Cookie` is one line. The others stay unchanged, byte for
 /// byte.
 ///
@@ -153,6 +162,16 @@ mod tests {
         let mut headers = HeaderMap::from_iter(crumbs);
         join_crumbs(&mut headers);
         assert_eq!(headers.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2; c=3"]);
+    }
+
+    #[test]
+    fn values_are_found_by_name() {
+        let mut headers = HeaderMap::new();
+        for line in ["a=1; id=2;id = x=y ;b", "ID=3; id; xid=4", "\tid=; id=\"z\""] {
+            headers.append(COOKIE, HeaderValue::from_static(line));
+        }
+        assert_eq!(values(&headers, "id").collect::<Vec<_>>(), [&b"2"[..], b"x=y", b"", b"\"z\""]);
+        assert_eq!(values(&headers, "none").count(), 0);
     }
 
     #[test]

@@ -61,6 +61,20 @@ fn protos(line: &[u8], mut each: impl FnMut(&[u8])) {
     }
 }
 
+/// Whether clients use `https`, as the fields of a request say. `None` if no field names a scheme.
+///
+/// The first scheme is the one of the client. Those after it are of proxies between the client and this one.
+pub(crate) fn is_https(headers: &HeaderMap) -> Option<bool> {
+    let is_https = |scheme: &[u8]| scheme.eq_ignore_ascii_case(b"https");
+    members(headers, X_FORWARDED_PROTO).next().map(is_https).or_else(|| {
+        let mut first = None;
+        headers.get_all(FORWARDED).iter().for_each(|line| {
+            protos(line.as_bytes(), |scheme| first = first.or(Some(is_https(scheme))));
+        });
+        first
+    })
+}
+
 /// The front's schemes and hosts in the fields of a request.
 #[derive(Debug)]
 pub(crate) struct Front {
@@ -114,6 +128,21 @@ mod tests {
             (&[("forwarded", "host=\"a, proto=https\", xproto=https")], false, false),
         ] {
             assert_eq!(Schemes::forwarded_in(&map(lines)), Schemes { http, https }, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn the_scheme_of_the_client_is_the_first_one() {
+        for (lines, https) in [
+            (&[][..], None),
+            (&[("x-forwarded-host", "https")], None),
+            (&[("x-forwarded-proto", "http")], Some(false)),
+            (&[("x-forwarded-proto", "HTTPS, http")], Some(true)),
+            (&[("x-forwarded-proto", "http, https")], Some(false)),
+            (&[("forwarded", "for=_a, for=_b;proto=https;by=_c, proto=http")], Some(true)),
+            (&[("forwarded", "proto=http"), ("x-forwarded-proto", "https")], Some(true)),
+        ] {
+            assert_eq!(is_https(&map(lines)), https, "{lines:?}");
         }
     }
 

@@ -6,6 +6,7 @@ pub(crate) mod destination;
 pub(crate) mod forwarded;
 pub(crate) mod framing;
 pub(crate) mod front;
+pub(crate) mod front_cookie;
 pub(crate) mod grpc;
 pub(crate) mod hop;
 pub(crate) mod host;

@@ -54,9 +54,10 @@ impl<'a> Target<'a> {
             whole: current.path_and_query(),
             query: current.query(),
         };
-        if let Some(Nest { original, segments }) = nest {
-            let (outer, below) = original.path().split_at(end_of_segments(original.path(), segments));
-            target.outer = outer;
+        if let Some(nest) = nest {
+            let original = nest.original;
+            target.outer = nest.outer();
+            let below = &original.path()[target.outer.len()..];
             // axum turns the bare directory into `/`, and removes one of two slashes behind it. The original has both.
             let same = below == path || below.is_empty() && path == "/" || below.strip_prefix('/') == Some(path);
             if same && target.prefix.is_empty() {
@@ -133,6 +134,13 @@ pub(crate) struct Nest<'a> {
     pub(crate) original: &'a Uri,
     /// The number of segments that were stripped from its path.
     pub(crate) segments: usize,
+}
+
+impl<'a> Nest<'a> {
+    /// Returns the path that was stripped, without a trailing slash.
+    pub(crate) fn outer(&self) -> &'a str {
+        self.original.path().split_at(end_of_segments(self.original.path(), self.segments)).0
+    }
 }
 
 /// Returns the index at which the first `segments` segments of a path end.

@@ -122,7 +122,7 @@ fn every_option_is_in_the_table_of_options() {
         (include_str!("../../src/upstream/mod.rs"), 2),
         (include_str!("../../src/client/builder.rs"), 16),
         (include_str!("../../src/retry/policy.rs"), 7),
-        (include_str!("../../src/balance/builder.rs"), 6),
+        (include_str!("../../src/balance/builder.rs"), 8),
         (include_str!("../../src/balance/check/mod.rs"), 5),
         (include_str!("../../src/balance/eject.rs"), 4),
         (include_str!("../../src/balance/member.rs"), 3),

@@ -26,6 +26,7 @@ mod front_pages;
 #[cfg(feature = "http2")]
 mod grpc;
 mod guide;
+mod hash;
 mod health;
 mod hostile_backends;
 #[cfg(feature = "http2")]
@@ -63,6 +64,7 @@ mod request;
 mod response;
 mod response_heads;
 mod retry;
+mod sticky;
 mod stress;
 mod targets;
 #[cfg(feature = "tls-ring")]
