@@ -225,6 +225,11 @@ impl Backends {
 }
 
 impl Backends {
+    /// Returns a number that no other set has while this one exists.
+    pub(crate) fn id(&self) -> usize {
+        Arc::as_ptr(&self.shared).addr()
+    }
+
     /// Checks that every member has an address, and so a client.
     pub(crate) fn with_addresses(self) -> Result<Self, InvalidBackends> {
         if self.shared.has_services {

@@ -6,7 +6,9 @@
 //! 2. [`TargetService`] finds the pool of the target's origin in the [`Targets`], or makes it. Everything that names the
 //!    same origin has the same pool.
 //! 3. The target's [`Upstream`] applies the `Host` policy, and maps references and cookies of that backend.
-//! 4. A pool is in use until the end of the response's body, or of the tunnel. An unused one goes after the
+//! 4. A target may be a set of several [`Backends`](crate::Backends), too, which the application keeps. Then the request is
+//!    balanced over its members.
+//! 5. A pool is in use until the end of the response's body, or of the tunnel. An unused one goes after the
 //!    [idle time](Targets::idle), or if another origin needs its place.
 //!
 //! ```
@@ -67,6 +69,7 @@ use crate::{
     backend::Backend,
     client::{Client, ClientBuilder, PlatformRoots},
     error::{Error, ErrorKind},
+    retry::RetryPolicy,
     timeout::bounded,
     upstream::{HostPolicy, InvalidHost, Upstream},
 };
@@ -106,6 +109,7 @@ struct Options {
     allow_unix_sockets: bool,
     host: Option<HostPolicy>,
     map_location: bool,
+    retry: RetryPolicy,
 }
 
 impl Targets {
@@ -131,6 +135,7 @@ impl Targets {
             allow_unix_sockets: false,
             host: None,
             map_location: true,
+            retry: RetryPolicy::default(),
         })
     }
 
@@ -292,7 +297,21 @@ impl Targets {
         self.configure(|options| options.map_location = map)
     }
 
-    /// Returns the number of pools, unused ones included.
+    /// Sets which requests to [`Backends`](crate::Backends) are sent again to another member. Default:
+    /// [`RetryPolicy::unsent`], those of which nothing reached a member. Requests to one backend aren't sent again.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{RetryPolicy, Targets};
+    ///
+    /// let targets = Targets::new().retry(RetryPolicy::idempotent());
+    /// # let _ = targets;
+    /// ```
+    #[must_use]
+    pub fn retry(self, policy: RetryPolicy) -> Self {
+        self.configure(|options| options.retry = policy)
+    }
+
+    /// Returns the number of pools, unused ones included. A set of [`Backends`](crate::Backends) counts as one.
     ///
     /// ```
     /// use tower_reverse_proxy::Targets;
@@ -378,6 +397,7 @@ impl fmt::Debug for Options {
             .field("allow_unix_sockets", &self.allow_unix_sockets)
             .field("host", &self.host)
             .field("map_location", &self.map_location)
+            .field("retry", &self.retry)
             .finish_non_exhaustive()
     }
 }

@@ -20,7 +20,7 @@ use super::{
     origin::Origin,
     pools::{Full, Pools, Slot},
 };
-use crate::{client::Client, tunnel_guard::TunnelResource};
+use crate::{balance::Backends, client::Client, tunnel_guard::TunnelResource};
 
 /// The pools of all proxies that have the same [`Targets`](super::Targets).
 pub(super) struct Registry {
@@ -31,15 +31,31 @@ pub(super) struct Registry {
 }
 
 struct State {
-    pools: Pools<Origin, Pool>,
+    pools: Pools<Key, Pool>,
     /// The number of the task that removes idle pools.
     sweeper: Option<u64>,
     sweepers: u64,
 }
 
-/// The connections to one origin, and the services around them.
+/// By what a pool is found.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    Origin(Origin),
+    /// The identity of a set, which the pool keeps.
+    Set(usize),
+}
+
+/// Where the requests of a pool go.
+#[derive(Clone)]
+pub(super) enum Destination {
+    /// The connections to one origin.
+    Client(Client),
+    Set(Backends),
+}
+
+/// A destination, and the services around it.
 struct Pool {
-    client: Client,
+    destination: Destination,
     /// One for each proxy, because each has its own layers.
     services: Vec<(Weak<ProxyId>, AnyService)>,
 }
@@ -58,13 +74,13 @@ pub(super) struct ProxyId {
 pub(super) enum Leased {
     Service(Lease, AnyService),
     /// The proxy has no service around this pool yet.
-    Pool(Lease, Client),
+    Pool(Lease, Destination),
 }
 
 /// Why there is no lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NotLeased {
-    /// No pool of this origin exists.
+    /// No pool of this target exists.
     Missing,
     /// None exists, and there is no room for one, because all are in use.
     Full,
@@ -82,10 +98,10 @@ impl Registry {
         self.lock().pools.len()
     }
 
-    /// Leases the pool of an origin.
-    pub(super) fn lease(self: &Arc<Self>, origin: &Origin, proxy: &Arc<ProxyId>) -> Result<Leased, NotLeased> {
+    /// Leases the pool of a target.
+    pub(super) fn lease(self: &Arc<Self>, key: &Key, proxy: &Arc<ProxyId>) -> Result<Leased, NotLeased> {
         let mut state = self.lock();
-        if let Some(slot) = state.pools.lease(origin)
+        if let Some(slot) = state.pools.lease(key)
             && let Some(leased) = self.leased(&mut state, slot, proxy)
         {
             return Ok(leased);
@@ -93,19 +109,19 @@ impl Registry {
         Err(if state.pools.is_full() { NotLeased::Full } else { NotLeased::Missing })
     }
 
-    /// Leases the pool of an origin, whose client is the given one if it still has none.
+    /// Leases the pool of a target, whose destination is the given one if it still has none.
     pub(super) fn insert(
         self: &Arc<Self>,
-        origin: Origin,
-        client: Client,
+        key: Key,
+        destination: Destination,
         proxy: &Arc<ProxyId>,
     ) -> Result<Leased, NotLeased> {
-        let pool = Pool { client, services: Vec::new() };
+        let pool = Pool { destination, services: Vec::new() };
         let mut state = self.lock();
-        let (slot, unused) = match state.pools.lease(&origin) {
+        let (slot, unused) = match state.pools.lease(&key) {
             // Another request was faster.
             Some(slot) => (Ok(slot), Some(pool)),
-            None => match state.pools.insert(origin, pool) {
+            None => match state.pools.insert(key, pool) {
                 Ok((slot, removed)) => (Ok(slot), removed),
                 Err(Full(pool)) => (Err(NotLeased::Full), Some(pool)),
             },
@@ -136,11 +152,11 @@ impl Registry {
 
     fn leased(self: &Arc<Self>, state: &mut State, slot: Slot, proxy: &Arc<ProxyId>) -> Option<Leased> {
         let pool = state.pools.get_mut(slot)?;
-        let found = pool.service(proxy).ok_or_else(|| pool.client.clone());
+        let found = pool.service(proxy).ok_or_else(|| pool.destination.clone());
         let lease = Lease { registry: self.clone(), slot };
         Some(match found {
             Ok(service) => Leased::Service(lease, service),
-            Err(client) => Leased::Pool(lease, client),
+            Err(destination) => Leased::Pool(lease, destination),
         })
     }
 

@@ -17,12 +17,14 @@ use super::{
     body::TargetBody,
     future::TargetFuture,
     origin::Origin,
-    registry::{Lease, Leased, NotLeased, ProxyId},
+    registry::{Destination, Key, Lease, Leased, NotLeased, ProxyId},
     target::{Kind, Target},
 };
 use crate::{
+    balance::{Balance, Member},
     client::Client,
     error::{Error, ErrorKind},
+    retry::Retry,
     service::HttpService,
     upstream::Upstream,
 };
@@ -49,6 +51,13 @@ pub struct TargetService<U = Upstream<Client>> {
 }
 
 type Make<U> = Arc<dyn Fn(Client) -> U + Send + Sync>;
+
+/// The service of one target.
+#[derive(Clone)]
+pub(super) enum ToTarget<U> {
+    One(U),
+    Set(Retry<Balance<U>>),
+}
 
 impl TargetService {
     pub(crate) fn new(targets: Targets) -> Self {
@@ -100,36 +109,66 @@ impl<C: 'static> TargetService<Upstream<C>> {
 }
 
 impl<U: Any + Clone + Send + Sync> TargetService<U> {
-    /// Returns the upstream of a request's target, and the lease of its pool.
-    fn checkout(&self, target: Option<&Target>) -> Result<(U, Lease), Error> {
-        let backend = match target.map(Target::kind) {
-            Some(Kind::Backend(backend)) => backend,
+    /// Returns the service of a request's target, and the lease of its pool.
+    fn checkout(&self, target: Option<&Target>) -> Result<(ToTarget<U>, Lease), Error> {
+        let registry = &self.targets.registry;
+        let key = match target.map(Target::kind) {
+            Some(Kind::Backend(backend)) => {
+                let origin = Origin::of(backend);
+                registry.options.admit(&origin)?;
+                Key::Origin(origin)
+            }
+            Some(Kind::Set(backends)) => Key::Set(backends.id()),
             Some(Kind::Pass) => return Err(Error::with_source(ErrorKind::NoTarget, PASSED)),
             None => return Err(Error::with_source(ErrorKind::NoTarget, MISSING)),
         };
-        let registry = &self.targets.registry;
-        let origin = Origin::of(backend);
-        registry.options.admit(&origin)?;
-        let leased = match registry.lease(&origin, &self.id) {
+        let leased = match registry.lease(&key, &self.id) {
             Err(NotLeased::Missing) => {
-                let client = registry.options.client(origin.to_backend())?;
-                registry.insert(origin, client, &self.id)
+                let destination = self.destination(&key, target)?;
+                registry.insert(key, destination, &self.id)
             }
             leased => leased,
         };
         let (lease, service) = match leased {
             Ok(Leased::Service(lease, service)) => (lease, service),
-            Ok(Leased::Pool(lease, client)) => {
-                let service = Arc::new((self.make)(client));
+            Ok(Leased::Pool(lease, destination)) => {
+                let service = Arc::new(self.service(destination));
                 let service = registry.add_service(&lease, &self.id, service);
                 (lease, service)
             }
-            Err(_) => return Err(Error::with_source(ErrorKind::Overloaded, FULL)),
+            Err(_) => return Err(Error::with_source(ErrorKind::Overloaded, FULL).with_retry_after(1)),
         };
-        match service.downcast::<U>() {
-            Ok(service) => Ok((U::clone(&service), lease)),
+        match service.downcast::<ToTarget<U>>() {
+            Ok(service) => Ok((ToTarget::clone(&service), lease)),
             // It doesn't happen, because the service was found by the identity of this proxy.
             Err(_) => Err(ErrorKind::Upstream.into()),
+        }
+    }
+
+    fn destination(&self, key: &Key, target: Option<&Target>) -> Result<Destination, Error> {
+        match (key, target.map(Target::kind)) {
+            (Key::Origin(origin), _) => {
+                self.targets.registry.options.client(origin.to_backend()).map(Destination::Client)
+            }
+            (Key::Set(_), Some(Kind::Set(backends))) => match backends.clone().with_addresses() {
+                Ok(backends) => Ok(Destination::Set(backends)),
+                Err(error) => Err(Error::with_source(ErrorKind::NoTarget, error)),
+            },
+            (Key::Set(_), _) => Err(ErrorKind::NoTarget.into()),
+        }
+    }
+
+    fn service(&self, destination: Destination) -> ToTarget<U> {
+        match destination {
+            Destination::Client(client) => ToTarget::One((self.make)(client)),
+            Destination::Set(backends) => {
+                let make = self.make.clone();
+                let balance = Balance::new(&backends, move |member: &Member| match member.client() {
+                    Some(client) => make(client.clone()),
+                    None => panic!("a member with an address has a client"),
+                });
+                ToTarget::Set(Retry::new(balance, self.targets.registry.options.retry.clone()))
+            }
         }
     }
 }
@@ -156,7 +195,7 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         match self.checkout(request.extensions().get()) {
-            Ok((upstream, lease)) => TargetFuture::calling(upstream, lease, request),
+            Ok((service, lease)) => TargetFuture::calling(service, lease, request),
             Err(error) => TargetFuture::failed(error.with_unsent(request)),
         }
     }

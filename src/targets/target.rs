@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use crate::backend::Backend;
+use crate::{backend::Backend, balance::Backends};
 
-/// The target of a request, as a request extension: the backend that it goes to, or that it isn't the proxy's.
+/// The target of a request, as a request extension: the backend that it goes to, or a set of several, or that it isn't the
+/// proxy's.
 ///
 /// Code of the application inserts it before a proxy that is made with
 /// [`ReverseProxyLayer::to`](crate::ReverseProxyLayer::to): a middleware, or a handler by
@@ -37,25 +38,33 @@ use crate::backend::Backend;
 /// An extension is a Rust value, which a client can't send. There is no conversion from text, because a target that is
 /// made of what a client sends lets it reach every server that the front can reach (server-side request forgery).
 /// [`Backend::subdomain`] is for names that a client may choose.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 #[doc(alias("SSRF", "tenant", "dynamic", "upstream_peer", "resolver"))]
 pub struct Target(Kind);
 
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub(super) enum Kind {
     Backend(Backend),
+    Set(Backends),
     Pass,
 }
 
 impl Target {
-    /// Creates the target of a request that goes to this [`Backend`].
+    /// Creates the target of a request that goes to this [`Backend`], or to one of these [`Backends`].
+    ///
+    /// A set is kept by the application, such as one per tenant, because its load and its health are in it. Its members
+    /// have the clients that it was built with: [`Targets`](super::Targets) gives them its `Host` policy and the layers of
+    /// the proxy, and neither its client options nor its filters.
     ///
     /// ```
-    /// use tower_reverse_proxy::{Backend, Target};
+    /// use tower_reverse_proxy::{Backend, Backends, Target};
     ///
     /// let backend: Backend = "http://10.0.0.7:8000".parse()?;
     /// let target = Target::to(backend);
-    /// # let _ = target;
+    ///
+    /// let backends = Backends::new(["http://10.0.0.7:8000", "http://10.0.0.8:8000"]);
+    /// let balanced = Target::to(&backends);
+    /// # let _ = (target, balanced);
     /// # Ok::<_, tower_reverse_proxy::InvalidBackend>(())
     /// ```
     #[must_use]
@@ -84,7 +93,7 @@ impl Target {
     }
 
     pub(crate) fn is_pass(&self) -> bool {
-        self.0 == Kind::Pass
+        matches!(self.0, Kind::Pass)
     }
 
     pub(super) fn kind(&self) -> &Kind {
@@ -104,10 +113,23 @@ impl From<&Backend> for Target {
     }
 }
 
+impl From<Backends> for Target {
+    fn from(backends: Backends) -> Self {
+        Self(Kind::Set(backends))
+    }
+}
+
+impl From<&Backends> for Target {
+    fn from(backends: &Backends) -> Self {
+        backends.clone().into()
+    }
+}
+
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Kind::Backend(backend) => write!(f, "Target::to({backend})"),
+            Kind::Set(backends) => write!(f, "Target::to({backends:?})"),
             Kind::Pass => f.write_str("Target::pass()"),
         }
     }

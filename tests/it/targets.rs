@@ -1,6 +1,7 @@
 //! A target per request: which backend gets a request, and how many pools there are.
 
 use std::{
+    collections::HashMap,
     future::pending,
     io,
     net::SocketAddr,
@@ -32,11 +33,14 @@ use tokio::{
 };
 use tower::{Service, ServiceExt, layer::layer_fn, service_fn};
 use tower_reverse_proxy::{
-    Backend, BoxUpstream, Client, ClientBuilder, Error, ErrorKind, HostPolicy, ReverseProxy, ReverseProxyLayer, Target,
-    Targets, client::is_public, targets::TargetService,
+    Backend, Backends, BoxUpstream, Client, ClientBuilder, Error, ErrorKind, HostPolicy, RetryPolicy, ReverseProxy,
+    ReverseProxyLayer, Target, Targets,
+    balance::{Member, MemberStatus},
+    client::is_public,
+    targets::TargetService,
 };
 
-use crate::support::{PATIENCE, Pipe, Wire, ask, client, front, get, mirror, others_run, tasks_left, within};
+use crate::support::{PATIENCE, Pipe, Wire, ask, client, front, get, mirror, others_run, refusing, tasks_left, within};
 
 /// Backends in memory, one for each host name.
 #[derive(Clone)]
@@ -588,6 +592,91 @@ fn a_capacity_of_nothing_is_refused() {
     let _ = Targets::new().capacity(0);
 }
 
+// ---- Several backends as a target ----
+
+#[tokio::test]
+async fn a_set_of_backends_is_a_target() {
+    let tenants = Tenants::new();
+    let set = |numbers: [usize; 2]| {
+        let in_memory = tenants.clone();
+        let members = numbers.map(|number| format!("http://t{number}.example"));
+        Backends::builder(members).client(move |client| in_memory.client(client)).build().unwrap()
+    };
+    let (first, second) = (set([1, 2]), set([3, 4]));
+    let targets = Targets::new();
+    let layer = ReverseProxyLayer::to(targets.clone()).upstream_layer(layer_fn(BoxUpstream::new));
+    let (proxy, other) = (layer.into_service(), ReverseProxyLayer::to(targets.clone()).into_service());
+    let mut used = HashMap::<String, usize>::new();
+    for turn in 0..40 {
+        let backends = if turn % 2 == 0 { &first } else { &second };
+        let shown = text(proxy.forward_to(backends, request("/x")).await).await;
+        *used.entry(shown.split(' ').next().unwrap().to_owned()).or_default() += 1;
+    }
+    assert_eq!(used.len(), 4, "{used:?}");
+    let of_first = used["t1.example"] + used["t2.example"];
+    assert_eq!((of_first, used.values().sum::<usize>()), (20, 40), "{used:?}");
+    // Another proxy shares load and connections.
+    text(other.forward_to(&first, request("/x")).await).await;
+    assert_eq!(first.status().iter().map(MemberStatus::requests).sum::<u64>(), 21);
+    assert_eq!((targets.pools(), tenants.connects().len()), (2, 4));
+
+    // A later set has its members.
+    first.set(["http://t5.example"]).unwrap();
+    assert!(text(proxy.forward_to(&first, request("/x")).await).await.starts_with("t5.example gets "));
+    let moved = proxy.forward_to(&first, request("/moved")).await;
+    assert_eq!(moved.headers()["location"], "/there");
+}
+
+#[tokio::test]
+async fn a_request_to_a_set_goes_to_another_member_if_nothing_was_sent() {
+    let tenants = Tenants::new();
+    let in_memory = tenants.clone();
+    let members = [refusing().await, "http://t1.example".to_owned()];
+    let backends = Backends::builder(members)
+        .client(move |client| match format!("{client:?}").contains("t1.example") {
+            true => in_memory.client(client),
+            false => client,
+        })
+        .build()
+        .unwrap();
+    let proxy = ReverseProxyLayer::to(Targets::new()).into_service();
+    for _ in 0..10 {
+        let upload = Request::post("/x").header("host", "front.example").body(Body::from("hi")).unwrap();
+        assert_eq!(within(proxy.forward_to(&backends, upload)).await.status(), 200);
+    }
+    let once = ReverseProxyLayer::to(Targets::new().retry(RetryPolicy::none())).into_service();
+    let down = Backends::new([refusing().await]);
+    assert_eq!(within(once.forward_to(&down, request("/x"))).await.status(), 502);
+}
+
+#[tokio::test]
+async fn a_set_of_named_members_is_no_target() {
+    let named = Backends::new([Member::named("a")]);
+    let response = ReverseProxyLayer::to(Targets::new()).into_service().forward_to(&named, request("/x")).await;
+    let (kind, cause) = failure(response.extensions());
+    assert_eq!(kind, ErrorKind::NoTarget);
+    assert!(cause.contains("named"), "{cause}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_that_is_unused_goes_after_the_idle_time() {
+    let tenants = Tenants::new();
+    let in_memory = tenants.clone();
+    let backends = Backends::builder(["http://t1.example", "http://t2.example"])
+        .client(move |client| in_memory.client(client))
+        .build()
+        .unwrap();
+    let targets = Targets::new().idle(Duration::from_secs(10)).capacity(1);
+    let proxy = ReverseProxyLayer::to(targets.clone()).into_service();
+    let held = proxy.forward_to(&backends, request("/held")).await;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!((targets.pools(), proxy.forward_to(tenant(3), request("/x")).await.status().as_u16()), (1, 503));
+    tenants.halves.add_permits(1);
+    assert_eq!(text(held).await, "abcd");
+    sleep(Duration::from_millis(10_100)).await;
+    assert_eq!(targets.pools(), 0);
+}
+
 // ---- Cancellation, shutdown, and the lock ----
 
 /// Counts how many of it exist.
@@ -800,7 +889,8 @@ async fn a_request_comes_back_from_a_full_set() {
     let held = send(1).await.unwrap();
     assert_eq!(send(2).await.unwrap().status(), 503);
     let unsent = back.lock().unwrap().take().expect("the request");
-    assert_eq!(unsent.extensions().get(), Some(&Target::to(tenant(2))));
+    let target = format!("{:?}", unsent.extensions().get::<Target>().unwrap());
+    assert_eq!(target, "Target::to(http://t2.example)");
     drop(held);
     timeout(PATIENCE, async {}).await.unwrap();
 }
