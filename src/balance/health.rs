@@ -40,6 +40,8 @@ pub(super) struct Health {
     exponent: u32,
     /// Since when it's not out.
     clean_since: Instant,
+    /// Whether a response has shown that it's well since it has come back. Until then, one fault is enough.
+    is_proven: bool,
     /// The time that a 503 asks for.
     retry_at: Option<Instant>,
     half_faults: u64,
@@ -127,6 +129,7 @@ impl Health {
             checks: Checks::default(),
             exponent: 0,
             clean_since: now,
+            is_proven: true,
             retry_at: None,
             half_faults: 0,
         }
@@ -138,6 +141,7 @@ impl Health {
             Outcome::Nothing => return None,
             Outcome::Success | Outcome::ServerError => {
                 (self.heads, self.connects) = (0, 0);
+                self.is_proven = true;
                 self.window.add(now, 1, 0, u32::from(outcome == Outcome::ServerError));
                 // One request may be answered with 500 each time, so it has to be compared.
                 return if outcome == Outcome::ServerError { self.suspicion(eject, now) } else { None };
@@ -179,10 +183,11 @@ impl Health {
         if !eject.is_on || !matches!(self.status, Status::Up { .. }) {
             return None;
         }
-        if self.connects >= CONNECTS {
+        let (connects, faults) = if self.is_proven { (CONNECTS, eject.faults) } else { (1, 1) };
+        if self.connects >= connects {
             return Some(Suspicion::Unreachable);
         }
-        if self.heads.max(self.bodies) >= eject.faults * 2 {
+        if self.heads.max(self.bodies) >= faults * 2 {
             return Some(Suspicion::FaultsInARow);
         }
         let sums = self.window.sums(now);
@@ -243,8 +248,8 @@ impl Health {
         }
     }
 
-    /// Takes the member back, with its slow start.
-    pub(super) fn take_back(&mut self, now: Instant) -> Option<Change> {
+    /// Takes the member back, with its slow start. `is_proven`: a response or its checks have shown that it's well.
+    pub(super) fn take_back(&mut self, is_proven: bool, now: Instant) -> Option<Change> {
         if matches!(self.status, Status::Up { .. }) {
             return None;
         }
@@ -254,6 +259,7 @@ impl Health {
         self.window = Window::new(now);
         self.checks = Checks::default();
         self.clean_since = now;
+        self.is_proven = is_proven;
         Some(Change::Back)
     }
 
@@ -274,9 +280,12 @@ impl Health {
                 self.checks = Checks::default();
                 Some(Change::Out(Reason::Down))
             }
-            Status::Checking if is_up => self.take_back(now),
-            Status::Out { reason: Reason::Down, .. } if self.checks.passed >= check.rise => self.take_back(now),
-            Status::Out { until, .. } if self.checks.passed >= check.rise && until <= now => self.take_back(now),
+            Status::Checking if is_up => self.take_back(true, now),
+            Status::Out { reason, until, .. }
+                if self.checks.passed >= check.rise && (reason == Reason::Down || until <= now) =>
+            {
+                self.take_back(true, now)
+            }
             Status::Up { .. } | Status::Checking | Status::Out { .. } => None,
         };
         change.or((drained != self.is_drained).then_some(Change::Drained(self.is_drained)))
@@ -736,11 +745,11 @@ mod tests {
         let mut now = Instant::now();
         let mut health = out(Reason::Ejected, now);
         for expected in [2, 4] {
-            health.take_back(now);
+            health.take_back(true, now);
             health.take_out(Reason::Ejected, &Eject::default(), now, 0.5);
             assert_eq!(due(&health), Some(now + secs(expected)));
         }
-        health.take_back(now);
+        health.take_back(true, now);
         now += secs(120);
         health.take_out(Reason::Ejected, &Eject::default(), now, 0.5);
         assert_eq!(due(&health), Some(now + secs(2)));
@@ -762,13 +771,28 @@ mod tests {
         let now = Instant::now();
         let mut health = out(Reason::Ejected, now);
         record(&mut health, FAULT, 9, now);
-        assert_eq!(health.take_back(now), Some(Change::Back));
-        assert_eq!(health.take_back(now), None);
+        assert_eq!(health.take_back(true, now), Some(Change::Back));
+        assert_eq!(health.take_back(true, now), None);
         assert_eq!(health.slow_start_since(), Some(now));
         assert_eq!(record(&mut health, FAULT, 4, now), None);
         assert!(!health.settle(secs(10), now + Duration::from_millis(9_999)));
         assert!(health.settle(secs(10), now + secs(10)));
         assert_eq!((health.slow_start_since(), due(&health)), (None, None));
+    }
+
+    #[test]
+    fn one_fault_is_enough_for_a_member_that_came_back_without_a_response() {
+        let now = Instant::now();
+        for (fault, suspicion) in [(FAULT, Suspicion::FaultsInARow), (Outcome::Unreachable, Suspicion::Unreachable)] {
+            let mut health = out(Reason::Down, now);
+            health.take_back(false, now);
+            assert_eq!(record(&mut health, Outcome::HalfFault, 1, now), None);
+            assert_eq!(record(&mut health, fault, 1, now), Some(suspicion));
+            let mut health = out(Reason::Down, now);
+            health.take_back(false, now);
+            record(&mut health, Outcome::Success, 1, now);
+            assert_eq!(record(&mut health, fault, 1, now), None, "{fault:?}");
+        }
     }
 
     #[test]

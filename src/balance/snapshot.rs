@@ -10,6 +10,7 @@ use super::{
     member::{MemberState, State},
     random::{Draws, Random},
     selection::{Lookup, Selection},
+    watch::LATE,
 };
 use crate::tried::Tried;
 
@@ -94,7 +95,10 @@ impl View {
             match health.due_trial() {
                 Some(_) if has_checks => {}
                 Some((Reason::Down, at)) if entry.state.member.client_in_use().is_some() => earlier(&mut due, at),
-                Some((_, at)) => earlier(&mut due_trial, at),
+                Some((_, at)) => {
+                    earlier(&mut due_trial, at);
+                    earlier(&mut due, at + LATE);
+                }
                 None => {}
             }
         }

@@ -42,10 +42,10 @@ impl Trial {
         Self { member: Some(member) }
     }
 
-    /// Takes the member back.
-    fn succeeded(mut self) {
+    /// Takes the member back. `is_proven`: a response has shown that it's well.
+    pub(super) fn succeeded(mut self, is_proven: bool) {
         if let Some(member) = self.member.take() {
-            member.take_back(Instant::now());
+            member.take_back(is_proven, Instant::now());
         }
     }
 
@@ -60,7 +60,7 @@ impl Trial {
         let Ok(runtime) = Handle::try_current() else { return };
         drop(runtime.spawn(async move {
             match client.probe().await {
-                Ok(()) => self.succeeded(),
+                Ok(()) => self.succeeded(false),
                 Err(error) => match Outcome::of_error(&error) {
                     // This process lacks descriptors, or the client has as many connections as it may have.
                     Outcome::Nothing => drop(self),
@@ -149,7 +149,7 @@ impl<S: HttpService> Future for Trying<S> {
                 let (outcome, in_flight) = attempt.responded(&response);
                 match outcome {
                     Outcome::Success | Outcome::Nothing => {
-                        trial.succeeded();
+                        trial.succeeded(true);
                         Some((response, in_flight))
                     }
                     outcome => {

@@ -81,7 +81,7 @@ impl MemberState {
         };
         drop(health);
         if is_back && self.watch.checker.is_none() {
-            self.take_back(now);
+            self.take_back(true, now);
         }
         if let Some(suspicion) = suspicion
             && let Some(shared) = self.shared.upgrade()
@@ -109,8 +109,8 @@ impl MemberState {
     }
 
     /// Takes the member back into its set.
-    pub(super) fn take_back(&self, now: Instant) {
-        let change = self.watch.health().take_back(now);
+    pub(super) fn take_back(&self, is_proven: bool, now: Instant) {
+        let change = self.watch.health().take_back(is_proven, now);
         if change.is_some() {
             // Its slow start is enough.
             self.load.forgive();
@@ -154,6 +154,9 @@ impl MemberState {
         self.watch.health().is_undecided()
     }
 }
+
+/// How long a trial by a request is awaited. Then a connect has to do, because all requests may have bodies.
+pub(super) const LATE: Duration = Duration::from_secs(10);
 
 impl Shared {
     /// Judges a member that raises a suspicion, by what the others show.
@@ -200,7 +203,7 @@ impl Shared {
         }
     }
 
-    /// Does what is due at a time: ends slow starts, connects to members that are down, and begins the trial of one that
+    /// Does what is due at this time: ends slow starts, connects to members that are down, and begins the trial of one that
     /// is ejected if the request may be it. Returns its position.
     pub(super) fn attend(
         &self,
@@ -220,13 +223,15 @@ impl Shared {
             let member = &entry.state;
             let mut health = member.watch.health();
             has_changed |= health.settle(self.options.health.slow_start, now);
-            let due = health.due_trial().filter(|(_, due)| *due <= now && self.options.health.check.is_none());
-            let client = match (due, member.member.client_in_use()) {
-                (Some((Reason::Down, _)), Some(client)) => Some(client),
-                (Some(_), _) if may_try && trial.is_none() && may_go_to(position) => None,
-                _ => continue,
+            let Some((reason, due)) = health.due_trial().filter(|_| self.options.health.check.is_none()) else {
+                continue;
             };
-            let has_begun = health.begin_trial(now).is_some();
+            let client = member.member.client_in_use();
+            let connects = reason == Reason::Down && client.is_some();
+            let is_request = !connects && may_try && trial.is_none() && may_go_to(position);
+            // No request may be the trial, as in gRPC.
+            let is_late = !connects && !is_request && due + LATE <= now;
+            let has_begun = (connects || is_request || is_late) && health.begin_trial(now).is_some();
             drop(health);
             if !has_begun {
                 continue;
@@ -234,8 +239,9 @@ impl Shared {
             has_changed = true;
             let begun = Trial::new(member.clone());
             match client {
+                _ if is_request => trial = Some((position, begun)),
                 Some(client) => begun.connect(client.clone()),
-                None => trial = Some((position, begun)),
+                None => begun.succeeded(false),
             }
         }
         if has_changed {

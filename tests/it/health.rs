@@ -2,19 +2,21 @@
 //! come back without an error for a client.
 
 use std::{
+    convert::Infallible,
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use axum::{Router, routing::get as route};
+use axum::{Router, body::Body, extract::Request, http::StatusCode, response::IntoResponse, routing::get as route};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     time::{Instant, sleep, timeout},
 };
+use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::{
     Backends, Retry, RetryPolicy, ReverseProxyLayer, Upstream,
     balance::{BackendsBuilder, Balance, Check, Eject, Member, MemberStatus, NoneHealthy, State, Verdict},
@@ -425,6 +427,57 @@ async fn local_routes_answer_while_every_member_hangs() {
         hanging.push(wire);
     }
     assert_eq!(get(addr, "/own", "").await.text(), "own");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_no_request_may_be_a_trial_a_member_comes_back_later_and_one_fault_is_enough() {
+    let (is_well, requests) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let backends = Backends::builder([Member::named("bad"), Member::named("good")]).slow_start(Duration::ZERO);
+    let backends = backends.build().unwrap();
+    let balance = {
+        let (is_well, requests) = (is_well.clone(), requests.clone());
+        Balance::new(&backends, move |member: &Member| {
+            let (is_well, requests, is_bad) = (is_well.clone(), requests.clone(), member.name() == "bad");
+            service_fn(move |_: Request| {
+                requests.fetch_add(usize::from(is_bad), Ordering::SeqCst);
+                let fails = is_bad && !is_well.load(Ordering::SeqCst);
+                let status = if fails { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+                async move { Ok::<_, Infallible>((status, "").into_response()) }
+            })
+        })
+    };
+    let post = async || {
+        let request = Request::post("/x").body(Body::empty()).unwrap();
+        balance.clone().oneshot(request).await.unwrap();
+        // No debt is left.
+        tokio::time::advance(Duration::from_secs(70)).await;
+    };
+    let state = || backends.status()[0].state();
+    let until = async |wanted: State| {
+        for _ in 0..1_000 {
+            if state() == wanted {
+                return;
+            }
+            post().await;
+        }
+        panic!("it's never {wanted}");
+    };
+    until(State::Ejected).await;
+    assert_eq!(requests.load(Ordering::SeqCst), 5);
+    for _ in 0..20 {
+        let before = requests.load(Ordering::SeqCst);
+        post().await;
+        let is_tried = requests.load(Ordering::SeqCst) > before;
+        assert!(!is_tried || state() == State::Ejected, "one fault is enough");
+    }
+    assert!(requests.load(Ordering::SeqCst) > 6, "it comes back");
+    is_well.store(true, Ordering::SeqCst);
+    until(State::Up).await;
+    for _ in 0..20 {
+        post().await;
+    }
+    assert_eq!(state(), State::Up);
+    assert!(requests.load(Ordering::SeqCst) > 7);
 }
 
 // ---- Checks ----
