@@ -218,8 +218,9 @@ impl Selection {
 
     /// Returns the cookie for the response of the member that was chosen.
     pub(super) fn assignment(&self, choice: Choice, request: &Request<Body>, view: &View) -> Option<Assignment> {
+        let sticky = self.sticky.as_ref()?;
         let value = view.lookup.prepared.values.get(choice.position).filter(|_| !choice.is_home);
-        self.sticky.as_ref()?.assignment(request, value.copied())
+        sticky.assignment(request, value.copied())
     }
 }
 

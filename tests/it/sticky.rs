@@ -1,15 +1,28 @@
 //! Sticky sessions through the wire.
 
-use std::{collections::BTreeSet, net::SocketAddr};
-
-use axum::{Router, extract::Request, middleware::map_request};
-use tokio::{net::TcpListener, task::JoinHandle};
-use tower_reverse_proxy::{
-    Backends, Forwarded, RemoteUser, Retry, RetryPolicy, ReverseProxyLayer, Upstream,
-    balance::{Balance, Member, Sticky, stable_hash},
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
-use crate::support::{Message, Wire, answering, ask, client, front, get, others_run, watch, within};
+use axum::{
+    Router,
+    extract::Request,
+    http::{request::Parts, response},
+    middleware::map_request,
+};
+use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
+use tower_reverse_proxy::{
+    Backends, Forwarded, RemoteUser, Retry, RetryPolicy, ReverseProxyLayer, Upstream,
+    balance::{Balance, Check, Member, State, Sticky, Verdict, stable_hash},
+};
+
+use crate::support::{Message, Wire, answering, ask, client, front, get, others_run, time_passes, watch, within};
 
 const KEY: &str = "0123456789abcdef0123456789abcdef";
 
@@ -360,6 +373,86 @@ fn offer(fields: &str) -> String {
 }
 
 #[tokio::test]
+async fn no_session_leaves_its_member_for_the_trial_of_another() {
+    let servers = [server("a").await, server("b").await];
+    let addr = mounted(&backends(urls(&servers), KEY)).await;
+    let (mut a, mut b) = (None, None);
+    while a.is_none() || b.is_none() {
+        let (home, cookie) = session(addr).await;
+        *(if home == "a" { &mut a } else { &mut b }) = Some(cookie);
+    }
+    let (a, b) = (a.unwrap(), b.unwrap());
+    for _ in 0..5 {
+        let answer = get(addr, "/app/503", &format!("Cookie: {b}\r\n")).await;
+        assert_eq!((answer.status(), &*member(&answer)), (503, "b"));
+    }
+    let moved = visit(addr, &b).await;
+    assert_eq!((member(&moved), assigned(&moved, ATTRIBUTES)), ("a".into(), a.clone()), "b is out");
+    time_passes(Duration::from_secs(2)).await;
+    for _ in 0..5 {
+        assert_eq!(member(&visit(addr, &a).await), "a");
+    }
+    // A request whose session was there is the trial.
+    let back = visit(addr, &b).await;
+    assert_eq!((member(&back), back.field("set-cookie")), ("b".into(), None));
+    assert_eq!(member(&visit(addr, &b).await), "b");
+}
+
+#[tokio::test]
+async fn a_trial_assigns_a_new_session() {
+    let servers = [server("a").await, server("b").await];
+    let addr = mounted(&backends(urls(&servers), KEY)).await;
+    let mut b = session(addr).await;
+    while b.0 != "b" {
+        b = session(addr).await;
+    }
+    for _ in 0..5 {
+        get(addr, "/app/503", &format!("Cookie: {}\r\n", b.1)).await;
+    }
+    for _ in 0..5 {
+        assert_eq!(session(addr).await.0, "a", "b is out");
+    }
+    time_passes(Duration::from_secs(2)).await;
+    assert_eq!(session(addr).await, b);
+}
+
+#[tokio::test]
+async fn a_member_that_its_check_drains_keeps_its_sessions() {
+    let servers = servers().await;
+    let drains = Arc::new(AtomicBool::new(false));
+    let judge = {
+        let drains = drains.clone();
+        move |parts: &response::Parts| match parts.headers.get("x-member") {
+            Some(name) if name == "b" && drains.load(Ordering::Relaxed) => Verdict::Drain,
+            _ => Verdict::Up,
+        }
+    };
+    let backends = Backends::builder(urls(&servers))
+        .sticky(Sticky::cookie("backend", KEY).unwrap())
+        .check(Check::get("/healthz").interval(Duration::from_millis(10)).judge(judge))
+        .build()
+        .unwrap();
+    let addr = mounted(&backends).await;
+    let mut b = session(addr).await;
+    while b.0 != "b" {
+        b = session(addr).await;
+    }
+    drains.store(true, Ordering::Relaxed);
+    let is_draining = || backends.status()[1].state() == State::Draining;
+    within(async {
+        while !is_draining() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    for _ in 0..5 {
+        let answer = visit(addr, &b.1).await;
+        assert_eq!((member(&answer), answer.field("set-cookie")), ("b".into(), None));
+        assert_ne!(session(addr).await.0, "b", "new sessions go elsewhere");
+    }
+}
+
+#[tokio::test]
 async fn replicas_with_one_key_agree() {
     let servers = servers().await;
     let one = mounted(&backends(urls(&servers), KEY)).await;
@@ -384,8 +477,7 @@ async fn sign_in(mut request: Request) -> Request {
 #[tokio::test]
 async fn a_key_of_the_request_keeps_a_session_without_a_cookie() {
     let servers = servers().await;
-    let by_user =
-        |parts: &axum::http::request::Parts| Some(stable_hash(parts.extensions.get::<RemoteUser>()?.as_str()));
+    let by_user = |parts: &Parts| Some(stable_hash(parts.extensions.get::<RemoteUser>()?.as_str()));
     let backends = Backends::builder(urls(&servers)).sticky(Sticky::by(by_user)).build().unwrap();
     let layer = ReverseProxyLayer::balanced(&backends).prefix("/app");
     let addr = front(Router::new().layer(layer).layer(map_request(sign_in))).await;

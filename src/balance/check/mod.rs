@@ -62,7 +62,8 @@ type Judge = Arc<dyn Fn(&Parts) -> Verdict + Send + Sync>;
 pub enum Verdict {
     /// The member is well.
     Up,
-    /// The member is well, and is about to leave: it gets no new requests, and those under way end by themselves.
+    /// The member is well, and is about to leave: it gets only the requests of the [sessions](super::Sticky::cookie) that
+    /// it has, and those under way end by themselves.
     Drain,
     /// The check has failed.
     Down,
