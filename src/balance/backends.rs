@@ -414,13 +414,17 @@ impl Shared {
 
     /// Makes these the members.
     fn replace(self: &Arc<Self>, members: &[Member]) -> Result<(), InvalidBackends> {
+        let members: Vec<&Member> = match self.options.subset {
+            Some(subset) => subset.of(members),
+            None => members.iter().collect(),
+        };
         loop {
             let set = self.lock();
             let (view, draining) = (set.view.clone(), set.draining.clone());
             drop(set);
             let known = view.entries.iter().map(|entry| &entry.state).chain(&draining);
             let known: HashMap<String, &Arc<MemberState>> = known.map(|state| (state.member.key(), state)).collect();
-            let entries = members.iter().map(|member| {
+            let entries = members.iter().map(|&member| {
                 let state = match known.get(&member.key()) {
                     Some(&state) => state.clone(),
                     None => self.member(member)?,

@@ -4,7 +4,7 @@ use std::{convert::Infallible, error, fmt, sync::Arc, time::Duration};
 
 use super::{
     backends::Backends, check::Check, eject::Eject, member::Member, pick::Pick, selection::Selection, snapshot::Rules,
-    sticky::Sticky,
+    sticky::Sticky, subset::Subset,
 };
 use crate::{client::ClientBuilder, timeout::bounded};
 
@@ -35,6 +35,7 @@ pub(super) struct Options {
     pub(super) queue_timeout: Option<Duration>,
     pub(super) drain_timeout: Option<Duration>,
     pub(super) seed: Option<u64>,
+    pub(super) subset: Option<Subset>,
     pub(super) health: HealthOptions,
 }
 
@@ -47,6 +48,7 @@ impl Default for Options {
             queue_timeout: Some(Duration::from_secs(1)),
             drain_timeout: Some(Duration::from_secs(30)),
             seed: None,
+            subset: None,
             health: HealthOptions::default(),
         }
     }
@@ -284,6 +286,33 @@ impl BackendsBuilder {
         self
     }
 
+    /// Uses a part of the members only: `size` of them, chosen for replica number `instance` (from 0 on) `of` so many
+    /// replicas of the application. Default: all.
+    ///
+    /// It's for many replicas with many members. Each replica counts its own requests in flight, and with a thousand
+    /// members these counts are mostly 0, so that the least loaded member isn't found. With some twenty members per
+    /// replica it is, and the replicas open fewer connections.
+    ///
+    /// The choice is the same in every process and needs no communication. Each member is used by as many replicas as any
+    /// other, give or take one. A member that is added or removed changes each part by one or two members; another
+    /// number of replicas changes nearly everything. If `size` times `of` is less than the number of members, the parts
+    /// are larger, so that every member is in one. Each part has all backups.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::Backends;
+    ///
+    /// let members = (0..100).map(|number| format!("http://10.0.0.{number}:8000"));
+    /// // The fourth of ten replicas, such as the pod `app-3` of a StatefulSet.
+    /// let backends = Backends::builder(members).subset(20, 3, 10).build()?;
+    /// assert_eq!(backends.status().len(), 20);
+    /// # Ok::<_, tower_reverse_proxy::balance::InvalidBackends>(())
+    /// ```
+    #[doc(alias = "deterministic subsetting")]
+    pub fn subset(mut self, size: usize, instance: usize, of: usize) -> Self {
+        self.options.subset = Some(Subset { size, instance, of });
+        self
+    }
+
     /// Builds the set.
     ///
     /// ```
@@ -296,11 +325,21 @@ impl BackendsBuilder {
     /// # Errors
     ///
     /// If there is no member, a member isn't an origin, two of them are the same, a weight or a limit is 0, a client can't
-    /// be built, or the path of a check isn't one. The text contains what to write instead.
+    /// be built, the path of a check isn't one, or a subset is of no size or for a replica that doesn't exist. The text
+    /// contains what to write instead.
     pub fn build(self) -> Result<Backends, InvalidBackends> {
         if self.options.max_requests == Some(0) {
             let text = "invalid maximum of 0 requests: write 1 or more, or `None` for no limit";
             return Err(InvalidBackends::new(text.to_owned()));
+        }
+        if let Some(Subset { size, instance, of }) = self.options.subset
+            && (size == 0 || instance >= of)
+        {
+            let text = format!(
+                "invalid subset of {size} members for replica {instance} of {of}: write at least one member, and a number \
+                 from 0 to one less than that of the replicas"
+            );
+            return Err(InvalidBackends::new(text));
         }
         if let Some(check) = &self.options.health.check {
             check.path().map_err(|error| InvalidBackends::new(error.to_string()))?;

@@ -30,6 +30,7 @@ mod random;
 mod selection;
 mod snapshot;
 mod sticky;
+mod subset;
 mod trial;
 mod watch;
 
