@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::Future,
+    mem,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -45,9 +46,24 @@ pin_project! {
     #[project = StateProj]
     enum State<F> {
         Calling { #[pin] future: F },
+        /// The hedge of an attempt that has failed.
+        Hedging { future: Pin<Box<F>> },
         /// `retries` is `Some` in the states between two attempts.
         Between { next: Between },
+        Ended,
     }
+}
+
+/// A second attempt while the first one is under way.
+enum Hedge<F> {
+    None,
+    /// It begins when the timer has elapsed.
+    Due {
+        timer: Pin<Box<Sleep>>,
+    },
+    UnderWay {
+        future: Pin<Box<F>>,
+    },
 }
 
 enum Between {
@@ -58,8 +74,9 @@ enum Between {
 }
 
 /// What the attempts of a request share.
-struct Retries<S> {
+struct Retries<S: Service<Request<Body>>> {
     service: S,
+    hedge: Hedge<S::Future>,
     /// How many attempts there may be besides the present one.
     left: u32,
     /// How many retries there were that the budget has paid for.
@@ -94,7 +111,9 @@ impl<S: Service<Request<Body>>> ResponseFuture<S> {
         replayable: Option<Replayable>,
     ) -> Self {
         let future = service.call(request);
-        let retries = Retries { service, left: max_attempts - 1, paid: 0, replayable, last: None };
+        let hedge_after = replayable.as_ref().and_then(|replayable| replayable.hedge_after);
+        let hedge = hedge_after.map_or(Hedge::None, |after| Hedge::Due { timer: Box::pin(sleep(after)) });
+        let retries = Retries { service, hedge, left: max_attempts - 1, paid: 0, replayable, last: None };
         Self { state: State::Calling { future }, retries: Some(retries) }
     }
 }
@@ -108,21 +127,29 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
-            let next = match this.state.as_mut().project() {
-                StateProj::Calling { future } => {
-                    let outcome = ready!(future.poll(cx)).map_err(Into::into);
-                    match this.retries.as_mut() {
-                        Some(retries) => match retries.after(outcome) {
-                            Next::Retry(next) => State::Between { next },
-                            Next::Done(outcome) => {
-                                // The body of the request is no longer kept.
-                                *this.retries = None;
-                                return Poll::Ready(outcome);
-                            }
-                        },
-                        None => return Poll::Ready(outcome),
+            let outcome = match this.state.as_mut().project() {
+                StateProj::Calling { future } => match (future.poll(cx), this.retries.as_mut()) {
+                    (Poll::Ready(outcome), None) => return Poll::Ready(outcome.map_err(Into::into)),
+                    (Poll::Pending, None) => return Poll::Pending,
+                    (Poll::Pending, Some(retries)) => {
+                        let response = ready!(retries.poll_hedge(cx));
+                        // The attempt is cancelled.
+                        this.state.set(State::Ended);
+                        *this.retries = None;
+                        return Poll::Ready(Ok(response));
                     }
-                }
+                    (Poll::Ready(outcome), Some(retries)) => {
+                        if is_failure(&outcome)
+                            && let Hedge::UnderWay { future } = mem::replace(&mut retries.hedge, Hedge::None)
+                        {
+                            this.state.set(State::Hedging { future });
+                            continue;
+                        }
+                        outcome
+                    }
+                },
+                StateProj::Hedging { future } => ready!(future.as_mut().poll(cx)),
+                StateProj::Ended => panic!("polled after completion"),
                 StateProj::Between { next } => {
                     let Some(retries) = this.retries.as_mut() else { panic!("polled after completion") };
                     let future = match ready!(retries.poll_next(next, cx)) {
@@ -132,10 +159,19 @@ where
                             return Poll::Ready(Err(failure));
                         }
                     };
-                    State::Calling { future }
+                    this.state.set(State::Calling { future });
+                    continue;
                 }
             };
-            this.state.set(next);
+            let Some(retries) = this.retries.as_mut() else { panic!("polled after completion") };
+            match retries.after(outcome.map_err(Into::into)) {
+                Next::Retry(next) => this.state.set(State::Between { next }),
+                Next::Done(outcome) => {
+                    // The body of the request is no longer kept, and a hedge is cancelled.
+                    *this.retries = None;
+                    return Poll::Ready(outcome);
+                }
+            }
         }
     }
 }
@@ -154,7 +190,11 @@ where
 
     fn after_response(&mut self, response: S::Response) -> Next<S::Response> {
         let status = response.status();
-        if self.left == 0 || !is_unavailable(&response) {
+        if !is_unavailable(&response) {
+            self.responded();
+            return Next::Done(Ok(response));
+        }
+        if self.left == 0 {
             return Next::Done(Ok(response));
         }
         let Some(pause) = self.pause() else { return Next::Done(Ok(response)) };
@@ -185,6 +225,45 @@ where
         observe::retried_failure(&failure);
         self.last = Some(Last::Failure(failure));
         Next::Retry(next)
+    }
+
+    /// Ready with a response to the hedge.
+    fn poll_hedge(&mut self, cx: &mut Context<'_>) -> Poll<S::Response> {
+        loop {
+            match &mut self.hedge {
+                Hedge::None => return Poll::Pending,
+                Hedge::Due { timer } => {
+                    ready!(timer.as_mut().poll(cx));
+                    self.hedge = self.begin_hedge(cx).map_or(Hedge::None, |future| Hedge::UnderWay { future });
+                }
+                Hedge::UnderWay { future } => {
+                    let outcome = ready!(future.as_mut().poll(cx));
+                    self.hedge = Hedge::None;
+                    if let Ok(response) = outcome
+                        && !is_unavailable(&response)
+                    {
+                        self.responded();
+                        return Poll::Ready(response);
+                    }
+                    // The other attempt may still succeed.
+                }
+            }
+        }
+    }
+
+    fn begin_hedge(&mut self, cx: &mut Context<'_>) -> Option<Pin<Box<S::Future>>> {
+        if self.left == 0 || !matches!(self.service.poll_ready(cx), Poll::Ready(Ok(()))) {
+            return None;
+        }
+        let request = self.replayable.as_ref()?.hedge()?;
+        self.left -= 1;
+        Some(Box::pin(self.service.call(request)))
+    }
+
+    fn responded(&self) {
+        if let Some(replayable) = &self.replayable {
+            replayable.responded();
+        }
     }
 
     /// Begins the pause before a retry of a request that a backend may have processed, if there is such a retry.
@@ -266,6 +345,11 @@ fn may_have_been_sent(failure: &BoxError) -> bool {
         Some(ErrorKind::ConnectionClosed | ErrorKind::Connect | ErrorKind::ConnectTimeout)
     );
     is_gone && !is_unsent
+}
+
+/// Whether another attempt may have a better outcome.
+fn is_failure<B, E>(outcome: &Result<Response<B>, E>) -> bool {
+    outcome.as_ref().map_or(true, is_unavailable)
 }
 
 /// Whether the backend had no capacity for a request.

@@ -32,6 +32,7 @@
 
 mod budget;
 mod future;
+mod hedge;
 mod jitter;
 mod layer;
 mod original;
@@ -41,4 +42,4 @@ mod service;
 #[cfg(test)]
 mod tests;
 
-pub use self::{future::ResponseFuture, layer::RetryLayer, policy::RetryPolicy, service::Retry};
+pub use self::{future::ResponseFuture, hedge::Hedge, layer::RetryLayer, policy::RetryPolicy, service::Retry};

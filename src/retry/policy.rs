@@ -4,14 +4,18 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use axum_core::body::Body;
 use http::Request;
+use http_body::Body as _;
 use tokio::time::Instant;
 
 use super::{
+    Hedge,
     budget::{Allowance, Budget},
+    hedge::Latencies,
     jitter::Jitter,
     original::{Original, is_replayable},
     replay::{Limits, Memory},
 };
+use crate::method::is_idempotent;
 
 /// Which requests a [`Retry`](super::Retry) sends again, and how often.
 ///
@@ -50,12 +54,21 @@ struct Options {
     allowance: Allowance,
     limits: Limits,
     by_idempotency_key: bool,
+    hedge: Option<Hedge>,
 }
 
 struct Shared {
     budget: Budget,
     memory: Arc<Memory>,
     jitter: Jitter,
+    latencies: Latencies,
+}
+
+impl Shared {
+    fn new(jitter: Jitter) -> Arc<Self> {
+        let budget = Budget::new(Instant::now());
+        Arc::new(Self { budget, memory: Arc::default(), jitter, latencies: Latencies::new() })
+    }
 }
 
 impl Default for Options {
@@ -64,6 +77,7 @@ impl Default for Options {
             allowance: Allowance { percent: 10, floor: 30 },
             limits: Limits { request: 64 << 10, total: 64 << 20 },
             by_idempotency_key: false,
+            hedge: None,
         }
     }
 }
@@ -124,8 +138,7 @@ impl RetryPolicy {
     /// # let _ = policy;
     /// ```
     pub fn idempotent() -> Self {
-        let (budget, jitter) = (Budget::new(Instant::now()), Jitter::random());
-        let shared = Arc::new(Shared { budget, memory: Arc::default(), jitter });
+        let shared = Shared::new(Jitter::random());
         Self { attempts: 3, idempotent: Some(Idempotent { options: Options::default(), shared }) }
     }
 
@@ -221,6 +234,28 @@ impl RetryPolicy {
         self.set(|options| options.by_idempotency_key = retry)
     }
 
+    /// Sets when a request gets a second attempt although the first one hasn't failed. Default: never.
+    ///
+    /// The first response that isn't 502, 503 or 504 is the client's, and the other attempt is cancelled. It shortens
+    /// the wait for a response of a backend that has stopped, or does something else for a while.
+    ///
+    /// It's for requests without a body whose method is idempotent. The second attempt goes to another member of the
+    /// balancer; there is none if there is no other one, or if the [budget](Self::budget_percent) is spent. It counts as
+    /// one of the [`attempts`](Self::attempts). Over HTTP/1.1, the cancelled attempt closes its connection. Without
+    /// [`idempotent`](Self::idempotent), it has no effect.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{RetryPolicy, retry::Hedge};
+    ///
+    /// let policy = RetryPolicy::idempotent().hedge(Hedge::at_p95());
+    /// # let _ = policy;
+    /// ```
+    #[doc(alias = "hedging")]
+    #[doc(alias = "tail latency")]
+    pub fn hedge(self, hedge: Hedge) -> Self {
+        self.set(|options| options.hedge = Some(hedge))
+    }
+
     /// Sets the seed of the random pauses, so that a test with a paused clock is repeatable. Default: a random one.
     ///
     /// The policy no longer shares budget and memory with those that it was cloned from.
@@ -233,8 +268,7 @@ impl RetryPolicy {
     /// ```
     pub fn seed(mut self, seed: u64) -> Self {
         if let Some(idempotent) = &mut self.idempotent {
-            let (budget, jitter) = (Budget::new(Instant::now()), Jitter::seeded(seed));
-            idempotent.shared = Arc::new(Shared { budget, memory: Arc::default(), jitter });
+            idempotent.shared = Shared::new(Jitter::seeded(seed));
         }
         self
     }
@@ -258,9 +292,11 @@ impl RetryPolicy {
         if !is_replayable(&request, options.by_idempotency_key) {
             return (request, None);
         }
+        let hedge = options.hedge.filter(|_| is_idempotent(request.method()) && request.body().is_end_stream());
+        let hedge_after = hedge.and_then(|hedge| hedge.delay(&shared.latencies));
         let (original, request) = Original::of(request, options.limits, &shared.memory);
-        let (allowance, shared) = (options.allowance, shared.clone());
-        (request, Some(Replayable { original: Box::new(original), allowance, shared }))
+        let (allowance, shared, began) = (options.allowance, shared.clone(), hedge.map(|_| Instant::now()));
+        (request, Some(Replayable { original: Box::new(original), allowance, shared, began, hedge_after }))
     }
 
     #[cfg(test)]
@@ -274,13 +310,32 @@ pub(super) struct Replayable {
     pub(super) original: Box<Original>,
     allowance: Allowance,
     shared: Arc<Shared>,
+    /// When it began, if it may be hedged.
+    began: Option<Instant>,
+    /// When it's hedged.
+    pub(super) hedge_after: Option<Duration>,
 }
 
 impl Replayable {
+    /// Returns the request for a hedge, if there may be one.
+    pub(super) fn hedge(&self) -> Option<Request<Body>> {
+        self.may_retry().then(|| self.original.with_body(Body::empty()))
+    }
+
+    /// Records the time to the head of the response.
+    pub(super) fn responded(&self) {
+        if let Some(began) = self.began {
+            self.shared.latencies.record(began.elapsed());
+        }
+    }
+
+    fn may_retry(&self) -> bool {
+        self.original.is_replayable() && self.shared.budget.withdraw(self.allowance, Instant::now())
+    }
+
     /// Returns the pause before a retry of the request, the number of which counts from 0. `None` if there is none.
     pub(super) fn pause(&self, retry: u32) -> Option<Duration> {
-        let may_retry = self.original.is_replayable() && self.shared.budget.withdraw(self.allowance, Instant::now());
-        may_retry.then(|| self.shared.jitter.pause(retry))
+        self.may_retry().then(|| self.shared.jitter.pause(retry))
     }
 }
 

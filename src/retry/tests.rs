@@ -22,7 +22,7 @@ use tokio::time::{Instant, advance, sleep, timeout};
 use tower::ServiceExt;
 use tower_service::Service;
 
-use super::{Retry, RetryPolicy};
+use super::{Hedge, Retry, RetryPolicy};
 use crate::{
     error::{Error, ErrorKind, MayBeProcessed},
     tried::{MemberId, NoneLeft, Tried},
@@ -42,6 +42,10 @@ enum Step {
     RespondEarly(u16, Duration),
     /// Reads at least this much of the body, and closes the connection.
     Cut(usize),
+    /// Responds after some milliseconds.
+    RespondAfter(u16, u64),
+    /// Closes the connection after some milliseconds.
+    CutAfter(u64),
     /// Closes the connection because of a body that fails.
     CutByBody,
     /// Isn't reached.
@@ -130,6 +134,14 @@ impl Script {
         }
         match step {
             Step::Respond(status) => Ok(respond(status, at)),
+            Step::RespondAfter(status, millis) => {
+                sleep(Duration::from_millis(millis)).await;
+                Ok(respond(status, at))
+            }
+            Step::CutAfter(millis) => {
+                sleep(Duration::from_millis(millis)).await;
+                Err(Error::new(ErrorKind::ConnectionClosed).into())
+            }
             Step::RespondUnavailable => {
                 let mut response = respond(200, at);
                 response.headers_mut().insert("grpc-status", HeaderValue::from_static("14"));
@@ -548,6 +560,75 @@ async fn a_response_before_the_end_of_the_upload_is_followed_by_a_retry_when_the
     let failure = send(RetryPolicy::idempotent(), &script, with_body(Method::PUT)).await.unwrap_err();
     assert_eq!(Error::find(&failure).unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
     assert!(began.elapsed() < PATIENCE / 2);
+}
+
+fn hedged() -> RetryPolicy {
+    RetryPolicy::idempotent().attempts(2).hedge(Hedge::after(Duration::from_millis(300)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_good_response_of_a_request_and_its_hedge_passes() {
+    use Step::{CutAfter, Hang, Refuse, Respond, RespondAfter};
+    for (first, second, expected, millis) in [
+        (Hang(0), Respond(200), (200, "answer 1"), 300),
+        (Hang(0), RespondAfter(404, 100), (404, "answer 1"), 400),
+        (RespondAfter(200, 400), Hang(0), (200, "answer 0"), 400),
+        // The other one fails.
+        (RespondAfter(200, 500), Respond(503), (200, "answer 0"), 500),
+        (RespondAfter(200, 500), Refuse, (200, "answer 0"), 500),
+        (CutAfter(400), RespondAfter(200, 500), (200, "answer 1"), 800),
+        (RespondAfter(503, 400), RespondAfter(200, 500), (200, "answer 1"), 800),
+        // Both do.
+        (RespondAfter(503, 400), RespondAfter(502, 500), (502, "answer 1"), 800),
+        (RespondAfter(503, 400), RespondAfter(502, 50), (503, "answer 0"), 400),
+    ] {
+        let (script, began) = (Script::new([first, second]), Instant::now());
+        let (status, text) = send(hedged(), &script, bare(Method::GET)).await.unwrap();
+        assert_eq!((status, &*text), expected, "{first:?} {second:?}");
+        assert_eq!(began.elapsed().as_millis(), millis, "{first:?} {second:?}");
+        assert_eq!(script.attempts().len(), 2);
+        assert_eq!(Arc::strong_count(&script.seen), 1, "the other attempt is cancelled: {first:?} {second:?}");
+    }
+    // A hedge counts as an attempt, and there may be a further one.
+    let script = Script::new([RespondAfter(503, 400), RespondAfter(502, 500), Respond(200)]);
+    assert_eq!(send(hedged().attempts(3), &script, bare(Method::GET)).await.unwrap(), (200, "answer 2".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_not_hedged_without_need_or_right() {
+    let slow = Step::RespondAfter(200, 1_000);
+    let mut upgrade = bare(Method::GET);
+    upgrade.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
+    for (policy, request) in [
+        (hedged(), bare(Method::POST)),
+        (hedged(), with_body(Method::PUT)),
+        (hedged(), upgrade),
+        (hedged().budget_floor(0), bare(Method::GET)),
+        (hedged().attempts(1), bare(Method::GET)),
+        (RetryPolicy::unsent().hedge(Hedge::after(Duration::ZERO)), bare(Method::GET)),
+        (RetryPolicy::idempotent(), bare(Method::GET)),
+        // Nothing is known of the usual time.
+        (RetryPolicy::idempotent().hedge(Hedge::at_p95()), bare(Method::GET)),
+    ] {
+        assert_eq!(outcome(policy, [slow], request).await, (Ok(200), 1));
+    }
+    assert_eq!(outcome(hedged(), [Step::RespondAfter(200, 299)], bare(Method::GET)).await, (Ok(200), 1));
+    // The balancer has no other member.
+    let script = Script::new([Step::Exhaust, slow]);
+    send(hedged(), &script, bare(Method::GET)).await.unwrap();
+    assert_eq!(script.attempts().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_hedged_when_it_takes_longer_than_most() {
+    let policy = RetryPolicy::idempotent().hedge(Hedge::at_p95());
+    for _ in 0..100 {
+        let steps = [Step::RespondAfter(200, 20)];
+        assert_eq!(outcome(policy.clone(), steps, bare(Method::GET)).await, (Ok(200), 1));
+    }
+    let began = Instant::now();
+    assert_eq!(outcome(policy, [Step::Hang(0), Step::Respond(200)], bare(Method::GET)).await, (Ok(200), 2));
+    assert!((20..=27).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

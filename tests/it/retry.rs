@@ -18,10 +18,12 @@ use tokio::{
     time::sleep,
 };
 use tower_reverse_proxy::{
-    Backends, BasicAuthLayer, Retry, RetryPolicy, ReverseProxyLayer, Upstream, balance::MemberStatus,
+    Backends, BasicAuthLayer, Retry, RetryPolicy, ReverseProxyLayer, Upstream, balance::MemberStatus, retry::Hedge,
 };
 
-use crate::support::{Message, Wire, answering, ask, backend, client, front, mirror, others_run, refusing, within};
+use crate::support::{
+    Message, Wire, answering, ask, backend, client, front, mirror, others_run, refusing, silent, within,
+};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const UNAVAILABLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy";
@@ -295,6 +297,25 @@ async fn the_only_backend_of_a_set_is_tried_again() {
     let backends = Backends::new([origin]);
     assert_eq!(ask(balanced(&backends, RetryPolicy::idempotent()).await, bare("GET")).await.status(), 200);
     assert_eq!(requests(&backends), [3]);
+}
+
+/// A hung backend fails no request, and is let go.
+#[tokio::test]
+async fn a_request_is_hedged_at_another_backend() {
+    let backends = Backends::builder([silent().await, answering(OK).await]).seed(1).build().unwrap();
+    let policy = RetryPolicy::idempotent().hedge(Hedge::after(Duration::from_millis(20)));
+    let addr = balanced(&backends, policy).await;
+    for _ in 0..10 {
+        assert_eq!(ask(addr, bare("GET")).await.status(), 200);
+    }
+    let [hung, other] = requests(&backends)[..] else { panic!("two backends") };
+    assert!(hung > 0 && other == 10, "{hung} {other}");
+    let let_go = async {
+        while backends.status()[0].in_flight() > 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    within(let_go).await;
 }
 
 /// A backend that can be killed: its connections close, and no new ones are accepted. It counts what it has got.
