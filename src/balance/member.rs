@@ -439,10 +439,13 @@ impl MemberState {
         }
     }
 
-    /// Cancels the token of the removal.
+    /// Lets the tunnels end after the drain timeout, and closes the idle connections.
     pub(super) fn removed(&self) {
         let removal = self.removal().clone();
         removal.cancel();
+        if let Some(client) = self.member.client() {
+            client.close_idle();
+        }
     }
 
     /// Makes a new token, because the member is back in the set.

@@ -183,6 +183,11 @@ impl Client {
     pub(crate) async fn probe(&self) -> Result<(), Error> {
         dispatch::probe(&self.dispatcher).await
     }
+
+    /// Closes the idle connections of HTTP/1.1. Those in exchanges return to the pool as before.
+    pub(crate) fn close_idle(&self) {
+        self.dispatcher.close_idle();
+    }
 }
 
 impl Service<Request<Body>> for Client {

@@ -65,9 +65,9 @@ async fn app(backends: &Backends) -> std::net::SocketAddr {
     front(Router::new().layer(ReverseProxyLayer::balanced(backends).prefix("/app"))).await
 }
 
-/// A seeded set, so that a test has one outcome.
+/// A seeded set whose new members get their full share at once, so that a test has one outcome.
 fn seeded<M: Into<Member>>(members: impl IntoIterator<Item = M>) -> Backends {
-    Backends::builder(members).seed(1).build().unwrap()
+    Backends::builder(members).seed(1).slow_start(Duration::ZERO).build().unwrap()
 }
 
 /// How many of the responses each backend has sent.
@@ -579,4 +579,37 @@ async fn a_member_that_is_removed_takes_no_request_of_the_queue() {
     for _ in 0..2 {
         assert_eq!(within(outcomes.recv()).await.unwrap().1, Ok("b".to_owned()));
     }
+}
+
+#[tokio::test]
+async fn the_idle_connections_of_a_removed_backend_are_closed() {
+    let (open, held) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let (count, permits) = (open.clone(), held.clone());
+    let a = backend(move |wire| {
+        let (count, permits) = (count.clone(), permits.clone());
+        async move {
+            count.fetch_add(1, Ordering::SeqCst);
+            talk(wire, "a", permits).await;
+            count.fetch_sub(1, Ordering::SeqCst);
+        }
+    })
+    .await;
+    let backends = seeded([a]);
+    let front = app(&backends).await;
+    let mut wire = client(front).await;
+    wire.send(b"GET /app/held HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+    wire.head().await.unwrap();
+    get(front, "/app/", "").await;
+    assert_eq!(open.load(Ordering::SeqCst), 2);
+    backends.set([named("b").await]).unwrap();
+    let becomes = async |expected| {
+        while open.load(Ordering::SeqCst) != expected {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    // Long before the idle timeout of the pool.
+    assert!(timeout(Duration::from_secs(20), becomes(1)).await.is_ok(), "the idle one is open");
+    held.add_permits(1);
+    wire.bytes(1).await;
+    assert!(timeout(Duration::from_secs(20), becomes(0)).await.is_ok(), "the last one is open");
 }

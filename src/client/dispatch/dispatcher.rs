@@ -207,6 +207,12 @@ impl Dispatcher {
         !is_empty
     }
 
+    /// Closes the idle connections.
+    pub(in crate::client) fn close_idle(&self) {
+        let idle = self.lock().http1.begin_sweep();
+        drop(idle);
+    }
+
     // ---- HTTP/2 ----
 
     /// Returns whether the backend may choose HTTP/2 for the client's requests.
