@@ -24,6 +24,12 @@ use tower_reverse_proxy::{
 
 use crate::support::{Message, PATIENCE, Wire, ask, client, elsewhere, front, get, recording, within};
 
+#[cfg(feature = "http2")]
+use tokio::io::AsyncWriteExt;
+
+#[cfg(feature = "http2")]
+use crate::support::http2_backends::{Http2, greet, read_frame};
+
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const UNAVAILABLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy";
 const BROKEN: &[u8] = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n";
@@ -662,4 +668,87 @@ fn an_invalid_check_names_what_to_write() {
     }
     let error = Backends::builder([Member::named("blue")]).check(Check::get("/healthz")).build().unwrap_err();
     assert!(error.to_string().contains("no address"), "{error}");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_member_on_a_unix_socket_is_checked_there() {
+    let path = std::env::temp_dir().join(format!("tower-reverse-proxy-check-{}.sock", std::process::id()));
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let good = well().await;
+    let backends = Backends::builder([format!("unix:{}", path.display()), good.origin.clone()]).check(check());
+    let backends = backends.build().unwrap();
+    let (stream, _) = within(listener.accept()).await.unwrap();
+    let mut wire = Wire::new(stream);
+    let request = within(wire.message()).await.unwrap();
+    assert_eq!(request.head, "GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    wire.send(OK).await;
+    drop(listener);
+    std::fs::remove_file(path).unwrap();
+    let is_down = async {
+        while backends.status()[0].state() != State::Down {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within(is_down).await;
+}
+
+#[cfg(feature = "http2")]
+#[tokio::test]
+async fn a_member_that_speaks_http2_is_checked_and_connected_to_by_it() {
+    let (healthz, others) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let count = (healthz.clone(), others.clone());
+    let (origin, _backend, _ended) = Http2::serve(100, move |request| {
+        let counter = if request.uri().path() == "/healthz" { &count.0 } else { &count.1 };
+        counter.fetch_add(1, Ordering::SeqCst);
+        assert_eq!(request.version(), axum::http::Version::HTTP_2);
+        async { "ok".into_response() }
+    })
+    .await;
+    let (gone, _reserved) = refusing();
+    // By checks.
+    let backends = Backends::builder([&origin, &gone]).client(|client| client.http2(true)).check(check());
+    let backends = backends.build().unwrap();
+    let is_checked = async {
+        while healthz.load(Ordering::SeqCst) < 5 || status_at(&backends, &gone).state() != State::Down {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within(is_checked).await;
+    assert_eq!((status_at(&backends, &origin).state(), others.load(Ordering::SeqCst)), (State::Up, 0));
+}
+
+#[cfg(feature = "http2")]
+#[tokio::test]
+async fn a_member_that_speaks_http2_comes_back_by_a_connect_of_its_own() {
+    let ((gone, socket), (other, _reserved)) = (refusing(), refusing());
+    let backends = Backends::builder([&gone, &other]).client(|client| client.http2(true));
+    let backends = backends.eject(briefly()).none_healthy(NoneHealthy::Unavailable).build().unwrap();
+    let addr = balanced(&backends).await;
+    let all_down = async {
+        while backends.status().iter().any(|row| row.state() != State::Down) {
+            post(addr).await;
+        }
+    };
+    within(all_down).await;
+    let listener = socket.listen(64).unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                greet(&mut stream, &[]).await;
+                while let Some(frame) = read_frame(&mut stream).await {
+                    let _ = stream.write_all(&frame.acknowledgement()).await;
+                }
+            });
+        }
+    });
+    let is_up = async {
+        while status_at(&backends, &gone).state() != State::Up {
+            assert_eq!(post(addr).await.status(), 503);
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // The last request may have been sent to the member that is back, which doesn't respond.
+    let _ = timeout(Duration::from_secs(10), is_up).await;
+    assert_eq!(status_at(&backends, &gone).state(), State::Up);
 }
