@@ -1,7 +1,7 @@
 //! The members of a balancer that a request has been sent to, as a request extension.
 //!
-//! The balancer writes it, and avoids these members when the request comes again. A retry layer around the balancer reads
-//! whether another attempt has a member left.
+//! The balancer writes it, and avoids these members when the request comes again. A retry layer around the balancer
+//! reads whether another attempt has a member left.
 
 use std::{
     fmt,

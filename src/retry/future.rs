@@ -23,8 +23,8 @@ use crate::{
     tried::{NoneLeft, Tried},
 };
 
-/// How long an attempt that has ended may take to give back the body of its request. It does so at once, unless the task
-/// that sends the body is busy.
+/// How long an attempt that has ended may take to give back the body of its request. It does so at once, unless the
+/// task that sends the body is busy.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(1);
 
 pin_project! {

@@ -43,8 +43,8 @@ impl Original {
         !self.tried.is_exhausted() && self.replay.as_ref().is_none_or(Replay::is_possible)
     }
 
-    /// Ready with the request for another attempt when the previous attempt has given back the body; `None` if it can't be
-    /// replayed.
+    /// Ready with the request for another attempt when the previous attempt has given back the body; `None` if it can't
+    /// be replayed.
     pub(super) fn poll_request(&self, cx: &mut Context<'_>) -> Poll<Option<Request<Body>>> {
         let body = match &self.replay {
             Some(replay) => ready!(replay.poll_body(cx)),
@@ -64,8 +64,8 @@ impl Original {
 
 /// Returns whether a request may be sent again although a backend may have processed it.
 ///
-/// An upgrade isn't, because it may have opened a tunnel. Neither are credentials that authenticate a connection, because
-/// backends take the second use of a token for a replay.
+/// An upgrade isn't, because it may have opened a tunnel. Neither are credentials that authenticate a connection,
+/// because backends take the second use of a token for a replay.
 pub(super) fn is_replayable(request: &Request<Body>, by_idempotency_key: bool) -> bool {
     let headers = request.headers();
     (is_idempotent(request.method()) || (by_idempotency_key && has_idempotency_key(request.method(), headers)))

@@ -111,8 +111,8 @@ impl RetryPolicy {
         Self { attempts: 3, idempotent: None }
     }
 
-    /// Sends a request again as [`unsent`](Self::unsent) does, and also if a backend may have processed it, but a second
-    /// request has the effect of one (RFC 9110, section 9.2.2): `GET`, `HEAD`, `OPTIONS`, `PUT` and `DELETE`.
+    /// Sends a request again as [`unsent`](Self::unsent) does, and also if a backend may have processed it, but a
+    /// second request has the effect of one (RFC 9110, section 9.2.2): `GET`, `HEAD`, `OPTIONS`, `PUT` and `DELETE`.
     ///
     /// It does so after one of these:
     ///
@@ -191,9 +191,9 @@ impl RetryPolicy {
 
     /// Sets how much of a request's body is kept for further attempts, in bytes. Default: 64 KiB.
     ///
-    /// It's kept as it's sent, until the response begins. A body of which more was sent isn't sent again. With `0`, only
-    /// requests of whose body nothing was read are. Without [`idempotent`](Self::idempotent), it has no effect: an unsent
-    /// body needs no memory.
+    /// It's kept as it's sent, until the response begins. A body of which more was sent isn't sent again. With `0`,
+    /// only requests of whose body nothing was read are. Without [`idempotent`](Self::idempotent), it has no effect: an
+    /// unsent body needs no memory.
     ///
     /// ```
     /// use tower_reverse_proxy::RetryPolicy;
@@ -239,9 +239,9 @@ impl RetryPolicy {
     /// The first response that isn't 502, 503 or 504 is the client's, and the other attempt is cancelled. It shortens
     /// the wait for a response of a backend that has stopped, or does something else for a while.
     ///
-    /// It's for requests without a body whose method is idempotent. The second attempt goes to another member of the
-    /// balancer; there is none if there is no other one, or if the [budget](Self::budget_percent) is spent. It counts as
-    /// one of the [`attempts`](Self::attempts). Over HTTP/1.1, the cancelled attempt closes its connection. Without
+    /// It's for requests without a body whose method is idempotent. The second attempt goes to another member of a
+    /// balancer; there is none if there is no other one, or if the [budget](Self::budget_percent) is spent. It counts
+    /// as one of the [`attempts`](Self::attempts). Over HTTP/1.1, the cancelled attempt closes its connection. Without
     /// [`idempotent`](Self::idempotent), it has no effect.
     ///
     /// ```

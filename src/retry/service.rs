@@ -41,7 +41,8 @@ impl<S> Retry<S> {
     /// ```
     /// use tower_reverse_proxy::{Client, Retry, RetryPolicy, Upstream};
     ///
-    /// let upstream: Retry<Upstream<Client>> = Retry::new(Upstream::new("http://127.0.0.1:8000"), RetryPolicy::unsent());
+    /// let backend = Upstream::new("http://127.0.0.1:8000");
+    /// let upstream: Retry<Upstream<Client>> = Retry::new(backend, RetryPolicy::unsent());
     /// # let _ = upstream;
     /// ```
     pub fn new(inner: S, policy: RetryPolicy) -> Self {

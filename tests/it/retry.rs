@@ -41,8 +41,8 @@ enum Does {
     ClosesAfter(usize),
 }
 
-/// A backend that does one thing after the other, each on a connection of its own. It reports the requests, and how much
-/// of an incomplete one it has read.
+/// A backend that does one thing after the other, each on a connection of its own. It reports the requests, and how
+/// much of an incomplete one it has read.
 async fn script<const N: usize>(steps: [Does; N]) -> (String, UnboundedReceiver<Message>) {
     let (seen, requests) = unbounded_channel();
     let next = Arc::new(AtomicUsize::new(0));
