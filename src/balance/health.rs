@@ -474,6 +474,8 @@ pub(super) struct SetHealth {
 struct SetTally {
     sums: Sums,
     members: usize,
+    /// Members that get no requests.
+    out: usize,
     /// Members that get requests, and had some.
     active: usize,
     /// Those of them whose last attempts failed.
@@ -515,6 +517,13 @@ impl SetHealth {
         }
         permitted.then_some(Reason::Ejected)
     }
+
+    /// Returns whether every member that gets requests failed with its last ones when they were summed up, so that none of
+    /// them is to blame; and whether that was now.
+    pub(super) fn fails_everywhere(&self, now: Instant) -> Option<bool> {
+        let (at, set) = self.cached.as_ref()?;
+        (set.failing > 0 && set.failing == set.members - set.out).then_some(*at == now)
+    }
 }
 
 impl SetTally {
@@ -524,6 +533,7 @@ impl SetTally {
             set.members += 1;
             set.ejected += usize::from(member.is_ejected);
             if member.is_out {
+                set.out += 1;
                 continue;
             }
             set.sums.add(member.sums);
@@ -973,6 +983,31 @@ mod tests {
         let mut judge =
             || rules.judge(Suspicion::FaultsInARow, bad.tally(now), || set.iter().map(|m| m.tally(now)), true, now);
         assert_eq!([judge(), judge(), judge()], [Some(Reason::Ejected), Some(Reason::Ejected), None]);
+    }
+
+    #[test]
+    fn a_set_fails_everywhere_if_no_member_that_gets_requests_works() {
+        let now = Instant::now();
+        let member = |faults| {
+            let mut health = Health::up(now);
+            record(&mut health, FAULT, faults, now);
+            health
+        };
+        let (bad, good, ejected) = (member(5), member(0), out(Reason::Ejected, now));
+        for (set, expected) in [
+            ([&bad, &bad, &bad], true),
+            ([&bad, &bad, &ejected], true),
+            // It may be idle, or work on long requests.
+            ([&bad, &bad, &good], false),
+            ([&good, &good, &ejected], false),
+        ] {
+            let mut rules = SetHealth::default();
+            assert_eq!(rules.fails_everywhere(now), None);
+            let _ =
+                rules.judge(Suspicion::FaultsInARow, bad.tally(now), || set.iter().map(|m| m.tally(now)), true, now);
+            assert_eq!(rules.fails_everywhere(now), expected.then_some(true), "{set:?}");
+            assert_eq!(rules.fails_everywhere(now + secs(1)), expected.then_some(false), "{set:?}");
+        }
     }
 
     #[test]
