@@ -121,6 +121,7 @@
 //! | `tls` | no | the same with a provider that the application installs; see [`Tls`] |
 //! | `negotiate` | no | [Kerberos sign-in](authorize::negotiate) to backends, by the system's library; on Unix only |
 //! | `assertion` | no | [signed assertions](assertion) of the user for the backend; needs a provider as `tls` does |
+//! | `dns` | no | [backends by DNS records](balance::discover): their time to live, SRV, a name server of one's own |
 //! | `simulation` | no | [simulated](simulation) members, clients and failures, for the tests of an application |
 //!
 //! Without a TLS feature, an `https` backend is an error when the client is built, never plaintext.

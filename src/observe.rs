@@ -165,6 +165,23 @@ pub(crate) fn failed_fetch(error: &Error) {
     tracing::warn!(target: "tower_reverse_proxy", cause = causes(error), "a bearer token can't be fetched");
 }
 
+/// Logs that a source of members fails, which no response shows.
+#[cold]
+pub(crate) fn source_fails(error: &(dyn std::error::Error + 'static)) {
+    let causes: Vec<_> = std::iter::successors(Some(error), |&error| error.source()).map(ToString::to_string).collect();
+    tracing::warn!(
+        target: "tower_reverse_proxy",
+        cause = causes.join(": "),
+        "a source of backends fails; the last ones stay"
+    );
+}
+
+/// Logs that a source of members is well again.
+#[cold]
+pub(crate) fn source_is_back() {
+    tracing::info!(target: "tower_reverse_proxy", "a source of backends is well again");
+}
+
 /// Logs the removal of an identity claim, which an operator may look for.
 pub(crate) fn removed_identity_claim(header: &str) {
     tracing::debug!(

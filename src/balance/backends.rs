@@ -9,11 +9,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
+use axum_core::BoxError;
+use futures_core::Stream;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
     builder::{BackendsBuilder, InvalidBackends, Options, checked},
     check::CheckTask,
+    discover::{Follow, Followers},
     health::{Health, SetHealth},
     load::Count,
     member::{Member, MemberState, State},
@@ -125,6 +128,7 @@ impl Backends {
                 rules: SetHealth::default(),
             }),
             drained: Notify::new(),
+            followers: Followers::default(),
         });
         shared.replace(&members)?;
         if shared.options.health.check.is_some() {
@@ -161,6 +165,36 @@ impl Backends {
             return Err(InvalidBackends::new(text.to_owned()));
         }
         self.shared.replace(&members)
+    }
+
+    /// Makes each set of a source the set of the backends, as by [`set`](Self::set), until the returned guard is dropped or
+    /// [detached](Follow::detach), the source ends, or the last handle and mount of the backends are gone.
+    ///
+    /// A source is a stream of whole sets, such as [`Dns`](super::discover::Dns): see [`discover`](super::discover). If it
+    /// returns an error, no members or invalid ones, the last set stays, and a warning is logged.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{Backends, ReverseProxyLayer, balance::discover::Dns};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let backends = Backends::new(["http://app.internal:8000"]);
+    /// let _follow = backends.follow(Dns::new("http://app.internal:8000"));
+    /// let proxy = ReverseProxyLayer::balanced(&backends).prefix("/app");
+    /// # let _ = proxy;
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    #[doc(alias = "service discovery")]
+    pub fn follow<S, E>(&self, source: S) -> Follow
+    where
+        S: Stream<Item = Result<Vec<Member>, E>> + Send + 'static,
+        E: Into<BoxError> + Send + 'static,
+    {
+        self.shared.followers.follow(Arc::downgrade(&self.shared), source)
     }
 
     /// Removes a member, and waits until its last exchange and its last tunnel have ended.
@@ -376,6 +410,7 @@ pub(super) struct Shared {
     set: Mutex<Set>,
     /// Notifies of each member that is no longer draining.
     drained: Notify,
+    followers: Followers,
 }
 
 pub(super) struct Set {

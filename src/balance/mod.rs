@@ -18,6 +18,7 @@ mod backends;
 mod body;
 mod builder;
 mod check;
+pub mod discover;
 mod eject;
 mod future;
 mod health;

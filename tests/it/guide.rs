@@ -124,6 +124,8 @@ fn every_option_is_in_the_table_of_options() {
         (include_str!("../../src/retry/policy.rs"), 7),
         (include_str!("../../src/balance/builder.rs"), 8),
         (include_str!("../../src/balance/check/mod.rs"), 5),
+        (include_str!("../../src/balance/discover/dns.rs"), 1),
+        (include_str!("../../src/balance/discover/records.rs"), 1),
         (include_str!("../../src/balance/eject.rs"), 4),
         (include_str!("../../src/balance/member.rs"), 3),
         (include_str!("../../src/remote_user/options.rs"), 8),

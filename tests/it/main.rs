@@ -14,6 +14,7 @@ mod client;
 mod composing;
 mod connection;
 mod credentials;
+mod discover;
 mod early_answers;
 mod failover;
 mod failures;
