@@ -9,14 +9,21 @@ use axum::{
     http::{StatusCode, uri::Scheme},
     routing::get,
 };
+use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 use tower_reverse_proxy::{
     Backend, Backends, ClientBuilder,
-    balance::{BackendsBuilder, Check, Eject, Member},
+    balance::{BackendsBuilder, Check, Eject, Member, Pick, Sticky, discover::Follow},
 };
 
-use super::{Wrong, config::Mount, tls::Roots};
+use super::{
+    Wrong,
+    config::{Balance, Mount},
+    dns,
+    tls::Roots,
+};
 
 /// The sets of the mounts, in the order of the file.
 #[derive(Default)]
@@ -28,6 +35,8 @@ pub(crate) struct Set {
     backends: Backends,
     /// The scheme of all of them, because the options of TLS are an error for `http` backends.
     scheme: Scheme,
+    /// What finds them, if it's a name.
+    source: Option<Follow>,
 }
 
 impl Sets {
@@ -53,31 +62,71 @@ impl Set {
         roots: &Roots,
         options: impl Fn(ClientBuilder) -> ClientBuilder + Send + Sync + 'static,
     ) -> Result<Self, Wrong> {
-        let scheme = scheme(origins)?;
         let weights = mount.weights.iter().flatten().copied().chain(iter::repeat(1));
         let members = origins.iter().zip(weights).map(|(origin, weight)| Member::new(origin).weight(weight));
+        Self::of(mount, scheme(origins)?, members.collect(), roots, options)
+    }
+
+    /// Makes the set of a mount whose backends are the addresses of a name.
+    pub(crate) async fn found(
+        mount: &Mount,
+        name: &str,
+        roots: &Roots,
+        options: impl Fn(ClientBuilder) -> ClientBuilder + Send + Sync + 'static,
+    ) -> Result<Self, Wrong> {
+        let mut source = dns::source(mount, name)?;
+        // If there is no answer in time, the system looks the name up for each connection until there is one.
+        let answer = timeout(Duration::from_secs(3), source.next()).await;
+        let members = answer.ok().flatten().and_then(Result::ok).filter(|members| !members.is_empty());
+        let members = members.unwrap_or_else(|| vec![Member::new(name)]);
+        let mut set = Self::of(mount, scheme(&[name.to_owned()])?, members, roots, options)?;
+        set.source = Some(set.backends.follow(source));
+        Ok(set)
+    }
+
+    fn of(
+        mount: &Mount,
+        scheme: Scheme,
+        members: Vec<Member>,
+        roots: &Roots,
+        options: impl Fn(ClientBuilder) -> ClientBuilder + Send + Sync + 'static,
+    ) -> Result<Self, Wrong> {
         let tls = roots.of(mount, &scheme)?;
         let client = move |client| tls.apply(options(client));
-        let backends = set_options(Backends::builder(members).client(client), mount);
+        let backends = set_options(Backends::builder(members).client(client), mount)?;
         let backends = backends.build().map_err(|error| error.to_string())?;
-        Ok(Self { prefix: mount.prefix.clone(), backends, scheme })
+        Ok(Self { prefix: mount.prefix.clone(), backends, scheme, source: None })
     }
 
     pub(crate) fn backends(&self) -> &Backends {
         &self.backends
     }
 
-    fn replace(&self, origins: &[String]) -> Result<(), Wrong> {
-        if scheme(origins)? != self.scheme {
-            return Err(format!("the mount's backends are {}: write such ones", self.scheme));
+    fn replace(&self, origins: &[String]) -> Result<(), (StatusCode, Wrong)> {
+        if self.source.is_some() {
+            return Err((StatusCode::CONFLICT, "the mount's backends are those of a name".into()));
         }
-        self.backends.set(origins).map_err(|error| error.to_string())
+        let wrong = |wrong| (StatusCode::BAD_REQUEST, wrong);
+        if scheme(origins).map_err(wrong)? != self.scheme {
+            return Err(wrong(format!("the mount's backends are {}: write such ones", self.scheme)));
+        }
+        self.backends.set(origins).map_err(|error| wrong(error.to_string()))
     }
 }
 
 /// Sets the options of the balancer.
-fn set_options(mut backends: BackendsBuilder, mount: &Mount) -> BackendsBuilder {
+fn set_options(backends: BackendsBuilder, mount: &Mount) -> Result<BackendsBuilder, Wrong> {
     let ms = Duration::from_millis;
+    let mut backends = backends.pick(match mount.balance {
+        Some(Balance::Least) | None => Pick::LeastRequests,
+        Some(Balance::RoundRobin) => Pick::RoundRobin,
+        Some(Balance::HashUser) => Pick::hash_by_user(),
+        Some(Balance::HashPath) => Pick::hash_by_path(),
+    });
+    if let Some(key) = &mount.sticky_key {
+        let cookie = Sticky::cookie("backend", key);
+        backends = backends.sticky(cookie.map_err(|error| format!("sticky_key: {error}"))?);
+    }
     if mount.eject == Some(false) {
         backends = backends.eject(Eject::never());
     }
@@ -96,7 +145,7 @@ fn set_options(mut backends: BackendsBuilder, mount: &Mount) -> BackendsBuilder 
     if let Some(timeout) = mount.drain_timeout_ms {
         backends = backends.drain_timeout(ms(timeout));
     }
-    backends
+    Ok(backends)
 }
 
 /// Returns the scheme that all of these origins have.
@@ -139,6 +188,6 @@ async fn replace(State(sets): State<Arc<Sets>>, body: Bytes) -> Result<StatusCod
     let Some(set) = sets.0.iter().find(|set| set.prefix == mount) else {
         return Err((StatusCode::NOT_FOUND, format!("{mount:?}: no mount with several backends has this prefix")));
     };
-    set.replace(&backends).map_err(|wrong| (StatusCode::BAD_REQUEST, wrong))?;
+    set.replace(&backends)?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -175,7 +175,7 @@ pub(crate) enum Target<'a> {
 
 impl<'a> Target<'a> {
     /// Returns the first origin that the file names.
-    pub(crate) fn first(&self) -> &'a str {
+    pub(crate) fn origin(&self) -> &'a str {
         match self {
             Self::One(origin) | Self::Name(origin) => origin,
             Self::Several(origins) => origins.first().map_or("", String::as_str),
@@ -205,21 +205,7 @@ impl Mount {
         }
         self.check_weights(&target)?;
         self.check_values()?;
-        self.check_supported()?;
         Ok(target)
-    }
-
-    /// Refuses keys that the crate doesn't support yet.
-    fn check_supported(&self) -> Result<(), Wrong> {
-        let keys = [
-            ("balance", self.balance.is_some_and(|balance| !matches!(balance, Balance::Least))),
-            ("sticky", self.sticky.is_some()),
-            ("discover", self.discover.is_some()),
-        ];
-        match keys.into_iter().find(|(_, is_there)| *is_there) {
-            Some((key, _)) => Err(format!("`{key}` is not supported yet: leave it out")),
-            None => Ok(()),
-        }
     }
 
     /// Returns a key that mounts with several backends have.

@@ -3,6 +3,7 @@
 //! ```sh
 //! cargo run --release --example gateway -- gateway.toml
 //! cargo run --release --example gateway --features tls-ring -- gateway.toml    # with https backends
+//! cargo run --release --example gateway --features dns -- gateway.toml         # with backends by DNS records
 //! cargo run --release --example gateway --features negotiate -- gateway.toml   # with Kerberos
 //! cargo run --release --example gateway --features assertion,tls-ring -- gateway.toml # with assertions, too
 //! ```
@@ -44,8 +45,10 @@
 //! A mount with several backends has these keys, too:
 //!
 //! ```toml
-//! balance = "least"                 # the one with the fewest requests in flight
+//! balance = "least"                 # the fewest requests in flight; or "round-robin", "hash-user", "hash-path"
 //! weights = [1, 2]                  # as many as backends, 1 or more each; absent: all 1
+//! sticky = "cookie"                 # a session stays at its backend, by a cookie named `backend`; absent: none
+//! sticky_key = "0123456789abcdef"   # signs that cookie: 16 bytes or more, the same in every replica
 //! check = "/healthz"                # the path of a health check, at the backend itself; absent: none
 //! check_interval_ms = 5000          # absent: 5 s
 //! eject = false                     # keeps backends that fail; default: true, they're taken out for a while
@@ -55,6 +58,10 @@
 //! drain_timeout_ms = 30000          # how long a removed backend's tunnels stay open; absent: 30 s
 //! slow_start_ms = 10000             # in which a backend that comes back gets its share by and by; absent: 10 s
 //! ```
+//!
+//! With `discover = "dns"` beside `backend = "http://name:port"`, each address of the name is a backend. With the feature
+//! `dns`, it's looked up again when its time to live is over, at `dns_server = "127.0.0.1:53"` if there is one, and without
+//! it, every 30 seconds by the system.
 //!
 //! `GET /front/backends` shows the state of each backend as JSON: put it behind the sign-in, because it has their
 //! addresses. With `test_sign_in`, `POST /front/backends` with `{"mount": "/mydir", "backends": ["http://…"]}` replaces
@@ -78,6 +85,8 @@
 mod assertion;
 mod backends;
 mod config;
+#[cfg_attr(not(feature = "dns"), path = "no_dns.rs")]
+mod dns;
 mod mounts;
 #[cfg_attr(not(all(unix, feature = "negotiate")), path = "no_negotiate.rs")]
 mod negotiate;
@@ -143,7 +152,7 @@ fn run(path: &str) -> Result<(), Wrong> {
     let outcome = runtime.block_on(async {
         let tunnels = Tunnels::new();
         // Here, because the checks of backends begin with their mounts.
-        let front = Front::new(&config, &tunnels).map_err(|wrong| format!("{path}: {wrong}"))?;
+        let front = Front::new(&config, &tunnels).await.map_err(|wrong| format!("{path}: {wrong}"))?;
         let listener = TcpListener::bind(config.listen).await.map_err(|error| format!("{}: {error}", config.listen))?;
         println!("listening on http://{}", listener.local_addr().map_err(|error| error.to_string())?);
         serve::serve(listener, Arc::new(front), config.limits, &tunnels, serve::stop_signal()).await;
@@ -174,9 +183,9 @@ struct Front {
 }
 
 impl Front {
-    fn new(config: &Config, tunnels: &Tunnels) -> Result<Self, Wrong> {
+    async fn new(config: &Config, tunnels: &Tunnels) -> Result<Self, Wrong> {
         let assertions = Assertions::new(config)?;
-        let (mounts, sets) = mounts::table(config, tunnels, &assertions)?;
+        let (mounts, sets) = mounts::table(config, tunnels, &assertions).await?;
         let own = sets.add_route(assertions.add_route(own_routes()), config.test_sign_in);
         Ok(Self { own, assertions, mounts, test_sign_in: config.test_sign_in })
     }

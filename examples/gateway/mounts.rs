@@ -92,7 +92,7 @@ where
 }
 
 /// Creates every mount of the file. Returns them, and the sets of those with several backends.
-pub(crate) fn table(
+pub(crate) async fn table(
     config: &Config,
     tunnels: &Tunnels,
     assertions: &Assertions,
@@ -100,7 +100,8 @@ pub(crate) fn table(
     let common = Common::new(config, tunnels, assertions)?;
     let (mut table, mut sets) = (Table::new(), Sets::default());
     for mount in &config.mounts {
-        let proxy = common.proxy(mount, &mut sets).map_err(|wrong| format!("mount {:?}: {wrong}", mount.prefix))?;
+        let proxy = common.proxy(mount, &mut sets).await;
+        let proxy = proxy.map_err(|wrong| format!("mount {:?}: {wrong}", mount.prefix))?;
         if table.insert(&mount.prefix, proxy).is_some() {
             return Err(format!("mount {:?}: two mounts have this prefix: write each prefix once", mount.prefix));
         }
@@ -136,11 +137,11 @@ impl<'a> Common<'a> {
         })
     }
 
-    fn proxy(&self, mount: &Mount, sets: &mut Sets) -> Result<Proxy, Wrong> {
+    async fn proxy(&self, mount: &Mount, sets: &mut Sets) -> Result<Proxy, Wrong> {
         let target = mount.target()?;
-        let backend = Backend::try_from(target.first()).map_err(|error| error.to_string())?;
+        let backend = Backend::try_from(target.origin()).map_err(|error| error.to_string())?;
         let layers = self.layers(mount, &backend.to_string())?;
-        match target {
+        let set = match target {
             Target::One(_) => {
                 let tls = self.roots.of(mount, backend.scheme())?;
                 let client = tls.apply(client_options(mount)(Client::builder(backend)));
@@ -149,24 +150,22 @@ impl<'a> Common<'a> {
                     upstream = upstream.host(HostPolicy::from(host));
                 }
                 let proxy = self.options(ReverseProxyLayer::with_upstream(upstream), mount)?;
-                Ok(boxed(proxy.upstream_layer(layers).into_service()))
+                return Ok(boxed(proxy.upstream_layer(layers).into_service()));
             }
-            Target::Several(origins) => {
-                let set = Set::new(mount, origins, &self.roots, client_options(mount))?;
-                let policy = match mount.retry {
-                    Some(Retry::None) => RetryPolicy::none(),
-                    Some(Retry::Unsent) | None => RetryPolicy::unsent(),
-                    Some(Retry::Idempotent) => RetryPolicy::idempotent(),
-                };
-                let mut proxy = self.options(ReverseProxyLayer::balanced(set.backends()), mount)?.retry(policy);
-                if let Some(host) = mount.host {
-                    proxy = proxy.map_members(move |upstream| upstream.host(HostPolicy::from(host)));
-                }
-                sets.push(set);
-                Ok(boxed(proxy.upstream_layer(layers).into_service()))
-            }
-            Target::Name(_) => Err("discover: not supported yet: leave it out".into()),
+            Target::Several(origins) => Set::new(mount, origins, &self.roots, client_options(mount))?,
+            Target::Name(name) => Set::found(mount, name, &self.roots, client_options(mount)).await?,
+        };
+        let policy = match mount.retry {
+            Some(Retry::None) => RetryPolicy::none(),
+            Some(Retry::Unsent) | None => RetryPolicy::unsent(),
+            Some(Retry::Idempotent) => RetryPolicy::idempotent(),
+        };
+        let mut proxy = self.options(ReverseProxyLayer::balanced(set.backends()), mount)?.retry(policy);
+        if let Some(host) = mount.host {
+            proxy = proxy.map_members(move |upstream| upstream.host(HostPolicy::from(host)));
         }
+        sets.push(set);
+        Ok(boxed(proxy.upstream_layer(layers).into_service()))
     }
 
     /// Sets the options of the front's side.

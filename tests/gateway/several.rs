@@ -175,6 +175,41 @@ fn a_removed_backend_drains_until_its_last_exchange_ends() {
     until(|| status(&gateway).len() == 1);
 }
 
+#[test]
+fn the_keys_of_a_mount_choose_its_backends() {
+    let (one, two) = (named(), named());
+    let mut both = [one.clone(), two.clone()];
+    both.sort();
+    let shares_with = |keys: &str, count| shares(&Gateway::start(&several("/app", &[&one, &two], keys)), count);
+    let even = BTreeMap::from(both.clone().map(|backend| (backend, 10)));
+    assert_eq!(shares_with("balance = \"round-robin\"", 20), even);
+    assert_eq!(shares_with("balance = \"round-robin\"\nweights = [1, 3]", 20)[&two], 15);
+    // One path, and no user.
+    assert_eq!(shares_with("balance = \"hash-path\"", 10).len(), 1);
+    let sticky = "sticky = \"cookie\"\nsticky_key = \"0123456789abcdef\"";
+    let gateway = Gateway::start(&several("/app", &[&one, &two], sticky));
+    let answer = gateway.get("/app/x", "");
+    let cookie = answer.to_ascii_lowercase();
+    let start = cookie.find("set-cookie: ").unwrap_or_else(|| panic!("{answer}")) + "set-cookie: ".len();
+    let pair = answer[start..].split(';').next().unwrap();
+    assert!(pair.starts_with("backend="), "{answer}");
+    for _ in 0..5 {
+        assert_eq!(body(&gateway.get("/app/x", &format!("Cookie: {pair}\r\n"))), body(&answer));
+    }
+}
+
+#[test]
+fn the_addresses_of_a_name_are_backends() {
+    let origin = named();
+    let port = origin.rsplit(':').next().unwrap();
+    let mount = format!("[[mount]]\nprefix = \"/app\"\nbackend = \"http://127.0.0.1:{port}\"\ndiscover = \"dns\"\n");
+    let gateway = Gateway::start(&format!("test_sign_in = true\n{mount}"));
+    assert_eq!(shares(&gateway, 3), BTreeMap::from([(origin.clone(), 3)]));
+    assert_eq!(status(&gateway)[0]["backend"], json!(format!("{origin} at 127.0.0.1:{port}")));
+    // They aren't the file's to replace.
+    assert_eq!(replace(&gateway, "/app", &[&origin]), 409);
+}
+
 /// Waits until something is true.
 #[track_caller]
 fn until(mut is_so: impl FnMut() -> bool) {
@@ -218,6 +253,12 @@ fn keys_of_several_backends_that_make_no_sense_are_refused() {
         (with("dns_server = \"127.0.0.1:53\""), "dns_server: write discover = \"dns\", too"),
         (with("dns_server = \"localhost\""), "line 5: "),
         (one("discover = \"dns\"\nweights = [1]"), "weights: leave them out"),
+        #[cfg(not(feature = "dns"))]
+        (one("discover = \"dns\"\ndns_server = \"127.0.0.1:53\""), "dns_server: this build has no DNS queries"),
+        (
+            format!("{listen}[[mount]]\nprefix = \"/a\"\nbackend = \"unix:/run/app.sock\"\ndiscover = \"dns\"\n"),
+            "write an origin",
+        ),
     ];
     for key in ["balance = \"least\"", "weights = [1]", "check = \"/x\"", "retry = \"none\"", "max_requests = 1"] {
         cases.push((one(key), "write backends = [\"http://…\"] in place of backend"));
