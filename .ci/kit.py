@@ -33,6 +33,8 @@ def run(kit, command):
         result = json.load(result)
     if kit == "gauntlet":
         return {case["id"]: (case["result"], case["reason"]) for case in result["cases"]}
+    if kit == "chaos":
+        return {case["case"]: (case["result"], case["reason"]) for case in result["results"]}
     return {check["name"]: ("FAIL (optional)" if check["optional"] and check["status"] == "FAIL" else check["status"],
                             check["why"]) for check in result["results"]}
 
