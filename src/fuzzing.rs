@@ -160,6 +160,7 @@ pub fn cookie(data: &[u8]) {
     assert!(joined.get_all(COOKIE).iter().map(HeaderValue::as_bytes).eq((!crumbs.is_empty()).then_some(&*whole)));
     let hidden = ["id".to_owned()];
     cookie::hide(&mut joined, &hidden);
+    assert_eq!(cookie::values(&joined, "id").next(), None);
     if let Some(left) = joined.get(COOKIE) {
         assert!(!cookie_parts(left).into_iter().any(|pair| cookie_name(pair) == b"id"), "{left:?}");
         let kept = whole.split(|&b| b == b';').filter(|pair| cookie_name(pair) != b"id");

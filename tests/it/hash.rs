@@ -14,7 +14,7 @@ use tower_reverse_proxy::{
     balance::{Member, Pick, stable_hash},
 };
 
-use crate::support::{Message, answering, backend, front, get, within};
+use crate::support::{Message, answering, backend, front, get, time_passes, within};
 
 async fn servers() -> Vec<String> {
     let answer = |name| format!("HTTP/1.1 200 OK\r\nX-Member: {name}\r\nContent-Length: 0\r\n\r\n");
@@ -96,6 +96,28 @@ async fn a_user_is_always_at_one_member() {
     assert!(first.iter().zip(&without).all(|(before, after)| before == "a" || before == after));
     // They come home with it.
     backends.set(&servers).unwrap();
+    assert_eq!(homes(addr, user).await, first);
+}
+
+#[tokio::test]
+async fn keys_come_home_one_after_the_other_during_the_slow_start() {
+    let servers = servers().await;
+    let backends = Backends::builder(&servers).pick(Pick::hash_by_user()).build().unwrap();
+    let layer = ReverseProxyLayer::balanced(&backends).prefix("/app");
+    let addr = front(Router::new().layer(layer).layer(map_request(sign_in))).await;
+    let first = homes(addr, user).await;
+    let at_a = |homes: &[String]| homes.iter().filter(|home| *home == "a").count();
+    backends.set(&servers[1..]).unwrap();
+    backends.set(&servers).unwrap();
+    let begun = homes(addr, user).await;
+    assert!(at_a(&begun) <= at_a(&first) / 2, "{} of {} keys came home at once", at_a(&begun), at_a(&first));
+    let returns = |before: &[String], after: &[String]| {
+        before.iter().zip(after).all(|(before, after)| before == after || after == "a")
+    };
+    time_passes(Duration::from_secs(6)).await;
+    let later = homes(addr, user).await;
+    assert!(returns(&begun, &later) && at_a(&later) > at_a(&begun), "{begun:?} {later:?}");
+    time_passes(Duration::from_secs(6)).await;
     assert_eq!(homes(addr, user).await, first);
 }
 
