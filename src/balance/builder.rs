@@ -298,6 +298,9 @@ impl BackendsBuilder {
     /// number of replicas changes nearly everything. If `size` times `of` is less than the number of members, the parts
     /// are larger, so that every member is in one. Each part has all backups.
     ///
+    /// Replicas with different parts disagree about sessions and hashed keys. With [`sticky`](Self::sticky) or
+    /// [`Pick::Hash`], it's for clients that always reach the same replica.
+    ///
     /// ```
     /// use tower_reverse_proxy::Backends;
     ///
