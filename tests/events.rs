@@ -462,6 +462,19 @@ async fn the_event_of_a_failure_has_the_whole_chain_of_causes() {
 }
 
 #[tokio::test]
+async fn a_request_without_a_target_is_a_warning_that_names_the_extension() {
+    let turn = Turn::take().await;
+    let addr = front(Router::new().layer(ReverseProxyLayer::to(tower_reverse_proxy::Targets::new()))).await;
+    assert_eq!(get(addr, "/x", "").await.status(), 500);
+    let event = turn.event();
+    assert_eq!(
+        (&*event["level"], &*event["kind"], &*event["message"]),
+        ("WARN", "NoTarget", "the request has no target")
+    );
+    assert!(event["cause"].contains("`tower_reverse_proxy::Target`"), "{event:?}");
+}
+
+#[tokio::test]
 async fn events_and_errors_show_no_secrets() {
     let turn = Turn::take().await;
     let shown = Arc::new(Mutex::new(String::new()));

@@ -57,7 +57,7 @@ pub(crate) struct PlatformRoots(Arc<OnceLock<Tls>>);
 impl PlatformRoots {
     fn get(&self) -> Result<Tls, InvalidTls> {
         let read = self.0.get().cloned().map_or_else(Tls::new, Ok);
-        read.map(|tls| self.0.get_or_init(|| tls).clone())
+        read.map(|tls| Tls::clone(self.0.get_or_init(|| tls)))
     }
 }
 

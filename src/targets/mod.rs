@@ -102,15 +102,19 @@ pub struct Targets {
 struct Options {
     capacity: usize,
     idle: Option<Duration>,
-    client: Option<Arc<dyn Fn(ClientBuilder) -> ClientBuilder + Send + Sync>>,
+    client: Option<Arc<ClientOptions>>,
     roots: PlatformRoots,
-    allow: Option<Arc<dyn Fn(&Backend) -> bool + Send + Sync>>,
-    allow_address: Option<Arc<dyn Fn(IpAddr) -> bool + Send + Sync>>,
+    allow: Option<Arc<BackendFilter>>,
+    allow_address: Option<Arc<AddressFilter>>,
     allow_unix_sockets: bool,
     host: Option<HostPolicy>,
     map_location: bool,
     retry: RetryPolicy,
 }
+
+type ClientOptions = dyn Fn(ClientBuilder) -> ClientBuilder + Send + Sync;
+type BackendFilter = dyn Fn(&Backend) -> bool + Send + Sync;
+type AddressFilter = dyn Fn(IpAddr) -> bool + Send + Sync;
 
 impl Targets {
     /// Creates a set without pools, with the default options.

@@ -81,6 +81,7 @@ impl<U> TargetService<U> {
     /// });
     /// # let _ = layer;
     /// ```
+    #[must_use]
     pub fn targets(&self) -> &Targets {
         &self.targets
     }

@@ -154,22 +154,21 @@ pub fn is_public(addr: IpAddr) -> bool {
 }
 
 fn is_public_v4(addr: Ipv4Addr) -> bool {
-    let is_special = match addr.octets() {
+    !matches!(
+        addr.octets(),
         // "This network"; private; loopback; link-local; multicast, reserved and broadcast.
-        [0 | 10 | 127 | 224..=255, ..] | [172, 16..=31, ..] | [192, 168, ..] | [169, 254, ..] => true,
+        [0 | 10 | 127 | 224..=255, ..] | [172, 16..=31, ..] | [192, 168, ..] | [169, 254, ..]
         // Shared by the customers of a provider; benchmarks.
-        [100, 64..=127, ..] | [198, 18 | 19, ..] => true,
+        | [100, 64..=127, ..] | [198, 18 | 19, ..]
         // Protocol assignments; documentation; the former 6to4 relays.
-        [192, 0, 0 | 2, _] | [198, 51, 100, _] | [203, 0, 113, _] | [192, 88, 99, _] => true,
-        _ => false,
-    };
-    !is_special
+        | [192, 0, 0 | 2, _] | [198, 51, 100, _] | [203, 0, 113, _] | [192, 88, 99, _]
+    )
 }
 
 fn is_public_v6(addr: Ipv6Addr) -> bool {
     match addr.segments() {
         // Protocol assignments, which Teredo, benchmarks and ORCHID are in; documentation; 6to4.
-        [0x2001, 0..=0x01ff, ..] | [0x2001, 0x0db8, ..] | [0x2002, ..] | [0x3fff, 0..=0x0fff, ..] => false,
+        [0x2001, 0..=0x01ff | 0x0db8, ..] | [0x2002, ..] | [0x3fff, 0..=0x0fff, ..] => false,
         // All that is assigned as global unicast.
         [first, ..] => first & 0xe000 == 0x2000,
     }
