@@ -110,6 +110,10 @@ pub mod upgrades {}
 ))]
 pub mod several_backends {}
 
+#[doc = include_str!("docs/many_replicas.md")]
+#[doc(alias("replica", "horizontal scaling", "HAProxy", "Kubernetes", "subset", "sticky session"))]
+pub mod many_replicas {}
+
 #[doc = include_str!("docs/testing.md")]
 #[doc(alias("mock", "oneshot"))]
 pub mod testing {}

@@ -47,6 +47,7 @@
 //! | to see why a request failed: events, spans, request ids | [telemetry](guide::telemetry) |
 //! | rate limits, layers of your own before the backend | [`upstream_layer`](ReverseProxyLayer::upstream_layer), [limits in production](guide::production#limits) |
 //! | several backends, a target per request | [several backends](guide::several_backends), [`HttpService`] |
+//! | several replicas of your app | [many replicas](guide::many_replicas) |
 //! | WebSockets, event streams, gRPC, a graceful shutdown | [upgrades](guide::upgrades) |
 //! | tests of your app, with a mock upstream | [testing](guide::testing) |
 //! | nginx, Caddy or TLS in front of your app | [behind a proxy](guide::behind_a_proxy) |
