@@ -148,6 +148,26 @@ async fn a_poisonous_url_ejects_no_member() {
     assert_eq!(handle.unwrap().most_open(), 3);
 }
 
+/// Everything draws from seeds: the picks, the times of ejections, the waits before retries.
+#[tokio::test(start_paused = true)]
+async fn the_whole_stack_has_one_digest_for_a_seed() {
+    let run = async |seed| {
+        let fails = Behaviour::status(StatusCode::BAD_GATEWAY).share(0.5);
+        let all = (0..6).map(|index| match index {
+            0 => member(0, 20, ms(50)).during(second(3)..second(6), Behaviour::down()),
+            1 => member(1, 20, ms(50)).during(second(5).., fails),
+            2 => member(2, 20, ms(50)).during(second(7)..second(9), Behaviour::hang()),
+            _ => member(index, 20, ms(50)),
+        });
+        let simulation = Simulation::new(7).rate(400.0).lasting(second(15)).patience(second(2)).members(all);
+        let backends = backends(6).max_requests(30).seed(seed).build().unwrap();
+        simulation.run(stack_of(&backends, RetryPolicy::idempotent().seed(seed))).await.digest()
+    };
+    let first = run(1).await;
+    assert_eq!(run(1).await, first);
+    assert_ne!(run(2).await, first);
+}
+
 /// Counts the members that are out, ten times a second, for 25 s.
 fn watch(backends: &Backends) -> JoinHandle<Vec<(Duration, usize)>> {
     let backends = backends.clone();
