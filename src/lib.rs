@@ -46,7 +46,8 @@
 //! | to know why a backend's responses become 502 | [what a backend may not send](guide::security#what-a-backend-may-not-send) |
 //! | to see why a request failed: events, spans, request ids | [telemetry](guide::telemetry) |
 //! | rate limits, layers of your own before the backend | [`upstream_layer`](ReverseProxyLayer::upstream_layer), [limits in production](guide::production#limits) |
-//! | several backends, a target per request | [several backends](guide::several_backends), [`HttpService`] |
+//! | several backends: health, sticky sessions, retries, discovery, a deploy | [several backends](guide::several_backends), [`Backends`] |
+//! | a target per request | [a target per request](guide::several_backends#a-target-per-request), [`Targets`] |
 //! | several replicas of your app | [many replicas](guide::many_replicas) |
 //! | WebSockets, event streams, gRPC, a graceful shutdown | [upgrades](guide::upgrades) |
 //! | tests of your app, with a mock upstream | [testing](guide::testing) |
@@ -62,6 +63,7 @@
 //! - [`ReverseProxyLayer`] is the middleware: requests below its prefix go to the proxy, all others to your routes.
 //! - [`ReverseProxy`] is the proxy as a service, for `nest_service`, `fallback_service`, `route_service` and handlers.
 //! - [`Backends`] is a set of several backends; each request goes to one of them.
+//! - [`Retry`] sends a failed request again: to another of several backends, or to the only one.
 //! - [`Upstream`] addresses requests to a [`Backend`] and maps its references; [`Client`] is the connection pool
 //!   behind it.
 //! - [`Targets`] are the pools of a proxy whose requests have a [`Target`] each, which the application chooses.
@@ -99,6 +101,7 @@
 //!  7  framing: the Content-Length of the body; chunked for a GET with a body of unknown length
 //!  8  version: HTTP/1.1; the upgrade offer
 //! upstream side
+//!     with several backends: Retry, and Balance, which chooses the backend of each attempt
 //!  9  Upstream: origin, Host policy
 //! 10  upstream layers: Remote-User, assertions, credentials, redirect traces, yours
 //! 11  Client: pool, connect, TLS → backend
