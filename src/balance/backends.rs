@@ -1,7 +1,7 @@
 //! The live handle of a set of backends.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     future::Future,
     mem,
@@ -19,7 +19,7 @@ use super::{
     discover::{Follow, Followers},
     health::{Health, SetHealth},
     load::Count,
-    member::{Member, MemberState, State},
+    member::{AdmittedRequests, Member, MemberState, State},
     queue::Queue,
     random::Random,
     snapshot::{Entry, View},
@@ -113,11 +113,11 @@ impl Backends {
         BackendsBuilder::new(members)
     }
 
-    pub(super) fn build(members: Vec<Member>, options: Options) -> Result<Self, InvalidBackends> {
+    pub(super) fn build(members: &[Member], options: Options) -> Result<Self, InvalidBackends> {
         let shared = Arc::new(Shared {
             has_services: members.iter().any(Member::is_service),
             random: Random::new(options.seed),
-            queue: options.max_requests.map(|places| Arc::new(Queue::new(places, options.queue_timeout))),
+            queue: options.max_requests.map(|permits| Arc::new(Queue::new(permits, options.queue_timeout))),
             options,
             epoch: Instant::now(),
             checks: CheckTask::default(),
@@ -130,7 +130,7 @@ impl Backends {
             drained: Notify::new(),
             followers: Followers::default(),
         });
-        shared.replace(&members)?;
+        shared.replace(members)?;
         if shared.options.health.check.is_some() {
             shared.checks.ensure(&shared);
         }
@@ -520,6 +520,7 @@ impl Shared {
     /// Makes these the entries if the list of members is still of that generation.
     fn install(&self, generation: u64, entries: Box<[Entry]>) -> bool {
         let _prepared = self.options.selection.prepared(&entries);
+        let kept: HashSet<MemberId> = entries.iter().map(|entry| entry.state.id).collect();
         let mut set = self.lock();
         if set.view.generation != generation {
             drop(set);
@@ -533,18 +534,23 @@ impl Shared {
             &self.options.selection,
         ));
         set.rules.forget();
-        let is_kept = |id| view.entries.iter().any(|entry| entry.state.id == id);
         // Members that return to the set before their last exchange has ended.
         let (returned, draining): (Vec<_>, _) =
-            mem::take(&mut set.draining).into_iter().partition(|state| is_kept(state.id));
+            mem::take(&mut set.draining).into_iter().partition(|state| kept.contains(&state.id));
         set.draining = draining;
         for state in &returned {
             state.load.stay();
         }
-        let removed: Vec<_> =
-            set.view.entries.iter().map(|entry| &entry.state).filter(|state| !is_kept(state.id)).cloned().collect();
+        let removed: Vec<_> = set
+            .view
+            .entries
+            .iter()
+            .map(|entry| &entry.state)
+            .filter(|state| !kept.contains(&state.id))
+            .cloned()
+            .collect();
         set.draining.extend(removed.iter().cloned());
-        self.publish(set, view);
+        self.publish(set, &view);
         self.checks.set_changed();
         self.leave(&removed);
         if !returned.is_empty() {
@@ -559,23 +565,27 @@ impl Shared {
         let set = self.lock();
         let View { version, generation, entries, .. } = &*set.view;
         let view = View::new(version + 1, *generation, entries.clone(), self.options.rules(), &self.options.selection);
-        self.publish(set, Arc::new(view));
+        self.publish(set, &Arc::new(view));
     }
 
     /// Makes this the current view, and gives it to the subscribers.
-    fn publish(&self, mut set: MutexGuard<'_, Set>, view: Arc<View>) {
+    fn publish(&self, mut set: MutexGuard<'_, Set>, view: &Arc<View>) {
         let old = mem::replace(&mut set.view, view.clone());
         for (position, entry) in (0..).zip(&view.entries) {
-            entry.state.set_eligible(view.eligible.binary_search(&position).is_ok());
+            entry.state.set_admission(match view.eligible.binary_search(&position) {
+                Ok(_) => AdmittedRequests::All,
+                Err(_) if entry.keeps_sessions => AdmittedRequests::Sessions,
+                Err(_) => AdmittedRequests::None,
+            });
         }
         let subscribers: Vec<_> = set.subscribers.iter().filter_map(Weak::upgrade).collect();
         drop(set);
         drop(old);
         for subscriber in subscribers {
-            subscriber.changed(&view);
+            subscriber.changed(view);
         }
         if let Some(queue) = &self.queue {
-            queue.fill(&view);
+            queue.fill(view);
         }
     }
 

@@ -351,7 +351,7 @@ impl BackendsBuilder {
                 return Err(InvalidBackends::new(text.to_owned()));
             }
         }
-        Backends::build(checked(self.members)?, self.options)
+        Backends::build(&checked(self.members)?, self.options)
     }
 }
 
@@ -476,8 +476,8 @@ impl<M: Into<Member>> TryFrom<Vec<M>> for Backends {
     }
 }
 
-impl From<&Backends> for Backends {
-    fn from(backends: &Backends) -> Self {
+impl From<&Self> for Backends {
+    fn from(backends: &Self) -> Self {
         backends.clone()
     }
 }

@@ -83,11 +83,11 @@ struct Waiting<S> {
 }
 
 impl<S: HttpService> Waiting<S> {
-    /// Ready when the request has a place, or is given up.
+    /// Ready when the request has a permit, or is given up.
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<InFlight>, Error>> {
-        if let Poll::Ready(place) = Pin::new(&mut self.waiter.place).poll(cx) {
+        if let Poll::Ready(permit) = Pin::new(&mut self.waiter.permit).poll(cx) {
             // If there is none, the member was removed at that moment.
-            return Poll::Ready(Ok(place.ok()));
+            return Poll::Ready(Ok(permit.ok()));
         }
         match &mut self.timer {
             Some(timer) => {
@@ -97,10 +97,10 @@ impl<S: HttpService> Waiting<S> {
         }
     }
 
-    fn next(self, place: Option<InFlight>) -> ResponseFuture<S> {
+    fn next(self, permit: Option<InFlight>) -> ResponseFuture<S> {
         let Self { balance, request, wish, waiter, .. } = self;
         drop(waiter);
-        match place {
+        match permit {
             Some(in_flight) => balance.call_with(in_flight, request, wish),
             None => balance.send(request, wish, None),
         }
@@ -125,7 +125,7 @@ impl<S: Service<Request<Body>>> ResponseFuture<S> {
         Self { state: State::Trying { trying: Box::pin(trying), cookie, elsewhere: Some(elsewhere) } }
     }
 
-    /// Waits for a place in the queue.
+    /// Waits for a permit.
     pub(super) fn wait(balance: Arc<Inner<S>>, request: Request<Body>, wish: Wish, waiter: Waiter) -> Self {
         let timer = waiter.timeout().map(|timeout| Box::pin(sleep(timeout)));
         let waiting = Box::new(Waiting { balance, request, wish, waiter, timer });
@@ -164,10 +164,10 @@ impl<S: HttpService> Future for ResponseFuture<S> {
                 }
                 StateProj::Waiting { waiting } => {
                     let Some(pending) = waiting else { panic!("polled after completion") };
-                    let place = ready!(pending.poll_ended(cx));
+                    let permit = ready!(pending.poll_ended(cx));
                     // It leaves the queue.
                     let Some(waiting) = waiting.take() else { panic!("polled after completion") };
-                    waiting.next(place?)
+                    waiting.next(permit?)
                 }
                 StateProj::Trying { trying, cookie, elsewhere } => {
                     let outcome = ready!(trying.as_mut().poll(cx));

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::Duration,
 };
@@ -346,14 +346,23 @@ pub(super) struct MemberState {
     pub(super) load: Load,
     /// When the clock of the set began.
     pub(super) epoch: Instant,
-    /// Whether requests may be sent to it. The last view of the set decides; the queue reads it here.
-    is_eligible: AtomicBool,
+    /// The [`AdmittedRequests`] by the last view of the set, for the queue.
+    admission: AtomicU8,
     /// Cancelled when it's removed from the set.
     removal: Mutex<CancellationToken>,
     drain_timeout: Option<Duration>,
     queue: Option<Arc<Queue>>,
     pub(super) shared: Weak<Shared>,
     pub(super) watch: Watch,
+}
+
+/// Which requests may be sent to a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AdmittedRequests {
+    None = 0,
+    /// Those whose session is there.
+    Sessions = 1,
+    All = 2,
 }
 
 /// How an attempt ended, or what part of it did.
@@ -392,7 +401,7 @@ impl MemberState {
             load: Load::new(),
             watch,
             epoch,
-            is_eligible: AtomicBool::new(false),
+            admission: AtomicU8::new(0),
             removal: Mutex::default(),
             drain_timeout: None,
             queue: None,
@@ -418,12 +427,16 @@ impl MemberState {
         self.load.responded(now.saturating_duration_since(began), Millis::between(self.epoch, now));
     }
 
-    pub(super) fn is_eligible(&self) -> bool {
-        self.is_eligible.load(Ordering::Relaxed)
+    pub(super) fn admission(&self) -> AdmittedRequests {
+        match self.admission.load(Ordering::Relaxed) {
+            2 => AdmittedRequests::All,
+            1 => AdmittedRequests::Sessions,
+            _ => AdmittedRequests::None,
+        }
     }
 
-    pub(super) fn set_eligible(&self, is_eligible: bool) {
-        self.is_eligible.store(is_eligible, Ordering::Relaxed);
+    pub(super) fn set_admission(&self, requests: AdmittedRequests) {
+        self.admission.store(requests as u8, Ordering::Relaxed);
     }
 
     /// Counts the end of an attempt.

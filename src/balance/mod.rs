@@ -324,9 +324,9 @@ impl<S: HttpService> Inner<S> {
             // A session waits for its member.
             let home = selection.home(&wish, view, is_untried);
             let bound_to = home.map(|position| view.entries[position].state.id);
-            let admission = queue.admit(view, bound_to, must_not_wait, |has_place| match home {
-                Some(position) => has_place(&view.entries[position]).then_some(position),
-                None => selection.pick(&wish, view, random, except, |entry| is_untried(entry) && has_place(entry)),
+            let admission = queue.admit(view, bound_to, must_not_wait, |has_permit| match home {
+                Some(position) => has_permit(&view.entries[position]).then_some(position),
+                None => selection.pick(&wish, view, random, except, |entry| is_untried(entry) && has_permit(entry)),
             });
             return match admission {
                 Admission::Admitted(position, in_flight) => {
@@ -341,7 +341,7 @@ impl<S: HttpService> Inner<S> {
         }
     }
 
-    /// Calls the member at which the request has a place.
+    /// Calls the member of which the request has a permit.
     fn call_with(self: &Arc<Self>, in_flight: InFlight, request: Request<Body>, wish: Wish) -> ResponseFuture<S> {
         let selection = &self.backends.shared.options.selection;
         let snapshot = self.snapshot.load();

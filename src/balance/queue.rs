@@ -1,7 +1,7 @@
-//! `max_requests`: the places of the members, and the one queue of the requests that find none free.
+//! `max_requests`: the permits of the members, and the one queue of the requests that wait for one.
 //!
-//! A place is an attempt in flight. Places and queue change under one lock, so that a request is in the queue only while no
-//! place that it may take is free.
+//! An attempt in flight has a permit of its member. Permits and queue change under one lock, so that a request is in the
+//! queue only while there is no permit that it may take.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -14,15 +14,15 @@ use tokio::sync::oneshot;
 use super::{
     attempt::InFlight,
     load::Count,
-    member::MemberState,
+    member::{AdmittedRequests, MemberState},
     snapshot::{Entry, View},
 };
 use crate::tried::MemberId;
 
-/// At least so many requests may wait, however few places there are.
+/// At least so many requests may wait, however few permits there are.
 const LEAST_WAITING: usize = 100;
 
-/// The places of a set's members.
+/// The permits of a set's members.
 #[derive(Debug)]
 pub(super) struct Queue {
     max_requests: u32,
@@ -35,16 +35,16 @@ pub(super) struct Queue {
 #[derive(Debug, Default)]
 struct Waiting {
     next: u64,
-    /// Those that take a place at any member.
+    /// Those that take a permit of any member.
     any: BTreeMap<u64, oneshot::Sender<InFlight>>,
-    /// Those that take a place at one member, because their session is there.
+    /// Those that take a permit of one member, because their session is there.
     bound: HashMap<MemberId, BTreeMap<u64, oneshot::Sender<InFlight>>>,
     count: usize,
 }
 
 /// What a request finds.
 pub(super) enum Admission {
-    /// A place at the member in this position.
+    /// A permit of the member in this position.
     Admitted(usize, InFlight),
     /// The member has just been removed: there is a later view.
     Stale,
@@ -60,7 +60,7 @@ pub(super) struct Waiter {
     queue: Arc<Queue>,
     number: u64,
     bound_to: Option<MemberId>,
-    pub(super) place: oneshot::Receiver<InFlight>,
+    pub(super) permit: oneshot::Receiver<InFlight>,
 }
 
 impl Queue {
@@ -68,7 +68,7 @@ impl Queue {
         Self { max_requests, timeout, waiting: Mutex::default() }
     }
 
-    /// Takes a place at the member that `pick` chooses among those that have one, or puts the request into the queue.
+    /// Takes a permit of the member that `pick` chooses among those that have one, or puts the request into the queue.
     ///
     /// `bound_to` is the only member that the request may be sent to. A request that `must_not_wait` is a further attempt,
     /// which ends instead.
@@ -80,8 +80,8 @@ impl Queue {
         pick: impl FnOnce(&dyn Fn(&Entry) -> bool) -> Option<usize>,
     ) -> Admission {
         let mut waiting = self.lock();
-        // Before the places that a change of the set has just made free, the queue.
-        let picked = if waiting.is_behind(bound_to) { None } else { pick(&|entry| self.has_place(&entry.state)) };
+        // A change of the set may have added permits, which are the queue's.
+        let picked = if waiting.is_behind(bound_to) { None } else { pick(&|entry| self.has_permit(&entry.state)) };
         if let Some(position) = picked {
             let member = &view.entries[position].state;
             let count = member.load.begin();
@@ -96,20 +96,23 @@ impl Queue {
         if waiting.count >= capacity.saturating_mul(2).max(LEAST_WAITING) {
             return Admission::Full;
         }
-        let (sender, place) = oneshot::channel();
+        let (sender, permit) = oneshot::channel();
         let number = waiting.push(bound_to, sender);
         drop(waiting);
-        Admission::Queued(Waiter { queue: self.clone(), number, bound_to, place })
+        Admission::Queued(Waiter { queue: self.clone(), number, bound_to, permit })
     }
 
-    /// Ends an attempt, whose place goes to the first request that may take it.
+    /// Ends an attempt. Its permit goes to the first request that may take it.
     pub(super) fn release(&self, member: &Arc<MemberState>) -> Count {
         loop {
             let mut waiting = self.lock();
-            // The place may be one too many, if the limit is for fewer than are in flight.
-            let is_open =
-                member.is_eligible() && !member.load.is_leaving() && member.load.in_flight() <= self.max_requests;
-            let next = if is_open { waiting.pop(member.id) } else { None };
+            // A trial takes no permit, so that more attempts may be in flight than there are permits.
+            let has_permit = !member.load.is_leaving() && member.load.in_flight() <= self.max_requests;
+            let next = match member.admission() {
+                AdmittedRequests::All if has_permit => waiting.pop(member.id),
+                AdmittedRequests::Sessions if has_permit => waiting.pop_bound(member.id),
+                _ => None,
+            };
             let Some(next) = next else { return member.load.end() };
             member.load.pass_on();
             drop(waiting);
@@ -121,14 +124,14 @@ impl Queue {
         }
     }
 
-    /// Gives the places that a new view has made free to the requests that wait. Those that wait for a member that is out
-    /// leave the queue without a place.
+    /// Gives the permits that a new view has added to the requests that wait. Those that wait for a member that is out
+    /// leave the queue without one.
     pub(super) fn fill(&self, view: &View) {
         let mut waiting = self.lock();
         let unbound = waiting.unbind(view);
         let mut served = Vec::new();
         for entry in view.eligible() {
-            while waiting.count > 0 && self.has_place(&entry.state) {
+            while waiting.count > 0 && self.has_permit(&entry.state) {
                 let Some(next) = waiting.pop(entry.state.id) else { break };
                 let count = entry.state.load.begin();
                 served.push((next, entry.state.clone(), count));
@@ -145,7 +148,7 @@ impl Queue {
         }
     }
 
-    fn has_place(&self, member: &MemberState) -> bool {
+    fn has_permit(&self, member: &MemberState) -> bool {
         member.load.in_flight() < self.max_requests
     }
 
@@ -180,6 +183,12 @@ impl Waiting {
         self.remove(number, bound_to)
     }
 
+    /// Takes the first request whose session is at a member.
+    fn pop_bound(&mut self, member: MemberId) -> Option<oneshot::Sender<InFlight>> {
+        let (&number, _) = self.bound.get(&member)?.first_key_value()?;
+        self.remove(number, Some(member))
+    }
+
     /// Takes out the requests that wait for a member that they can't be sent to any more.
     fn unbind(&mut self, view: &View) -> Vec<BTreeMap<u64, oneshot::Sender<InFlight>>> {
         if self.bound.is_empty() {
@@ -210,7 +219,7 @@ impl Waiting {
         sender
     }
 
-    /// Returns whether requests wait that were there before one that would take any place, or one of that member.
+    /// Returns whether requests wait that were there before one that would take any permit, or one of that member.
     fn is_behind(&self, bound_to: Option<MemberId>) -> bool {
         !self.any.is_empty() || bound_to.is_some_and(|member| self.bound.contains_key(&member))
     }
