@@ -3,6 +3,7 @@
 //! ```sh
 //! cargo bench --bench instructions
 //! cargo bench --bench instructions -- --check
+//! cargo bench --bench instructions -- small-get balanced-1
 //! cargo bench --bench instructions -- --by-function small-get [--inclusive]
 //! cargo bench --bench instructions -- --memory [--check]
 //! ```
@@ -21,9 +22,11 @@ mod memory;
 
 use std::{
     collections::{HashMap, HashSet},
+    convert::Infallible,
     env,
     error::Error,
     fs,
+    future::ready,
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
@@ -32,8 +35,18 @@ use std::{
     time::Duration,
 };
 
-use axum::{Extension, Router, routing::get};
-use tower_reverse_proxy::{BasicAuthLayer, BearerLayer, RemoteUser, RemoteUserLayer, ReverseProxyLayer};
+use axum::{
+    Extension, Router,
+    body::{Body, Bytes},
+    extract::Request,
+    response::Response,
+    routing::get,
+};
+use tower::service_fn;
+use tower_reverse_proxy::{
+    Backends, BasicAuthLayer, BearerLayer, RemoteUser, RemoteUserLayer, ReverseProxyLayer,
+    balance::{Balance, Member},
+};
 
 /// A kind of request to the proxy.
 struct Scenario {
@@ -51,6 +64,10 @@ enum Mounted {
     Basic,
     Bearer,
     RemoteUser,
+    /// Of so many members, all of which are the one backend.
+    Balanced(usize),
+    /// Of so many services that respond at once, without a backend.
+    Over(usize),
     /// In front of a backend that speaks HTTP/2, in cleartext and without negotiation.
     #[cfg(feature = "http2")]
     Http2,
@@ -60,7 +77,7 @@ enum Mounted {
 }
 
 const SCENARIOS: &[Scenario] = {
-    use Mounted::{Basic, Bearer, Plain, RemoteUser};
+    use Mounted::{Balanced, Basic, Bearer, Over, Plain, RemoteUser};
     const SMALL: &str = "GET /mydir/small";
     &[
         Scenario { name: "axum-alone", request: "GET /own", body: 0, mounted: None },
@@ -71,6 +88,10 @@ const SCENARIOS: &[Scenario] = {
         Scenario { name: "basic", request: SMALL, body: 0, mounted: Some(Basic) },
         Scenario { name: "bearer", request: SMALL, body: 0, mounted: Some(Bearer) },
         Scenario { name: "remote-user", request: SMALL, body: 0, mounted: Some(RemoteUser) },
+        Scenario { name: "balanced-1", request: SMALL, body: 0, mounted: Some(Balanced(1)) },
+        Scenario { name: "balanced-10", request: SMALL, body: 0, mounted: Some(Balanced(10)) },
+        Scenario { name: "over-10", request: SMALL, body: 0, mounted: Some(Over(10)) },
+        Scenario { name: "over-1000", request: SMALL, body: 0, mounted: Some(Over(1000)) },
         #[cfg(feature = "http2")]
         Scenario { name: "h2-get", request: SMALL, body: 0, mounted: Some(Mounted::Http2) },
         #[cfg(feature = "http2")]
@@ -97,7 +118,8 @@ const FUNCTIONS: usize = 60;
 /// The timeout of a response, far above what it takes.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
 
-const USAGE: &str = "write --check, --by-function SCENARIO [--inclusive], --memory [--check], or nothing";
+const USAGE: &str =
+    "write --check, --by-function SCENARIO [--inclusive], --memory [--check], the names of scenarios, or nothing";
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
@@ -111,12 +133,14 @@ fn main() -> ExitCode {
         ["--proxy", name, backend] => proxy(name, backend),
         ["--proxy-threads", backend] => memory::proxy(backend),
         _ if !is_bench => Ok(()),
-        [] => table(false),
-        ["--check"] => table(true),
+        ["--check"] => table(true, &[]),
         ["--memory"] => memory::table(false),
         ["--memory", "--check"] => memory::table(true),
         ["--by-function", name] => by_function(name, false),
         ["--by-function", name, "--inclusive"] => by_function(name, true),
+        ref names if names.iter().all(|name| SCENARIOS.iter().any(|scenario| scenario.name == *name)) => {
+            table(false, names)
+        }
         _ => Err(USAGE.into()),
     };
     match outcome {
@@ -136,8 +160,9 @@ struct Cost {
     lines: u64,
 }
 
-/// Prints the cost of a request in each scenario. With `check`, compares it with the table in the README.
-fn table(check: bool) -> Outcome {
+/// Prints the cost of a request in each scenario, or in those that are named. With `check`, compares it with the table in
+/// the README.
+fn table(check: bool, names: &[&str]) -> Outcome {
     let recorded_costs = if check { recorded()? } else { HashMap::new() };
     let (mut above, mut below) = (false, false);
     if check {
@@ -149,7 +174,7 @@ fn table(check: bool) -> Outcome {
         println!("| scenario | instructions per request | code lines per request |");
         println!("|---|---:|---:|");
     }
-    for scenario in SCENARIOS {
+    for scenario in SCENARIOS.iter().filter(|scenario| names.is_empty() || names.contains(&scenario.name)) {
         let (name, cost) = (scenario.name, cost(scenario)?);
         if !check {
             println!("| {name} | {} | {} |", grouped(cost.instructions), grouped(cost.lines));
@@ -403,6 +428,18 @@ fn proxy(name: &str, backend: &str) -> Outcome {
         // The application's layer that inserts the user is a part of the row.
         Some(Mounted::RemoteUser) => {
             app.layer(proxy().upstream_layer(RemoteUserLayer::new())).layer(Extension(RemoteUser::from("alice")))
+        }
+        Some(Mounted::Balanced(count)) => {
+            let address: SocketAddr = backend.trim_start_matches("http://").parse()?;
+            let member = |number| Member::new(format!("http://member{number}.example")).at(address);
+            let backends = Backends::builder((0..count).map(member)).seed(1);
+            app.layer(ReverseProxyLayer::try_balanced(backends)?.prefix("/mydir"))
+        }
+        Some(Mounted::Over(count)) => {
+            let service = service_fn(|_: Request| {
+                ready(Ok::<_, Infallible>(Response::new(Body::from(Bytes::from_static(&SMALL)))))
+            });
+            app.layer(ReverseProxyLayer::with_upstream(Balance::over(vec![service; count])).prefix("/mydir"))
         }
         #[cfg(feature = "http2")]
         Some(Mounted::Http2) => {
