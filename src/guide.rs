@@ -103,6 +103,10 @@ pub mod upgrades {}
     "failover",
     "canary",
     "health check",
+    "sticky session",
+    "discovery",
+    "rolling deploy",
+    "drain",
     "handler",
     "state",
     "tenant",
@@ -140,9 +144,6 @@ pub mod from_axum_reverse_proxy {}
 
 #[doc = include_str!("docs/not_included.md")]
 #[doc(alias(
-    "load balance",
-    "load balancing",
-    "circuit breaker",
     "rate limit",
     "set header",
     "remove header",

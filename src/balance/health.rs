@@ -25,7 +25,7 @@ use super::{
 #[derive(Debug)]
 pub(super) struct Health {
     status: Status,
-    /// Whether a check asks that the member gets nothing new.
+    /// Whether the member is drained by its check.
     is_drained: bool,
     /// Half faults in a row, up to the head of the response.
     heads: u32,
@@ -42,7 +42,7 @@ pub(super) struct Health {
     clean_since: Instant,
     /// Whether a response has shown that it's well since it has come back. Until then, one fault is enough.
     is_proven: bool,
-    /// The time that a 503 asks for.
+    /// The `Retry-After` of a 503.
     retry_at: Option<Instant>,
     half_faults: u64,
 }
@@ -88,7 +88,7 @@ pub(super) enum Suspicion {
 pub(super) enum Change {
     Out(Reason),
     Back,
-    /// Its check asks that it gets nothing new, or does so no longer.
+    /// It's drained by its check, or is so no longer.
     Drained(bool),
 }
 

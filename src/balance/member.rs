@@ -58,7 +58,7 @@ pub struct Member {
     is_backup: bool,
     /// `Some` if it's a member of a set, and has an origin.
     client: Option<Client>,
-    /// Whether the client has been asked for. If not, requests go to a service that has nothing to do with it.
+    /// Whether the client has been taken. If not, requests go to a service that has nothing to do with it.
     is_client_used: Arc<AtomicBool>,
 }
 
@@ -320,7 +320,7 @@ pub enum State {
     Down,
     /// Its responses show faults.
     Ejected,
-    /// It's removed from the set, and its last exchanges haven't ended; or its active check asks that it gets nothing new.
+    /// It's removed from the set, and its last exchanges haven't ended; or its active check drains it.
     Draining,
     /// It's new, and its first active check hasn't ended.
     Checking,

@@ -11,7 +11,12 @@
 //! 4. Of members that are loaded alike, one whose responses take more than twice as long as another's, and five
 //!    milliseconds more, comes after that one. This is measured for requests without a body, over at least ten responses,
 //!    of which the last isn't older than three seconds.
-//! 5. All others that are loaded alike get equal shares.
+//! 5. All others that are loaded alike get equal shares, by their weights.
+//! 6. A member that fails is [ejected](Eject), one that can't be reached is [down](State::Down), and both come back
+//!    without an error for any client. A [`Check`] is active, and may drain a member.
+//! 7. [`Pick`] chooses otherwise, and [`Sticky`] keeps a session at its member, before all of this.
+//!
+//! The guide describes the whole: [several backends](crate::guide::several_backends).
 
 mod attempt;
 mod backends;

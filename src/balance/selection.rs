@@ -49,7 +49,7 @@ pub(super) struct Lookup {
     is_eligible: Box<[bool]>,
 }
 
-/// What a request says about its member.
+/// What a request determines about its member.
 #[derive(Debug)]
 pub(super) struct Wish {
     session: Session,
@@ -120,7 +120,7 @@ impl Selection {
         }
     }
 
-    /// Finds what the request says about its member, and removes the cookie of its session.
+    /// Finds what the request determines about its member, and removes the cookie of its session.
     pub(super) fn wish(&self, request: &mut Request<Body>, view: &View) -> Wish {
         let session = self
             .sticky

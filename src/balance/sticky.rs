@@ -11,7 +11,7 @@ use sha2::Sha256;
 use super::pick::KeyFn;
 use crate::headers::{cookie, front::is_https, front_cookie::FrontCookie};
 
-/// The fewest bytes of a key, which nobody can guess.
+/// The fewest bytes of a key. A shorter one could be guessed.
 const MIN_KEY: usize = 16;
 
 /// Keeps the requests of a session at one member. Default: none, each request goes to the member that is [picked].
@@ -75,7 +75,7 @@ impl Sticky {
     ///
     /// # Security
     ///
-    /// The value is the HMAC-SHA-256 of the name and the member under the key, cut to 128 bits. It tells no address, and
+    /// The value is the HMAC-SHA-256 of the name and the member under the key, cut to 128 bits. It reveals no address, and
     /// without the key no client can make the one of another member; each value that isn't a member's is
     /// ignored. The key is the same in every replica. With another key, all sessions are assigned anew.
     ///
@@ -121,7 +121,7 @@ impl fmt::Debug for Sticky {
     }
 }
 
-/// What the requests of a session have in common, as the option says.
+/// What the requests of a session have in common, by the option.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Session {
     /// The cookie is that of a member.

@@ -21,8 +21,8 @@
 //! 4. if the [budget](RetryPolicy::budget_percent) is spent, unless nothing of the request was sent;
 //! 5. if the body can't be [replayed](RetryPolicy::replay_limit).
 //!
-//! A response that is followed by another attempt is dropped, so that its connection and its place among the requests
-//! of its backend are free while the next attempt waits. If that attempt fails, its failure is the client's.
+//! A response that is followed by another attempt is dropped, so that its connection and its permit of the
+//! backend are free while the next attempt waits. If that attempt fails, its failure is the client's.
 //!
 //! # Layers
 //!

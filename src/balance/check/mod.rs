@@ -18,8 +18,8 @@ use crate::{backend::Backend, client::Client};
 
 /// An active health check: a `GET` that each member answers with a 2xx while it's well.
 ///
-/// Every interval, each member gets a request over a connection of its own, by the member's protocol: TLS, HTTP/2 and
-/// Unix sockets included. It has the member's authority as its `Host`, needs no place under
+/// Every [interval](Self::interval), 5 seconds by default, each member gets a request over a connection of its own, by the member's protocol: TLS, HTTP/2 and
+/// Unix sockets included. It has the member's authority as its `Host`, needs no permit of
 /// [`max_requests`](super::BackendsBuilder::max_requests) or
 /// [`max_connections`](crate::ClientBuilder::max_connections), and isn't counted in the
 /// [status](super::MemberStatus).
