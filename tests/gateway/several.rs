@@ -110,7 +110,7 @@ fn a_mount_balances_its_backends_and_shows_them() {
 fn a_backend_that_refuses_costs_no_request() {
     let (bad, good) = (refusing(), named());
     let gateway = Gateway::start(&several("/app", &[&bad, &good], ""));
-    assert_eq!(shares(&gateway, 20), BTreeMap::from([(good.clone(), 20)]));
+    assert_eq!(shares(&gateway, 20), BTreeMap::from([(good, 20)]));
     let rows = status(&gateway);
     // Its first failure counts as load, so that the idle one gets the others.
     assert_eq!((&rows[0]["requests"], &rows[0]["failures"]), (&json!(1), &json!(1)), "{rows:?}");

@@ -99,9 +99,8 @@ where
         let outcome = found.map_err(Into::into).and_then(|members| replace(&Backends { shared }, members));
         match &outcome {
             Ok(()) if has_failed => observe::source_is_back(),
-            Ok(()) => {}
             Err(error) if !has_failed => observe::source_fails(&**error),
-            Err(_) => {}
+            Ok(()) | Err(_) => {}
         }
         has_failed = outcome.is_err();
         // A source that is always ready leaves the other tasks their turn.
