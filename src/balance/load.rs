@@ -311,7 +311,7 @@ mod tests {
         }
         let at = |now| load.debt(&clock(now));
         assert!((at(1_000) - 4.0).abs() < 0.001);
-        assert!((at(6_000) - 4.0 * (-1.0f32).exp()).abs() < 0.001);
+        assert!((-4.0f32).mul_add((-1.0f32).exp(), at(6_000)).abs() < 0.001);
         assert_eq!((at(1_000 + DEBT_LIFE + 1), load.debt.load(Ordering::Relaxed)), (0.0, 0));
     }
 

@@ -53,7 +53,7 @@ mod tests {
         (0..count).map(|number| format!("http://10.0.{}.{}:8000", number / 250, number % 250)).collect()
     }
 
-    fn of<'a>(names: &'a [String], size: usize, instance: usize, of: usize) -> HashSet<&'a str> {
+    fn of(names: &[String], size: usize, instance: usize, of: usize) -> HashSet<&str> {
         Subset { size, instance, of }.positions(names).into_iter().map(|member| &*names[member]).collect()
     }
 

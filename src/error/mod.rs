@@ -598,9 +598,9 @@ mod tests {
 
     #[test]
     fn a_missing_target_is_the_applications_fault() {
-        let error = Error::new(ErrorKind::NoTarget).with_unsent(Request::default());
+        let mut error = Error::new(ErrorKind::NoTarget).with_unsent(Request::default());
         assert_eq!((error.status().as_u16(), error.is_client(), error.is_unsent()), (500, false, false));
-        assert!(error.clone().take_request().is_none());
+        assert!(error.take_request().is_none());
     }
 
     #[test]
