@@ -71,7 +71,7 @@ pub enum ErrorKind {
     RequestBodyTimeout,
     /// The client disconnected before it had sent the whole request.
     ClientGone,
-    /// The backend can't be reached (refused, unknown name, unreachable): 502.
+    /// The backend can't be reached (refused, unknown name, unreachable): 502. If no member of a set is healthy: 503.
     Connect,
     /// The backend wasn't reached within the connect timeout: 504.
     ConnectTimeout,
