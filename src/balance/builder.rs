@@ -91,8 +91,8 @@ impl BackendsBuilder {
         Self { members: members.into_iter().map(Into::into).collect(), options: Options::default() }
     }
 
-    /// Sets the options of the members' clients: `options` gets the builder of each member's client, also of the members
-    /// of later sets. Default: a client's own defaults.
+    /// Sets the options of the members' clients: `options` gets the builder of each member's client, also of the
+    /// members of later sets. Default: a client's own defaults.
     ///
     /// Each member has a client of its own, so that a limit applies to each of them.
     ///
@@ -215,8 +215,8 @@ impl BackendsBuilder {
     /// A request that finds all backends full waits for the first of them that has room, in order of arrival, for no
     /// longer than the [`queue_timeout`](Self::queue_timeout). At most twice as many requests as there is room for may
     /// wait, but always 100. Further ones get 503 at once, as do those whose time is over
-    /// ([`ErrorKind::Overloaded`](crate::ErrorKind::Overloaded)), with `Retry-After: 1`. A request that is sent again after
-    /// a failure doesn't wait.
+    /// ([`ErrorKind::Overloaded`](crate::ErrorKind::Overloaded)), with `Retry-After: 1`. A request that is sent again
+    /// after a failure doesn't wait.
     ///
     /// Each member's client may have a [`max_connections`](ClientBuilder::max_connections) too. Where this limit isn't
     /// above that one, no request waits there, where it could use its own backend only.
@@ -293,8 +293,8 @@ impl BackendsBuilder {
     /// members these counts are mostly 0, so that the least loaded member isn't found. With some twenty members per
     /// replica it is, and the replicas open fewer connections.
     ///
-    /// The choice is the same in every process and needs no communication. Each member is used by as many replicas as any
-    /// other, give or take one. A member that is added or removed changes each part by one or two members; another
+    /// The choice is the same in every process and needs no communication. Each member is used by as many replicas as
+    /// any other, give or take one. A member that is added or removed changes each part by one or two members; another
     /// number of replicas changes nearly everything. If `size` times `of` is less than the number of members, the parts
     /// are larger, so that every member is in one. Each part has all backups.
     ///
@@ -327,9 +327,9 @@ impl BackendsBuilder {
     ///
     /// # Errors
     ///
-    /// If there is no member, a member isn't an origin, two of them are the same, a weight or a limit is 0, a client can't
-    /// be built, the path of a check isn't one, or a subset is of no size or for a replica that doesn't exist. The text
-    /// contains what to write instead.
+    /// If there is no member, a member isn't an origin, two of them are the same, a weight or a limit is 0, a client
+    /// can't be built, the path of a check isn't one, or a subset is of no size or for a replica that doesn't exist.
+    /// The text contains what to write instead.
     pub fn build(self) -> Result<Backends, InvalidBackends> {
         if self.options.max_requests == Some(0) {
             let text = "invalid maximum of 0 requests: write 1 or more, or `None` for no limit";

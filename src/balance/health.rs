@@ -518,8 +518,8 @@ impl SetHealth {
         permitted.then_some(Reason::Ejected)
     }
 
-    /// Returns whether every member that gets requests failed with its last ones when they were summed up, so that none of
-    /// them is to blame; and whether that was now.
+    /// Returns whether every member that gets requests failed with its last ones when they were summed up, so that none
+    /// of them is to blame; and whether that was now.
     pub(super) fn fails_everywhere(&self, now: Instant) -> Option<bool> {
         let (at, set) = self.cached.as_ref()?;
         (set.failing > 0 && set.failing == set.members - set.out).then_some(*at == now)

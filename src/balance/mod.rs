@@ -3,14 +3,14 @@
 //! [`Backends`] is the set of members, as a live handle; a [`Balance`] of it sends each request to one of them.
 //! [`ReverseProxyLayer::balanced`](crate::ReverseProxyLayer::balanced) makes both of a list of URLs.
 //!
-//! 1. A request goes to the member with the fewest requests in flight, in proportion to the weights. Of a large set, five
-//!    members are drawn at random and compared, whose least loaded one is nearly as good as that of all.
+//! 1. A request goes to the member with the fewest requests in flight, in proportion to the weights. Of a large set,
+//!    five members are drawn at random and compared, whose least loaded one is nearly as good as that of all.
 //! 2. A request is in flight until the end of its response's body, or of its tunnel, or of the backend's side of it.
 //! 3. A failure counts as a request in flight that takes five seconds. Without it, a member that fails at once would
 //!    always be the least loaded one.
 //! 4. Of members that are loaded alike, one whose responses take more than twice as long as another's, and five
-//!    milliseconds more, comes after that one. This is measured for requests without a body, over at least ten responses,
-//!    of which the last isn't older than three seconds.
+//!    milliseconds more, comes after that one. This is measured for requests without a body, over at least ten
+//!    responses, of which the last isn't older than three seconds.
 //! 5. All others that are loaded alike get equal shares, by their weights.
 //! 6. A member that fails is [ejected](Eject), one that can't be reached is [down](State::Down), and both come back
 //!    without an error for any client. A [`Check`] is active, and may drain a member.
@@ -81,12 +81,12 @@ use crate::{
 
 /// A service that sends each request to one of the members of a set.
 ///
-/// Each member has a service of its own, which a function makes of the [`Member`], also for members that are added later.
-/// Clones share everything. It's always ready, because the member is chosen when the request is there, and its readiness
-/// is awaited afterwards.
+/// Each member has a service of its own, which a function makes of the [`Member`], also for members that are added
+/// later. Clones share everything. It's always ready, because the member is chosen when the request is there, and its
+/// readiness is awaited afterwards.
 ///
-/// [`ReverseProxyLayer::balanced`](crate::ReverseProxyLayer::balanced) makes one of an [`Upstream`](crate::Upstream) per
-/// member. Made by hand, the members are any services:
+/// [`ReverseProxyLayer::balanced`](crate::ReverseProxyLayer::balanced) makes one of an [`Upstream`](crate::Upstream)
+/// per member. Made by hand, the members are any services:
 ///
 /// ```
 /// use axum::{Router, routing::get};

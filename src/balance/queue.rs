@@ -1,7 +1,7 @@
 //! `max_requests`: the permits of the members, and the one queue of the requests that wait for one.
 //!
-//! An attempt in flight has a permit of its member. Permits and queue change under one lock, so that a request is in the
-//! queue only while there is no permit that it may take.
+//! An attempt in flight has a permit of its member. Permits and queue change under one lock, so that a request is in
+//! the queue only while there is no permit that it may take.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -70,8 +70,8 @@ impl Queue {
 
     /// Takes a permit of the member that `pick` chooses among those that have one, or puts the request into the queue.
     ///
-    /// `bound_to` is the only member that the request may be sent to. A request that `must_not_wait` is a further attempt,
-    /// which ends instead.
+    /// `bound_to` is the only member that the request may be sent to. A request that `must_not_wait` is a further
+    /// attempt, which ends instead.
     pub(super) fn admit(
         self: &Arc<Self>,
         view: &View,

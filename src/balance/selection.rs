@@ -26,7 +26,8 @@ pub(super) struct Selection {
     pub(super) sticky: Option<Sticky>,
     /// The number of members that had their turn.
     turn: AtomicUsize,
-    /// Of the last list of members. A set has many views of one list, because each change of a member's health makes one.
+    /// Of the last list of members. A set has many views of one list, because each change of a member's health makes
+    /// one.
     prepared: Mutex<Arc<Prepared>>,
 }
 
@@ -75,8 +76,8 @@ impl Choice {
 }
 
 impl Selection {
-    /// Returns the members, prepared for look-ups. The last list is kept, because a long one takes its time: it's prepared
-    /// before the lock is taken under which a view is made.
+    /// Returns the members, prepared for look-ups. The last list is kept, because a long one takes its time: it's
+    /// prepared before the lock is taken under which a view is made.
     pub(super) fn prepared(&self, entries: &[Entry]) -> Arc<Prepared> {
         let is_hash = matches!(self.pick, Pick::Hash(_)) || self.sticky.as_ref().is_some_and(Sticky::is_by_key);
         let has_cookie = self.sticky.as_ref().is_some_and(|sticky| !sticky.is_by_key());

@@ -204,8 +204,8 @@ impl SlowStart {
 
     /// Returns whether a member takes part in a pick.
     ///
-    /// An idle member wins each comparison that it takes part in. So that it gets a part of its share at first, it takes
-    /// part more rarely the more members are compared.
+    /// An idle member wins each comparison that it takes part in. So that it gets a part of its share at first, it
+    /// takes part more rarely the more members are compared.
     pub(super) fn admits(&self, entry: &Entry) -> bool {
         let Some(share) = self.share(entry) else { return true };
         let probability = share / (self.compared - 1.0).mul_add(-share, self.compared);

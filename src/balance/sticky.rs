@@ -51,9 +51,9 @@ enum Kind {
 impl Sticky {
     /// Keeps a session at its member by a cookie of the front's own.
     ///
-    /// The first response of a member sets the cookie: `HttpOnly`, `SameSite=Lax`, with the public prefix as its `Path`,
-    /// without `Domain`, and `Secure` if clients use `https` ([`Forwarded::proto`](crate::Forwarded::proto)). It ends
-    /// with the browser's session. A response that shared caches may store doesn't set it: a 304, or one with
+    /// The first response of a member sets the cookie: `HttpOnly`, `SameSite=Lax`, with the public prefix as its
+    /// `Path`, without `Domain`, and `Secure` if clients use `https` ([`Forwarded::proto`](crate::Forwarded::proto)).
+    /// It ends with the browser's session. A response that shared caches may store doesn't set it: a 304, or one with
     /// `Cache-Control: public` or `s-maxage`.
     ///
     /// The member doesn't get the cookie and can't set one of that name, and the other cookies stay unchanged. If
@@ -70,14 +70,14 @@ impl Sticky {
     ///
     /// # Errors
     ///
-    /// If the key has fewer than 16 bytes, if the name isn't one of a cookie (a token, RFC 6265, section 4.1.1), or if it
-    /// begins with `__`, because browsers refuse such a cookie unless it has a certain path and scheme.
+    /// If the key has fewer than 16 bytes, if the name isn't one of a cookie (a token, RFC 6265, section 4.1.1), or if
+    /// it begins with `__`, because browsers refuse such a cookie unless it has a certain path and scheme.
     ///
     /// # Security
     ///
-    /// The value is the HMAC-SHA-256 of the name and the member under the key, cut to 128 bits. It reveals no address, and
-    /// without the key no client can make the one of another member; each value that isn't a member's is
-    /// ignored. The key is the same in every replica. With another key, all sessions are assigned anew.
+    /// The value is the HMAC-SHA-256 of the name and the member under the key, cut to 128 bits. It reveals no address,
+    /// and without the key no client can make the one of another member; each value that isn't a member's is ignored.
+    /// The key is the same in every replica. With another key, all sessions are assigned anew.
     ///
     /// The cookie identifies no user and proves nothing: two clients at one member have the same value.
     pub fn cookie(name: impl Into<String>, key: impl AsRef<[u8]>) -> Result<Self, InvalidSticky> {
@@ -349,7 +349,8 @@ mod tests {
 
     #[test]
     fn the_value_is_the_hmac_of_both_names() {
-        // printf 'backend\0http://10.0.0.1:8000' | openssl dgst -sha256 -hmac 0123… -binary | head -c 16 | basenc --base64url
+        // printf 'backend\0http://10.0.0.1:8000' | openssl dgst -sha256 -hmac 0123… -binary |
+        // head -c 16 | basenc --base64url
         assert_eq!(text(&sticky(KEY), MEMBERS[0]), "IxwYi7ibk6q6ML0Z8SLTqA");
         let values: Vec<_> = [sticky(KEY), sticky("another key, 16 bytes"), Sticky::cookie("b", KEY).unwrap()]
             .iter()

@@ -22,10 +22,10 @@ impl Subset {
 
     /// Returns the positions of the members that this replica uses, in their order.
     ///
-    /// The members stand in a circle, in an order that is the same for every replica, because it's by the hashes of their
-    /// keys. A replica uses a run of neighbours. The runs begin at equal distances, so that each member is in as many
-    /// runs as any other, give or take one. A member that is added or removed moves both ends of a run by one place at
-    /// most. The runs are long enough for every member to be in one.
+    /// The members stand in a circle, in an order that is the same for every replica, because it's by the hashes of
+    /// their keys. A replica uses a run of neighbours. The runs begin at equal distances, so that each member is in as
+    /// many runs as any other, give or take one. A member that is added or removed moves both ends of a run by one
+    /// place at most. The runs are long enough for every member to be in one.
     fn positions(self, keys: &[String]) -> Vec<usize> {
         let (count, of) = (keys.len(), self.of.max(1));
         let size = self.size.max(count.div_ceil(of));

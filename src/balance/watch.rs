@@ -168,8 +168,8 @@ impl Shared {
         let take_out =
             |reason| member.watch.health().take_out(reason, &member.watch.eject, now, self.random.fraction());
         let change = verdict.map(take_out);
-        // What all members do at once is no reason to avoid one of them. They would owe for hundreds of faults, so that one
-        // that was out meanwhile, and owes nothing, would get all requests when the failure has ended.
+        // What all members do at once is no reason to avoid one of them. They would owe for hundreds of faults, so that
+        // one that was out meanwhile, and owes nothing, would get all requests when the failure has ended.
         match rules.fails_everywhere(now) {
             Some(true) => view.entries.iter().for_each(|entry| entry.state.load.forgive()),
             Some(false) => member.load.forgive(),
@@ -210,8 +210,8 @@ impl Shared {
         }
     }
 
-    /// Does what is due at this time: ends slow starts, connects to members that are down, and begins the trial of one that
-    /// is ejected if the request may be it. Returns its position.
+    /// Does what is due at this time: ends slow starts, connects to members that are down, and begins the trial of one
+    /// that is ejected if the request may be it. Returns its position.
     pub(super) fn attend(
         &self,
         view: &View,

@@ -233,7 +233,8 @@ where
     /// Adds a layer on the upstream side, around the client of each backend, those of later sets included.
     ///
     /// It's applied once per backend, when the layer is added or the backend is. A limit is therefore one of each
-    /// backend. It sees each attempt of a request that is [sent again](Self::retry). It's otherwise as with one backend.
+    /// backend. It sees each attempt of a request that is [sent again](Self::retry). It's otherwise as with one
+    /// backend.
     ///
     /// ```
     /// use tower_reverse_proxy::{RemoteUserLayer, ReverseProxyLayer};
@@ -253,8 +254,8 @@ where
 }
 
 impl<S: Clone + Send + Sync + 'static> ReverseProxyLayer<Retry<Balance<S>>> {
-    /// Replaces the upstream of each backend, those of later sets included, by the result of `map`, which sets its options
-    /// or puts a layer around it.
+    /// Replaces the upstream of each backend, those of later sets included, by the result of `map`, which sets its
+    /// options or puts a layer around it.
     ///
     /// It's called once per backend.
     ///

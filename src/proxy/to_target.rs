@@ -19,8 +19,8 @@ impl ReverseProxyLayer<TargetService> {
     /// Forwards each request to the [`Target`] in its extensions.
     ///
     /// The application inserts it: in a middleware that is added to the router after this layer, in a handler by
-    /// [`forward_to`](ReverseProxy::forward_to), or by [`select`](Self::select). A request with [`Target::pass`] goes to
-    /// the wrapped service. One without a target fails with 500
+    /// [`forward_to`](ReverseProxy::forward_to), or by [`select`](Self::select). A request with [`Target::pass`] goes
+    /// to the wrapped service. One without a target fails with 500
     /// ([`ErrorKind::NoTarget`](crate::ErrorKind::NoTarget)), and a warning names the extension.
     ///
     /// ```

@@ -113,8 +113,8 @@ impl Behaviour {
         Self::new(Kind::Close)
     }
 
-    /// Sets the share of requests that get this [`status`](Self::status) or [`close`](Self::close), from 0 to 1. Default:
-    /// 1, all of them. The others are worked on as usual. The other behaviours have no share.
+    /// Sets the share of requests that get this [`status`](Self::status) or [`close`](Self::close), from 0 to 1.
+    /// Default: 1, all of them. The others are worked on as usual. The other behaviours have no share.
     ///
     /// ```
     /// # use axum::http::StatusCode;

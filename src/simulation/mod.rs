@@ -93,8 +93,8 @@ pub struct Simulation {
 impl Simulation {
     /// Creates a simulation without members: 100 requests a second for ten seconds, each a `GET /` of a patient client.
     ///
-    /// The times of arrival, the work of each request and the failures depend on the seed. A test has a constant one. It
-    /// is tried with others while the test is written, because a single seed may be lucky.
+    /// The times of arrival, the work of each request and the failures depend on the seed. A test has a constant one.
+    /// It is tried with others while the test is written, because a single seed may be lucky.
     ///
     /// ```
     /// use tower_reverse_proxy::simulation::Simulation;

@@ -1,7 +1,7 @@
 //! The pools of the targets, under one lock.
 //!
-//! Under it, pools and services are found, counted and moved. They are made and dropped outside of it, because that runs
-//! code of the application.
+//! Under it, pools and services are found, counted and moved. They are made and dropped outside of it, because that
+//! runs code of the application.
 
 use std::{
     any::Any,

@@ -4,8 +4,8 @@ use std::fmt;
 
 use crate::{backend::Backend, balance::Backends};
 
-/// The target of a request, as a request extension: the backend that it goes to, or a set of several, or that it isn't the
-/// proxy's.
+/// The target of a request, as a request extension: the backend that it goes to, or a set of several, or that it isn't
+/// the proxy's.
 ///
 /// Code of the application inserts it before a proxy that is made with
 /// [`ReverseProxyLayer::to`](crate::ReverseProxyLayer::to): a middleware, or a handler by
@@ -53,8 +53,8 @@ impl Target {
     /// Creates the target of a request that goes to this [`Backend`], or to one of these [`Backends`].
     ///
     /// A set is kept by the application, such as one per tenant, because its load and its health are in it. Its members
-    /// have the clients that it was built with: [`Targets`](super::Targets) gives them its `Host` policy and the layers of
-    /// the proxy, and neither its client options nor its filters.
+    /// have the clients that it was built with: [`Targets`](super::Targets) gives them its `Host` policy and the layers
+    /// of the proxy, and neither its client options nor its filters.
     ///
     /// ```
     /// use tower_reverse_proxy::{Backend, Backends, Target};

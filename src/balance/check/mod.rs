@@ -18,11 +18,10 @@ use crate::{backend::Backend, client::Client};
 
 /// An active health check: a `GET` that each member answers with a 2xx while it's well.
 ///
-/// Every [interval](Self::interval), 5 seconds by default, each member gets a request over a connection of its own, by the member's protocol: TLS, HTTP/2 and
-/// Unix sockets included. It has the member's authority as its `Host`, needs no permit of
-/// [`max_requests`](super::BackendsBuilder::max_requests) or
-/// [`max_connections`](crate::ClientBuilder::max_connections), and isn't counted in the
-/// [status](super::MemberStatus).
+/// Every [interval](Self::interval), 5 seconds by default, each member gets a request over a connection of its own, by
+/// the member's protocol: TLS, HTTP/2 and Unix sockets included. It has the member's authority as its `Host`, needs no
+/// permit of [`max_requests`](super::BackendsBuilder::max_requests) or
+/// [`max_connections`](crate::ClientBuilder::max_connections), and isn't counted in the [status](super::MemberStatus).
 ///
 /// [Three](Self::fall) failures in a row take a member out, [two](Self::rise) successes bring it back. In between, it's
 /// checked every second, or every interval if that is shorter. With a check, it alone brings a member back that was
@@ -62,8 +61,8 @@ type Judge = Arc<dyn Fn(&Parts) -> Verdict + Send + Sync>;
 pub enum Verdict {
     /// The member is well.
     Up,
-    /// The member is well, and is about to leave: it gets only the requests of the [sessions](super::Sticky::cookie) that
-    /// it has, and those under way end by themselves.
+    /// The member is well, and is about to leave: it gets only the requests of the [sessions](super::Sticky::cookie)
+    /// that it has, and those under way end by themselves.
     Drain,
     /// The check has failed.
     Down,

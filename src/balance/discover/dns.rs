@@ -21,8 +21,8 @@ use crate::{
 /// The addresses of a name, by the look-up of the operating system: a source for
 /// [`Backends::follow`](crate::Backends::follow).
 ///
-/// The name is looked up at once, and then every 30 seconds, give or take 10 %; after a failure, after 5 seconds. Each of
-/// its addresses, IPv4 or IPv6, is a member, to which `Host` and the certificate's name apply as to the name.
+/// The name is looked up at once, and then every 30 seconds, give or take 10 %; after a failure, after 5 seconds. Each
+/// of its addresses, IPv4 or IPv6, is a member, to which `Host` and the certificate's name apply as to the name.
 ///
 /// The system's look-up also reads `/etc/hosts` and knows search domains, and it doesn't return how long an answer is
 /// valid. `DnsRecords`, of the feature `dns`, does.

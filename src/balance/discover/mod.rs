@@ -2,8 +2,8 @@
 //!
 //! A source is a [`Stream`](futures_core::Stream) of whole sets, each of which replaces the one before, as by
 //! [`Backends::set`](super::Backends::set): members of both keep their connections, load and health. An error of the
-//! source, an empty set and an invalid one leave the last set as it is, and are logged. So a name server that fails takes
-//! no backend away.
+//! source, an empty set and an invalid one leave the last set as it is, and are logged. So a name server that fails
+//! takes no backend away.
 //!
 //! | source | |
 //! |---|---|

@@ -35,8 +35,8 @@ const MOST_TARGETS: usize = 256;
 /// The addresses of a name, or the servers of a service, by their records in the DNS: a source for
 /// [`Backends::follow`](crate::Backends::follow).
 ///
-/// They are queried at once, and again when the answer's time to live is over: after 5 seconds at least and 5 minutes at
-/// most, give or take 10 %; after a failure, after 5 seconds. Each address is a member, to which `Host` and the
+/// They are queried at once, and again when the answer's time to live is over: after 5 seconds at least and 5 minutes
+/// at most, give or take 10 %; after a failure, after 5 seconds. Each address is a member, to which `Host` and the
 /// certificate's name apply as to the name.
 ///
 /// If only one of the queries for A and AAAA fails, the addresses of its last answer stay.
@@ -133,8 +133,8 @@ impl DnsRecords {
     ///
     /// # Security
     ///
-    /// The certificate of an `https` member is verified for the target that the record names, so anyone who can forge the
-    /// record can name a server of their own.
+    /// The certificate of an `https` member is verified for the target that the record names, so anyone who can forge
+    /// the record can name a server of their own.
     pub fn service(name: impl TryInto<Backend, Error: Into<InvalidBackend>>) -> Result<Self, InvalidBackends> {
         let name = Name::new(name)?;
         if name.has_port() {

@@ -1,8 +1,8 @@
 //! Consistent hashing: the member that a key belongs to. Pure.
 //!
-//! The owner of a key depends on the key, and on the names and weights of the members. It depends neither on their order
-//! nor on the process, so replicas of the application agree without shared state. The keys of a member that can't be
-//! used move to all the others and return with it. No other key moves.
+//! The owner of a key depends on the key, and on the names and weights of the members. It depends neither on their
+//! order nor on the process, so replicas of the application agree without shared state. The keys of a member that can't
+//! be used move to all the others and return with it. No other key moves.
 
 use std::sync::{Mutex, PoisonError};
 

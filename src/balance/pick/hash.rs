@@ -3,8 +3,8 @@
 /// Hashes bytes to the same number in every process, on every platform and in every version of this crate.
 ///
 /// It's for the closures of [`Pick::hash`](super::Pick::hash) and [`Sticky::by`](crate::balance::Sticky::by).
-/// [`DefaultHasher`](std::hash::DefaultHasher) isn't suitable there, because its algorithm may change with the version of
-/// Rust: replicas that were built differently would disagree.
+/// [`DefaultHasher`](std::hash::DefaultHasher) isn't suitable there, because its algorithm may change with the version
+/// of Rust: replicas that were built differently would disagree.
 ///
 /// ```
 /// use tower_reverse_proxy::balance::stable_hash;
@@ -15,8 +15,8 @@
 ///
 /// # Security
 ///
-/// The algorithm has no key (FNV-1a, then the finalizer of SplitMix64), so clients can find texts with equal hashes. It's
-/// for the distribution of requests, and for nothing that has to be unforgeable.
+/// The algorithm has no key (FNV-1a, then the finalizer of SplitMix64), so clients can find texts with equal hashes.
+/// It's for the distribution of requests, and for nothing that has to be unforgeable.
 #[must_use]
 pub fn stable_hash(bytes: impl AsRef<[u8]>) -> u64 {
     mixed(fnv_1a(bytes.as_ref()))
@@ -24,14 +24,14 @@ pub fn stable_hash(bytes: impl AsRef<[u8]>) -> u64 {
 
 /// FNV-1a with 64 bits.
 ///
-/// A dependency isn't worth these few lines: it would have to promise that its values never change. A hash with a secret
-/// key would protect nothing, because a client that wants its requests at one member repeats one path.
+/// A dependency isn't worth these few lines: it would have to promise that its values never change. A hash with a
+/// secret key would protect nothing, because a client that wants its requests at one member repeats one path.
 fn fnv_1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-/// Spreads every bit over the whole number (the finalizer of SplitMix64). In FNV, the last bytes of a text hardly change
-/// the high bits.
+/// Spreads every bit over the whole number (the finalizer of SplitMix64). In FNV, the last bytes of a text hardly
+/// change the high bits.
 pub(super) fn mixed(mut hash: u64) -> u64 {
     hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

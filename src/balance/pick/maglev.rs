@@ -1,5 +1,5 @@
-//! The table of Maglev hashing (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016,
-//! section 3.4), with weights. Pure.
+//! The table of Maglev hashing (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI
+//! 2016, section 3.4), with weights. Pure.
 
 use super::consistent::HashedMember;
 use super::hash::mixed;

@@ -41,8 +41,8 @@ pub enum Pick {
     /// is much slower than another comes after it.
     #[default]
     LeastRequests,
-    /// Picks each member in turn, smoothly by weight: with the weights 2, 1 and 1, the first, the second, the first, the
-    /// third.
+    /// Picks each member in turn, smoothly by weight: with the weights 2, 1 and 1, the first, the second, the first,
+    /// the third.
     ///
     /// It's for members whose requests all take the same time. Slow members get as many requests as fast ones, and so
     /// their requests pile up.
