@@ -535,12 +535,14 @@ impl Shared {
         ));
         set.rules.forget();
         // Members that return to the set before their last exchange has ended.
-        let (returned, draining): (Vec<_>, _) =
+        let (mut returned, draining): (Vec<_>, _) =
             mem::take(&mut set.draining).into_iter().partition(|state| kept.contains(&state.id));
         set.draining = draining;
         for state in &returned {
             state.load.stay();
         }
+        // Those whose last exchange has ended since the entries were made are no longer in the list.
+        returned.extend(view.entries.iter().map(|entry| &entry.state).filter(|state| state.load.stay()).cloned());
         let removed: Vec<_> = set
             .view
             .entries
@@ -636,6 +638,7 @@ impl fmt::Debug for Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::balance::attempt::InFlight;
 
     /// Counts the views that it gets.
     #[derive(Default)]
@@ -659,6 +662,22 @@ mod tests {
         let last = backends.shared.lock().view.clone();
         assert_eq!((first.generation, last.generation), (1, 2));
         assert!(Arc::ptr_eq(&first.entries[0].state, &last.entries[0].state));
+    }
+
+    #[test]
+    fn a_member_whose_last_exchange_ends_while_it_returns_gets_requests() {
+        let urls = ["http://10.0.0.1:8000", "http://10.0.0.2:8000"];
+        let backends = Backends::new(urls);
+        let shared = &backends.shared;
+        let entries = shared.view().entries.clone();
+        let member = &entries[0].state;
+        let exchange = InFlight::begin(member).unwrap();
+        backends.set([urls[1]]).unwrap();
+        // The other thread has found it among those that are draining.
+        drop(exchange);
+        assert!(shared.install(shared.view().generation, entries.clone()));
+        assert!(InFlight::begin(member).is_some());
+        assert_eq!(backends.status()[0].state(), State::Up);
     }
 
     #[test]

@@ -463,7 +463,10 @@ impl MemberState {
 
     /// Makes a new token, because the member is back in the set.
     pub(super) fn returned(&self) {
-        let old = mem::take(&mut *self.removal());
+        let mut removal = self.removal();
+        // If another thread has removed it again, its tunnels wait for the present token, which is cancelled.
+        let old = if self.load.is_leaving() { None } else { Some(mem::take(&mut *removal)) };
+        drop(removal);
         drop(old);
     }
 
