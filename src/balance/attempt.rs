@@ -16,6 +16,7 @@ use super::{
     outcome::Outcome,
 };
 use crate::{
+    abandoned,
     error::Error,
     tried::Tried,
     tunnel_guard::{TunnelEnd, TunnelResource},
@@ -160,8 +161,42 @@ impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(in_flight) = &self.in_flight {
             let now = Instant::now();
-            let after = self.began.map(|began| now.saturating_duration_since(began));
+            // A member that waits for an upload isn't late, because the client may send it as slowly as it likes.
+            let may_be_late = self.is_bodiless || abandoned::is_overdue();
+            let began = self.began.filter(|_| may_be_late);
+            let after = began.map(|began| now.saturating_duration_since(began));
             in_flight.ended(&Ending::Abandoned { after }, now);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::balance::{member::Member, watch::Watch};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_leaves_an_upload_is_no_evidence() {
+        for (body, failures) in [(Body::empty(), 1), (Body::from("a part"), 0)] {
+            let now = Instant::now();
+            let member = Arc::new(MemberState::alone(Member::named("a"), now, Watch::up(now)));
+            let request = Request::new(body);
+            let attempts = [0, 1].map(|_| Attempt::new(InFlight::begin(&member).unwrap(), &request, true));
+            tokio::time::advance(Duration::from_secs(30)).await;
+            drop(attempts);
+            assert_eq!((member.failures(), member.load.in_flight()), (failures, 0));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_that_the_proxy_gives_up_is_evidence() {
+        let now = Instant::now();
+        let member = Arc::new(MemberState::alone(Member::named("a"), now, Watch::up(now)));
+        let attempt = Attempt::new(InFlight::begin(&member).unwrap(), &Request::new(Body::from("all")), true);
+        tokio::time::advance(Duration::from_secs(30)).await;
+        abandoned::abandon(|| drop(attempt));
+        assert_eq!(member.failures(), 1);
     }
 }
