@@ -65,6 +65,11 @@ impl Entry {
     pub(super) fn new(state: Arc<MemberState>, weight: u32, is_backup: bool) -> Self {
         Self { state, weight, is_backup, is_eligible: true, keeps_sessions: false, slow_start_since: None }
     }
+
+    /// Returns whether something may be due at the member: the end of its slow start, or a trial.
+    pub(super) fn may_be_due(&self) -> bool {
+        !self.is_eligible || self.slow_start_since.is_some()
+    }
 }
 
 impl View {

@@ -226,7 +226,8 @@ impl Shared {
         }
         let mut trial = None;
         let mut has_changed = false;
-        for (position, entry) in view.entries.iter().enumerate() {
+        // The others are many, and their locks are what each of their attempts takes.
+        for (position, entry) in view.entries.iter().enumerate().filter(|(_, entry)| entry.may_be_due()) {
             let member = &entry.state;
             let mut health = member.watch.health();
             has_changed |= health.settle(self.options.health.slow_start, now);
