@@ -337,16 +337,6 @@ impl Targets {
         change(&mut options);
         Self::with_options(options)
     }
-
-    /// Makes the upstream of a target.
-    fn upstream(&self, client: Client) -> Upstream {
-        let Options { host, map_location, .. } = &self.registry.options;
-        let upstream = Upstream::with_client(client.backend().clone(), client).map_location(*map_location);
-        match host {
-            Some(host) => upstream.host(host.clone()),
-            None => upstream,
-        }
-    }
 }
 
 impl Options {
@@ -374,6 +364,15 @@ impl Options {
             builder = builder.allow_address(move |addr| allows(addr));
         }
         builder.build().map_err(|error| Error::with_source(ErrorKind::NoTarget, error))
+    }
+
+    /// Makes the upstream of a target.
+    fn upstream(&self, client: Client) -> Upstream {
+        let upstream = Upstream::with_client(client.backend().clone(), client).map_location(self.map_location);
+        match &self.host {
+            Some(host) => upstream.host(host.clone()),
+            None => upstream,
+        }
     }
 }
 

@@ -62,8 +62,9 @@ pub(super) enum ToTarget<U> {
 impl TargetService {
     pub(crate) fn new(targets: Targets) -> Self {
         let make = {
-            let targets = targets.clone();
-            Arc::new(move |client| targets.upstream(client))
+            // Without the registry, whose pools have it: a set that is kept for good would keep the registry.
+            let options = targets.registry.options.clone();
+            Arc::new(move |client| options.upstream(client))
         };
         Self { targets, id: Arc::default(), make }
     }
@@ -211,5 +212,23 @@ impl<U> Clone for TargetService<U> {
 impl<U> fmt::Debug for TargetService<U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TargetService").field("targets", &self.targets).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balance::Backends;
+
+    #[test]
+    fn the_pool_of_a_set_does_not_keep_the_registry() {
+        let targets = Targets::new().idle(None);
+        let registry = Arc::downgrade(&targets.registry);
+        let service = TargetService::new(targets);
+        let target = Target::to(Backends::new(["http://127.0.0.1:8000"]));
+        drop(service.checkout(Some(&target)).unwrap());
+        assert_eq!(service.targets().pools(), 1);
+        drop(service);
+        assert!(registry.upgrade().is_none());
     }
 }
