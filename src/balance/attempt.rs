@@ -116,8 +116,8 @@ impl Attempt {
         Self { in_flight: Some(in_flight), began, is_bodiless: request.body().is_end_stream() }
     }
 
-    /// Reports the head of the response. Returns what it shows of the member, and what is left of the attempt: its body,
-    /// or a tunnel.
+    /// Reports the head of the response. Returns what it shows of the member, and what is left of the attempt: its
+    /// body, or a tunnel.
     pub(super) fn responded<B>(mut self, response: &Response<B>) -> (Outcome, Option<InFlight>) {
         let Some(in_flight) = self.in_flight.take() else { return (Outcome::Nothing, None) };
         let (status, headers, began) = (response.status(), response.headers(), self.began);

@@ -167,11 +167,11 @@ impl Backends {
         self.shared.replace(&members)
     }
 
-    /// Makes each set of a source the set of the backends, as by [`set`](Self::set), until the returned guard is dropped or
-    /// [detached](Follow::detach), the source ends, or the last handle and mount of the backends are gone.
+    /// Makes each set of a source the set of the backends, as by [`set`](Self::set), until the returned guard is
+    /// dropped or [detached](Follow::detach), the source ends, or the last handle and mount of the backends are gone.
     ///
-    /// A source is a stream of whole sets, such as [`Dns`](super::discover::Dns): see [`discover`](super::discover). If it
-    /// returns an error, no members or invalid ones, the last set stays, and a warning is logged.
+    /// A source is a stream of whole sets, such as [`Dns`](super::discover::Dns): see [`discover`](super::discover). If
+    /// it returns an error, no members or invalid ones, the last set stays, and a warning is logged.
     ///
     /// ```
     /// use tower_reverse_proxy::{Backends, ReverseProxyLayer, balance::discover::Dns};
@@ -200,8 +200,8 @@ impl Backends {
     /// Removes a member, and waits until its last exchange and its last tunnel have ended.
     ///
     /// It's removed when this is called; the future only waits. Its tunnels are closed after the
-    /// [`drain_timeout`](BackendsBuilder::drain_timeout); an exchange may take any time. It returns `false` at once if there is no member of this
-    /// name. If it was the last one, requests are answered with 503.
+    /// [`drain_timeout`](BackendsBuilder::drain_timeout); an exchange may take any time. It returns `false` at once if
+    /// there is no member of this name. If it was the last one, requests are answered with 503.
     ///
     /// ```
     /// use tower_reverse_proxy::Backends;
@@ -591,8 +591,8 @@ impl Shared {
         }
     }
 
-    /// Lets no more attempts begin at these members. It's done when no snapshot has them any more, so that a request that
-    /// an old one led there picks again.
+    /// Lets no more attempts begin at these members. It's done when no snapshot has them any more, so that a request
+    /// that an old one led there picks again.
     fn leave(&self, removed: &[Arc<MemberState>]) {
         let mut set = self.lock();
         // One that another thread has put back stays.

@@ -242,8 +242,8 @@ impl Millis {
     }
 }
 
-/// Returns an age. A time of up to a minute later than the clock's has been written by a thread that read the clock just
-/// after this one, and its age is 0: the difference is close to the largest one.
+/// Returns an age. A time of up to a minute later than the clock's has been written by a thread that read the clock
+/// just after this one, and its age is 0: the difference is close to the largest one.
 fn elapsed(difference: u32, largest: u32) -> u32 {
     if difference > largest - DEBT_LIFE { 0 } else { difference }
 }

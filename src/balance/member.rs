@@ -202,8 +202,8 @@ impl Member {
 
     /// Returns the client that the set has made for the origin, with its connection pool.
     ///
-    /// It's `Some` in the function that [`Balance::new`](super::Balance::new) calls, if the member has an origin. If the
-    /// function makes a service without it, the balancer doesn't connect to a member that is down: a request shows
+    /// It's `Some` in the function that [`Balance::new`](super::Balance::new) calls, if the member has an origin. If
+    /// the function makes a service without it, the balancer doesn't connect to a member that is down: a request shows
     /// whether it's back.
     ///
     /// ```

@@ -3,11 +3,11 @@
 //! 1. Code of the application inserts a [`Target`] into the request's extensions: a middleware, a handler by
 //!    [`ReverseProxy::forward_to`](crate::ReverseProxy::forward_to), or the function of
 //!    [`select`](crate::ReverseProxyLayer::select).
-//! 2. [`TargetService`] finds the pool of the target's origin in the [`Targets`], or makes it. Everything that names the
-//!    same origin has the same pool.
+//! 2. [`TargetService`] finds the pool of the target's origin in the [`Targets`], or makes it. Everything that names
+//!    the same origin has the same pool.
 //! 3. The target's [`Upstream`] applies the `Host` policy, and maps references and cookies of that backend.
-//! 4. A target may be a set of several [`Backends`](crate::Backends), too, which the application keeps. Then the request is
-//!    balanced over its members.
+//! 4. A target may be a set of several [`Backends`](crate::Backends), too, which the application keeps. Then the
+//!    request is balanced over its members.
 //! 5. A pool is in use until the end of the response's body, or of the tunnel. An unused one goes after the
 //!    [idle time](Targets::idle), or if another origin needs its place.
 //!
@@ -146,8 +146,8 @@ impl Targets {
     /// Sets the maximum number of pools, which is that of different origins in use at a time. Default: 1024.
     ///
     /// At the limit, a request to a further origin takes the place of the pool that has been unused for the longest
-    /// time. If all are in use, it gets 503 ([`ErrorKind::Overloaded`]). A pool is in use from the request to the end of
-    /// the response's body, or of the tunnel.
+    /// time. If all are in use, it gets 503 ([`ErrorKind::Overloaded`]). A pool is in use from the request to the end
+    /// of the response's body, or of the tunnel.
     ///
     /// ```
     /// use tower_reverse_proxy::Targets;
@@ -265,8 +265,8 @@ impl Targets {
         self.configure(|options| options.allow_unix_sockets = allow)
     }
 
-    /// Sets which `Host` the backends get, as [`Upstream::host`]. Default: the client's for `http` targets, the target's
-    /// own for `https` targets.
+    /// Sets which `Host` the backends get, as [`Upstream::host`]. Default: the client's for `http` targets, the
+    /// target's own for `https` targets.
     ///
     /// ```
     /// use tower_reverse_proxy::{HostPolicy, Targets};
