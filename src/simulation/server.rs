@@ -137,8 +137,8 @@ mod tests {
         Duration::from_millis(time)
     }
 
-    fn server(member: SimulatedMember) -> Server {
-        Server::new(&member, Chance::new(1, 1))
+    fn server(member: &SimulatedMember) -> Server {
+        Server::new(member, Chance::new(1, 1))
     }
 
     fn member() -> SimulatedMember {
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn requests_wait_for_a_worker_in_order() {
-        let mut server = server(member().workers(2));
+        let mut server = server(&member().workers(2));
         let ends = [(0, 100), (10, 20), (20, 20), (30, 20), (200, 5)].map(|(at, work)| server.arrive(ms(at), ms(work)));
         // The third finds a worker at 30, the fourth at 50, the last at once.
         assert_eq!(ends, [ok(100), ok(30), ok(50), ok(70), ok(205)]);
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_dead_process_closes_what_is_under_way_refuses_the_rest_and_comes_back_idle() {
-        let mut server = server(member().during(ms(100)..ms(200), Behaviour::down()));
+        let mut server = server(&member().during(ms(100)..ms(200), Behaviour::down()));
         assert_eq!(server.arrive(ms(0), ms(60)), ok(60));
         assert_eq!(server.arrive(ms(50), ms(30)), ok(90));
         assert_eq!(server.arrive(ms(51), ms(30)), Fate::Closed(ms(100)));
@@ -172,13 +172,13 @@ mod tests {
     #[test]
     fn a_process_that_stands_still_works_on_afterwards() {
         let hangs = member().workers(9).during(ms(100)..ms(200), Behaviour::hang());
-        let mut server = server(hangs.during(ms(150)..ms(300), Behaviour::hang()));
+        let mut server = server(&hangs.during(ms(150)..ms(300), Behaviour::hang()));
         assert_eq!(server.arrive(ms(0), ms(100)), ok(100));
         assert_eq!(server.arrive(ms(50), ms(60)), ok(310));
         assert_eq!(server.arrive(ms(120), ms(10)), ok(310));
         assert_eq!(server.arrive(ms(300), ms(10)), ok(310));
 
-        let mut server = self::server(member().during(ms(100).., Behaviour::hang()));
+        let mut server = self::server(&member().during(ms(100).., Behaviour::hang()));
         assert_eq!(server.arrive(ms(100), ms(1)), Fate::Response(None, StatusCode::OK));
         // It waits for the worker that is never free.
         assert_eq!(server.arrive(ms(1000), ms(1)), Fate::Response(None, StatusCode::OK));
@@ -186,13 +186,13 @@ mod tests {
 
     #[test]
     fn a_member_without_workers_never_responds() {
-        assert_eq!(server(member().workers(0)).arrive(ms(1), ms(1)), Fate::Response(None, StatusCode::OK));
+        assert_eq!(server(&member().workers(0)).arrive(ms(1), ms(1)), Fate::Response(None, StatusCode::OK));
     }
 
     #[test]
     fn slow_times_multiply_the_work_that_begins_in_them() {
         let slow = member().during(ms(100)..ms(200), Behaviour::slow(3.0)).during(ms(150).., Behaviour::slow(2.0));
-        let mut server = server(slow);
+        let mut server = server(&slow);
         assert_eq!(server.arrive(ms(90), ms(20)), ok(110));
         assert_eq!(server.arrive(ms(95), ms(20)), ok(170), "it begins at 110");
         assert_eq!(server.arrive(ms(180), ms(5)), ok(210));
@@ -202,17 +202,17 @@ mod tests {
     #[test]
     fn a_share_of_requests_fails_without_a_worker() {
         let fails = Behaviour::status(StatusCode::BAD_GATEWAY).share(0.3).after(ms(2));
-        let mut server = server(member().service_time(ServiceTime::fixed(ms(0))).during(.., fails));
+        let mut server = server(&member().service_time(ServiceTime::fixed(ms(0))).during(.., fails));
         let fates: Vec<_> = (0..10_000).map(|at| server.arrive(ms(at), ms(0))).collect();
         let failed = (0..).zip(&fates);
         let failed = failed.filter(|&(at, fate)| *fate == Fate::Response(Some(ms(at + 2)), StatusCode::BAD_GATEWAY));
         assert!((2_850..3_150).contains(&failed.count()));
-        assert_eq!(self::server(member().during(.., Behaviour::close())).arrive(ms(7), ms(50)), Fate::Closed(ms(8)));
+        assert_eq!(self::server(&member().during(.., Behaviour::close())).arrive(ms(7), ms(50)), Fate::Closed(ms(8)));
     }
 
     /// Response times of requests at rate `load * workers`, with a mean service time of one second, sorted.
     fn times_in_queue(workers: usize, service_time: ServiceTime, load: f64) -> Vec<f64> {
-        let mut server = server(member().workers(workers));
+        let mut server = server(&member().workers(workers));
         let rates = [(Duration::ZERO, load * workers as f64)].into();
         let mut work = Chance::new(2, 0);
         let mut times: Vec<_> = Arrivals::new(Chance::new(3, 0), rates, Duration::from_secs(400_000 / workers as u64))

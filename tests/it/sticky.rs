@@ -345,16 +345,16 @@ async fn a_session_waits_for_its_member_although_others_have_room() {
         let waits = tokio::spawn(async move { visit(addr, &cookie).await });
         others_run().await;
         assert_ne!(member(&get(addr, "/app/x", "").await), home, "another has room");
-        waits
+        (waits,)
     };
     let held = tunnel().await;
-    let waits = wait().await;
+    let (waits,) = wait().await;
     drop(held);
     let answer = within(waits).await.unwrap();
     assert_eq!((member(&answer), answer.field("set-cookie")), (home.clone(), None));
     // If the member is removed in the meantime, the session moves.
     let _held = tunnel().await;
-    let waits = wait().await;
+    let (waits,) = wait().await;
     let at = ["a", "b", "c"].iter().position(|name| *name == home).unwrap();
     let mut left = urls(&servers);
     left.remove(at);
