@@ -1,10 +1,12 @@
 //! The live handle of a set of backends.
 
 use std::{
+    any::Any,
     collections::{HashMap, HashSet},
     fmt,
     future::Future,
     mem,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
@@ -157,6 +159,12 @@ impl Backends {
     /// # Errors
     ///
     /// If there is no member, or one is invalid. The set stays as it was.
+    ///
+    /// # Panics
+    ///
+    /// If a function or a layer that makes the service of a new member panics. The set is changed nevertheless. The mount
+    /// of that function goes on with those members that it knows and that are still in the set, and makes the service
+    /// again with the next change.
     pub fn set<M: Into<Member>>(&self, members: impl IntoIterator<Item = M>) -> Result<(), InvalidBackends> {
         let members = checked(members)?;
         if members.iter().any(Member::is_service) != self.shared.has_services {
@@ -552,14 +560,17 @@ impl Shared {
             .cloned()
             .collect();
         set.draining.extend(removed.iter().cloned());
-        self.publish(set, &view);
+        let panicked = self.publish(set, &view);
         self.checks.set_changed();
         self.leave(&removed);
         if !returned.is_empty() {
             returned.iter().for_each(|state| state.returned());
             self.drained.notify_waiters();
         }
-        true
+        match panicked {
+            Some(payload) => resume_unwind(payload),
+            None => true,
+        }
     }
 
     /// Makes a view of the members' health as it is now.
@@ -567,11 +578,13 @@ impl Shared {
         let set = self.lock();
         let View { version, generation, entries, .. } = &*set.view;
         let view = View::new(version + 1, *generation, entries.clone(), self.options.rules(), &self.options.selection);
-        self.publish(set, &Arc::new(view));
+        // The one that changed the set has the panic. This one may run in a `Drop`.
+        drop(self.publish(set, &Arc::new(view)));
     }
 
-    /// Makes this the current view, and gives it to the subscribers.
-    fn publish(&self, mut set: MutexGuard<'_, Set>, view: &Arc<View>) {
+    /// Makes this the current view, and gives it to the subscribers. Returns the panic of one whose services couldn't be
+    /// made: the others get the view nevertheless.
+    fn publish(&self, mut set: MutexGuard<'_, Set>, view: &Arc<View>) -> Option<Box<dyn Any + Send>> {
         let old = mem::replace(&mut set.view, view.clone());
         for (position, entry) in (0..).zip(&view.entries) {
             entry.state.set_admission(match view.eligible.binary_search(&position) {
@@ -583,12 +596,16 @@ impl Shared {
         let subscribers: Vec<_> = set.subscribers.iter().filter_map(Weak::upgrade).collect();
         drop(set);
         drop(old);
+        let mut panicked = None;
         for subscriber in subscribers {
-            subscriber.changed(view);
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| subscriber.changed(view))) {
+                panicked = Some(payload);
+            }
         }
         if let Some(queue) = &self.queue {
             queue.fill(view);
         }
+        panicked
     }
 
     /// Lets no more attempts begin at these members. It's done when no snapshot has them any more, so that a request

@@ -292,20 +292,26 @@ impl<S: HttpService> Inner<S> {
 
     fn send_at_once(&self, request: Request<Body>, wish: &Wish, except: Option<MemberId>) -> ResponseFuture<S> {
         let Shared { random, options, .. } = &*self.backends.shared;
+        let mut refused_by = None;
         loop {
             let snapshot = self.snapshot.load();
             let view = &snapshot.view;
             let tried = Tried::of(request.extensions());
-            let is_untried = |entry: &Entry| view.is_alone() || is_untried(entry, tried, except);
-            let home = options.selection.home(wish, view, is_untried).map(Choice::home);
-            let picked = || options.selection.pick(wish, view, random, except, is_untried).map(Choice::picked);
+            let is_current = refused_by != Some(view.version);
+            let is_usable = |entry: &Entry| {
+                (is_current || !entry.state.load.is_leaving()) && (view.is_alone() || is_untried(entry, tried, except))
+            };
+            let home = options.selection.home(wish, view, is_usable).map(Choice::home);
+            let picked = || options.selection.pick(wish, view, random, except, is_usable).map(Choice::picked);
             let Some(choice) = home.or_else(picked) else {
                 return ResponseFuture::fail(none_left(view));
             };
-            // If the member has just been removed, there is a later snapshot.
             if let Some(in_flight) = InFlight::begin(&view.entries[choice.position].state) {
                 return snapshot.call(choice, in_flight, request, &options.selection);
             }
+            // The member has just been removed, and there is a later snapshot, unless the function that makes the services
+            // has panicked.
+            refused_by = Some(view.version);
         }
     }
 
@@ -319,26 +325,32 @@ impl<S: HttpService> Inner<S> {
     ) -> ResponseFuture<S> {
         let Shared { random, options, .. } = &*self.backends.shared;
         let selection = &options.selection;
+        let mut refused_by = None;
         loop {
             let snapshot = self.snapshot.load();
             let view = &snapshot.view;
             let tried = Tried::of(request.extensions());
             let is_untried = |entry: &Entry| view.is_alone() || is_untried(entry, tried, except);
+            let is_current = refused_by != Some(view.version);
+            let is_usable = |entry: &Entry| (is_current || !entry.state.load.is_leaving()) && is_untried(entry);
             // Another attempt doesn't wait. The one after a trial isn't another one.
             let must_not_wait = !view.entries.iter().all(is_untried);
             // A session waits for its member.
-            let home = selection.home(&wish, view, is_untried);
+            let home = selection.home(&wish, view, is_usable);
             let bound_to = home.map(|position| view.entries[position].state.id);
             let admission = queue.admit(view, bound_to, must_not_wait, |has_permit| match home {
                 Some(position) => has_permit(&view.entries[position]).then_some(position),
-                None => selection.pick(&wish, view, random, except, |entry| is_untried(entry) && has_permit(entry)),
+                None => selection.pick(&wish, view, random, except, |entry| is_usable(entry) && has_permit(entry)),
             });
             return match admission {
                 Admission::Admitted(position, in_flight) => {
                     let choice = if home.is_some() { Choice::home(position) } else { Choice::picked(position) };
                     snapshot.call(choice, in_flight, request, selection)
                 }
-                Admission::Stale => continue,
+                Admission::Stale => {
+                    refused_by = Some(view.version);
+                    continue;
+                }
                 Admission::Queued(waiter) => ResponseFuture::wait(self.clone(), request, wish, waiter),
                 Admission::Full => ResponseFuture::fail(overloaded("too many requests wait for a backend with room")),
                 Admission::NoneLeft => ResponseFuture::fail(none_left(view)),
@@ -427,5 +439,53 @@ impl<S> Clone for Balance<S> {
 impl<S> fmt::Debug for Balance<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Balance").field("backends", &self.inner.backends).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use axum::{Router, routing::get};
+    use tower::ServiceExt;
+
+    use super::*;
+
+    /// Balances members whose names are their responses, without a service for "c".
+    fn balance(backends: &Backends, makes_all: bool) -> Balance<Router> {
+        Balance::new(backends, move |member| {
+            assert!(makes_all || member.name() != "c", "a layer panics");
+            let name = member.name().to_owned();
+            Router::new().route("/", get(|| async { name }))
+        })
+    }
+
+    async fn is_served(balance: &Balance<Router>) -> bool {
+        balance.clone().oneshot(Request::new(Body::empty())).await.is_ok_and(|response| response.status().is_success())
+    }
+
+    #[tokio::test]
+    async fn a_mount_whose_layer_panics_affects_no_other_and_goes_on_with_what_it_has() {
+        for max_requests in [None, Some(1)] {
+            let members = |names: &[&str]| names.iter().map(|&name| Member::named(name)).collect::<Vec<_>>();
+            let backends = Backends::builder(members(&["a", "b"]))
+                .max_requests(max_requests)
+                .queue_timeout(std::time::Duration::from_millis(10))
+                .build()
+                .unwrap();
+            let (panics, well) = (balance(&backends, false), balance(&backends, true));
+            let set = |names| catch_unwind(AssertUnwindSafe(|| backends.set(members(names)).unwrap()));
+            assert!(set(&["b", "c"]).is_err());
+            // "a" has left the set, and nothing waits for it.
+            assert_eq!(backends.status().len(), 2);
+            for _ in 0..20 {
+                assert!(is_served(&well).await && is_served(&panics).await);
+            }
+            assert!(set(&["c"]).is_err());
+            backends.shared.health_changed();
+            assert!(is_served(&well).await && !is_served(&panics).await);
+            assert!(set(&["d"]).is_ok());
+            assert!(is_served(&panics).await);
+        }
     }
 }

@@ -17,7 +17,7 @@ use tower::discover::Change;
 use tower_reverse_proxy::{
     Backends, ReverseProxyLayer,
     balance::{
-        Member,
+        Balance, Member,
         discover::{Changes, Dns},
     },
 };
@@ -26,6 +26,7 @@ use crate::support::{PATIENCE, others_run, within};
 
 const ONE: &str = "http://10.0.0.1:8000";
 const TWO: &str = "http://10.0.0.2:8000";
+const THREE: &str = "http://10.0.0.3:8000";
 
 type Answer = Result<Vec<Member>, io::Error>;
 
@@ -80,6 +81,19 @@ async fn an_error_an_empty_answer_and_an_invalid_one_leave_the_set() {
     sender.send(Ok(vec![Member::new(TWO)])).unwrap();
     others_run().await;
     assert_eq!(names(&backends), [TWO]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_is_followed_after_a_layer_has_panicked() {
+    let backends = Backends::new([ONE]);
+    let _balance = Balance::new(&backends, |member: &Member| assert_ne!(member.name(), TWO, "a layer panics"));
+    let (sender, source) = source();
+    let _follow = backends.follow(source);
+    for set in [TWO, THREE] {
+        sender.send(Ok(vec![Member::new(set)])).unwrap();
+        others_run().await;
+        assert_eq!(names(&backends), [set]);
+    }
 }
 
 #[tokio::test(start_paused = true)]

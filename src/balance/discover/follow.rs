@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::Weak,
     task::Poll,
@@ -113,5 +114,9 @@ fn replace(backends: &Backends, members: Vec<Member>) -> Result<(), BoxError> {
     if members.is_empty() {
         return Err("the source has no members".into());
     }
-    Ok(backends.set(members)?)
+    // The next set may be well, so a panic of the application's function must not end the task.
+    match catch_unwind(AssertUnwindSafe(|| backends.set(members))) {
+        Ok(outcome) => Ok(outcome?),
+        Err(_) => Err("the service of a new member couldn't be made: a function or a layer panicked".into()),
+    }
 }
