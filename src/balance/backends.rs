@@ -687,13 +687,13 @@ mod tests {
         let backends = Backends::new(urls);
         let shared = &backends.shared;
         let entries = shared.view().entries.clone();
-        let member = &entries[0].state;
-        let exchange = InFlight::begin(member).unwrap();
+        let member = entries[0].state.clone();
+        let exchange = InFlight::begin(&member).unwrap();
         backends.set([urls[1]]).unwrap();
         // The other thread has found it among those that are draining.
         drop(exchange);
-        assert!(shared.install(shared.view().generation, entries.clone()));
-        assert!(InFlight::begin(member).is_some());
+        assert!(shared.install(shared.view().generation, entries));
+        assert!(InFlight::begin(&member).is_some());
         assert_eq!(backends.status()[0].state(), State::Up);
     }
 
