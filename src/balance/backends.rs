@@ -675,7 +675,7 @@ mod tests {
         let first = backends.shared.subscribe(Arc::downgrade(&subscriber));
         backends.shared.health_changed();
         backends.set(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]).unwrap();
-        assert_eq!((first.version, counter.0.lock().unwrap().clone()), (1, vec![2, 3]));
+        assert_eq!((first.version, &*counter.0.lock().unwrap()), (1, &vec![2, 3]));
         let last = backends.shared.lock().view.clone();
         assert_eq!((first.generation, last.generation), (1, 2));
         assert!(Arc::ptr_eq(&first.entries[0].state, &last.entries[0].state));

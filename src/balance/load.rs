@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 /// In how many milliseconds a debt falls to 37 %. A failure counts as an attempt in flight that takes as long.
 const DEBT_DECAY: f32 = 5_000.0;
-/// After so many milliseconds, little is left of any debt.
-const DEBT_LIFE: u32 = 60_000;
+/// After so many milliseconds, 5 % of a debt are left, and it ends. Among idle members, any debt keeps requests away.
+const DEBT_LIFE: u32 = 15_000;
 /// The milliseconds over which latencies are averaged.
 const LATENCY_WINDOW: f32 = 10_000.0;
 /// How many milliseconds a latency is valid for. The member of an older one is compared without it, so that it gets a
