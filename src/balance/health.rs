@@ -57,7 +57,6 @@ enum Status {
         reason: Reason,
         since: Instant,
         until: Instant,
-        is_trying: bool,
     },
     /// It was added to the set, and its first check hasn't succeeded yet.
     Checking,
@@ -100,6 +99,10 @@ const ENOUGH: u32 = 20;
 
 /// The longest time that the `Retry-After` of a member counts.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
+
+/// The time after which another trial may begin, because nothing more polls the first one: its runtime stands still, or
+/// its client's connection does.
+const LONGEST_TRIAL: Duration = Duration::from_secs(2 * 60);
 
 impl Health {
     /// Returns the health of a member of a new set, which is up at once.
@@ -206,15 +209,15 @@ impl Health {
         let until = now + eject.backoff_at(self.exponent, random);
         let until = self.retry_at.take().map_or(until, |retry_at| until.max(retry_at));
         self.exponent = self.exponent.saturating_add(1).min(16);
-        self.status = Status::Out { reason, since: now, until, is_trying: false };
+        self.status = Status::Out { reason, since: now, until };
         self.checks = Checks::default();
     }
 
     /// Returns why the member is out, and begins a trial, if its time is over and no other trial is under way.
     pub(super) fn begin_trial(&mut self, now: Instant) -> Option<Reason> {
         match &mut self.status {
-            Status::Out { reason, until, is_trying, .. } if *until <= now && !*is_trying => {
-                *is_trying = true;
+            Status::Out { reason, until, .. } if *until <= now => {
+                *until = now + LONGEST_TRIAL;
                 Some(*reason)
             }
             _ => None,
@@ -242,8 +245,7 @@ impl Health {
     /// again while this process lacks descriptors.
     pub(super) fn trial_given_up(&mut self, now: Instant) {
         const SOON: Duration = Duration::from_millis(100);
-        if let Status::Out { is_trying, until, .. } = &mut self.status {
-            *is_trying = false;
+        if let Status::Out { until, .. } = &mut self.status {
             *until = now + SOON;
         }
     }
@@ -276,7 +278,7 @@ impl Health {
                 Some(self.take_out(Reason::Down, &Eject::default(), now, random))
             }
             Status::Checking if self.checks.failed >= check.fall => {
-                self.status = Status::Out { reason: Reason::Down, since: now, until: now, is_trying: false };
+                self.status = Status::Out { reason: Reason::Down, since: now, until: now };
                 self.checks = Checks::default();
                 Some(Change::Out(Reason::Down))
             }
@@ -314,8 +316,8 @@ impl Health {
     /// Returns when a request has to try the member, and how. With checks, no request does.
     pub(super) fn due_trial(&self) -> Option<(Reason, Instant)> {
         match self.status {
-            Status::Out { reason, until, is_trying: false, .. } => Some((reason, until)),
-            Status::Out { .. } | Status::Up { .. } | Status::Checking => None,
+            Status::Out { reason, until, .. } => Some((reason, until)),
+            Status::Up { .. } | Status::Checking => None,
         }
     }
 
@@ -719,13 +721,22 @@ mod tests {
         let second = begin + secs(1);
         assert_eq!(health.begin_trial(second), Some(Reason::Ejected));
         assert_eq!(health.begin_trial(second), None);
-        assert_eq!(due(&health), None);
+        assert_eq!(due(&health), Some(second + LONGEST_TRIAL));
         health.trial_failed(FAULT, &Eject::default(), second, 0.5);
         assert_eq!(due(&health), Some(second + secs(2)));
         let third = second + secs(2);
         health.begin_trial(third);
         health.trial_failed(FAULT, &Eject::default(), third, 0.5);
         assert_eq!(due(&health), Some(third + secs(4)));
+    }
+
+    #[test]
+    fn a_trial_that_never_ends_is_followed_by_another() {
+        let begin = Instant::now();
+        let mut health = out(Reason::Down, begin);
+        health.begin_trial(begin + secs(1));
+        assert_eq!(health.begin_trial(begin + secs(120)), None);
+        assert_eq!(health.begin_trial(begin + secs(121)), Some(Reason::Down));
     }
 
     #[test]
