@@ -242,10 +242,12 @@ impl Millis {
     }
 }
 
-/// Returns an age. A time of up to a minute later than the clock's has been written by a thread that read the clock
-/// just after this one, and its age is 0: the difference is close to the largest one.
+/// Returns an age. A time that is later than the clock's has been written by a thread that read the clock just after this
+/// one, and its age is 0: the difference is close to the largest one.
 fn elapsed(difference: u32, largest: u32) -> u32 {
-    if difference > largest - DEBT_LIFE { 0 } else { difference }
+    /// By how many milliseconds it may be later.
+    const LATER: u32 = 60_000;
+    if difference > largest - LATER { 0 } else { difference }
 }
 
 /// The time, read at most once a pick, and only if a member has a debt, or if latencies are compared.
