@@ -1,7 +1,7 @@
 //! A cookie of the front's own in a response, as a response extension. Its attributes depend on the mount, which is
 //! known to the forwarder only.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use http::{
     HeaderMap, HeaderValue, StatusCode,
@@ -11,7 +11,7 @@ use http::{
 use super::members;
 
 /// A cookie that the upstream side sets for the whole mount. The forwarder adds its attributes.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct FrontCookie {
     /// A token.
     pub(crate) name: Arc<str>,
@@ -36,9 +36,17 @@ impl FrontCookie {
         let path = path(&directory);
         let secure = if self.is_secure.unwrap_or(is_secure) { "; Secure" } else { "" };
         let cookie = format!("{}={}; Path={path}; HttpOnly; SameSite=Lax{secure}", self.name, self.value);
-        if let Ok(cookie) = HeaderValue::try_from(cookie) {
+        if let Ok(mut cookie) = HeaderValue::try_from(cookie) {
+            cookie.set_sensitive(true);
             headers.append(SET_COOKIE, cookie);
         }
+    }
+}
+
+impl fmt::Debug for FrontCookie {
+    /// The value isn't shown, because it leads a client to the same member.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FrontCookie").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
