@@ -218,6 +218,8 @@ impl BackendsBuilder {
     /// ([`ErrorKind::Overloaded`](crate::ErrorKind::Overloaded)), with `Retry-After: 1`. A request that is sent again
     /// after a failure doesn't wait.
     ///
+    /// The request that tries an ejected member, and active checks, take no permit.
+    ///
     /// Each member's client may have a [`max_connections`](ClientBuilder::max_connections) too. Where this limit isn't
     /// above that one, no request waits there, where it could use its own backend only.
     ///
