@@ -4,8 +4,8 @@
     cargo build --example gateway && examples/replicas/run.py
 
 It starts three members, three replicas and HAProxy on loopback, and shows that a session and a path have the same member
-through each replica, also after a replica and a member have ended. Exit code 0: it's so; 1: it isn't. Without HAProxy, it
-says so and ends with 0. GATEWAY is the program, if it's elsewhere.
+through each replica, also after a replica and a member have ended. Exit code 0: they have; 1: they haven't. Without
+HAProxy, it prints SKIP and exits with 0. The variable GATEWAY is the path of another gateway.
 """
 import collections, http.client, http.server, os, pathlib, shutil, socket, subprocess, sys, tempfile, threading, time
 

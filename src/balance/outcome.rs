@@ -9,7 +9,10 @@ use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use tower::{load_shed::error::Overloaded, timeout::error::Elapsed};
 
 use super::eject::Eject;
-use crate::error::{Error, ErrorKind, Phase};
+use crate::{
+    error::{Error, ErrorKind, Phase},
+    headers::grpc,
+};
 
 /// What an attempt shows about its member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +46,7 @@ impl Outcome {
             // The limit is usually the client's.
             StatusCode::TOO_MANY_REQUESTS => Self::Nothing,
             _ if status.is_server_error() => Self::ServerError,
-            _ if is_unavailable(headers) => FAULT,
+            _ if grpc::is_unavailable(headers) => FAULT,
             _ => Self::Success,
         }
     }
@@ -122,12 +125,6 @@ impl Outcome {
 pub(super) fn patience(usual: Option<Duration>) -> Duration {
     const LEAST: Duration = Duration::from_secs(1);
     usual.map_or(LEAST, |usual| usual.saturating_mul(10).max(LEAST))
-}
-
-/// Returns whether a response is gRPC's UNAVAILABLE without a message. Its status then stands in the head.
-fn is_unavailable(headers: &HeaderMap) -> bool {
-    // Nearly every response has other fields only, and reading their names costs less than a look-up does.
-    headers.iter().any(|(name, value)| name.as_str() == "grpc-status" && value == "14")
 }
 
 /// Returns the seconds of a `Retry-After`. A date doesn't count (RFC 9110, section 10.2.3), because the clocks may

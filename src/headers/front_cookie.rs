@@ -19,7 +19,7 @@ pub(crate) struct FrontCookie {
     pub(crate) value: Box<str>,
     /// The path that outer routers have stripped from the request.
     pub(crate) nest: Option<Box<str>>,
-    /// Whether clients use `https`, if a forwarding field of the request says.
+    /// Whether clients use `https`. `None`: the request has no forwarding field for it.
     pub(crate) is_secure: Option<bool>,
 }
 

@@ -63,7 +63,7 @@ enum Step {
     /// Has left the balancer.
     Leave,
     /// Isn't in the balancer, which has no member.
-    Nobody,
+    NoMember,
 }
 
 /// An upstream that takes one step after the other, and records what reaches it.
@@ -119,7 +119,7 @@ impl Script {
             }
             Step::Fail => return Err("another crate".into()),
             Step::Leave => return Err(NoneLeft.into()),
-            Step::Nobody => return Err(connect().into()),
+            Step::NoMember => return Err(connect().into()),
             _ => {}
         }
         let most = match step {
@@ -515,7 +515,7 @@ async fn the_last_outcome_stands_if_the_balancer_has_no_other_member() {
     let connect = Err(ErrorKind::Connect);
     assert_eq!(outcome(policy(), [Exhaust, Refuse, Respond(200)], get()).await, (connect, 1));
     // There is none at all, and no request in the error.
-    assert_eq!(outcome(policy(), [Step::Nobody], get()).await, (connect, 1));
+    assert_eq!(outcome(policy(), [Step::NoMember], get()).await, (connect, 1));
     // A member that leaves between two attempts.
     assert_eq!(outcome(policy(), [Refuse, Leave], get()).await, (connect, 2));
     assert_eq!(outcome(policy(), [Cut(0), Leave], get()).await, (closed, 2));

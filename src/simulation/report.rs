@@ -436,7 +436,7 @@ impl fmt::Display for Report {
         }
         let [p50, p90, p99] = [0.5, 0.9, 0.99].map(|quantile| self.latency(quantile));
         writeln!(f, "latency: mean {:?}, p50 {p50:?}, p90 {p90:?}, p99 {p99:?}", self.mean_latency())?;
-        // A long list says nothing.
+        // A set may have thousands of members.
         for (name, times) in self.run.attempts.iter().take(20) {
             writeln!(f, "{name}: {} attempts, {:.2} %", self.within(times), self.share(name) * 100.0)?;
         }
