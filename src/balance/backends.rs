@@ -257,7 +257,10 @@ impl Backends {
         let set = self.shared.lock();
         let (view, draining) = (set.view.clone(), set.draining.clone());
         drop(set);
-        let members = view.entries.iter().map(|entry| MemberStatus::new(&entry.state, entry.weight, entry.is_backup));
+        let members = view.entries.iter().map(|entry| MemberStatus {
+            state: entry.state(),
+            ..MemberStatus::new(&entry.state, entry.weight, entry.is_backup)
+        });
         let draining = draining.iter().map(|state| MemberStatus {
             state: State::Draining,
             ..MemberStatus::new(state, state.member.share(), state.member.is_backup())
@@ -472,7 +475,7 @@ impl Shared {
                     Some(&state) => state.clone(),
                     None => self.member(member)?,
                 };
-                Ok(Entry::new(state, member.share(), member.is_backup()))
+                Ok(Entry::new(state, member))
             });
             let entries = entries.collect::<Result<_, InvalidBackends>>()?;
             if self.install(view.generation, entries) {

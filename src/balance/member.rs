@@ -56,6 +56,7 @@ pub struct Member {
     address: Option<SocketAddr>,
     weight: u32,
     is_backup: bool,
+    is_draining: bool,
     /// `Some` if it's a member of a set, and has an origin.
     client: Option<Client>,
     /// Whether the client has been taken. If not, requests go to a service that has nothing to do with it.
@@ -117,6 +118,7 @@ impl Member {
             address: None,
             weight: 1,
             is_backup: false,
+            is_draining: false,
             client: None,
             is_client_used,
         }
@@ -147,6 +149,27 @@ impl Member {
     /// ```
     pub fn backup(mut self) -> Self {
         self.is_backup = true;
+        self
+    }
+
+    /// Lets the requests of the member end, and sends it only those of the [sticky sessions](super::Sticky) that it has.
+    /// Default: it gets requests.
+    ///
+    /// This is for a backend that has announced its end, such as a pod of Kubernetes that is terminating: it's listed as
+    /// [draining](State::Draining) until a set is without it. Unlike a member that is removed, it keeps its sessions, its
+    /// tunnels stay open until it closes them, and it gets requests if no other member is healthy and
+    /// [all are tried](super::NoneHealthy::TryAll).
+    ///
+    /// ```
+    /// use tower_reverse_proxy::{Backends, balance::{Member, State}};
+    ///
+    /// let backends = Backends::new(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]);
+    /// backends.set([Member::new("http://10.0.0.1:8000").draining(), Member::new("http://10.0.0.2:8000")])?;
+    /// assert_eq!(backends.status()[0].state(), State::Draining);
+    /// # Ok::<_, tower_reverse_proxy::balance::InvalidBackends>(())
+    /// ```
+    pub fn draining(mut self) -> Self {
+        self.is_draining = true;
         self
     }
 
@@ -248,6 +271,10 @@ impl Member {
         self.is_backup
     }
 
+    pub(super) fn is_draining(&self) -> bool {
+        self.is_draining
+    }
+
     /// Checks what can be checked without the other members.
     pub(super) fn check(&self) -> Result<(), InvalidBackends> {
         if let Destination::Invalid(error) = &self.destination {
@@ -296,6 +323,7 @@ impl fmt::Debug for Member {
             .field("name", &self.name)
             .field("weight", &self.weight)
             .field("is_backup", &self.is_backup)
+            .field("is_draining", &self.is_draining)
             .finish_non_exhaustive()
     }
 }
@@ -320,7 +348,8 @@ pub enum State {
     Down,
     /// Its responses show faults.
     Ejected,
-    /// It's removed from the set, and its last exchanges haven't ended; or its active check drains it.
+    /// It's removed from the set, and its last exchanges haven't ended; or its active check or the
+    /// [set](Member::draining) drains it.
     Draining,
     /// It's new, and its first active check hasn't ended.
     Checking,

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::{
     health::{Reason, slow_start_share},
     load::Clock,
-    member::{MemberState, State},
+    member::{Member, MemberState, State},
     random::{Draws, Random},
     selection::{Lookup, Selection},
     watch::LATE,
@@ -55,15 +55,33 @@ pub(super) struct Entry {
     pub(super) state: Arc<MemberState>,
     pub(super) weight: u32,
     pub(super) is_backup: bool,
+    /// Whether the set drains it.
+    pub(super) is_draining: bool,
     is_eligible: bool,
-    /// Whether its check lets the sessions that it has end there. It gets no others.
+    /// Whether its check or the set lets the sessions that it has end there. It gets no others.
     pub(super) keeps_sessions: bool,
     slow_start_since: Option<Instant>,
 }
 
 impl Entry {
-    pub(super) fn new(state: Arc<MemberState>, weight: u32, is_backup: bool) -> Self {
-        Self { state, weight, is_backup, is_eligible: true, keeps_sessions: false, slow_start_since: None }
+    pub(super) fn new(state: Arc<MemberState>, member: &Member) -> Self {
+        Self {
+            state,
+            weight: member.share(),
+            is_backup: member.is_backup(),
+            is_draining: member.is_draining(),
+            is_eligible: true,
+            keeps_sessions: false,
+            slow_start_since: None,
+        }
+    }
+
+    /// Returns the state of the member in this set.
+    pub(super) fn state(&self) -> State {
+        match self.state.state() {
+            State::Up if self.is_draining => State::Draining,
+            state => state,
+        }
     }
 
     /// Returns whether something may be due at the member: the end of its slow start, or a trial.
@@ -91,14 +109,14 @@ impl View {
         let earlier = |due: &mut Option<Instant>, at: Instant| *due = Some(due.map_or(at, |due| due.min(at)));
         for entry in &mut entries {
             let health = entry.state.watch.health();
-            entry.is_eligible = health.is_eligible();
-            entry.keeps_sessions = health.state() == State::Draining;
+            entry.is_eligible = health.is_eligible() && !entry.is_draining;
+            entry.keeps_sessions = health.state() == State::Draining || entry.is_draining && health.is_eligible();
             entry.slow_start_since = health.slow_start_since();
             if let Some(end) = entry.slow_start_since.and_then(|since| since.checked_add(slow_start)) {
                 earlier(&mut due, end);
             }
             match health.due_trial() {
-                Some(_) if has_checks => {}
+                Some(_) if has_checks || entry.is_draining => {}
                 Some((Reason::Down, at)) if entry.state.member.client_in_use().is_some() => earlier(&mut due, at),
                 Some((_, at)) => {
                     earlier(&mut due_trial, at);
@@ -300,6 +318,7 @@ mod tests {
 
     use super::*;
     use crate::balance::{
+        eject::Eject,
         load::Millis,
         member::{Member, MemberState},
         watch::Watch,
@@ -310,8 +329,8 @@ mod tests {
     fn view(weights: &[u32]) -> View {
         let epoch = Instant::now();
         let entries = weights.iter().enumerate().map(|(at, &weight)| {
-            let member = Member::named(at.to_string());
-            Entry::new(Arc::new(MemberState::alone(member, epoch, Watch::up(epoch))), weight, false)
+            let member = Member::named(at.to_string()).weight(weight);
+            Entry::new(Arc::new(MemberState::alone(member.clone(), epoch, Watch::up(epoch))), &member)
         });
         View::new(1, 1, entries.collect(), RULES, &Selection::default())
     }
@@ -439,6 +458,26 @@ mod tests {
             }
         }
         assert!(counts.iter().all(|count| (4_700..5_300).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn a_draining_member_that_is_out_keeps_no_sessions_and_is_not_tried() {
+        let (epoch, later) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+        let entry = |is_out: bool, drains: bool| {
+            let member = Member::named(format!("{is_out} {drains}"));
+            let watch = Watch::up(epoch);
+            if is_out {
+                watch.health().take_out(Reason::Ejected, &Eject::default(), later, 0.5);
+            }
+            let state = Arc::new(MemberState::alone(member.clone(), epoch, watch));
+            Entry::new(state, &if drains { member.draining() } else { member })
+        };
+        let view = |entries: Vec<Entry>| View::new(1, 1, entries.into(), RULES, &Selection::default());
+        let drained = view(vec![entry(true, true), entry(false, true), entry(false, false)]);
+        let states: Vec<_> = drained.entries.iter().map(|entry| (entry.state(), entry.keeps_sessions)).collect();
+        assert_eq!(states, [(State::Ejected, false), (State::Draining, true), (State::Up, false)]);
+        assert_eq!((&*drained.eligible, drained.due_trial), (&[2][..], None));
+        assert!(view(vec![entry(true, false), entry(false, false)]).due_trial.is_some());
     }
 
     #[test]

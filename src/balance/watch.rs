@@ -231,7 +231,8 @@ impl Shared {
             let member = &entry.state;
             let mut health = member.watch.health();
             has_changed |= health.settle(self.options.health.slow_start, now);
-            let Some((reason, due)) = health.due_trial().filter(|_| self.options.health.check.is_none()) else {
+            let may_return = self.options.health.check.is_none() && !entry.is_draining;
+            let Some((reason, due)) = health.due_trial().filter(|_| may_return) else {
                 continue;
             };
             let client = member.member.client_in_use();

@@ -218,6 +218,26 @@ async fn a_removed_backend_gets_nothing_new_and_ends_what_it_has() {
 }
 
 #[tokio::test]
+async fn a_backend_that_the_set_drains_gets_requests_only_if_no_other_is_healthy() {
+    let (a, held) = holding("a").await;
+    let b = named("b").await;
+    let backends = seeded([Member::new(&a), Member::new(&b).draining()]);
+    let front = app(&backends).await;
+    let mut wire = client(front).await;
+    wire.send(b"GET /app/held HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+    wire.head().await.unwrap();
+    backends.set([Member::new(&a).draining(), Member::new(&b)]).unwrap();
+    assert_eq!(backends.status()[0].state(), State::Draining);
+    assert_eq!(counts(front, 20).await, [("b".to_owned(), 20)].into());
+    held.add_permits(1);
+    assert_eq!(wire.bytes(1).await, b"a");
+    in_flight_becomes(&backends, &[0, 0]).await;
+    assert_eq!(backends.status()[0].state(), State::Draining, "it stays until a set is without it");
+    backends.set([Member::new(&a).draining()]).unwrap();
+    assert_eq!(get(front, "/app/", "").await.text(), "a");
+}
+
+#[tokio::test]
 async fn a_backend_in_both_sets_keeps_its_connections_and_counts() {
     let connections = Arc::new(AtomicUsize::new(0));
     let count = connections.clone();

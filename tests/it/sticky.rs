@@ -453,6 +453,31 @@ async fn a_member_that_its_check_drains_keeps_its_sessions() {
 }
 
 #[tokio::test]
+async fn a_member_that_the_set_drains_keeps_its_sessions() {
+    let servers = servers().await;
+    let backends = backends(urls(&servers), KEY);
+    let addr = mounted(&backends).await;
+    let mut b = session(addr).await;
+    while b.0 != "b" {
+        b = session(addr).await;
+    }
+    let members = |drain: &dyn Fn(Member) -> Member| {
+        let [a, b, c] = [&servers[0], &servers[1], &servers[2]].map(|server| Member::new(&server.url));
+        [a, drain(b), c]
+    };
+    backends.set(members(&Member::draining)).unwrap();
+    assert_eq!(backends.status()[1].state(), State::Draining);
+    for _ in 0..5 {
+        let answer = visit(addr, &b.1).await;
+        assert_eq!((member(&answer), answer.field("set-cookie")), ("b".into(), None));
+        assert_ne!(session(addr).await.0, "b", "new sessions go elsewhere");
+    }
+    backends.set(members(&|member| member)).unwrap();
+    assert_eq!(backends.status()[1].state(), State::Up);
+    while session(addr).await.0 != "b" {}
+}
+
+#[tokio::test]
 async fn replicas_with_one_key_agree() {
     let servers = servers().await;
     let one = mounted(&backends(urls(&servers), KEY)).await;
