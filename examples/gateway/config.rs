@@ -184,8 +184,8 @@ impl<'a> Target<'a> {
 }
 
 impl Mount {
-    /// Returns where requests are sent. Refuses keys that would have no effect or make no sense, because the mount would
-    /// differ from its configuration.
+    /// Returns where requests are sent. Refuses keys that would have no effect or make no sense, because the mount
+    /// would differ from its configuration.
     pub(crate) fn target(&self) -> Result<Target<'_>, Wrong> {
         let target = match (&self.backend, &self.backends, self.discover) {
             (None, None, _) => return Err("no backend: write backend = \"http://…\"".into()),

@@ -11,12 +11,13 @@
 //! ```toml
 //! listen = "127.0.0.1:3000"         # HTTP/1.1, and HTTP/2 with prior knowledge, on one port
 //! threads = 1                       # worker threads; absent: tokio's default. 1 means the current-thread runtime
-//! header_read_timeout_ms = 30000    # how long a client may take for a request head, its first octet included; absent: 30 s
-//! max_header_bytes = 65536          # one limit for the request heads of HTTP/1.1 and HTTP/2; beyond: 431. Absent: 64 KiB
+//! header_read_timeout_ms = 30000    # how long a client may take for a request head, first octet included; absent: 30 s
+//! max_header_bytes = 65536          # limit of the request heads of HTTP/1.1 and HTTP/2; beyond: 431. Absent: 64 KiB
 //! trusted_proxies = ["10.0.0.0/8", "unix"] # peers whose X-Forwarded-* are trusted; absent: none
-//! forwarded_proto = "https"         # how clients reach this front, for X-Forwarded-Proto; absent: http. Also per mount
-//! assertion_key = "key.pem"         # signs the mounts' assertions; its public half is at /front/jwks.json, also below a
-//!                                   # mount at "/". Absent: none
+//! forwarded_proto = "https"         # how clients reach this front, for X-Forwarded-Proto; absent: http. Also per
+//!                                   # mount
+//! assertion_key = "key.pem"         # signs the mounts' assertions; its public half is at /front/jwks.json, also below
+//!                                   # a mount at "/". Absent: none
 //!
 //! [[mount]]
 //! prefix = "/mydir"                 # a directory; "/" takes everything. The longest prefix wins
@@ -59,9 +60,9 @@
 //! slow_start_ms = 10000             # in which a backend that comes back gets its share by and by; absent: 10 s
 //! ```
 //!
-//! With `discover = "dns"` beside `backend = "http://name:port"`, each address of the name is a backend. With the feature
-//! `dns`, it's looked up again when its time to live is over, at `dns_server = "127.0.0.1:53"` if there is one, and without
-//! it, every 30 seconds by the system.
+//! With `discover = "dns"` beside `backend = "http://name:port"`, each address of the name is a backend. With the
+//! feature `dns`, it's looked up again when its time to live is over, at `dns_server = "127.0.0.1:53"` if there is one,
+//! and without it, every 30 seconds by the system.
 //!
 //! `GET /front/backends` shows the state of each backend as JSON: put it behind the sign-in, because it has their
 //! addresses. With `test_sign_in`, `POST /front/backends` with `{"mount": "/mydir", "backends": ["http://…"]}` replaces

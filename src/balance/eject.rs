@@ -63,7 +63,8 @@ impl Eject {
     /// use tower_reverse_proxy::{Backends, balance::Eject};
     ///
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let backends = Backends::builder(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]).eject(Eject::never()).build()?;
+    /// let members = ["http://10.0.0.1:8000", "http://10.0.0.2:8000"];
+    /// let backends = Backends::builder(members).eject(Eject::never()).build()?;
     /// # let _ = backends;
     /// # Ok(())
     /// # }

@@ -91,7 +91,8 @@ impl Behaviour {
     /// use axum::http::StatusCode;
     /// use tower_reverse_proxy::simulation::{Behaviour, SimulatedMember};
     ///
-    /// let black_hole = SimulatedMember::new("http://a").during(.., Behaviour::status(StatusCode::SERVICE_UNAVAILABLE));
+    /// let unavailable = Behaviour::status(StatusCode::SERVICE_UNAVAILABLE);
+    /// let black_hole = SimulatedMember::new("http://a").during(.., unavailable);
     /// # let _ = black_hole;
     /// ```
     #[must_use]

@@ -121,7 +121,8 @@ impl Report {
     /// # use tower_reverse_proxy::simulation::{Behaviour, SimulatedMember, Simulation};
     /// # let second = Duration::from_secs;
     /// let member = SimulatedMember::new("http://a").workers(100).during(second(30).., Behaviour::down());
-    /// let report = Simulation::new(1).lasting(second(60)).member(member).run(|members| members.service("http://a")).await;
+    /// let simulation = Simulation::new(1).lasting(second(60)).member(member);
+    /// let report = simulation.run(|members| members.service("http://a")).await;
     /// assert_eq!(report.during(..second(29)).failed(), 0);
     /// assert_eq!(report.during(second(30)..).succeeded(), 0);
     /// # }

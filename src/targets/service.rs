@@ -175,9 +175,10 @@ impl<U: Any + Clone + Send + Sync> TargetService<U> {
     }
 }
 
-const MISSING: &str = "there is no `tower_reverse_proxy::Target` in the request's extensions: insert one in a middleware \
-                       that is added to the router after the proxy, call `forward_to` in a handler, or set `select`, \
-                       which returns one; and look for a second version of the crate with `cargo tree --duplicates`";
+const MISSING: &str = "there is no `tower_reverse_proxy::Target` in the request's extensions: insert one in a \
+                       middleware that is added to the router after the proxy, call `forward_to` in a handler, or set \
+                       `select`, which returns one; and look for a second version of the crate with \
+                       `cargo tree --duplicates`";
 const PASSED: &str =
     "the request has `Target::pass()`, and the proxy wraps no service: use the layer, or another target";
 const FULL: &str = "the pools of as many targets as the capacity of `Targets` allows are in use";

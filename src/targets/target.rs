@@ -25,7 +25,8 @@ use crate::{backend::Backend, balance::Backends};
 ///
 /// async fn choose(State(tenants): State<Tenants>, mut request: Request, next: Next) -> Result<Response, StatusCode> {
 ///     let name = request.headers().get("host").and_then(|host| host.to_str().ok()).unwrap_or_default();
-///     // A look-up of the application's, such as in its database. The backend is what it stored, not what the client sent.
+///     // A look-up of the application's, such as in its database. The backend is what it stored, not what the client
+///     // sent.
 ///     let backend = tenants.backend_of(name).await.ok_or(StatusCode::NOT_FOUND)?;
 ///     request.extensions_mut().insert(Target::to(backend));
 ///     Ok(next.run(request).await)

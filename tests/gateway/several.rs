@@ -68,7 +68,8 @@ fn status(gateway: &Gateway) -> Vec<Value> {
 fn post(gateway: &Gateway, text: &str) -> u16 {
     let length = text.len();
     let request = format!(
-        "POST /front/backends HTTP/1.1\r\nHost: front.example\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{text}"
+        "POST /front/backends HTTP/1.1\r\nHost: front.example\r\nConnection: close\r\n\
+         Content-Length: {length}\r\n\r\n{text}"
     );
     let answer = rest(&mut gateway.send(request));
     answer.split(' ').nth(1).unwrap_or_else(|| panic!("{answer:?}")).parse().unwrap()

@@ -105,8 +105,8 @@ impl Tenants {
                 }
                 "/moved" => {
                     let moved = format!(
-                        "HTTP/1.1 302 Found\r\nLocation: http://{authority}/there\r\nContent-Location: http://t9.example/\r\n\
-                         Set-Cookie: a=1; Domain={host}; Path=/\r\nContent-Length: 0\r\n\r\n"
+                        "HTTP/1.1 302 Found\r\nLocation: http://{authority}/there\r\n\
+                         Content-Location: http://t9.example/\r\nSet-Cookie: a=1; Domain={host}; Path=/\r\nContent-Length: 0\r\n\r\n"
                     );
                     wire.send(moved.as_bytes()).await;
                 }
