@@ -184,7 +184,7 @@ impl Client {
         dispatch::probe(&self.dispatcher).await
     }
 
-    /// Closes the idle connections of HTTP/1.1. Those in exchanges return to the pool as before.
+    /// Closes the connections without an exchange. Those in exchanges return to the pool as before.
     pub(crate) fn close_idle(&self) {
         self.dispatcher.close_idle();
     }

@@ -72,6 +72,10 @@ impl Pool {
         None
     }
 
+    pub(super) fn remove_all_unused(&self) -> Removed {
+        Removed::default()
+    }
+
     pub(super) fn lacks_connect(&self) -> bool {
         true
     }

@@ -207,10 +207,13 @@ impl Dispatcher {
         !is_empty
     }
 
-    /// Closes the idle connections.
+    /// Closes the connections without an exchange.
     pub(in crate::client) fn close_idle(&self) {
-        let idle = self.lock().http1.begin_sweep();
+        let mut state = self.lock();
+        let (idle, unused) = (state.http1.begin_sweep(), state.take_unused_http2());
+        drop(state);
         drop(idle);
+        drop(unused);
     }
 
     // ---- HTTP/2 ----

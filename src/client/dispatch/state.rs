@@ -112,6 +112,11 @@ impl State {
         stream
     }
 
+    /// Removes the HTTP/2 connections without a stream. They are to be dropped without the lock.
+    pub(super) fn take_unused_http2(&self) -> Removed {
+        self.http2.remove_all_unused()
+    }
+
     /// Returns the connections that are to be dropped without the lock.
     pub(super) fn take_removed(&mut self) -> Removed {
         mem::take(&mut self.removed)

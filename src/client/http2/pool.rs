@@ -126,6 +126,12 @@ impl Pool {
         Some(Removed(vec![state.open.remove(unused)]))
     }
 
+    /// Removes the connections without a stream.
+    pub(in super::super) fn remove_all_unused(&self) -> Removed {
+        let mut state = self.lock();
+        Removed(state.open.extract_if(.., |shared| shared.connection.unused_since().is_some()).collect())
+    }
+
     /// Returns whether the backend is known to lack extended CONNECT, so that WebSockets need HTTP/1.1.
     pub(in super::super) fn lacks_connect(&self) -> bool {
         self.lock().lacks_connect
