@@ -11,7 +11,7 @@ EXAMPLES = {
         ("/app/x?user=alice", 200, "the backend has verified that alice gets /app/x"),
         ("/app/x", 401, "no assertion"),
     ],
-    "balanced": [("/mydir/x", 200, "gets GET /mydir/x"), ("/status", 200, " up: 0 of ")],
+    "balanced": [("/mydir/x", 200, "gets GET /mydir/x"), ("/status", 200, " up: 0 faults")],
     # Without a certificate.
     "client_certificate": [("/", 200, "the app's own page"), ("/legacy/x", 403, "")],
     "connector": [("/", 200, "home"), ("/billing/x", 200, "the billing service gets GET /billing/x")],

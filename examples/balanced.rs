@@ -18,7 +18,7 @@ use tower_reverse_proxy::{Backends, ReverseProxyLayer};
 async fn status(State(backends): State<Backends>) -> String {
     let line = |member: &tower_reverse_proxy::balance::MemberStatus| {
         let (name, state) = (member.backend(), member.state());
-        format!("{name} {state}: {} of {} requests failed\n", member.failures(), member.requests())
+        format!("{name} {state}: {} faults in {} requests\n", member.faults(), member.requests())
     };
     backends.status().iter().map(line).collect()
 }

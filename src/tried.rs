@@ -25,8 +25,22 @@ impl MemberId {
     }
 }
 
+/// A set of members. It's unique in the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct SetId(u64);
+
+impl SetId {
+    /// Returns an id that no other set has.
+    pub(crate) fn unique() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// The members that a request has been sent to. Clones share the list, so that the copies of a request for several
 /// attempts have one.
+///
+/// Of nested balancers, the outermost one gets a further attempt first. It alone decides whether there is one.
 #[derive(Clone, Default)]
 pub(crate) struct Tried {
     attempts: Arc<Mutex<Attempts>>,
@@ -35,6 +49,8 @@ pub(crate) struct Tried {
 #[derive(Default)]
 struct Attempts {
     members: Vec<MemberId>,
+    /// The set of the outermost balancer.
+    outermost: Option<SetId>,
     is_exhausted: bool,
 }
 
@@ -44,12 +60,18 @@ impl Tried {
         extensions.get()
     }
 
-    /// Adds a member to the list of a request that has been sent to it.
-    pub(crate) fn push(&self, member: MemberId) {
+    /// Adds a member to the list of a request that is sent to it. The outermost balancer does so first.
+    pub(crate) fn push(&self, set: SetId, member: MemberId) {
         let mut attempts = self.lock();
-        if !attempts.members.contains(&member) {
-            attempts.members.push(member);
-        }
+        attempts.outermost.get_or_insert(set);
+        attempts.add(member);
+    }
+
+    /// Adds a member to the list of a request that comes back from it. The outermost balancer does so last.
+    pub(crate) fn push_unsent(&self, set: SetId, member: MemberId) {
+        let mut attempts = self.lock();
+        attempts.outermost = Some(set);
+        attempts.add(member);
     }
 
     /// Returns whether the request has been sent to a member.
@@ -57,18 +79,29 @@ impl Tried {
         self.lock().members.contains(&member)
     }
 
-    /// Sets whether the balancer has no other member for the request.
-    pub(crate) fn set_exhausted(&self, is_exhausted: bool) {
-        self.lock().is_exhausted = is_exhausted;
+    /// Sets whether the balancer of a set has no other member for the request. Only that of the outermost one matters.
+    pub(crate) fn set_exhausted(&self, set: SetId, is_exhausted: bool) {
+        let mut attempts = self.lock();
+        if attempts.outermost == Some(set) {
+            attempts.is_exhausted = is_exhausted;
+        }
     }
 
-    /// Returns whether the balancer has no other member for the request.
+    /// Returns whether the outermost balancer has no other member for the request.
     pub(crate) fn is_exhausted(&self) -> bool {
         self.lock().is_exhausted
     }
 
     fn lock(&self) -> MutexGuard<'_, Attempts> {
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Attempts {
+    fn add(&mut self, member: MemberId) {
+        if !self.members.contains(&member) {
+            self.members.push(member);
+        }
     }
 }
 
@@ -96,15 +129,32 @@ mod tests {
 
     #[test]
     fn clones_share_the_list_and_members_are_unique() {
-        let (a, b) = (MemberId::unique(), MemberId::unique());
+        let (a, b, set) = (MemberId::unique(), MemberId::unique(), SetId::unique());
         assert_ne!(a, b);
         let tried = Tried::default();
         let clone = tried.clone();
-        clone.push(a);
-        clone.push(a);
+        clone.push(set, a);
+        clone.push(set, a);
         assert!(tried.contains(a) && !tried.contains(b));
         assert_eq!(tried.lock().members.len(), 1);
-        clone.set_exhausted(true);
+        clone.set_exhausted(set, true);
         assert!(tried.is_exhausted());
+    }
+
+    #[test]
+    fn the_outermost_balancer_decides_whether_a_member_is_left() {
+        let (inner, outer) = (SetId::unique(), SetId::unique());
+        assert_ne!(inner, outer);
+        let sent = Tried::default();
+        for set in [outer, inner] {
+            sent.push(set, MemberId::unique());
+            sent.set_exhausted(set, set == inner);
+        }
+        let unsent = Tried::default();
+        for set in [inner, outer] {
+            unsent.push_unsent(set, MemberId::unique());
+            unsent.set_exhausted(set, set == inner);
+        }
+        assert!(!sent.is_exhausted() && !unsent.is_exhausted());
     }
 }

@@ -152,8 +152,8 @@ fn mark_unsent(error: &BoxError, member: &MemberState) {
     let Some(view) = member.view() else { return };
     error.with_unsent_request(|request| {
         let tried = request.extensions_mut().get_or_insert_default::<Tried>();
-        tried.push(member.id);
-        tried.set_exhausted(view.is_exhausted(tried));
+        tried.push_unsent(member.set, member.id);
+        tried.set_exhausted(member.set, view.is_exhausted(tried));
     });
 }
 

@@ -23,7 +23,7 @@ use crate::{client::ClientBuilder, timeout::bounded};
 #[must_use = "a builder does nothing until it's built"]
 pub struct BackendsBuilder {
     members: Vec<Member>,
-    options: Options,
+    pub(super) options: Options,
 }
 
 /// The options, each with its default.
@@ -36,6 +36,8 @@ pub(super) struct Options {
     pub(super) drain_timeout: Option<Duration>,
     pub(super) seed: Option<u64>,
     pub(super) subset: Option<Subset>,
+    /// The number of services if they exist already. Their names are the numbers below it.
+    pub(super) services: Option<usize>,
     pub(super) health: HealthOptions,
 }
 
@@ -49,6 +51,7 @@ impl Default for Options {
             drain_timeout: Some(Duration::from_secs(30)),
             seed: None,
             subset: None,
+            services: None,
             health: HealthOptions::default(),
         }
     }
@@ -82,7 +85,7 @@ pub enum NoneHealthy {
     /// again is found at once. The default.
     #[default]
     TryAll,
-    /// The client gets 503 at once.
+    /// The client gets 503 at once, with `Retry-After: 1`.
     Unavailable,
 }
 
@@ -165,7 +168,8 @@ impl BackendsBuilder {
     /// ```
     /// use tower_reverse_proxy::{Backends, balance::Check};
     ///
-    /// let backends = Backends::builder(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]).check(Check::get("/healthz"));
+    /// let members = ["http://10.0.0.1:8000", "http://10.0.0.2:8000"];
+    /// let backends = Backends::builder(members).check(Check::get("/healthz"));
     /// # let _ = backends;
     /// ```
     #[doc(alias = "health_check")]
@@ -238,7 +242,7 @@ impl BackendsBuilder {
     }
 
     /// Sets how long a request may wait at the limit of [`max_requests`](Self::max_requests). Default: 1 second. `None`
-    /// disables it.
+    /// disables it: a request then waits until a backend has room, or until none is left in the set.
     ///
     /// ```
     /// use std::time::Duration;
@@ -300,8 +304,8 @@ impl BackendsBuilder {
     /// number of replicas changes nearly everything. If `size` times `of` is less than the number of members, the parts
     /// are larger, so that every member is in one. Each part has all backups.
     ///
-    /// Replicas with different parts disagree about sessions and hashed keys. With [`sticky`](Self::sticky) or
-    /// [`Pick::Hash`], it's for clients that always reach the same replica.
+    /// With [`sticky`](Self::sticky) or [`Pick::Hash`], it's an error: replicas with different parts would disagree about
+    /// the member of a session or of a key, and a session would be lost with each request that reaches another replica.
     ///
     /// ```
     /// use tower_reverse_proxy::Backends;
@@ -330,8 +334,8 @@ impl BackendsBuilder {
     /// # Errors
     ///
     /// If there is no member, a member isn't an origin, two of them are the same, a weight or a limit is 0, a client
-    /// can't be built, the path of a check isn't one, or a subset is of no size or for a replica that doesn't exist.
-    /// The text contains what to write instead.
+    /// can't be built, the path of a check isn't one, or a subset is of no size, for a replica that doesn't exist, or of
+    /// a set with sessions or hashed keys. The text contains what to write instead.
     pub fn build(self) -> Result<Backends, InvalidBackends> {
         if self.options.max_requests == Some(0) {
             let text = "invalid maximum of 0 requests: write 1 or more, or `None` for no limit";
@@ -341,10 +345,16 @@ impl BackendsBuilder {
             && (size == 0 || instance >= of)
         {
             let text = format!(
-                "invalid subset of {size} members for replica {instance} of {of}: write at least one member, and a number \
-                 from 0 to one less than that of the replicas"
+                "invalid subset of {size} members for replica {instance} of {of}: write at least one member, and a \
+                 number from 0 to one less than that of the replicas"
             );
             return Err(InvalidBackends::new(text));
+        }
+        if self.options.subset.is_some() && self.options.selection.is_partitioned() {
+            let text = "a subset with `sticky` or a hash: replicas with different members would disagree about the \
+                        member of a session or a key; leave out the subset, because sessions and keys need no counts \
+                        of requests, or leave out the other two";
+            return Err(InvalidBackends::new(text.to_owned()));
         }
         if let Some(check) = &self.options.health.check {
             check.path().map_err(|error| InvalidBackends::new(error.to_string()))?;
@@ -385,6 +395,8 @@ impl fmt::Debug for Options {
             .field("queue_timeout", &self.queue_timeout)
             .field("drain_timeout", &self.drain_timeout)
             .field("seed", &self.seed)
+            .field("subset", &self.subset)
+            .field("services", &self.services)
             .field("health", &self.health)
             .finish_non_exhaustive()
     }

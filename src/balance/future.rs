@@ -86,7 +86,7 @@ impl<S: HttpService> Waiting<S> {
     /// Ready when the request has a permit, or is given up.
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<InFlight>, Error>> {
         if let Poll::Ready(permit) = Pin::new(&mut self.waiter.permit).poll(cx) {
-            // If there is none, the member was removed at that moment.
+            // If there is none, the member was removed at that moment, or none is left.
             return Poll::Ready(Ok(permit.ok()));
         }
         match &mut self.timer {

@@ -15,17 +15,17 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    backends::Shared,
     builder::InvalidBackends,
     load::{Clock, Count, Load, Millis},
     queue::Queue,
+    set::Shared,
     snapshot::View,
     watch::Watch,
 };
 use crate::{
     backend::{Backend, InvalidBackend},
     client::{Client, ClientBuilder},
-    tried::MemberId,
+    tried::{MemberId, SetId},
     tunnel_guard::TunnelEnd,
 };
 
@@ -371,6 +371,7 @@ impl fmt::Display for State {
 #[derive(Debug)]
 pub(super) struct MemberState {
     pub(super) id: MemberId,
+    pub(super) set: SetId,
     pub(super) member: Member,
     pub(super) load: Load,
     /// When the clock of the set began.
@@ -415,6 +416,7 @@ pub(super) enum Ending<'a> {
 impl MemberState {
     pub(super) fn new(member: Member, shared: &Arc<Shared>, watch: Watch) -> Self {
         Self {
+            set: shared.id,
             queue: shared.queue.clone(),
             drain_timeout: shared.options.drain_timeout,
             shared: Arc::downgrade(shared),
@@ -426,6 +428,7 @@ impl MemberState {
     pub(super) fn alone(member: Member, epoch: Instant, watch: Watch) -> Self {
         Self {
             id: MemberId::unique(),
+            set: SetId::unique(),
             member,
             load: Load::new(),
             watch,

@@ -34,7 +34,9 @@ mod pick;
 mod queue;
 mod random;
 mod selection;
+mod set;
 mod snapshot;
+mod status;
 mod sticky;
 mod subset;
 mod trial;
@@ -55,15 +57,16 @@ use tower_service::Service;
 
 use self::{
     attempt::InFlight,
-    backends::{Shared, Subscriber},
+    backends::service_number,
     future::Elsewhere,
     queue::{Admission, Queue},
     selection::{Choice, Selection, Wish},
+    set::{Shared, Subscriber},
     snapshot::{Entry, Snapshot, View},
     trial::Trying,
 };
 pub use self::{
-    backends::{Backends, MemberStatus},
+    backends::Backends,
     body::BalanceBody,
     builder::{BackendsBuilder, InvalidBackends, NoneHealthy},
     check::{Check, Verdict},
@@ -71,6 +74,7 @@ pub use self::{
     future::ResponseFuture,
     member::{Member, State},
     pick::{Pick, RequestKey, stable_hash},
+    status::MemberStatus,
     sticky::{InvalidSticky, Sticky},
 };
 use crate::{
@@ -127,7 +131,8 @@ impl<S: Clone + Send + Sync + 'static> Balance<S> {
         Self::with_services(backends.clone(), Arc::new(make), None)
     }
 
-    /// Balances these services. Their set consists of [named](Member::named) members, `0`, `1` and so on.
+    /// Balances these services. Their set consists of [named](Member::named) members, `0`, `1` and so on. A later set
+    /// may have other weights, or a part of them, and no other names.
     ///
     /// ```
     /// use axum::Router;
@@ -144,14 +149,12 @@ impl<S: Clone + Send + Sync + 'static> Balance<S> {
     #[track_caller]
     pub fn over(services: impl IntoIterator<Item = S>) -> Self {
         let services: Vec<S> = services.into_iter().collect();
-        let backends = Backends::new((0..services.len()).map(|at| Member::named(at.to_string())));
-        let last = services.len() - 1;
-        // Of a set that the application replaces, an unknown name has the last service.
-        let make = move |member: &Member| {
-            let at = member.name().parse().map_or(last, |at: usize| at.min(last));
-            services[at].clone()
+        let backends = Backends::over(services.len());
+        let service = move |member: &Member| match service_number(member).and_then(|number| services.get(number)) {
+            Some(service) => service.clone(),
+            None => panic!("the set of these services has no other members"),
         };
-        Self::new(&backends, make)
+        Self::new(&backends, service)
     }
 
     /// Replaces the service of each member by the result of `map`, which is called once per member.
@@ -264,9 +267,10 @@ impl<S: HttpService> Inner<S> {
             && let Some(choice) = selection.choose_out(&wish, &snapshot.view, position)
             && let Some(in_flight) = InFlight::begin(&snapshot.view.entries[position].state)
         {
-            let tried = snapshot.view.entries[position].state.id;
+            let state = &snapshot.view.entries[position].state;
+            let tried = state.id;
             if let Some(list) = Tried::of(request.extensions()) {
-                list.push(tried);
+                list.push(state.set, tried);
             }
             let copy = trial::clone_bodiless(&request);
             let service = snapshot.services[position].clone();
@@ -333,12 +337,14 @@ impl<S: HttpService> Inner<S> {
             let is_untried = |entry: &Entry| view.is_alone() || is_untried(entry, tried, except);
             let is_current = refused_by != Some(view.version);
             let is_usable = |entry: &Entry| (is_current || !entry.state.load.is_leaving()) && is_untried(entry);
-            // Another attempt doesn't wait. The one after a trial isn't another one.
-            let must_not_wait = !view.entries.iter().all(is_untried);
+            // Another attempt doesn't wait. The one after a trial isn't another one. And there is nothing to wait for if
+            // a later view has none of these members.
+            let must_not_wait =
+                !view.entries.iter().all(is_untried) || (!is_current && !view.eligible().any(is_usable));
             // A session waits for its member.
             let home = selection.home(&wish, view, is_usable);
             let bound_to = home.map(|position| view.entries[position].state.id);
-            let admission = queue.admit(view, bound_to, must_not_wait, |has_permit| match home {
+            let admission = queue.admit(view, !is_current, bound_to, must_not_wait, |has_permit| match home {
                 Some(position) => has_permit(&view.entries[position]).then_some(position),
                 None => selection.pick(&wish, view, random, except, |entry| is_usable(entry) && has_permit(entry)),
             });
@@ -388,8 +394,9 @@ impl<S: HttpService> Snapshot<S> {
         selection: &Selection,
     ) -> ResponseFuture<S> {
         if let Some(tried) = Tried::of(request.extensions()) {
-            tried.push(self.view.entries[choice.position].state.id);
-            tried.set_exhausted(self.view.is_exhausted(tried));
+            let state = &self.view.entries[choice.position].state;
+            tried.push(state.set, state.id);
+            tried.set_exhausted(state.set, self.view.is_exhausted(tried));
         }
         let is_timed = self.view.entries.len() > 1;
         let cookie = selection.assignment(choice, &request, &self.view);
@@ -407,7 +414,8 @@ fn is_untried(entry: &Entry, tried: Option<&Tried>, trial: Option<MemberId>) -> 
 fn none_left(view: &View) -> BoxError {
     if view.eligible.is_empty() {
         let why = if view.entries.is_empty() { "the set has no member" } else { "no member of the set is healthy" };
-        return Error::with_status(ErrorKind::Connect, StatusCode::SERVICE_UNAVAILABLE, why).into();
+        let unavailable = Error::with_status(ErrorKind::Connect, StatusCode::SERVICE_UNAVAILABLE, why);
+        return unavailable.with_retry_after(1).into();
     }
     NoneLeft.into()
 }
@@ -444,9 +452,13 @@ impl<S> fmt::Debug for Balance<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::{
+        panic::{AssertUnwindSafe, catch_unwind},
+        time::Duration,
+    };
 
     use axum::{Router, routing::get};
+    use tokio::time::timeout;
     use tower::ServiceExt;
 
     use super::*;
@@ -461,18 +473,17 @@ mod tests {
     }
 
     async fn is_served(balance: &Balance<Router>) -> bool {
-        balance.clone().oneshot(Request::new(Body::empty())).await.is_ok_and(|response| response.status().is_success())
+        let response = balance.clone().oneshot(Request::new(Body::empty()));
+        let response = timeout(Duration::from_secs(30), response).await.expect("a response or an error");
+        response.is_ok_and(|response| response.status().is_success())
     }
 
     #[tokio::test]
     async fn a_mount_whose_layer_panics_affects_no_other_and_goes_on_with_what_it_has() {
         for max_requests in [None, Some(1)] {
             let members = |names: &[&str]| names.iter().map(|&name| Member::named(name)).collect::<Vec<_>>();
-            let backends = Backends::builder(members(&["a", "b"]))
-                .max_requests(max_requests)
-                .queue_timeout(std::time::Duration::from_millis(10))
-                .build()
-                .unwrap();
+            let backends =
+                Backends::builder(members(&["a", "b"])).max_requests(max_requests).queue_timeout(None).build().unwrap();
             let (panics, well) = (balance(&backends, false), balance(&backends, true));
             let set = |names| catch_unwind(AssertUnwindSafe(|| backends.set(members(names)).unwrap()));
             assert!(set(&["b", "c"]).is_err());

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -34,6 +35,8 @@ pub(super) struct Queue {
 /// The requests that wait, in the order in which they came.
 #[derive(Debug, Default)]
 struct Waiting {
+    /// The version of the view that the permits were given by last.
+    version: u64,
     next: u64,
     /// Those that take a permit of any member.
     any: BTreeMap<u64, oneshot::Sender<InFlight>>,
@@ -46,7 +49,7 @@ struct Waiting {
 pub(super) enum Admission {
     /// A permit of the member in this position.
     Admitted(usize, InFlight),
-    /// The member has just been removed: there is a later view.
+    /// The member has just been removed, or the set has changed: there is a later view.
     Stale,
     Queued(Waiter),
     /// Too many requests wait.
@@ -71,15 +74,21 @@ impl Queue {
     /// Takes a permit of the member that `pick` chooses among those that have one, or puts the request into the queue.
     ///
     /// `bound_to` is the only member that the request may be sent to. A request that `must_not_wait` is a further
-    /// attempt, which ends instead.
+    /// attempt, which ends instead. `is_latest`: there is no later view for the mount of the request.
     pub(super) fn admit(
         self: &Arc<Self>,
         view: &View,
+        is_latest: bool,
         bound_to: Option<MemberId>,
         must_not_wait: bool,
         pick: impl FnOnce(&dyn Fn(&Entry) -> bool) -> Option<usize>,
     ) -> Admission {
         let mut waiting = self.lock();
+        // A request that waits for a member of an earlier view would wait although another one has permits, or although
+        // none is left.
+        if view.version < waiting.version && !is_latest {
+            return Admission::Stale;
+        }
         // A change of the set may have added permits, which are the queue's.
         let picked = if waiting.is_behind(bound_to) { None } else { pick(&|entry| self.has_permit(&entry.state)) };
         if let Some(position) = picked {
@@ -125,10 +134,18 @@ impl Queue {
     }
 
     /// Gives the permits that a new view has added to the requests that wait. Those that wait for a member that is out
-    /// leave the queue without one.
+    /// leave the queue without one, and so do all if no member is left, because none would ever have a permit for them.
     pub(super) fn fill(&self, view: &View) {
         let mut waiting = self.lock();
-        let unbound = waiting.unbind(view);
+        if view.version < waiting.version {
+            // Another thread has done so by a later one.
+            return;
+        }
+        waiting.version = view.version;
+        let mut left = waiting.unbind(view);
+        if view.eligible.is_empty() {
+            left.push(waiting.take_any());
+        }
         let mut served = Vec::new();
         for entry in view.eligible() {
             while waiting.count > 0 && self.has_permit(&entry.state) {
@@ -138,7 +155,7 @@ impl Queue {
             }
         }
         drop(waiting);
-        drop(unbound);
+        drop(left);
         for (next, member, count) in served {
             let in_flight = InFlight::counted(member);
             if count == Count::Counted {
@@ -156,6 +173,7 @@ impl Queue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
 impl Waiting {
     /// Puts a request at the end.
     fn push(&mut self, bound_to: Option<MemberId>, sender: oneshot::Sender<InFlight>) -> u64 {
@@ -202,6 +220,13 @@ impl Waiting {
         lines
     }
 
+    /// Takes out the requests that would take a permit of any member.
+    fn take_any(&mut self) -> BTreeMap<u64, oneshot::Sender<InFlight>> {
+        let any = mem::take(&mut self.any);
+        self.count -= any.len();
+        any
+    }
+
     /// Takes a request out. `None` if it's no longer in the queue.
     fn remove(&mut self, number: u64, bound_to: Option<MemberId>) -> Option<oneshot::Sender<InFlight>> {
         let sender = match bound_to {
@@ -236,5 +261,36 @@ impl Drop for Waiter {
     fn drop(&mut self) {
         let sender = self.queue.lock().remove(self.number, self.bound_to);
         drop(sender);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::balance::{member::Member, selection::Selection, snapshot::Rules, watch::Watch};
+
+    /// A view of a single member that is full.
+    fn view(version: u64) -> View {
+        let now = Instant::now();
+        let member = Member::named("a");
+        let state = Arc::new(MemberState::alone(member.clone(), now, Watch::up(now)));
+        state.load.begin();
+        let rules = Rules { slow_start: Duration::ZERO, tries_all: true, has_checks: false };
+        View::new(version, version, [Entry::new(state, &member)].into(), rules, &Selection::default())
+    }
+
+    #[test]
+    fn no_request_waits_by_a_view_that_is_older_than_the_one_that_gave_the_last_permits() {
+        let queue = Arc::new(Queue::new(1, None));
+        let admit = |version, is_latest| queue.admit(&view(version), is_latest, None, false, |_| None);
+        queue.fill(&view(2));
+        queue.fill(&view(1));
+        assert!(matches!(admit(1, false), Admission::Stale));
+        assert!(matches!(admit(2, false), Admission::Queued(_)));
+        assert!(matches!(admit(3, false), Admission::Queued(_)));
+        // The mount gets no later view.
+        assert!(matches!(admit(1, true), Admission::Queued(_)));
     }
 }

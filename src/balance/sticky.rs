@@ -60,6 +60,10 @@ impl Sticky {
     /// another member answers, because the session's own is out or an attempt was repeated, the cookie is set again. A
     /// WebSocket is part of a session as any request is.
     ///
+    /// [`ReverseProxyLayer::balanced`](crate::ReverseProxyLayer::balanced) keeps the cookie for the balancer. Around a
+    /// [`Balance`](super::Balance) made by hand, or a set as a [`Target`](crate::Target), don't give its name to
+    /// [`hide_cookies`](crate::ReverseProxyLayer::hide_cookies), which would remove the cookie before the balancer.
+    ///
     /// ```
     /// use tower_reverse_proxy::balance::Sticky;
     ///
@@ -138,6 +142,14 @@ impl Sticky {
     /// Whether sessions have keys, and no cookies.
     pub(super) fn is_by_key(&self) -> bool {
         matches!(self.0, Kind::By(_))
+    }
+
+    /// Returns the name of the cookies, if sessions have them.
+    pub(super) fn cookie_name(&self) -> Option<Arc<str>> {
+        match &self.0 {
+            Kind::Cookie(cookie) => Some(cookie.name.clone()),
+            Kind::By(_) => None,
+        }
     }
 
     /// Returns the value of a member's cookie, if sessions have cookies.

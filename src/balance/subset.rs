@@ -47,7 +47,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::balance::{Backends, State};
+    use crate::balance::{Backends, Pick, State, Sticky};
 
     fn names(count: usize) -> Vec<String> {
         (0..count).map(|number| format!("http://10.0.{}.{}:8000", number / 250, number % 250)).collect()
@@ -125,6 +125,20 @@ mod tests {
             let error = Backends::builder(names(4)).subset(size, instance, of).build().unwrap_err();
             assert!(error.to_string().contains("write at least one member"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_subset_of_sessions_or_keys_is_an_error_because_replicas_would_disagree() {
+        let builder = || Backends::builder(names(40)).subset(5, 3, 8);
+        for builder in [
+            builder().sticky(Sticky::cookie("backend", "0123456789abcdef").unwrap()),
+            builder().sticky(Sticky::by(|_| None)),
+            builder().pick(Pick::hash_by_path()),
+        ] {
+            let error = builder.build().unwrap_err();
+            assert!(error.to_string().contains("leave out the subset"), "{error}");
+        }
+        assert!(builder().pick(Pick::RoundRobin).build().is_ok());
     }
 
     /// If this fails, replicas of two versions use other members than they did.

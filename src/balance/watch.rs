@@ -11,13 +11,13 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    backends::{Set, Shared},
     check::Verdict,
     eject::Eject,
     health::{Change, Health, Reason, Suspicion, Tally, median},
     load::Millis,
     member::{Ending, MemberState, State},
     outcome::{self, Outcome},
+    set::{Set, Shared},
     snapshot::View,
     trial::Trial,
 };

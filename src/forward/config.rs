@@ -24,6 +24,9 @@ pub(crate) struct ForwardConfig {
     pub(crate) keep_identity_claims: bool,
     /// The names of cookies that aren't forwarded in either direction.
     pub(crate) hidden_cookies: Box<[String]>,
+    /// The name of the cookie by which the upstream keeps sessions. It's never one of `hidden_cookies`, because the
+    /// upstream reads it, and removes it from requests and responses itself.
+    pub(crate) upstream_cookie: Option<Arc<str>>,
     pub(crate) upgrades: AllowedUpgrades,
     pub(crate) tunnels: Tunnels,
     pub(crate) continue_timeout: Duration,
@@ -49,6 +52,7 @@ impl Default for ForwardConfig {
             keep_underscores: false,
             keep_identity_claims: false,
             hidden_cookies: Box::default(),
+            upstream_cookie: None,
             upgrades: AllowedUpgrades::default(),
             tunnels: Tunnels::new(),
             // RFC 9110, section 10.1.1, doesn't define a time. curl waits for 1 s too.
@@ -78,6 +82,7 @@ impl fmt::Debug for ForwardConfig {
             .field("keep_underscores", &self.keep_underscores)
             .field("keep_identity_claims", &self.keep_identity_claims)
             .field("hidden_cookies", &self.hidden_cookies)
+            .field("upstream_cookie", &self.upstream_cookie)
             .field("upgrades", &self.upgrades)
             .field("tunnels", &self.tunnels)
             .field("continue_timeout", &self.continue_timeout)

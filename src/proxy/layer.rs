@@ -145,7 +145,9 @@ impl ReverseProxyLayer<Retry<Balance<Upstream<Client>>>> {
             Some(client) => Upstream::with_client(client.backend().clone(), client.clone()),
             None => panic!("a member with an address has a client"),
         });
-        Ok(Self::with_upstream(Retry::new(balance, RetryPolicy::default())))
+        let cookie = backends.cookie_name();
+        let layer = Self::with_upstream(Retry::new(balance, RetryPolicy::default()));
+        Ok(layer.configure(|config| config.upstream_cookie = cookie))
     }
 }
 

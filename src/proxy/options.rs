@@ -208,6 +208,9 @@ impl<U> ReverseProxyLayer<U> {
     /// byte for byte; a `Cookie` field without a cookie left is removed. Names are case-sensitive (RFC 6265, section
     /// 5.3).
     ///
+    /// The cookie of a [`balanced`](Self::balanced) mount's [sessions](crate::balance::Sticky) is hidden from the
+    /// backends in any case, and its name has no effect here.
+    ///
     /// ```
     /// use tower_reverse_proxy::ReverseProxyLayer;
     ///
@@ -230,7 +233,10 @@ impl<U> ReverseProxyLayer<U> {
                  attributes, such as \"id\""
             );
         }
-        self.configure(|config| config.hidden_cookies = names)
+        self.configure(|config| {
+            let upstream = config.upstream_cookie.as_deref();
+            config.hidden_cookies = names.into_iter().filter(|name| Some(&**name) != upstream).collect();
+        })
     }
 }
 
@@ -385,7 +391,7 @@ impl<U> ReverseProxyLayer<U> {
         self.configure(|config| config.on_error = Some(Arc::new(move |failure| respond(failure).into_response())))
     }
 
-    fn configure(mut self, change: impl FnOnce(&mut ForwardConfig)) -> Self {
+    pub(super) fn configure(mut self, change: impl FnOnce(&mut ForwardConfig)) -> Self {
         change(Arc::make_mut(&mut self.proxy.config));
         self
     }

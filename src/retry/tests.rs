@@ -25,7 +25,7 @@ use tower_service::Service;
 use super::{Hedge, Retry, RetryPolicy};
 use crate::{
     error::{Error, ErrorKind, MayBeProcessed},
-    tried::{MemberId, NoneLeft, Tried},
+    tried::{MemberId, NoneLeft, SetId, Tried},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -99,7 +99,9 @@ impl Script {
 
     async fn answer(self, at: usize, mut step: Step, mut request: Request<Body>) -> Result<Response<Body>, BoxError> {
         if matches!(step, Step::Exhaust) {
-            Tried::of(request.extensions()).expect("the list of members").set_exhausted(true);
+            let (tried, set) = (Tried::of(request.extensions()).expect("the list of members"), SetId::unique());
+            tried.push(set, MemberId::unique());
+            tried.set_exhausted(set, true);
             step = self.steps.lock().unwrap().pop_front().expect("what follows");
         }
         // A layer on the upstream side of its own.
@@ -538,8 +540,9 @@ async fn an_unsent_request_is_not_sent_again_if_the_balancer_has_no_other_member
                 .unwrap()
                 .with_unsent_request(|request| request.extensions_mut().get_or_insert_default::<Tried>().clone());
             let tried = tried.unwrap();
-            tried.push(MemberId::unique());
-            tried.set_exhausted(is_exhausted);
+            let set = SetId::unique();
+            tried.push(set, MemberId::unique());
+            tried.set_exhausted(set, is_exhausted);
             std::future::ready(Err::<Response<Body>, _>(failure))
         });
         let failure = Retry::new(balancer, RetryPolicy::unsent()).oneshot(bare(Method::POST)).await.unwrap_err();

@@ -20,7 +20,7 @@ use super::{
     origin::Origin,
     pools::{Full, Pools, Slot},
 };
-use crate::{balance::Backends, client::Client, tunnel_guard::TunnelResource};
+use crate::{balance::Backends, client::Client, tried::SetId, tunnel_guard::TunnelResource};
 
 /// The pools of all proxies that have the same [`Targets`](super::Targets).
 pub(super) struct Registry {
@@ -41,8 +41,7 @@ struct State {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     Origin(Origin),
-    /// The identity of a set, which the pool keeps.
-    Set(usize),
+    Set(SetId),
 }
 
 /// Where the requests of a pool go.

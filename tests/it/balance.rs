@@ -21,9 +21,11 @@ use tokio::{
 use tower::{Service, ServiceExt, layer::layer_fn, service_fn};
 use tower_reverse_proxy::{
     Backends, BoxUpstream, Error, ErrorKind, Retry, RetryPolicy, ReverseProxyLayer, Upstream,
-    balance::{BackendsBuilder, Balance, Member, MemberStatus, State},
+    balance::{BackendsBuilder, Balance, Eject, Member, MemberStatus, State},
 };
 
+#[cfg(feature = "http2")]
+use crate::support::http2_backends::Http2;
 use crate::support::{PATIENCE, Wire, answering, ask, backend, client, front, get, others_run, refusing, within};
 
 const OFFER: &[u8] = b"GET /app/chat HTTP/1.1\r\nHost: front.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -144,7 +146,7 @@ async fn a_client_that_leaves_ends_its_request() {
     assert_eq!(in_flight(&backends), [1]);
     drop(wire);
     in_flight_becomes(&backends, &[0]).await;
-    assert_eq!(backends.status()[0].failures(), 0);
+    assert_eq!(backends.status()[0].faults(), 0);
 }
 
 #[tokio::test]
@@ -194,8 +196,8 @@ async fn a_backend_that_refuses_connections_gets_few_requests() {
     for _ in 0..300 {
         assert_eq!(get(front, "/app/", "").await.status(), 200);
     }
-    let failures = backends.status()[1].failures();
-    assert!((1..5).contains(&failures), "{failures}");
+    let faults = backends.status()[1].faults();
+    assert!((1..5).contains(&faults), "{faults}");
 }
 
 #[tokio::test]
@@ -279,6 +281,24 @@ async fn a_drain_ends_with_the_last_exchange() {
 }
 
 #[tokio::test]
+async fn a_member_is_drained_by_the_name_that_its_status_shows() {
+    let at = |port| Member::new("http://app.example").at(([127, 0, 0, 1], port).into());
+    for members in [vec![at(1), at(2)], vec![Member::named("blue"), Member::named("green")]] {
+        let backends = Backends::new(members);
+        let names: Vec<_> = backends.status().iter().map(|status| status.backend().to_owned()).collect();
+        for unknown in ["", "http://app.example", "red"] {
+            assert!(!within(backends.drain(unknown)).await, "{unknown}");
+        }
+        assert!(within(backends.drain(&names[0])).await);
+        assert_eq!(backends.status().len(), 1);
+        assert_eq!(backends.status()[0].backend(), names[1]);
+    }
+    // Or as an origin that is written otherwise.
+    let backends = Backends::new(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]);
+    assert!(within(backends.drain("HTTP://10.0.0.1:8000/")).await);
+}
+
+#[tokio::test]
 async fn a_backend_that_returns_while_it_drains_gets_requests_again() {
     let (a, held) = holding("a").await;
     let backends = seeded([a.clone()]);
@@ -345,6 +365,85 @@ async fn any_services_can_be_balanced() {
 }
 
 #[tokio::test]
+async fn a_later_set_over_services_has_no_other_members_than_these() {
+    let service = |name: &'static str| Router::new().route("/app/", route(move || async move { name }));
+    let balance = Balance::over([service("a"), service("b")]);
+    let backends = balance.backends().clone();
+    let front = front(Router::new().layer(ReverseProxyLayer::with_upstream(balance).prefix("/app"))).await;
+    for unknown in ["2", "blue", "01", "+1", ""] {
+        let error = backends.set([Member::named("0"), Member::named(unknown)]).unwrap_err();
+        assert!(
+            error.to_string().contains(&format!("no service {unknown:?}: write names from \"0\" to \"1\"")),
+            "{error}"
+        );
+        assert_eq!(counts(front, 40).await.len(), 2);
+    }
+    backends.set([Member::named("1").weight(3)]).unwrap();
+    assert_eq!(counts(front, 10).await, [("b".to_owned(), 10)].into());
+}
+
+/// A balancer in memory of members that respond with a status and their names. `b` is a backup.
+fn pair(status: StatusCode, names: [&'static str; 2]) -> Balance<BoxUpstream> {
+    let backends = Backends::builder([Member::named(names[0]), Member::named(names[1]).backup()]).eject(Eject::never());
+    Balance::new(&backends.build().unwrap(), move |member: &Member| {
+        let name = member.name().to_owned();
+        let response = move |_: Request| {
+            let response = axum::response::Response::builder().status(status).body(Body::from(name.clone()));
+            std::future::ready(Ok::<_, Error>(response.unwrap()))
+        };
+        BoxUpstream::new(service_fn(response))
+    })
+}
+
+/// A balancer of balancers, with retries around it.
+async fn nested(pairs: [Balance<BoxUpstream>; 2]) -> std::net::SocketAddr {
+    let balance = Balance::over(pairs.map(BoxUpstream::new));
+    let proxy = ReverseProxyLayer::with_upstream(Retry::new(balance, RetryPolicy::idempotent())).prefix("/app");
+    front(Router::new().layer(proxy)).await
+}
+
+#[tokio::test]
+async fn a_set_inside_of_another_one_whose_members_all_fail_ends_no_retry() {
+    // The first one's backup isn't used, because its other member counts as healthy.
+    let pairs = [pair(StatusCode::SERVICE_UNAVAILABLE, ["a", "b"]), pair(StatusCode::OK, ["c", "d"])];
+    let front = nested(pairs).await;
+    for _ in 0..20 {
+        assert_eq!(get(front, "/app/", "").await.text(), "c");
+    }
+}
+
+#[tokio::test]
+async fn a_set_inside_of_another_one_that_has_a_member_left_begins_no_retry() {
+    let unavailable = |names| {
+        let backends = Backends::builder(names).eject(Eject::never()).build().unwrap();
+        Balance::new(&backends, |member: &Member| {
+            let name = member.name().to_owned();
+            BoxUpstream::new(Router::new().fallback(async move || (StatusCode::SERVICE_UNAVAILABLE, name)))
+        })
+    };
+    let pairs = [unavailable(["a", "b"].map(Member::named)), unavailable(["c", "d"].map(Member::named))];
+    let front = nested(pairs).await;
+    let response = get(front, "/app/", "").await;
+    // The response of the second one, and not a failure in place of it.
+    assert_eq!(response.status(), 503);
+    assert!(["a", "b", "c", "d"].contains(&response.text().as_str()), "{response:?}");
+}
+
+#[tokio::test]
+async fn a_request_that_is_unsent_by_a_set_inside_of_another_one_goes_to_the_next_set() {
+    let upstream =
+        |members| Balance::new(&seeded(members), |member: &Member| Upstream::new(member.client().unwrap().clone()));
+    let refuses = upstream([Member::new(refusing().await), Member::new(refusing().await).backup()]);
+    let answers = upstream([Member::new(named("c").await), Member::new(named("d").await).backup()]);
+    let balance = Balance::over([refuses, answers]);
+    let proxy = ReverseProxyLayer::with_upstream(Retry::new(balance, RetryPolicy::unsent())).prefix("/app");
+    let front = front(Router::new().layer(proxy)).await;
+    for _ in 0..10 {
+        assert_eq!(ask(front, POST).await.text(), "c");
+    }
+}
+
+#[tokio::test]
 async fn members_are_chosen_before_they_are_ready() {
     // A member that isn't ready delays its own requests only.
     let never = tower::limit::ConcurrencyLimit::new(
@@ -363,7 +462,8 @@ async fn an_empty_set_responds_with_503() {
     let backends = seeded([a.clone()]);
     let front = app(&backends).await;
     assert!(within(backends.drain(&a)).await);
-    assert_eq!(get(front, "/app/", "").await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let response = get(front, "/app/", "").await;
+    assert_eq!((response.status(), response.field("retry-after")), (503, Some("1")));
     backends.set([a]).unwrap();
     assert_eq!(get(front, "/app/", "").await.text(), "a");
 }
@@ -601,6 +701,33 @@ async fn a_member_that_is_removed_takes_no_request_of_the_queue() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_request_in_the_queue_fails_at_once_when_the_last_member_goes() {
+    for is_drained in [false, true] {
+        let backends = limited(&["a"], 1).queue_timeout(None).build().unwrap();
+        let gates = gates(&["a", "b"]);
+        let balance = gated(&backends, &gates);
+        let (done, mut outcomes) = unbounded_channel();
+        begin(&balance, 0..3, &done).await;
+        if is_drained {
+            drop(backends.drain("a"));
+        } else {
+            backends.set([Member::named("b")]).unwrap();
+            drop(backends.drain("b"));
+        }
+        // With another set there is a member for a moment, which may get one of them.
+        others_run().await;
+        gates["b"].add_permits(2);
+        for _ in 0..2 {
+            let (number, outcome) = within(outcomes.recv()).await.unwrap();
+            let expected = if outcome.is_ok() { Ok("b".to_owned()) } else { Err(ErrorKind::Connect) };
+            assert!(number > 0 && outcome == expected, "{outcome:?}");
+        }
+        gates["a"].add_permits(1);
+        assert_eq!(within(outcomes.recv()).await.unwrap(), (0, Ok("a".to_owned())));
+    }
+}
+
 #[tokio::test]
 async fn the_idle_connections_of_a_removed_backend_are_closed() {
     let (open, held) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
@@ -632,4 +759,36 @@ async fn the_idle_connections_of_a_removed_backend_are_closed() {
     held.add_permits(1);
     wire.bytes(1).await;
     assert!(timeout(Duration::from_secs(20), becomes(0)).await.is_ok(), "the last one is open");
+}
+
+#[cfg(feature = "http2")]
+#[tokio::test]
+async fn the_unused_http2_connections_of_a_removed_backend_are_closed() {
+    let held = Arc::new(Semaphore::new(0));
+    let permits = held.clone();
+    // One stream a connection, so that two requests at once need two.
+    let (a, server, mut ended) = Http2::serve(1, move |request: hyper::Request<hyper::body::Incoming>| {
+        let permits = permits.clone();
+        async move {
+            if request.uri().path() == "/app/held" {
+                permits.acquire().await.unwrap().forget();
+            }
+            axum::response::Response::new(Body::from("a"))
+        }
+    })
+    .await;
+    let builder = Backends::builder([a]).client(|client| client.http2(true).pool_idle_timeout(None));
+    let backends = builder.build().unwrap();
+    let front = app(&backends).await;
+    let mut wire = client(front).await;
+    wire.send(b"GET /app/held HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+    in_flight_becomes(&backends, &[1]).await;
+    get(front, "/app/", "").await;
+    assert_eq!(server.connections.load(Ordering::SeqCst), 2);
+    backends.set([named("b").await]).unwrap();
+    within(ended.recv()).await.expect("the one without a stream is closed");
+    assert!(ended.try_recv().is_err());
+    held.add_permits(1);
+    assert_eq!(wire.message().await.unwrap().text(), "a");
+    within(ended.recv()).await.expect("the last one is closed");
 }

@@ -218,7 +218,7 @@ async fn a_member_is_out_after_five_faults_in_a_row_whatever_they_are() {
         let (bad, good) = (Moody::new(mood).await, well().await);
         let Set { backends, addr, _held } = set_of(&bad.origin, &good, for_long()).await;
         reaches(&backends, &bad, State::Ejected, async || drop(post(addr).await)).await;
-        assert_eq!((bad.requests(), status_of(&backends, &bad).failures()), (5, 5), "{mood:?}");
+        assert_eq!((bad.requests(), status_of(&backends, &bad).faults()), (5, 5), "{mood:?}");
         assert_eq!((failed_posts(addr, 20).await, bad.requests()), (0, 5), "{mood:?}");
         assert_eq!(status_of(&backends, &good).state(), State::Up, "{mood:?}");
     }
@@ -259,7 +259,7 @@ async fn clients_that_leave_late_are_evidence_of_a_hang_and_those_that_leave_ear
             }
         };
         within(in_flight).await;
-        let counted: u64 = backends.status().iter().map(MemberStatus::failures).sum();
+        let counted: u64 = backends.status().iter().map(MemberStatus::faults).sum();
         // Three each: a half fault counts once both are there.
         assert!(counted <= failures && counted + 1 >= failures, "{time:?}: {:?}", backends.status());
         assert!(backends.status().iter().all(|row| row.state() == State::Up), "{:?}", backends.status());
@@ -273,7 +273,7 @@ async fn errors_that_every_member_answers_with_take_none_out() {
     let addr = balanced(&backends).await;
     assert_eq!(failed_posts(addr, 60).await, 60);
     for member in &members {
-        assert_eq!((status_of(&backends, member).state(), status_of(&backends, member).failures()), (State::Up, 0));
+        assert_eq!((status_of(&backends, member).state(), status_of(&backends, member).faults()), (State::Up, 0));
         assert!(member.requests() >= 10);
     }
 }
@@ -366,7 +366,7 @@ async fn a_member_that_refuses_connects_is_down_and_comes_back_by_a_connect_of_i
         }
     };
     within(goes_down).await;
-    assert_eq!(status_at(&backends, &gone).failures(), 2);
+    assert_eq!(status_at(&backends, &gone).faults(), 2);
     assert_eq!(failed_posts(addr, 20).await, 0);
     // The listener is there again.
     let back = Moody::on(socket.listen(64).unwrap(), Mood::Responds(OK));
@@ -406,7 +406,8 @@ async fn with_unavailable_a_set_without_a_healthy_member_answers_503_at_once() {
     within(all_down).await;
     let requests = || backends.status().iter().map(MemberStatus::requests).sum::<u64>();
     let before = requests();
-    assert_eq!(post(addr).await.status(), 503);
+    let response = post(addr).await;
+    assert_eq!((response.status(), response.field("retry-after")), (503, Some("1")));
     assert_eq!(requests(), before);
 }
 
@@ -417,8 +418,8 @@ async fn a_recent_failure_counts_as_load_although_no_member_is_ever_out() {
     let addr = balanced(&backends).await;
     assert!(failed_posts(addr, 100).await <= 20);
     let row = status_of(&backends, &bad);
-    assert_eq!((row.state(), row.failures()), (State::Up, bad.requests() as u64));
-    assert!(row.failures() > 0);
+    assert_eq!((row.state(), row.faults()), (State::Up, bad.requests() as u64));
+    assert!(row.faults() > 0);
 }
 
 #[tokio::test]

@@ -156,6 +156,19 @@ async fn the_cookie_is_removed_from_the_request_and_others_stay() {
 }
 
 #[tokio::test]
+async fn a_cookie_that_is_hidden_from_the_backends_still_keeps_its_session() {
+    let servers = servers().await;
+    let proxy = ReverseProxyLayer::balanced(&backends(urls(&servers), KEY)).prefix("/app");
+    let addr = front(Router::new().layer(proxy.hide_cookies(["id", "backend"]))).await;
+    let (home, cookie) = session(addr).await;
+    for _ in 0..6 {
+        let answer = get(addr, "/app/sets", &format!("Cookie: id=1; {cookie}; a=1\r\n")).await;
+        assert_eq!((member(&answer), answer.field("x-cookie")), (home.clone(), Some("a=1")));
+        assert_eq!(answer.field("set-cookie"), Some("own=1; Path=/x"), "{answer:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_forged_cookie_is_removed_and_replaced() {
     let servers = servers().await;
     let addr = mounted(&backends(urls(&servers), KEY)).await;

@@ -107,7 +107,8 @@ impl Check {
         self
     }
 
-    /// Sets how long a check may take, from the connect to the response head. Default: 2 seconds.
+    /// Sets how long a check may take, from the connect to the response head. Default: 2 seconds. Other than the other
+    /// timeouts, it can't be disabled, because a check that never ends would never find that its member hangs.
     ///
     /// ```
     /// use std::time::Duration;

@@ -16,7 +16,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::super::{backends::Shared, member::MemberState};
+use super::super::{member::MemberState, set::Shared};
 use crate::tried::MemberId;
 
 /// The interval of a member whose state may be about to change.

@@ -15,7 +15,7 @@ use tokio::task::{AbortHandle, yield_now};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    balance::{Backends, Member, backends::Shared},
+    balance::{Backends, Member, set::Shared},
     observe,
 };
 
