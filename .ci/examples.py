@@ -4,7 +4,8 @@ import os, re, ssl, subprocess, sys, threading, time, urllib.error, urllib.reque
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-# (path, status, text of the response). `gateway` has tests of its own, and the step `kerberos` runs `kerberos`.
+# (path, status, text of the response). `gateway` and `kubernetes` have tests of their own, and the steps `kerberos` and
+# `replicas` run the examples of these names.
 EXAMPLES = {
     "assertion": [
         ("/.well-known/jwks.json", 200, '"crv":"P-256"'),
@@ -84,7 +85,7 @@ def main():
     subprocess.run(["cargo", "build", "--quiet", "--examples", "--all-features"], cwd=ROOT, check=True)
     directory = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "debug", "examples")
     files = {name.removesuffix(".rs") for name in os.listdir(os.path.join(ROOT, "examples"))} - {"README.md", "shared"}
-    failed = ["%s isn't checked: add it to .ci/examples.py" % name for name in sorted(files - set(EXAMPLES) - {"gateway", "kerberos", "replicas"})]
+    failed = ["%s isn't checked: add it to .ci/examples.py" % name for name in sorted(files - set(EXAMPLES) - {"gateway", "kerberos", "kubernetes", "replicas"})]
     with open(os.path.join(ROOT, "examples", "README.md")) as index:
         index = index.read()
     failed += ["%s isn't in examples/README.md" % name for name in sorted(files) if "(%s" % name not in index]

@@ -20,6 +20,11 @@ def version(requirement):
     return tuple(int(number) for number in text.split("."))
 
 
+def alone(manifest):
+    """The manifest with a workspace that has no other member: the others have requirements of their own."""
+    return re.sub(r"(?m)^(default-)?members = .*\n", "", manifest)
+
+
 def library(manifest):
     """The manifest without what only tests, benches and examples need."""
     kept, skips = [], False
@@ -59,7 +64,7 @@ def check(name, change, *checks):
             shutil.copyfile(os.path.join(ROOT, file), os.path.join(copy, file))
     path = os.path.join(copy, "Cargo.toml")
     with open(path) as manifest:
-        changed = change(manifest.read())
+        changed = change(alone(manifest.read()))
     with open(path, "w") as manifest:
         manifest.write(changed)
     run("cargo", "+" + os.environ.get("NIGHTLY", "nightly"), "update", "--quiet", "-Z", "direct-minimal-versions", cwd=copy)

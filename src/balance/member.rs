@@ -152,11 +152,11 @@ impl Member {
         self
     }
 
-    /// Lets the requests of the member end, and sends it only those of the [sticky sessions](super::Sticky) that it has.
-    /// Default: it gets requests.
+    /// Lets the member end what it has: it gets only the requests of the [sticky sessions](super::Sticky) that it has.
+    /// Default: it gets its part of all requests.
     ///
-    /// This is for a backend that has announced its end, such as a pod of Kubernetes that is terminating: it's listed as
-    /// [draining](State::Draining) until a set is without it. Unlike a member that is removed, it keeps its sessions, its
+    /// This is for a backend that has announced its end, such as a pod of Kubernetes that is terminating. It's listed
+    /// as [draining](State::Draining) until a set is without it. Unlike a removed member, it keeps its sessions, its
     /// tunnels stay open until it closes them, and it gets requests if no other member is healthy and
     /// [all are tried](super::NoneHealthy::TryAll).
     ///
