@@ -17,6 +17,8 @@ use std::{
 #[allow(dead_code, unreachable_pub)]
 mod gateway;
 
+#[path = "gateway/descriptors.rs"]
+mod descriptors;
 #[allow(dead_code)] // the other binary uses all of it
 #[path = "it/support/frames.rs"]
 mod frames;

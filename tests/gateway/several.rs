@@ -48,7 +48,7 @@ fn refusing() -> String {
     format!("http://{}", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap())
 }
 
-fn several(prefix: &str, backends: &[&str], keys: &str) -> String {
+pub(crate) fn several(prefix: &str, backends: &[&str], keys: &str) -> String {
     format!("[[mount]]\nprefix = {prefix:?}\nbackends = {backends:?}\n{keys}\n")
 }
 
