@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 mod idle;
+mod upload;
 
 use std::{
     convert::Infallible,
