@@ -26,7 +26,8 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tower::ServiceExt;
 use tower_reverse_proxy::{
-    Client, Error, ErrorKind, Failure, ReverseProxyLayer, Tls,
+    Backends, Client, Error, ErrorKind, Failure, ReverseProxyLayer, Tls,
+    balance::Member,
     rustls::{
         self, ClientConfig, ProtocolVersion, RootCertStore, ServerConfig,
         crypto::{CryptoProvider, ring},
@@ -175,6 +176,30 @@ async fn a_set_address_keeps_the_name_that_is_verified() {
     assert_eq!(get(addr, "/x", "").await.text(), "app.example 0");
     let addr = proxied(client("https://other.example")).await;
     assert_refused(&get(addr, "/x", "").await, &["other.example"]);
+}
+
+/// Members of one name at several addresses are what DNS finds.
+#[tokio::test]
+async fn the_members_at_the_addresses_of_a_name_are_verified_by_the_name() {
+    let tls = Ca::new();
+    let sent = |connection: &rustls::ServerConnection| connection.server_name().unwrap_or("no name").to_owned();
+    let mut members = Vec::new();
+    for name in ["app.example", "app.example", "other.example"] {
+        let url = describing(server(&tls.sign(name), &[]), sent).await;
+        let address = url.strip_prefix("https://").unwrap().parse().unwrap();
+        members.push(Member::new("https://app.example").at(address));
+    }
+    let backends = Backends::builder(members).client(move |client| client.tls(tls.tls())).build().unwrap();
+    let addr = front(Router::new().layer(ReverseProxyLayer::balanced(&backends))).await;
+    for _ in 0..20 {
+        let text = get(addr, "/x", "").await.text();
+        assert!(text.starts_with("app.example "), "{text}");
+    }
+    let [one, two, other] = &backends.status()[..] else { panic!("three members") };
+    assert!(one.requests() > 0 && two.requests() > 0, "{one:?} {two:?}");
+    assert_eq!((one.faults(), two.faults()), (0, 0));
+    // The other name's server is tried, and gets nothing.
+    assert!(other.requests() > 0 && other.faults() == other.requests(), "{other:?}");
 }
 
 #[tokio::test]

@@ -323,7 +323,12 @@ fn ready<T>(poll: Poll<T>) -> Option<T> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::UdpSocket;
+    use std::sync::Arc;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, UdpSocket},
+    };
 
     use super::*;
 
@@ -333,30 +338,68 @@ mod tests {
     const SERVFAIL: u8 = 2;
     const NXDOMAIN: u8 = 3;
 
+    /// How many records a response over UDP has at most. One that has more is truncated, and complete over TCP.
+    const MOST_OVER_UDP: usize = 20;
+
     /// Starts a name server whose responses are those of a function of the name and the type.
-    async fn serve(respond: impl Fn(&str, RecordType) -> Response + Send + 'static) -> SocketAddr {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    async fn serve(respond: impl Fn(&str, RecordType) -> Response + Send + Sync + 'static) -> SocketAddr {
+        let (socket, listener) = sockets().await;
         let address = socket.local_addr().unwrap();
+        let respond = Arc::new(move |query: &[u8], is_udp| response_to(query, &respond, is_udp));
+        let over_tcp = respond.clone();
         tokio::spawn(async move {
             let mut query = [0; 1024];
             while let Ok((_, peer)) = socket.recv_from(&mut query).await {
-                let (name, end) = name_at(&query, 12);
-                let kind = u16::from_be_bytes([query[end], query[end + 1]]);
-                let (code, records, ttl) = respond(&name, kind.into());
-                let mut response = query[..2].to_vec();
-                response.extend([0x81, 0x80 | code, 0, 1, 0, records.len() as u8, 0, 0, 0, 0]);
-                response.extend(&query[12..end + 4]);
-                for data in records {
-                    // The name of the question, and the class IN.
-                    response.extend([0xc0, 12]);
-                    response.extend([&kind.to_be_bytes()[..], &[0, 1], &ttl.to_be_bytes()].concat());
-                    response.extend((data.len() as u16).to_be_bytes());
-                    response.extend(data);
-                }
-                socket.send_to(&response, peer).await.unwrap();
+                socket.send_to(&respond(&query, true), peer).await.unwrap();
+            }
+        });
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let respond = over_tcp.clone();
+                tokio::spawn(async move {
+                    while let Ok(length) = stream.read_u16().await {
+                        let mut query = vec![0; length.into()];
+                        stream.read_exact(&mut query).await.unwrap();
+                        let response = respond(&query, false);
+                        stream.write_u16(response.len() as u16).await.unwrap();
+                        stream.write_all(&response).await.unwrap();
+                    }
+                });
             }
         });
         address
+    }
+
+    /// Binds one port of both protocols.
+    async fn sockets() -> (UdpSocket, TcpListener) {
+        loop {
+            let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            if let Ok(listener) = TcpListener::bind(socket.local_addr().unwrap()).await {
+                return (socket, listener);
+            }
+        }
+    }
+
+    fn response_to(query: &[u8], respond: &impl Fn(&str, RecordType) -> Response, is_udp: bool) -> Vec<u8> {
+        let (name, end) = name_at(query, 12);
+        let kind = u16::from_be_bytes([query[end], query[end + 1]]);
+        let (code, mut records, ttl) = respond(&name, kind.into());
+        let is_truncated = is_udp && records.len() > MOST_OVER_UDP;
+        if is_truncated {
+            records.clear();
+        }
+        let mut response = query[..2].to_vec();
+        let flags = if is_truncated { 0x83 } else { 0x81 };
+        response.extend([flags, 0x80 | code, 0, 1, 0, records.len() as u8, 0, 0, 0, 0]);
+        response.extend(&query[12..end + 4]);
+        for data in records {
+            // The name of the question, and the class IN.
+            response.extend([0xc0, 12]);
+            response.extend([&kind.to_be_bytes()[..], &[0, 1], &ttl.to_be_bytes()].concat());
+            response.extend((data.len() as u16).to_be_bytes());
+            response.extend(data);
+        }
+        response
     }
 
     /// Reads an uncompressed name. Returns where it ends, too.
@@ -438,6 +481,41 @@ mod tests {
             assert_eq!(look_up(&mut records).await.unwrap(), (vec![], 5));
         }
         assert_eq!(look_up(&mut DnsRecords::new("http://[::1]:81")).await.unwrap().0, ["http://[::1]:81 at [::1]:81"]);
+    }
+
+    #[tokio::test]
+    async fn a_response_that_is_too_long_for_udp_is_complete_over_tcp() {
+        let server = serve(|_, kind| match kind {
+            RecordType::A => (0, (1..=60).map(v4).collect(), 60),
+            _ => (0, (1..=60).map(v6).collect(), 60),
+        });
+        let (members, _) = look_up(&mut DnsRecords::new("http://app.test").name_server(server.await)).await.unwrap();
+        assert_eq!(members.len(), 120);
+        assert!(members.contains(&"http://app.test at 127.0.0.60:80".to_owned()), "{members:?}");
+    }
+
+    #[tokio::test]
+    async fn a_name_with_addresses_of_one_kind_has_these_members() {
+        for kind in [RecordType::A, RecordType::AAAA] {
+            for code in [0, NXDOMAIN] {
+                let server = serve(move |_, queried| match queried {
+                    _ if queried != kind => (code, vec![], 0),
+                    RecordType::A => (0, vec![v4(2)], 60),
+                    _ => (0, vec![v6(1)], 60),
+                });
+                let mut records = DnsRecords::new("http://app.test").name_server(server.await);
+                let address = if kind == RecordType::A { "127.0.0.2:80" } else { "[::1]:80" };
+                assert_eq!(look_up(&mut records).await.unwrap().0, [format!("http://app.test at {address}")]);
+            }
+        }
+    }
+
+    /// The clock is paused, so that no time passes.
+    #[tokio::test(start_paused = true)]
+    async fn a_name_server_that_does_not_respond_is_an_error() {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let mut records = DnsRecords::new("http://app.test").name_server(socket.local_addr().unwrap());
+        assert!(look_up(&mut records).await.is_err());
     }
 
     #[tokio::test]
