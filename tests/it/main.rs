@@ -9,6 +9,9 @@ mod address;
 mod assertion;
 mod authorize;
 mod balance;
+#[cfg(feature = "http2")]
+mod balanced_grpc;
+mod balanced_tunnels;
 mod cancel;
 mod client;
 mod composing;
@@ -49,6 +52,8 @@ mod http2_stalled;
 #[cfg(feature = "http2")]
 mod http2_windows;
 mod identity;
+#[cfg(unix)]
+mod killed;
 mod layering;
 #[cfg(feature = "http2")]
 mod limits;
