@@ -18,23 +18,13 @@ pin_project! {
     #[derive(Debug)]
     pub struct BalanceBody<B> {
         #[pin]
-        inner: B,
-        in_flight: Option<InFlight>,
+        pub(super) inner: B,
+        pub(super) in_flight: Option<InFlight>,
     }
 }
 
-impl<B: Body> BalanceBody<B> {
-    pub(super) fn new(inner: B, in_flight: Option<InFlight>) -> Self {
-        // A body that is whole needs nothing more of the member.
-        let mut this = Self { inner, in_flight };
-        if this.inner.is_end_stream() {
-            ended_well(&mut this.in_flight);
-        }
-        this
-    }
-}
-
-fn ended_well(in_flight: &mut Option<InFlight>) {
+/// Reports that the response has ended well, and ends the attempt.
+pub(super) fn ended_well(in_flight: &mut Option<InFlight>) {
     if let Some(in_flight) = in_flight.take() {
         in_flight.ended_well();
     }

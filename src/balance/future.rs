@@ -5,20 +5,19 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use axum_core::{BoxError, body::Body};
 use http::{Request, Response, StatusCode};
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
-use tower::util::Oneshot;
 use tower_service::Service;
 
 use super::{
     Inner,
     attempt::{Attempt, InFlight, TunnelInFlight},
-    body::BalanceBody,
+    body::{self, BalanceBody},
     overloaded,
     queue::Waiter,
     selection::Wish,
@@ -45,17 +44,19 @@ pin_project! {
     enum State<S: Service<Request<Body>>> {
         Calling {
             #[pin]
-            call: Oneshot<S, Request<Body>>,
+            call: S::Future,
             attempt: Option<Attempt>,
             cookie: Option<Assignment>,
         },
-        /// Boxed, because it's rare and large.
+        // The other states are behind pointers, because they are rare, and a future is moved several times.
+        Preparing {
+            preparing: Option<Box<Preparing<S>>>,
+        },
         Trying {
             trying: Pin<Box<Trying<S>>>,
             cookie: Option<Assignment>,
-            elsewhere: Option<Elsewhere<S>>,
+            elsewhere: Option<Box<Elsewhere<S>>>,
         },
-        // In a box, because few requests wait.
         Waiting {
             waiting: Option<Box<Waiting<S>>>,
         },
@@ -63,6 +64,14 @@ pin_project! {
             error: Option<BoxError>,
         },
     }
+}
+
+/// A call of a service that isn't ready.
+struct Preparing<S> {
+    service: S,
+    request: Request<Body>,
+    attempt: Attempt,
+    cookie: Option<Assignment>,
 }
 
 /// Where the request of a trial goes if the trial fails.
@@ -107,22 +116,31 @@ impl<S: HttpService> Waiting<S> {
     }
 }
 
-impl<S: Service<Request<Body>>> ResponseFuture<S> {
+impl<S: HttpService> ResponseFuture<S> {
     /// Calls the service of the member that was chosen.
     pub(super) fn call(
-        service: S,
+        mut service: S,
         request: Request<Body>,
         in_flight: InFlight,
         is_timed: bool,
         cookie: Option<Assignment>,
     ) -> Self {
-        let attempt = Some(Attempt::new(in_flight, &request, is_timed));
-        Self { state: State::Calling { call: Oneshot::new(service, request), attempt, cookie } }
+        let attempt = Attempt::new(in_flight, &request, is_timed);
+        // Most services are always ready, so that the request, which is large to move, is handed on at once. One that
+        // isn't ready is polled again, with the waker of the task.
+        let state = match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => State::Calling { call: service.call(request), attempt: Some(attempt), cookie },
+            Poll::Ready(Err(error)) => State::Failed { error: Some(attempt_failed(attempt, error)) },
+            Poll::Pending => {
+                State::Preparing { preparing: Some(Box::new(Preparing { service, request, attempt, cookie })) }
+            }
+        };
+        Self { state }
     }
 
     /// Tries a member that is out.
     pub(super) fn try_member(trying: Trying<S>, cookie: Option<Assignment>, elsewhere: Elsewhere<S>) -> Self {
-        Self { state: State::Trying { trying: Box::pin(trying), cookie, elsewhere: Some(elsewhere) } }
+        Self { state: State::Trying { trying: Box::pin(trying), cookie, elsewhere: Some(Box::new(elsewhere)) } }
     }
 
     /// Waits for a permit.
@@ -153,14 +171,21 @@ impl<S: HttpService> Future for ResponseFuture<S> {
                             set_cookie(&mut response, cookie);
                             Ok(hold(response, in_flight))
                         }
-                        Err(error) => {
-                            let error = error.into();
-                            if let Some(attempt) = attempt {
-                                attempt.failed(&error);
-                            }
-                            Err(error)
-                        }
+                        Err(error) => Err(match attempt {
+                            Some(attempt) => attempt_failed(attempt, error),
+                            None => error.into(),
+                        }),
                     });
+                }
+                StateProj::Preparing { preparing } => {
+                    let Some(pending) = preparing else { panic!("polled after completion") };
+                    let ready = ready!(pending.service.poll_ready(cx));
+                    let Some(preparing) = preparing.take() else { panic!("polled after completion") };
+                    let Preparing { mut service, request, attempt, cookie } = *preparing;
+                    if let Err(error) = ready {
+                        return Poll::Ready(Err(attempt_failed(attempt, error)));
+                    }
+                    Self { state: State::Calling { call: service.call(request), attempt: Some(attempt), cookie } }
                 }
                 StateProj::Waiting { waiting } => {
                     let Some(pending) = waiting else { panic!("polled after completion") };
@@ -176,7 +201,7 @@ impl<S: HttpService> Future for ResponseFuture<S> {
                         set_cookie(&mut response, cookie);
                         return Poll::Ready(Ok(hold(response, in_flight)));
                     }
-                    let Elsewhere { balance, request, wish, tried } = elsewhere;
+                    let Elsewhere { balance, request, wish, tried } = *elsewhere;
                     balance.send(request, wish, Some(tried))
                 }
                 StateProj::Failed { error } => {
@@ -188,6 +213,12 @@ impl<S: HttpService> Future for ResponseFuture<S> {
     }
 }
 
+fn attempt_failed(attempt: Attempt, error: impl Into<BoxError>) -> BoxError {
+    let error = error.into();
+    attempt.failed(&error);
+    error
+}
+
 /// Lets a response assign its session to the member that has sent it.
 fn set_cookie<B>(response: &mut Response<B>, cookie: &mut Option<Assignment>) {
     if let Some(cookie) = cookie.take() {
@@ -196,15 +227,16 @@ fn set_cookie<B>(response: &mut Response<B>, cookie: &mut Option<Assignment>) {
 }
 
 /// Lets the attempt end with the response's body, or with the tunnel that the response opens.
-fn hold<B: http_body::Body>(mut response: Response<B>, in_flight: Option<InFlight>) -> Response<BalanceBody<B>> {
-    let in_flight = match in_flight {
-        Some(in_flight) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-            TunnelGuard::insert(response.extensions_mut(), TunnelInFlight::new(in_flight));
-            None
-        }
-        in_flight => in_flight,
-    };
-    response.map(|body| BalanceBody::new(body, in_flight))
+fn hold<B: http_body::Body>(mut response: Response<B>, mut in_flight: Option<InFlight>) -> Response<BalanceBody<B>> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(in_flight) = in_flight.take()
+    {
+        TunnelGuard::insert(response.extensions_mut(), TunnelInFlight::new(in_flight));
+    } else if response.body().is_end_stream() {
+        // A body that is whole needs nothing more of the member.
+        body::ended_well(&mut in_flight);
+    }
+    response.map(|inner| BalanceBody { inner, in_flight })
 }
 
 impl<S: Service<Request<Body>>> fmt::Debug for ResponseFuture<S> {

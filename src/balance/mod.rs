@@ -63,6 +63,7 @@ use self::{
     selection::{Choice, Selection, Wish},
     set::{Shared, Subscriber},
     snapshot::{Entry, Snapshot, View},
+    sticky::Assignment,
     trial::Trying,
 };
 pub use self::{
@@ -258,52 +259,68 @@ impl<S: HttpService> Inner<S> {
             shared.checks.ensure(shared);
         }
         let snapshot = self.snapshot.load();
-        let selection = &shared.options.selection;
-        let wish = selection.wish(&mut request, &snapshot.view);
-        let may_go_to = |position| selection.choose_out(&wish, &snapshot.view, position).is_some();
+        let wish = shared.options.selection.wish(&mut request, &snapshot.view);
         // Nothing is due as long as every member is up.
         if snapshot.view.has_due()
-            && let Some((position, trial)) = shared.attend(&snapshot.view, trial::may_try(&request), may_go_to)
-            && let Some(choice) = selection.choose_out(&wish, &snapshot.view, position)
-            && let Some(in_flight) = InFlight::begin(&snapshot.view.entries[position].state)
+            && let Some((trying, cookie, tried)) = self.begin_trial(&snapshot, &request, &wish)
         {
-            let state = &snapshot.view.entries[position].state;
-            let tried = state.id;
-            if let Some(list) = Tried::of(request.extensions()) {
-                list.push(state.set, tried);
-            }
-            let copy = trial::clone_bodiless(&request);
-            let service = snapshot.services[position].clone();
-            let trying = Trying::new(service, copy, in_flight, trial, shared.trial_time());
-            let cookie = selection.assignment(choice, &request, &snapshot.view);
-            return ResponseFuture::try_member(
-                trying,
-                cookie,
-                Elsewhere { balance: self.clone(), request, wish, tried },
-            );
+            let elsewhere = Elsewhere { balance: self.clone(), request, wish, tried };
+            return ResponseFuture::try_member(trying, cookie, elsewhere);
         }
-        drop(snapshot);
-        self.send(request, wish, None)
+        match &shared.queue {
+            None => self.send_at_once(snapshot, request, &wish, None),
+            Some(queue) => self.send_in_turn(queue, request, wish, None),
+        }
+    }
+
+    /// Tries a member that is out, if its trial is due, and if the request may be it. Otherwise does what is due.
+    fn begin_trial(
+        &self,
+        snapshot: &Snapshot<S>,
+        request: &Request<Body>,
+        wish: &Wish,
+    ) -> Option<(Trying<S>, Option<Assignment>, MemberId)> {
+        let shared = &self.backends.shared;
+        let (view, selection) = (&snapshot.view, &shared.options.selection);
+        let may_go_to = |position| selection.choose_out(wish, view, position).is_some();
+        let (position, trial) = shared.attend(view, trial::may_try(request), may_go_to)?;
+        let choice = selection.choose_out(wish, view, position)?;
+        let member = &view.entries[position].state;
+        let in_flight = InFlight::begin(member)?;
+        if let Some(list) = Tried::of(request.extensions()) {
+            list.push(member.set, member.id);
+        }
+        let (service, copy) = (snapshot.services[position].clone(), trial::clone_bodiless(request));
+        let trying = Trying::new(service, copy, in_flight, trial, shared.trial_time());
+        Some((trying, selection.assignment(choice, request, view), member.id))
     }
 
     /// Sends a request to one of the members, and not to `except` if there is another.
     fn send(self: &Arc<Self>, request: Request<Body>, wish: Wish, except: Option<MemberId>) -> ResponseFuture<S> {
         match &self.backends.shared.queue {
-            None => self.send_at_once(request, &wish, except),
+            None => self.send_at_once(self.snapshot.load(), request, &wish, except),
             Some(queue) => self.send_in_turn(queue, request, wish, except),
         }
     }
 
-    fn send_at_once(&self, request: Request<Body>, wish: &Wish, except: Option<MemberId>) -> ResponseFuture<S> {
+    fn send_at_once(
+        &self,
+        mut snapshot: Guard<Arc<Snapshot<S>>>,
+        request: Request<Body>,
+        wish: &Wish,
+        except: Option<MemberId>,
+    ) -> ResponseFuture<S> {
         let Shared { random, options, .. } = &*self.backends.shared;
         let mut refused_by = None;
         loop {
-            let snapshot = self.snapshot.load();
             let view = &snapshot.view;
             let tried = Tried::of(request.extensions());
             let is_current = refused_by != Some(view.version);
+            let is_restricted = tried.is_some() || !is_current;
             let is_usable = |entry: &Entry| {
-                (is_current || !entry.state.load.is_leaving()) && (view.is_alone() || is_untried(entry, tried, except))
+                !is_restricted
+                    || (is_current || !entry.state.load.is_leaving())
+                        && (view.is_alone() || is_untried(entry, tried, except))
             };
             let home = options.selection.home(wish, view, is_usable).map(Choice::home);
             let picked = || options.selection.pick(wish, view, random, except, is_usable).map(Choice::picked);
@@ -316,6 +333,7 @@ impl<S: HttpService> Inner<S> {
             // The member has just been removed, and there is a later snapshot, unless the function that makes the services
             // has panicked.
             refused_by = Some(view.version);
+            snapshot = self.snapshot.load();
         }
     }
 

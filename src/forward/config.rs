@@ -1,6 +1,6 @@
 //! The options of the forwarder.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, mem, sync::Arc, time::Duration};
 
 use axum_core::body::Body;
 use http::{Request, Response, request::Parts};
@@ -65,11 +65,22 @@ impl Default for ForwardConfig {
     }
 }
 
-/// Has the target of a request chosen.
-pub(crate) fn choose<B>(choose: &Choose, request: Request<B>) -> (Request<B>, bool) {
-    let (mut head, body) = request.into_parts();
+/// Has the target of a request chosen. The body stays where it is, because a request is large to move.
+#[inline(never)]
+pub(crate) fn choose<B>(choose: &Choose, request: &mut Request<B>) -> bool {
+    let (mut head, ()) = Request::new(()).into_parts();
+    swap_head(request, &mut head);
     let is_proxied = choose(&mut head);
-    (Request::from_parts(head, body), is_proxied)
+    swap_head(request, &mut head);
+    is_proxied
+}
+
+fn swap_head<B>(request: &mut Request<B>, head: &mut Parts) {
+    mem::swap(request.method_mut(), &mut head.method);
+    mem::swap(request.uri_mut(), &mut head.uri);
+    mem::swap(request.version_mut(), &mut head.version);
+    mem::swap(request.headers_mut(), &mut head.headers);
+    mem::swap(request.extensions_mut(), &mut head.extensions);
 }
 
 impl fmt::Debug for ForwardConfig {

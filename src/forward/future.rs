@@ -116,10 +116,7 @@ impl<U: HttpService> Future for ForwardFuture<U> {
                     }
                     Poll::Pending => {
                         let kind = ready!(poll_overdue(clock, upload.as_deref(), config, cx));
-                        let (config, is_grpc, head) = (config.clone(), context.is_grpc, head.take());
-                        // At once, because a balancer has to learn why the attempt ends.
-                        abandon(|| self.project().state.set(State::Refused { response: None }));
-                        return Poll::Ready(failure::respond(&config, Refusal::Failed(kind.into()), is_grpc, head));
+                        return Poll::Ready(self.give_up(kind));
                     }
                 };
                 Poll::Ready(finished.unwrap_or_else(|error| {
@@ -127,6 +124,21 @@ impl<U: HttpService> Future for ForwardFuture<U> {
                 }))
             }
         }
+    }
+}
+
+impl<U: HttpService> ForwardFuture<U> {
+    /// Drops the call, because the backend is overdue. Returns the response to the client.
+    #[cold]
+    fn give_up(self: Pin<&mut Self>, kind: ErrorKind) -> Response<Body> {
+        let mut state = self.project().state;
+        let StateProj::Calling { context, head, config, .. } = state.as_mut().project() else {
+            panic!("polled after completion")
+        };
+        let (config, is_grpc, head) = (config.clone(), context.is_grpc, head.take());
+        // At once, because a balancer has to learn why the attempt ends.
+        abandon(|| state.set(State::Refused { response: None }));
+        failure::respond(&config, Refusal::Failed(kind.into()), is_grpc, head)
     }
 }
 

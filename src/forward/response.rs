@@ -71,9 +71,8 @@ where
         cookie::map_path(response.headers_mut(), from, to);
     }
 
-    if let Some(cookie) = response.extensions_mut().remove::<FrontCookie>() {
-        let (status, is_secure) = (response.status(), config.forwarded.proto == Some(Scheme::HTTPS));
-        cookie.set(status, response.headers_mut(), config.prefix.as_str(), is_secure);
+    if response.extensions().get::<FrontCookie>().is_some() {
+        set_front_cookie(config, &mut response);
     }
 
     if let Some(upgrade) = upgrade {
@@ -96,6 +95,13 @@ where
     }
     let hide_length = is_bodiless && !has_length(response.headers());
     Ok(response.map(|body| Body::new(ResponseBody::new(body, config.body_idle_timeout, hide_length, upload))))
+}
+
+#[cold]
+fn set_front_cookie<B>(config: &ForwardConfig, response: &mut Response<B>) {
+    let Some(cookie) = response.extensions_mut().remove::<FrontCookie>() else { return };
+    let (status, is_secure) = (response.status(), config.forwarded.proto == Some(Scheme::HTTPS));
+    cookie.set(status, response.headers_mut(), config.prefix.as_str(), is_secure);
 }
 
 /// Whether the response has no body regardless of its length (RFC 9112, section 6.3).

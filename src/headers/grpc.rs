@@ -4,7 +4,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE}
 
 use crate::error::ErrorKind;
 
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+// Not a constant, which would be made and dropped for each comparison.
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const GRPC_RETRY_PUSHBACK_MS: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
@@ -22,14 +23,14 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 /// Whether a response is a trailers-only one with the status `UNAVAILABLE`: its server had no capacity for the call.
 pub(crate) fn is_unavailable(headers: &HeaderMap) -> bool {
     // Nearly every response has other fields only, and reading their names costs less than a look-up does.
-    let mut statuses = headers.iter().filter(|(name, _)| **name == GRPC_STATUS);
+    let mut statuses = headers.iter().filter(|&(name, _)| *name == GRPC_STATUS);
     statuses.any(|(_, status)| status.as_bytes().trim_ascii() == UNAVAILABLE.as_bytes())
 }
 
 /// Sets the fields of a trailers-only response, which is how a gRPC server reports a failure before any message.
 pub(crate) fn set_failure(headers: &mut HeaderMap, kind: ErrorKind, status: StatusCode) {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(GRPC_STATUS, HeaderValue::from_static(status_of(kind, status)));
+    headers.insert(&GRPC_STATUS, HeaderValue::from_static(status_of(kind, status)));
     headers.insert(GRPC_MESSAGE, HeaderValue::from_static(status.canonical_reason().unwrap_or("Error")));
 }
 
@@ -127,14 +128,14 @@ mod tests {
         let mut headers = HeaderMap::new();
         set_failure(&mut headers, ErrorKind::HeaderTimeout, StatusCode::GATEWAY_TIMEOUT);
         assert_eq!(headers[CONTENT_TYPE], "application/grpc");
-        assert_eq!(headers[GRPC_STATUS], DEADLINE_EXCEEDED);
+        assert_eq!(headers[&GRPC_STATUS], DEADLINE_EXCEEDED);
         assert_eq!(headers[GRPC_MESSAGE], "Gateway Timeout");
     }
 
     #[test]
     fn an_unavailable_server_is_recognized_in_a_trailers_only_response() {
         for (status, expected) in [("14", true), (" 14", true), ("0", false), ("1", false), ("140", false)] {
-            let headers = HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from_str(status).unwrap())]);
+            let headers = HeaderMap::from_iter([(GRPC_STATUS.clone(), HeaderValue::from_str(status).unwrap())]);
             assert_eq!(is_unavailable(&headers), expected, "{status:?}");
         }
         assert!(!is_unavailable(&HeaderMap::new()));

@@ -136,7 +136,7 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         if let Some(function) = &self.config.choose {
             // There is no other service for a request that isn't the proxy's. Its upstream refuses it.
-            (request, _) = choose(function, request);
+            choose(function, &mut request);
         }
         ProxyFuture { inner: forward(self.config.clone(), self.upstream.clone(), request.map(Body::new)) }
     }
@@ -259,7 +259,7 @@ where
         if let Some(function) = &config.choose
             && is_proxied
         {
-            (request, is_proxied) = choose(function, request);
+            is_proxied = choose(function, &mut request);
         }
         let kind = if is_proxied {
             Kind::Proxied { future: forward(config.clone(), upstream.clone(), request.map(Body::new)) }

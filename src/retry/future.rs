@@ -81,8 +81,8 @@ struct Retries<S: Service<Request<Body>>> {
     left: u32,
     /// How many retries there were that the budget has paid for.
     paid: u32,
-    replayable: Option<Replayable>,
-    last: Option<Last>,
+    replayable: Option<Box<Replayable>>,
+    last: Option<Box<Last>>,
 }
 
 /// The outcome of the previous attempt.
@@ -108,7 +108,7 @@ impl<S: Service<Request<Body>>> ResponseFuture<S> {
         mut service: S,
         request: Request<Body>,
         max_attempts: u32,
-        replayable: Option<Replayable>,
+        replayable: Option<Box<Replayable>>,
     ) -> Self {
         let future = service.call(request);
         let hedge_after = replayable.as_ref().and_then(|replayable| replayable.hedge_after);
@@ -128,17 +128,18 @@ where
         let mut this = self.project();
         loop {
             let outcome = match this.state.as_mut().project() {
-                StateProj::Calling { future } => match (future.poll(cx), this.retries.as_mut()) {
-                    (Poll::Ready(outcome), None) => return Poll::Ready(outcome.map_err(Into::into)),
-                    (Poll::Pending, None) => return Poll::Pending,
-                    (Poll::Pending, Some(retries)) => {
-                        let response = ready!(retries.poll_hedge(cx));
-                        // The attempt is cancelled.
-                        this.state.set(State::Ended);
-                        *this.retries = None;
+                StateProj::Calling { future } => match future.poll(cx) {
+                    // Most responses end here. They are moved as little as possible, because they are large.
+                    Poll::Ready(Ok(response)) if is_last(this.retries.as_ref(), &response) => {
+                        if let Some(retries) = this.retries.take() {
+                            retries.responded();
+                        }
                         return Poll::Ready(Ok(response));
                     }
-                    (Poll::Ready(outcome), Some(retries)) => {
+                    Poll::Ready(outcome) => {
+                        let Some(retries) = this.retries.as_mut() else {
+                            return Poll::Ready(outcome.map_err(Into::into));
+                        };
                         if is_failure(&outcome)
                             && let Hedge::UnderWay { future } = mem::replace(&mut retries.hedge, Hedge::None)
                         {
@@ -146,6 +147,14 @@ where
                             continue;
                         }
                         outcome
+                    }
+                    Poll::Pending => {
+                        let Some(retries) = this.retries.as_mut() else { return Poll::Pending };
+                        let response = ready!(retries.poll_hedge(cx));
+                        // The attempt is cancelled.
+                        this.state.set(State::Ended);
+                        *this.retries = None;
+                        return Poll::Ready(Ok(response));
                     }
                 },
                 StateProj::Hedging { future } => ready!(future.as_mut().poll(cx)),
@@ -199,7 +208,7 @@ where
         }
         let Some(pause) = self.pause() else { return Next::Done(Ok(response)) };
         observe::retried_response(status);
-        self.last = Some(Last::Response(status));
+        self.last = Some(Box::new(Last::Response(status)));
         Next::Retry(pause)
     }
 
@@ -223,7 +232,7 @@ where
         };
         let Some(next) = next else { return Next::Done(Err(failure)) };
         observe::retried_failure(&failure);
-        self.last = Some(Last::Failure(failure));
+        self.last = Some(Box::new(Last::Failure(failure)));
         Next::Retry(next)
     }
 
@@ -320,7 +329,7 @@ where
 
     /// Returns the failure of the previous attempt, because there is no other one.
     fn last_failure(&mut self) -> BoxError {
-        match self.last.take() {
+        match self.last.take().map(|last| *last) {
             Some(Last::Failure(failure)) => failure,
             Some(Last::Response(status)) => Error::with_status(ErrorKind::Upstream, status, NONE_LEFT).into(),
             None => Error::with_source(ErrorKind::Overloaded, NoneLeft).into(),
@@ -345,6 +354,11 @@ fn may_have_been_sent(failure: &BoxError) -> bool {
         Some(ErrorKind::ConnectionClosed | ErrorKind::Connect | ErrorKind::ConnectTimeout)
     );
     is_gone && !is_unsent
+}
+
+/// Whether a response is the client's, regardless of the attempts that are left.
+fn is_last<S: Service<Request<Body>>, B>(retries: Option<&Retries<S>>, response: &Response<B>) -> bool {
+    retries.is_none_or(|retries| retries.replayable.is_none()) || !is_unavailable(response)
 }
 
 /// Whether another attempt may have a better outcome.

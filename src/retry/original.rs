@@ -1,6 +1,7 @@
 //! A request as the retry layer got it, for further attempts.
 
 use std::{
+    mem,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -23,19 +24,20 @@ pub(super) struct Original {
 }
 
 impl Original {
-    /// Copies a request, and returns it for the first attempt.
-    pub(super) fn of(request: Request<Body>, limits: Limits, memory: &Arc<Memory>) -> (Self, Request<Body>) {
+    /// Copies a request, which is prepared for the first attempt.
+    pub(super) fn of(request: &mut Request<Body>, limits: Limits, memory: &Arc<Memory>) -> Self {
         let tried = Tried::default();
-        let (mut parts, body) = request.into_parts();
-        let head = parts.clone();
-        parts.extensions.insert(tried.clone());
+        let body = mem::take(request.body_mut());
+        let head = clone_head(request);
+        request.extensions_mut().insert(tried.clone());
         let (replay, body) = if body.is_end_stream() {
             (None, body)
         } else {
             let (replay, body) = Replay::new(body, limits, memory.clone());
             (Some(replay), body)
         };
-        (Self { head, tried, replay }, Request::from_parts(parts, body))
+        *request.body_mut() = body;
+        Self { head, tried, replay }
     }
 
     /// Returns whether another attempt may be possible.
@@ -60,6 +62,16 @@ impl Original {
         request.extensions_mut().insert(self.tried.clone());
         request
     }
+}
+
+fn clone_head(request: &Request<Body>) -> Parts {
+    let (mut head, ()) = Request::new(()).into_parts();
+    head.method = request.method().clone();
+    head.uri = request.uri().clone();
+    head.version = request.version();
+    head.headers = request.headers().clone();
+    head.extensions = request.extensions().clone();
+    head
 }
 
 /// Returns whether a request may be sent again although a backend may have processed it.

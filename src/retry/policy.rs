@@ -39,7 +39,8 @@ use crate::method::is_idempotent;
 #[doc(alias = "retry_on")]
 pub struct RetryPolicy {
     attempts: u32,
-    idempotent: Option<Idempotent>,
+    // Behind a pointer, because the service is cloned for each request.
+    idempotent: Option<Arc<Idempotent>>,
 }
 
 /// What only [`RetryPolicy::idempotent`] has.
@@ -139,7 +140,7 @@ impl RetryPolicy {
     /// ```
     pub fn idempotent() -> Self {
         let shared = Shared::new(Jitter::random());
-        Self { attempts: 3, idempotent: Some(Idempotent { options: Options::default(), shared }) }
+        Self { attempts: 3, idempotent: Some(Arc::new(Idempotent { options: Options::default(), shared })) }
     }
 
     /// Sets how many times a request is sent at most, the first time included. Default: 3. 0 counts as 1.
@@ -268,14 +269,14 @@ impl RetryPolicy {
     /// ```
     pub fn seed(mut self, seed: u64) -> Self {
         if let Some(idempotent) = &mut self.idempotent {
-            idempotent.shared = Shared::new(Jitter::seeded(seed));
+            Arc::make_mut(idempotent).shared = Shared::new(Jitter::seeded(seed));
         }
         self
     }
 
     fn set(mut self, option: impl FnOnce(&mut Options)) -> Self {
         if let Some(idempotent) = &mut self.idempotent {
-            option(&mut idempotent.options);
+            option(&mut Arc::make_mut(idempotent).options);
         }
         self
     }
@@ -286,17 +287,17 @@ impl RetryPolicy {
     }
 
     /// Counts a request, and copies it if it may be sent again although a backend may have processed it.
-    pub(super) fn begin(&self, request: Request<Body>) -> (Request<Body>, Option<Replayable>) {
-        let Some(Idempotent { options, shared }) = &self.idempotent else { return (request, None) };
+    pub(super) fn begin(&self, request: &mut Request<Body>) -> Option<Box<Replayable>> {
+        let Idempotent { options, shared } = &**self.idempotent.as_ref()?;
         shared.budget.deposit(Instant::now());
-        if !is_replayable(&request, options.by_idempotency_key) {
-            return (request, None);
+        if !is_replayable(request, options.by_idempotency_key) {
+            return None;
         }
         let hedge = options.hedge.filter(|_| is_idempotent(request.method()) && request.body().is_end_stream());
         let hedge_after = hedge.and_then(|hedge| hedge.delay(&shared.latencies));
-        let (original, request) = Original::of(request, options.limits, &shared.memory);
+        let original = Original::of(request, options.limits, &shared.memory);
         let (allowance, shared, began) = (options.allowance, shared.clone(), hedge.map(|_| Instant::now()));
-        (request, Some(Replayable { original: Box::new(original), allowance, shared, began, hedge_after }))
+        Some(Box::new(Replayable { original, allowance, shared, began, hedge_after }))
     }
 
     #[cfg(test)]
@@ -307,7 +308,7 @@ impl RetryPolicy {
 
 /// A request that may be sent again although a backend may have processed it.
 pub(super) struct Replayable {
-    pub(super) original: Box<Original>,
+    pub(super) original: Original,
     allowance: Allowance,
     shared: Arc<Shared>,
     /// When it began, if it may be hedged.

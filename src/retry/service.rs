@@ -111,14 +111,14 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         if self.policy.max_attempts() == 1 {
             return ResponseFuture::once(self.inner.call(request));
         }
         // The service that has been polled for readiness is called, and makes the further attempts.
         let clone = self.inner.clone();
         let service = mem::replace(&mut self.inner, clone);
-        let (request, replayable) = self.policy.begin(request);
+        let replayable = self.policy.begin(&mut request);
         ResponseFuture::new(service, request, self.policy.max_attempts(), replayable)
     }
 }
