@@ -118,6 +118,7 @@ impl<S: HttpService> Waiting<S> {
 
 impl<S: HttpService> ResponseFuture<S> {
     /// Calls the service of the member that was chosen.
+    #[inline]
     pub(super) fn call(
         mut service: S,
         request: Request<Body>,

@@ -253,6 +253,7 @@ impl<S: Clone + Send + Sync + 'static> Subscriber for Inner<S> {
 }
 
 impl<S: HttpService> Inner<S> {
+    #[inline]
     fn call(self: &Arc<Self>, mut request: Request<Body>) -> ResponseFuture<S> {
         let shared = &self.backends.shared;
         if shared.options.health.check.is_some() {
@@ -303,6 +304,8 @@ impl<S: HttpService> Inner<S> {
         }
     }
 
+    // Inlined, as what it calls with the request, because each call would move the request.
+    #[inline]
     fn send_at_once(
         &self,
         mut snapshot: Guard<Arc<Snapshot<S>>>,
@@ -310,11 +313,30 @@ impl<S: HttpService> Inner<S> {
         wish: &Wish,
         except: Option<MemberId>,
     ) -> ResponseFuture<S> {
+        match self.choose(&mut snapshot, Tried::of(request.extensions()), wish, except) {
+            Ok((choice, in_flight)) => {
+                snapshot.call(choice, in_flight, request, &self.backends.shared.options.selection)
+            }
+            Err(error) => ResponseFuture::fail(error),
+        }
+    }
+
+    /// Chooses a member of the snapshot, or of a later one, and begins the attempt.
+    ///
+    /// # Errors
+    ///
+    /// If there is none that the request may be sent to.
+    fn choose(
+        &self,
+        snapshot: &mut Guard<Arc<Snapshot<S>>>,
+        tried: Option<&Tried>,
+        wish: &Wish,
+        except: Option<MemberId>,
+    ) -> Result<(Choice, InFlight), BoxError> {
         let Shared { random, options, .. } = &*self.backends.shared;
         let mut refused_by = None;
         loop {
             let view = &snapshot.view;
-            let tried = Tried::of(request.extensions());
             let is_current = refused_by != Some(view.version);
             let is_restricted = tried.is_some() || !is_current;
             let is_usable = |entry: &Entry| {
@@ -324,16 +346,14 @@ impl<S: HttpService> Inner<S> {
             };
             let home = options.selection.home(wish, view, is_usable).map(Choice::home);
             let picked = || options.selection.pick(wish, view, random, except, is_usable).map(Choice::picked);
-            let Some(choice) = home.or_else(picked) else {
-                return ResponseFuture::fail(none_left(view));
-            };
+            let choice = home.or_else(picked).ok_or_else(|| none_left(view))?;
             if let Some(in_flight) = InFlight::begin(&view.entries[choice.position].state) {
-                return snapshot.call(choice, in_flight, request, &options.selection);
+                return Ok((choice, in_flight));
             }
             // The member has just been removed, and there is a later snapshot, unless the function that makes the services
             // has panicked.
             refused_by = Some(view.version);
-            snapshot = self.snapshot.load();
+            *snapshot = self.snapshot.load();
         }
     }
 
@@ -404,6 +424,7 @@ impl<S: HttpService> Inner<S> {
 
 impl<S: HttpService> Snapshot<S> {
     /// Calls the service of the member that was chosen.
+    #[inline]
     fn call(
         &self,
         choice: Choice,
@@ -451,6 +472,7 @@ impl<S: HttpService> Service<Request<Body>> for Balance<S> {
         Poll::Ready(Ok(()))
     }
 
+    #[inline]
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         self.inner.call(request)
     }
