@@ -1,4 +1,7 @@
-"""examples.py: builds the examples, starts each one, and sends it requests that its page would be opened with."""
+"""examples.py: builds the examples, starts each one, and sends it requests that its page would be opened with.
+
+Examples that end by themselves are held against what they print.
+"""
 
 import os, re, ssl, subprocess, sys, threading, time, urllib.error, urllib.request
 
@@ -41,6 +44,10 @@ EXAMPLES = {
     "websocket": [("/", 200, "Chat")],
 }
 
+# What the examples print that end by themselves, and after a `!`, what they don't.
+ENDING = {
+    "rolling_deploy": ["has ended its requests", "answered by v1", "answered by v2", "!failed", "!is stopped"],
+}
 
 # An example's own CA signs it.
 ANY_CERTIFICATE = ssl._create_unverified_context()
@@ -81,17 +88,28 @@ def check(name, binary):
         process.wait()
 
 
+def check_ending(name, binary):
+    try:
+        process = subprocess.run([binary], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                 timeout=60)
+    except subprocess.TimeoutExpired:
+        return ["it doesn't end"]
+    output = process.stdout
+    wrong = [text for text in ENDING[name] if (text.lstrip("!") in output) == text.startswith("!")]
+    return ["wanted %s, got %d: %s" % (wrong, process.returncode, output)] if wrong or process.returncode else []
+
+
 def main():
     subprocess.run(["cargo", "build", "--quiet", "--examples", "--all-features"], cwd=ROOT, check=True)
     directory = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "debug", "examples")
     files = {name.removesuffix(".rs") for name in os.listdir(os.path.join(ROOT, "examples"))} - {"README.md", "shared"}
-    failed = ["%s isn't checked: add it to .ci/examples.py" % name for name in sorted(files - set(EXAMPLES) - {"gateway", "kerberos", "kubernetes", "replicas"})]
+    failed = ["%s isn't checked: add it to .ci/examples.py" % name for name in sorted(files - set(EXAMPLES) - set(ENDING) - {"gateway", "kerberos", "kubernetes", "replicas"})]
     with open(os.path.join(ROOT, "examples", "README.md")) as index:
         index = index.read()
     failed += ["%s isn't in examples/README.md" % name for name in sorted(files) if "(%s" % name not in index]
-    for name in EXAMPLES:
+    for name in [*EXAMPLES, *ENDING]:
         started = time.monotonic()
-        failures = check(name, os.path.join(directory, name))
+        failures = (check if name in EXAMPLES else check_ending)(name, os.path.join(directory, name))
         print("%-20s %s (%.1f s)" % (name, "FAILED" if failures else "ok", time.monotonic() - started), flush=True)
         failed += ["%s: %s" % (name, failure) for failure in failures]
     print("\n".join(failed))

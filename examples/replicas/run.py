@@ -7,7 +7,7 @@ It starts three members, three replicas and HAProxy on loopback, and shows that 
 through each replica, also after a replica and a member have ended. Exit code 0: they have; 1: they haven't. Without
 HAProxy, it prints SKIP and exits with 0. The variable GATEWAY is the path of another gateway.
 """
-import collections, http.client, http.server, os, pathlib, shutil, socket, subprocess, sys, tempfile, threading, time
+import collections, http.client, http.server, os, pathlib, secrets, shutil, socket, subprocess, sys, tempfile, threading, time
 
 HERE = pathlib.Path(__file__).resolve().parent
 TARGET = HERE.parent.parent / "target"
@@ -107,13 +107,16 @@ def main():
     members = {name: Member(name) for name in ("a", "b", "c")}
     urls = ", ".join(f'"http://127.0.0.1:{member.server_address[1]}"' for member in members.values())
     front, *ports = free_ports(4)
+    key = secrets.token_hex(32)
     processes, account = [], Account()
     with tempfile.TemporaryDirectory() as directory:
         try:
             for number, port in enumerate(ports, 1):
                 config = pathlib.Path(directory, f"{number}.toml")
                 text = (HERE / "gateway.toml").read_text()
-                config.write_text(text.replace("{port}", str(port)).replace("{members}", urls))
+                for name, value in {"port": str(port), "members": urls, "key": key}.items():
+                    text = text.replace("{%s}" % name, value)
+                config.write_text(text)
                 processes.append(subprocess.Popen([gateway, str(config)], stdout=subprocess.DEVNULL))
             replicas = dict(enumerate(processes, 1))
             environment = os.environ | {"HAPROXY_PORT": str(front)} | {f"REPLICA_{n}": str(p) for n, p in enumerate(ports, 1)}
