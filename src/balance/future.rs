@@ -53,7 +53,7 @@ pin_project! {
             preparing: Option<Box<Preparing<S>>>,
         },
         Trying {
-            trying: Pin<Box<Trying<S>>>,
+            trying: Option<Pin<Box<Trying<S>>>>,
             cookie: Option<Assignment>,
             elsewhere: Option<Box<Elsewhere<S>>>,
         },
@@ -141,7 +141,7 @@ impl<S: HttpService> ResponseFuture<S> {
 
     /// Tries a member that is out.
     pub(super) fn try_member(trying: Trying<S>, cookie: Option<Assignment>, elsewhere: Elsewhere<S>) -> Self {
-        Self { state: State::Trying { trying: Box::pin(trying), cookie, elsewhere: Some(Box::new(elsewhere)) } }
+        Self { state: State::Trying { trying: Some(Box::pin(trying)), cookie, elsewhere: Some(Box::new(elsewhere)) } }
     }
 
     /// Waits for a permit.
@@ -157,7 +157,10 @@ impl<S: HttpService> ResponseFuture<S> {
     }
 }
 
-impl<S: HttpService> Future for ResponseFuture<S> {
+impl<S> Future for ResponseFuture<S>
+where
+    S: HttpService<Future: Send> + Send + 'static,
+{
     type Output = Result<Response<BalanceBody<S::ResponseBody>>, BoxError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -196,7 +199,15 @@ impl<S: HttpService> Future for ResponseFuture<S> {
                     waiting.next(permit?)
                 }
                 StateProj::Trying { trying, cookie, elsewhere } => {
-                    let outcome = ready!(trying.as_mut().poll(cx));
+                    let Some(pending) = trying else { panic!("polled after completion") };
+                    let outcome = match pending.as_mut().poll(cx) {
+                        Poll::Ready(outcome) => outcome,
+                        Poll::Pending => {
+                            ready!(pending.as_mut().poll_patience(cx));
+                            trying.take().into_iter().for_each(Trying::go_on);
+                            None
+                        }
+                    };
                     let Some(elsewhere) = elsewhere.take() else { panic!("polled after completion") };
                     if let Some((mut response, in_flight)) = outcome {
                         set_cookie(&mut response, cookie);

@@ -502,6 +502,11 @@ impl MemberState {
         drop(old);
     }
 
+    /// Returns a token that is cancelled when the member is removed from the set.
+    pub(super) fn removal_token(&self) -> CancellationToken {
+        self.removal().clone()
+    }
+
     fn removal(&self) -> MutexGuard<'_, CancellationToken> {
         self.removal.lock().unwrap_or_else(PoisonError::into_inner)
     }

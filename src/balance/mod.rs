@@ -292,7 +292,7 @@ impl<S: HttpService> Inner<S> {
             list.push(member.set, member.id);
         }
         let (service, copy) = (snapshot.services[position].clone(), trial::clone_bodiless(request));
-        let trying = Trying::new(service, copy, in_flight, trial, shared.trial_time());
+        let trying = Trying::new(service, copy, in_flight, trial, shared.trial_times());
         Some((trying, selection.assignment(choice, request, view), member.id))
     }
 
@@ -463,7 +463,10 @@ fn overloaded(why: &'static str) -> Error {
     Error::with_source(ErrorKind::Overloaded, why).with_retry_after(1)
 }
 
-impl<S: HttpService> Service<Request<Body>> for Balance<S> {
+impl<S> Service<Request<Body>> for Balance<S>
+where
+    S: HttpService<Future: Send> + Send + 'static,
+{
     type Response = Response<BalanceBody<S::ResponseBody>>;
     type Error = BoxError;
     type Future = ResponseFuture<S>;

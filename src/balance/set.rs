@@ -22,6 +22,7 @@ use super::{
     random::Random,
     snapshot::{Entry, View},
     status::MemberStatus,
+    trial::Trials,
     watch::Watch,
 };
 use crate::tried::{MemberId, SetId};
@@ -42,6 +43,7 @@ pub(super) struct Shared {
     pub(super) queue: Option<Arc<Queue>>,
     pub(super) epoch: Instant,
     pub(super) checks: CheckTask,
+    pub(super) trials: Trials,
     /// Nothing is woken or dropped under it, and no subscriber is called.
     set: Mutex<Set>,
     /// Notifies of each member that is no longer draining.
@@ -74,6 +76,7 @@ impl Shared {
             options,
             epoch: Instant::now(),
             checks: CheckTask::default(),
+            trials: Trials::default(),
             set: Mutex::new(Set {
                 view: Arc::new(View::empty()),
                 draining: Vec::new(),

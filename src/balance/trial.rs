@@ -1,5 +1,5 @@
 //! Tries whether a member that is out is well again: by a connect in the background, or by one request, which goes to
-//! another member if it fails.
+//! another member if it fails, or if its response is late. The late response is awaited in the background.
 
 use std::{
     future::Future,
@@ -20,6 +20,7 @@ use tokio::{
     runtime::Handle,
     time::{Instant, Sleep, sleep},
 };
+use tokio_util::sync::CancellationToken;
 use tower::util::Oneshot;
 use tower_service::Service;
 
@@ -30,18 +31,51 @@ use super::{
 };
 use crate::{client::Client, identity::Owner, service::HttpService};
 
+/// Ends the trials of a set that are under way in the background, when it's dropped with the set.
+#[derive(Debug, Default)]
+pub(super) struct Trials {
+    set_gone: CancellationToken,
+}
+
+impl Trials {
+    /// Guards the trial of a member that [`begin_trial`](super::health::Health::begin_trial) has begun.
+    pub(super) fn begun(&self, member: Arc<MemberState>) -> Trial {
+        let background = Background { set_gone: self.set_gone.clone(), removed: member.removal_token() };
+        Trial { member: Some(member), background }
+    }
+}
+
+impl Drop for Trials {
+    fn drop(&mut self) {
+        self.set_gone.cancel();
+    }
+}
+
+/// Where trials go on that no request waits for.
+#[derive(Clone, Debug)]
+struct Background {
+    set_gone: CancellationToken,
+    removed: CancellationToken,
+}
+
+impl Background {
+    /// Runs a trial in a task, until the member is removed from the set, or the set is dropped.
+    fn spawn(self, trial: impl Future<Output = ()> + Send + 'static) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        drop(runtime.spawn(async move {
+            self.set_gone.run_until_cancelled(self.removed.run_until_cancelled(trial)).await;
+        }));
+    }
+}
+
 /// A trial of a member that is out. If it's dropped, it has shown nothing.
 #[derive(Debug)]
 pub(super) struct Trial {
     member: Option<Arc<MemberState>>,
+    background: Background,
 }
 
 impl Trial {
-    /// The trial that [`begin_trial`](MemberState::begin_trial) of this member has begun.
-    pub(super) fn new(member: Arc<MemberState>) -> Self {
-        Self { member: Some(member) }
-    }
-
     /// Takes the member back. `is_proven`: a response has shown that it's well.
     pub(super) fn succeeded(mut self, is_proven: bool) {
         if let Some(member) = self.member.take() {
@@ -57,8 +91,7 @@ impl Trial {
 
     /// Connects to the member in the background.
     pub(super) fn connect(self, client: Client) {
-        let Ok(runtime) = Handle::try_current() else { return };
-        drop(runtime.spawn(async move {
+        self.background.clone().spawn(async move {
             match client.probe().await {
                 Ok(()) => self.succeeded(false),
                 Err(error) => match Outcome::of_error(&error) {
@@ -67,7 +100,7 @@ impl Trial {
                     outcome => self.failed(outcome),
                 },
             }
-        }));
+        });
     }
 }
 
@@ -105,27 +138,73 @@ pub(super) fn clone_bodiless(request: &Request<Body>) -> Request<Body> {
     clone
 }
 
+/// The times of a trial by a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TrialTimes {
+    /// How long the request waits for the response, because a member that hangs must not cost the client its patience.
+    pub(super) patience: Duration,
+    /// How long the member has for the response. With cold caches, it may be several times slower than the others.
+    pub(super) limit: Duration,
+}
+
+impl TrialTimes {
+    /// Returns the times for a set whose members usually respond in `usual`.
+    pub(super) fn new(usual: Option<Duration>) -> Self {
+        let usual = usual.unwrap_or(Duration::from_millis(250));
+        Self {
+            patience: usual.saturating_mul(4).clamp(Duration::from_millis(250), Duration::from_secs(5)),
+            // It's shorter than the time after which another trial may begin.
+            limit: usual.saturating_mul(10).clamp(Duration::from_secs(2), Duration::from_secs(60)),
+        }
+    }
+}
+
 pin_project! {
     /// The attempt of a trial.
     pub(super) struct Trying<S: Service<Request<Body>>> {
         #[pin]
         call: Oneshot<S, Request<Body>>,
         #[pin]
-        timer: Sleep,
+        patience: Sleep,
+        #[pin]
+        limit: Sleep,
         attempt: Option<Attempt>,
         trial: Option<Trial>,
     }
 }
 
 impl<S: Service<Request<Body>>> Trying<S> {
-    pub(super) fn new(service: S, request: Request<Body>, in_flight: InFlight, trial: Trial, time: Duration) -> Self {
+    pub(super) fn new(
+        service: S,
+        request: Request<Body>,
+        in_flight: InFlight,
+        trial: Trial,
+        times: TrialTimes,
+    ) -> Self {
         let attempt = Some(Attempt::new(in_flight, &request, true));
-        Self { call: Oneshot::new(service, request), timer: sleep(time), attempt, trial: Some(trial) }
+        let (patience, limit) = (sleep(times.patience), sleep(times.limit));
+        Self { call: Oneshot::new(service, request), patience, limit, attempt, trial: Some(trial) }
+    }
+
+    /// Ready when the request waits no longer.
+    pub(super) fn poll_patience(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.project().patience.poll(cx)
+    }
+}
+
+impl<S> Trying<S>
+where
+    S: HttpService<Future: Send> + Send + 'static,
+{
+    /// Awaits the response without the request.
+    pub(super) fn go_on(self: Pin<Box<Self>>) {
+        let Some(background) = self.trial.as_ref().map(|trial| trial.background.clone()) else { return };
+        background.spawn(async move { drop(self.await) });
     }
 }
 
 impl<S: HttpService> Future for Trying<S> {
-    /// `None` if the trial has failed, and the request has to be sent to another member.
+    /// `None` if the trial has failed.
     type Output = Option<(Response<S::ResponseBody>, Option<InFlight>)>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -133,8 +212,7 @@ impl<S: HttpService> Future for Trying<S> {
         let result = match this.call.poll(cx) {
             Poll::Ready(result) => result.map_err(Into::<BoxError>::into),
             Poll::Pending => {
-                std::task::ready!(this.timer.poll(cx));
-                // The client doesn't wait for a member that may hang.
+                std::task::ready!(this.limit.poll(cx));
                 if let Some(trial) = this.trial.take() {
                     trial.failed(Outcome::HalfFault);
                 }
@@ -167,5 +245,145 @@ impl<S: HttpService> Future for Trying<S> {
                 None
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        convert::Infallible,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use http::StatusCode;
+    use tokio::time::advance;
+    use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
+
+    use super::*;
+    use crate::balance::{Backends, Balance, Member, State};
+
+    #[test]
+    fn a_request_waits_four_times_the_usual_time_and_the_member_has_ten_times() {
+        let ms = Duration::from_millis;
+        for (usual, patience, limit) in [
+            (None, 1_000, 2_500),
+            (Some(1), 250, 2_000),
+            (Some(500), 2_000, 5_000),
+            (Some(60_000), 5_000, 60_000),
+            (Some(u64::MAX), 5_000, 60_000),
+        ] {
+            let times = TrialTimes { patience: ms(patience), limit: ms(limit) };
+            assert_eq!(TrialTimes::new(usual.map(ms)), times, "{usual:?}");
+        }
+    }
+
+    /// The member "a" fails until it's out, and then responds after this time. "b" always responds at once.
+    struct Set {
+        backends: Backends,
+        balance: Balance<BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>>,
+        /// Requests at "a".
+        under_way: Arc<AtomicUsize>,
+    }
+
+    struct UnderWay(Arc<AtomicUsize>);
+
+    impl UnderWay {
+        fn new(count: &Arc<AtomicUsize>) -> Self {
+            count.fetch_add(1, Ordering::Relaxed);
+            Self(count.clone())
+        }
+    }
+
+    impl Drop for UnderWay {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    impl Set {
+        async fn new(time: Duration) -> Self {
+            let backends = Backends::builder([Member::named("a"), Member::named("b")]).seed(1).build().unwrap();
+            let (count, under_way) = (Arc::new(AtomicUsize::new(0)), Arc::default());
+            let at_a = Arc::clone(&under_way);
+            let balance = Balance::new(&backends, move |member| {
+                let (is_a, count, at_a) = (member.name() == "a", count.clone(), Arc::clone(&at_a));
+                BoxCloneSyncService::new(service_fn(move |_: Request<Body>| {
+                    let (count, at_a) = (count.clone(), Arc::clone(&at_a));
+                    async move {
+                        let mut response = Response::new(Body::empty());
+                        if is_a && count.fetch_add(1, Ordering::Relaxed) < 5 {
+                            *response.status_mut() = StatusCode::BAD_GATEWAY;
+                        } else if is_a {
+                            let _under_way = UnderWay::new(&at_a);
+                            tokio::time::sleep(time).await;
+                        }
+                        Ok(response)
+                    }
+                }))
+            });
+            let this = Self { backends, balance, under_way };
+            while this.state() == State::Up {
+                this.get().await;
+                // A failure counts as load for some seconds.
+                advance(Duration::from_secs(1)).await;
+            }
+            // Longer than the first time out.
+            advance(Duration::from_secs(2)).await;
+            this
+        }
+
+        fn state(&self) -> State {
+            self.backends.status()[0].state()
+        }
+
+        /// Sends a request, and returns how long it took.
+        async fn get(&self) -> Duration {
+            let began = Instant::now();
+            self.balance.clone().oneshot(Request::new(Body::empty())).await.unwrap();
+            began.elapsed()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_late_response_brings_the_member_back_and_no_request_waits_for_it() {
+        let set = Set::new(Duration::from_millis(1_900)).await;
+        let ms = Duration::from_millis;
+        let took = set.get().await;
+        assert!((ms(250)..ms(300)).contains(&took), "{took:?}");
+        assert_eq!((set.state(), set.under_way.load(Ordering::Relaxed)), (State::Ejected, 1));
+        // No other one begins meanwhile.
+        assert!(set.get().await < ms(10));
+        tokio::time::sleep(ms(1_700)).await;
+        assert_eq!((set.state(), set.under_way.load(Ordering::Relaxed)), (State::Up, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trial_without_a_response_fails_in_the_end() {
+        let set = Set::new(Duration::from_secs(100)).await;
+        set.get().await;
+        tokio::time::sleep(Duration::from_millis(1_800)).await;
+        assert_eq!((set.state(), set.under_way.load(Ordering::Relaxed)), (State::Ejected, 0));
+        // It's out for twice as long as the first time, give or take a fifth.
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        assert!(set.get().await < Duration::from_millis(10));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(set.get().await > Duration::from_millis(200));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trial_in_the_background_ends_with_the_set_and_with_the_member() {
+        for is_removed in [true, false] {
+            let set = Set::new(Duration::from_secs(1)).await;
+            set.get().await;
+            let Set { backends, balance, under_way } = set;
+            assert_eq!(under_way.load(Ordering::Relaxed), 1);
+            let backends = is_removed.then_some(backends);
+            if let Some(backends) = &backends {
+                backends.set([Member::named("b")]).unwrap();
+            }
+            drop(balance);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert_eq!(under_way.load(Ordering::Relaxed), 0, "{is_removed}");
+        }
     }
 }

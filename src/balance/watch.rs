@@ -19,7 +19,7 @@ use super::{
     outcome::{self, Outcome},
     set::{Set, Shared},
     snapshot::View,
-    trial::Trial,
+    trial::{Trial, TrialTimes},
 };
 use crate::{abandoned, client::Client, observe};
 
@@ -246,7 +246,7 @@ impl Shared {
                 continue;
             }
             has_changed = true;
-            let begun = Trial::new(member.clone());
+            let begun = self.trials.begun(member.clone());
             match client {
                 _ if is_request => trial = Some((position, begun)),
                 Some(client) => begun.connect(client.clone()),
@@ -266,9 +266,8 @@ impl Shared {
         median(latencies).map(|milliseconds| Duration::from_secs_f32((milliseconds / 1_000.0).max(0.0)))
     }
 
-    /// Returns how long a trial may take: a member that hangs must not cost the client its patience.
-    pub(super) fn trial_time(&self) -> Duration {
-        let usual = self.usual_latency().unwrap_or(Duration::from_millis(250));
-        usual.saturating_mul(4).clamp(Duration::from_millis(250), Duration::from_secs(5))
+    /// Returns the times of a trial by a request.
+    pub(super) fn trial_times(&self) -> TrialTimes {
+        TrialTimes::new(self.usual_latency())
     }
 }

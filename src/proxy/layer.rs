@@ -249,7 +249,7 @@ where
     pub fn upstream_layer<L>(self, layer: L) -> ReverseProxyLayer<Retry<Balance<Upstream<L::Service>>>>
     where
         L: Layer<C, Service: Clone + Send + Sync + 'static> + Send + Sync + 'static,
-        Upstream<L::Service>: HttpService,
+        Upstream<L::Service>: HttpService<Future: Send>,
     {
         self.map_members(move |upstream| upstream.layer(&layer))
     }
@@ -271,7 +271,7 @@ impl<S: Clone + Send + Sync + 'static> ReverseProxyLayer<Retry<Balance<S>>> {
     /// ```
     pub fn map_members<T>(self, map: impl Fn(S) -> T + Send + Sync + 'static) -> ReverseProxyLayer<Retry<Balance<T>>>
     where
-        T: HttpService + Send + Sync + 'static,
+        T: HttpService<Future: Send> + Send + Sync + 'static,
     {
         self.map_upstream(|retry| retry.map(|balance| balance.map(map)))
     }

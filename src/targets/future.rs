@@ -13,7 +13,7 @@ use pin_project_lite::pin_project;
 use tower::util::Oneshot;
 
 use super::{body::TargetBody, registry::Lease, service::ToTarget};
-use crate::{balance::Balance, error::Error, retry::Retry, service::HttpService, tunnel_guard::TunnelGuard};
+use crate::{balance::BalanceBody, error::Error, service::HttpService, tunnel_guard::TunnelGuard};
 
 pin_project! {
     /// The future of a [`TargetService`](super::TargetService)'s response.
@@ -29,6 +29,8 @@ pin_project! {
     }
 }
 
+type Balanced<U> = Result<Response<BalanceBody<<U as HttpService>::ResponseBody>>, BoxError>;
+
 pin_project! {
     #[project = StateProj]
     enum State<U: HttpService> {
@@ -41,12 +43,15 @@ pin_project! {
         },
         /// Boxed, because it's larger.
         Set {
-            call: Pin<Box<Oneshot<Retry<Balance<U>>, Request<Body>>>>,
+            call: Pin<Box<dyn Future<Output = Balanced<U>> + Send>>,
         },
     }
 }
 
-impl<U: HttpService> TargetFuture<U> {
+impl<U> TargetFuture<U>
+where
+    U: HttpService<Future: Send> + Send + Sync + 'static,
+{
     pub(super) fn calling(service: ToTarget<U>, lease: Lease, request: Request<Body>) -> Self {
         let state = match service {
             ToTarget::One(upstream) => State::One { call: Oneshot::new(upstream, request) },
@@ -54,7 +59,9 @@ impl<U: HttpService> TargetFuture<U> {
         };
         Self { state, lease: Some(lease) }
     }
+}
 
+impl<U: HttpService> TargetFuture<U> {
     pub(super) fn failed(error: Error) -> Self {
         Self { state: State::Failed { error: Some(error) }, lease: None }
     }

@@ -185,7 +185,7 @@ const FULL: &str = "the pools of as many targets as the capacity of `Targets` al
 
 impl<U> Service<Request<Body>> for TargetService<U>
 where
-    U: HttpService + Send + Sync + 'static,
+    U: HttpService<Future: Send> + Send + Sync + 'static,
 {
     type Response = Response<TargetBody<U::ResponseBody>>;
     type Error = BoxError;
