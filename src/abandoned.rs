@@ -1,18 +1,31 @@
-//! Shows the future of an attempt, while it's dropped, whether the proxy has given it up or the client has left.
+//! Shows the future of an attempt, while it's dropped, whether the proxy has given it up or the client has left; and
+//! the proxy, which member of a balancer the attempt was at.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 thread_local! {
     static IS_OVERDUE: Cell<bool> = const { Cell::new(false) };
+    static MEMBER: RefCell<Option<Box<str>>> = const { RefCell::new(None) };
 }
 
-/// Drops the future of an exchange because its backend is overdue.
+/// Drops the future of an exchange because its backend is overdue. Returns the member that [`is_at`] has named.
 ///
 /// It's a thread-local, because a future is dropped on the stack of the one that owns it, and a mark in the request
 /// would cost each exchange an allocation. A future that a layer has moved to a task of its own doesn't see it.
-pub(crate) fn abandon(drop: impl FnOnce()) {
-    let _restore = Restore { before: IS_OVERDUE.replace(true) };
-    drop();
+pub(crate) fn abandon(drop: impl FnOnce()) -> Option<Box<str>> {
+    MEMBER.take();
+    {
+        let _restore = Restore { before: IS_OVERDUE.replace(true) };
+        drop();
+    }
+    MEMBER.take()
+}
+
+/// Names the member of the attempt that is dropped because its backend is overdue.
+pub(crate) fn is_at(member: &str) {
+    if is_overdue() {
+        MEMBER.replace(Some(member.into()));
+    }
 }
 
 /// Returns whether the value whose `Drop` calls it is dropped because its backend is overdue.
@@ -38,9 +51,17 @@ mod tests {
     #[test]
     fn the_mark_lasts_for_the_drop_alone() {
         assert!(!is_overdue());
-        abandon(|| assert!(is_overdue()));
+        is_at("b");
+        assert_eq!(abandon(|| assert!(is_overdue())), None);
         assert!(!is_overdue());
-        let panicked = std::panic::catch_unwind(|| abandon(|| panic!("a drop")));
+        assert_eq!(abandon(|| is_at("a")).as_deref(), Some("a"));
+        let panicked = std::panic::catch_unwind(|| {
+            abandon(|| {
+                is_at("a");
+                panic!("a drop");
+            })
+        });
         assert!(panicked.is_err() && !is_overdue());
+        assert_eq!(abandon(|| {}), None);
     }
 }

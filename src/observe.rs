@@ -9,11 +9,12 @@ use crate::error::Error;
 
 /// Logs a failure, once: at debug level if it's the client's, at warn level if it's the backend's.
 pub(crate) fn failure(error: &Error) {
-    let cause = causes(error);
+    let (cause, member) = (causes(error), error.member());
+    let (kind, phase) = (error.kind(), error.phase());
     if error.is_client() {
-        tracing::debug!(target: "tower_reverse_proxy", kind = ?error.kind(), phase = ?error.phase(), cause, "{error}");
+        tracing::debug!(target: "tower_reverse_proxy", ?kind, ?phase, member, cause, "{error}");
     } else {
-        tracing::warn!(target: "tower_reverse_proxy", kind = ?error.kind(), phase = ?error.phase(), cause, "{error}");
+        tracing::warn!(target: "tower_reverse_proxy", ?kind, ?phase, member, cause, "{error}");
     }
 }
 
@@ -21,7 +22,8 @@ pub(crate) fn failure(error: &Error) {
 #[cold]
 pub(crate) fn retried_failure(error: &BoxError) {
     let cause = chain(Some(&**error));
-    tracing::warn!(target: "tower_reverse_proxy", cause, "an attempt failed, and the request is sent again");
+    let member = Error::find(error).and_then(Error::member);
+    tracing::warn!(target: "tower_reverse_proxy", member, cause, "an attempt failed, and the request is sent again");
 }
 
 /// Logs a response that is dropped, because its request is sent again.

@@ -238,6 +238,32 @@ async fn a_member_that_leaves_its_set_and_comes_back_is_two_events() {
     is("member", "bad");
 }
 
+/// The cause of a cut has no address.
+#[tokio::test]
+async fn the_event_of_a_failure_names_the_member() {
+    let turn = Turn::take().await;
+    for (origin, kind) in [
+        (refusing().await, "Connect"),
+        (closing("").await, "ConnectionClosed"),
+        (closing("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart").await, "ResponseBody"),
+        (silent().await, "HeaderTimeout"),
+    ] {
+        let layer = ReverseProxyLayer::balanced([&*origin]).retry(RetryPolicy::none()).header_timeout(SHORT);
+        get(front(Router::new().layer(layer)).await, "/x", "").await;
+        let event = turn.event();
+        assert_eq!((&*event["kind"], &*event["member"]), (kind, &*origin), "{event:?}");
+    }
+    let refusing = refusing().await;
+    let layer = ReverseProxyLayer::balanced([&*refusing]).retry(RetryPolicy::unsent().attempts(2));
+    get(front(Router::new().layer(layer)).await, "/x", "").await;
+    let events = turn.events();
+    let retried = events.iter().find(|event| event["message"].contains("is sent again"));
+    assert_eq!(retried.map(|event| &*event["member"]), Some(&*refusing), "{events:?}");
+    // Without a balancer, there is none.
+    get(front(Router::new().layer(ReverseProxyLayer::new(closing("").await))).await, "/x", "").await;
+    assert!(!turn.event().contains_key("member"));
+}
+
 #[tokio::test]
 async fn a_missing_peer_address_is_reported_once() {
     let turn = Turn::take().await;

@@ -1,9 +1,6 @@
 //! The guards of an attempt: one until the response's head, and one until its end.
 
-use std::{
-    error::Error as StdError,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum_core::{BoxError, body::Body};
 use http::{Request, Response};
@@ -63,8 +60,16 @@ impl InFlight {
     }
 
     /// Reports that the response's body has failed.
-    pub(super) fn body_failed(&self, error: &(dyn StdError + 'static)) {
-        self.ended(&Ending::BodyFailed(error), Instant::now());
+    pub(super) fn body_failed(&self, error: &BoxError) {
+        self.ended(&Ending::BodyFailed(&**error), Instant::now());
+        self.name_member(error);
+    }
+
+    /// Names the member in the error, because an event has to show whose failure it is.
+    fn name_member(&self, error: &BoxError) {
+        if let (Some(member), Some(error)) = (&self.member, Error::find(error)) {
+            error.set_member(member.member.name());
+        }
     }
 }
 
@@ -139,6 +144,7 @@ impl Attempt {
     pub(super) fn failed(mut self, error: &BoxError) -> Outcome {
         let Some(in_flight) = self.in_flight.take() else { return Outcome::Nothing };
         let outcome = in_flight.ended(&Ending::Failed(&**error), Instant::now());
+        in_flight.name_member(error);
         if let Some(member) = in_flight.member() {
             mark_unsent(error, member);
         }
@@ -166,6 +172,9 @@ impl Drop for Attempt {
             let began = self.began.filter(|_| may_be_late);
             let after = began.map(|began| now.saturating_duration_since(began));
             in_flight.ended(&Ending::Abandoned { after }, now);
+            if let Some(member) = in_flight.member() {
+                abandoned::is_at(member.member.name());
+            }
         }
     }
 }

@@ -49,7 +49,7 @@ where
             Some(Err(error)) => {
                 let error = error.into();
                 if let Some(in_flight) = this.in_flight.take() {
-                    in_flight.body_failed(&*error);
+                    in_flight.body_failed(&error);
                 }
                 Some(Err(error))
             }

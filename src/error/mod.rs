@@ -6,7 +6,7 @@ mod kind;
 use std::{
     error, fmt, iter,
     num::NonZeroU16,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use axum_core::{BoxError, body::Body};
@@ -58,6 +58,7 @@ struct Inner {
     kind: ErrorKind,
     source: Option<BoxError>,
     response: Option<Rejection>,
+    member: OnceLock<Box<str>>,
 }
 
 /// A status that replaces the one of the failure's kind.
@@ -181,12 +182,22 @@ impl Error {
 
     fn from_parts(kind: ErrorKind, source: Option<BoxError>, response: Option<Rejection>) -> Self {
         Self {
-            inner: Arc::new(Inner { kind, source, response }),
+            inner: Arc::new(Inner { kind, source, response, member: OnceLock::new() }),
             reported: false,
             may_be_processed: false,
             retry_after: None,
             unsent: None,
         }
+    }
+
+    /// Names the member of a balancer whose failure it is. That of the innermost balancer stays.
+    pub(crate) fn set_member(&self, name: &str) {
+        let _ = self.inner.member.set(name.into());
+    }
+
+    /// Returns the member of a balancer whose failure it is.
+    pub(crate) fn member(&self) -> Option<&str> {
+        self.inner.member.get().map(|name| &**name)
     }
 
     /// Sets the `Retry-After` of its response, in seconds: when the client may try again. 0 sets none.

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     abandoned::abandon,
-    error::{ErrorKind, classify},
+    error::{Error, ErrorKind, classify},
     headers::grpc,
     service::HttpService,
 };
@@ -137,8 +137,12 @@ impl<U: HttpService> ForwardFuture<U> {
         };
         let (config, is_grpc, head) = (config.clone(), context.is_grpc, head.take());
         // At once, because a balancer has to learn why the attempt ends.
-        abandon(|| state.set(State::Refused { response: None }));
-        failure::respond(&config, Refusal::Failed(kind.into()), is_grpc, head)
+        let member = abandon(|| state.set(State::Refused { response: None }));
+        let error = Error::from(kind);
+        if let Some(member) = member {
+            error.set_member(&member);
+        }
+        failure::respond(&config, Refusal::Failed(error), is_grpc, head)
     }
 }
 
