@@ -126,8 +126,8 @@ impl Backends {
     ///
     /// Members are compared by their scheme, authority and address. Those that are in both sets keep their connections,
     /// load and health. One that isn't in the new set gets no more requests. It's [listed](Self::status) as
-    /// [draining](State::Draining) until its last exchange has ended, which no request notices. Its tunnels are closed
-    /// after the [`drain_timeout`](BackendsBuilder::drain_timeout).
+    /// [draining](super::State::Draining) until its last exchange has ended, which no request notices. Its tunnels are
+    /// closed after the [`drain_timeout`](BackendsBuilder::drain_timeout).
     ///
     /// ```
     /// use tower_reverse_proxy::Backends;

@@ -7,7 +7,7 @@ use super::{
     snapshot::Entry,
 };
 
-/// What is known of a member: see [`Backends::status`].
+/// What is known of a member: see [`Backends::status`](super::Backends::status).
 ///
 /// ```
 /// use tower_reverse_proxy::{Backends, balance::MemberStatus};
@@ -49,7 +49,7 @@ impl MemberStatus {
         }
     }
 
-    /// Returns the member's [name](Member::name), which is its origin.
+    /// Returns the member's [name](super::Member::name), which is its origin.
     ///
     /// ```
     /// # use tower_reverse_proxy::Backends;
@@ -82,7 +82,7 @@ impl MemberStatus {
         self.weight
     }
 
-    /// Returns whether it's a [backup](Member::backup).
+    /// Returns whether it's a [backup](super::Member::backup).
     ///
     /// ```
     /// # use tower_reverse_proxy::{Backends, balance::Member};
