@@ -164,6 +164,30 @@ impl Backend {
         Ok(Self { scheme, authority, socket: None })
     }
 
+    /// Returns the port, which may be left out.
+    pub(crate) fn port(&self) -> u16 {
+        self.authority.port_u16().unwrap_or_else(|| self.default_port())
+    }
+
+    fn default_port(&self) -> u16 {
+        if self.scheme == Scheme::HTTPS { 443 } else { 80 }
+    }
+
+    /// Returns the backend in the one spelling of its origin: names don't distinguish case, and a port may be left out
+    /// (RFC 6454, section 4).
+    pub(crate) fn canonical(&self) -> Self {
+        if self.socket.is_some() {
+            return self.clone();
+        }
+        let (scheme, host) = (&self.scheme, self.authority.host().to_ascii_lowercase());
+        let text = match self.port() {
+            port if port == self.default_port() => format!("{scheme}://{host}"),
+            port => format!("{scheme}://{host}:{port}"),
+        };
+        // It can't fail, because all parts are a backend's.
+        text.parse().unwrap_or_else(|_| self.clone())
+    }
+
     fn unix(path: &str) -> Result<Self, Reason> {
         if !cfg!(unix) {
             return Err(Reason::UnixHere);

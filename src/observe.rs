@@ -170,7 +170,9 @@ pub(crate) fn failed_fetch(error: &Error) {
 /// Logs that a source of members fails, which no response shows.
 #[cold]
 pub(crate) fn source_fails(error: &(dyn std::error::Error + 'static)) {
-    let causes: Vec<_> = std::iter::successors(Some(error), |&error| error.source()).map(ToString::to_string).collect();
+    let causes = std::iter::successors(Some(error), |&error| error.source()).map(ToString::to_string);
+    // A chain that is longer than this is a cycle.
+    let causes: Vec<_> = causes.take(64).collect();
     tracing::warn!(
         target: "tower_reverse_proxy",
         cause = causes.join(": "),

@@ -250,11 +250,13 @@ impl Member {
         self.client.as_ref().filter(|_| self.is_client_used.load(Ordering::Relaxed))
     }
 
-    /// Returns what distinguishes members: two in a set can't have the same.
+    /// Returns what distinguishes members: two in a set can't have the same. It's the name, in the one spelling of its
+    /// origin.
     pub(super) fn key(&self) -> String {
-        match self.backend() {
-            Some(backend) if backend.socket().is_none() => self.name.to_ascii_lowercase(),
-            _ => self.name.to_string(),
+        match (self.backend().map(Backend::canonical), self.address) {
+            (None, _) => self.name.to_string(),
+            (Some(origin), None) => origin.to_string(),
+            (Some(origin), Some(address)) => format!("{origin} at {address}"),
         }
     }
 

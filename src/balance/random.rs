@@ -51,11 +51,10 @@ impl Draws {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// Returns a number below `bound`. The bias is below `bound` / 2^32.
-    pub(super) fn below(&mut self, bound: u32) -> u32 {
-        let high = self.next() >> 32;
-        // The product of two numbers below 2^32, shifted, is below the second one.
-        ((high * u64::from(bound)) >> 32) as u32
+    /// Returns a number below `bound`. The bias is below `bound` / 2^64.
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
+        // The product of two numbers below 2^64, shifted, is below the second one.
+        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 }
 

@@ -267,8 +267,10 @@ impl Shared {
     fn leave(&self, removed: &[Arc<MemberState>]) {
         let mut set = self.lock();
         // One that another thread has put back stays.
-        let leaving = removed.iter().filter(|state| set.is_draining(state.id));
-        let left: Vec<_> = leaving.filter(|state| state.load.leave() == Count::Left).map(|state| state.id).collect();
+        let draining: HashSet<MemberId> = set.draining.iter().map(|state| state.id).collect();
+        let leaving = removed.iter().filter(|state| draining.contains(&state.id));
+        let left = leaving.filter(|state| state.load.leave() == Count::Left).map(|state| state.id);
+        let left: HashSet<MemberId> = left.collect();
         let (ended, draining): (Vec<_>, _) =
             mem::take(&mut set.draining).into_iter().partition(|state| left.contains(&state.id));
         set.draining = draining;

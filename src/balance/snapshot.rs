@@ -251,7 +251,7 @@ impl SlowStart {
 fn sample(draws: &mut Draws, count: usize) -> [usize; DRAWN] {
     let mut drawn = [usize::MAX; DRAWN];
     for (at, last) in (count - DRAWN..count).enumerate() {
-        let number = draws.below(last as u32 + 1) as usize;
+        let number = draws.below(last as u64 + 1) as usize;
         drawn[at] = if drawn.contains(&number) { last } else { number };
     }
     drawn
@@ -268,7 +268,7 @@ struct Best {
     position: u32,
     pressure: f32,
     /// The sum of the weights of the members that are as good.
-    tied: u32,
+    tied: u64,
 }
 
 impl Least<'_> {
@@ -279,7 +279,8 @@ impl Least<'_> {
             return;
         }
         let pressure = entry.state.load.pressure(&self.clock);
-        let mut tied = entry.weight;
+        let weight = u64::from(entry.weight);
+        let mut tied = weight;
         if let Some(best) = &mut self.best {
             let other = &entries[best.position as usize];
             let (own, least) = if self.view.is_unweighted {
@@ -292,8 +293,8 @@ impl Least<'_> {
             }
             if own == least && !other.state.load.is_slower_than(&entry.state.load, &self.clock) {
                 // At random in proportion to the weights, because an idle set would otherwise use one member only.
-                best.tied = best.tied.saturating_add(entry.weight);
-                if draws.below(best.tied) >= entry.weight {
+                best.tied += weight;
+                if draws.below(best.tied) >= weight {
                     return;
                 }
                 tied = best.tied;

@@ -21,17 +21,7 @@ impl Origin {
 
     /// Returns the backend in the spelling that doesn't depend on the request that named it first.
     pub(super) fn to_backend(&self) -> Backend {
-        let (is_https, host, port, socket) = self.parts();
-        if socket.is_some() {
-            return self.0.clone();
-        }
-        let (scheme, host) = (self.0.scheme(), host.to_ascii_lowercase());
-        let text = match port {
-            port if port == default_port(is_https) => format!("{scheme}://{host}"),
-            port => format!("{scheme}://{host}:{port}"),
-        };
-        // It can't fail, because all parts are a backend's.
-        text.parse().unwrap_or_else(|_| self.0.clone())
+        self.0.canonical()
     }
 
     pub(super) fn is_unix_socket(&self) -> bool {
@@ -40,14 +30,8 @@ impl Origin {
 
     fn parts(&self) -> (bool, &str, u16, Option<&Path>) {
         let is_https = *self.0.scheme() == Scheme::HTTPS;
-        let authority = self.0.authority();
-        let port = authority.port_u16().unwrap_or(default_port(is_https));
-        (is_https, authority.host(), port, self.0.socket())
+        (is_https, self.0.authority().host(), self.0.port(), self.0.socket())
     }
-}
-
-fn default_port(is_https: bool) -> u16 {
-    if is_https { 443 } else { 80 }
 }
 
 impl PartialEq for Origin {

@@ -8,6 +8,7 @@ mod address;
 #[cfg(all(feature = "assertion", feature = "tls-ring"))]
 mod assertion;
 mod authorize;
+mod bad_input;
 mod balance;
 #[cfg(feature = "http2")]
 mod balanced_grpc;

@@ -9,6 +9,7 @@ use std::{
 
 use axum_core::BoxError;
 use futures_core::Stream;
+#[cfg(feature = "dns")]
 use http::uri::Scheme;
 use tokio::net::lookup_host;
 
@@ -121,7 +122,7 @@ impl Stream for Dns {
 
 impl LookUp for SystemLookUp {
     async fn look_up(&mut self) -> Found {
-        let addresses = lookup_host((self.name.host(), self.name.port())).await?;
+        let addresses = lookup_host((self.name.host(), self.name.backend.port())).await?;
         Ok((self.name.members(addresses.map(|address| address.ip())), self.interval))
     }
 }
@@ -152,17 +153,12 @@ impl Name {
         self.backend.authority().port().is_some()
     }
 
-    fn port(&self) -> u16 {
-        let default = if *self.backend.scheme() == Scheme::HTTPS { 443 } else { 80 };
-        self.backend.authority().port_u16().unwrap_or(default)
-    }
-
     /// Returns a member for each of these addresses, in a fixed order, because name servers rotate theirs.
     pub(super) fn members(&self, addresses: impl Iterator<Item = IpAddr>) -> Vec<Member> {
         let mut addresses: Vec<_> = addresses.collect();
         addresses.sort_unstable();
         addresses.dedup();
-        let members = addresses.into_iter().map(|ip| SocketAddr::new(ip, self.port()));
+        let members = addresses.into_iter().map(|ip| SocketAddr::new(ip, self.backend.port()));
         members.map(|address| Member::new(self.backend.clone()).at(address)).collect()
     }
 }
