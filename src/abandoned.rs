@@ -8,27 +8,28 @@ thread_local! {
     static MEMBER: RefCell<Option<Box<str>>> = const { RefCell::new(None) };
 }
 
-/// Drops the future of an exchange because its backend is overdue. Returns the member that [`is_at`] has named.
+/// Drops the future or the response of an exchange, or polls its body for the last time, because its backend is overdue
+/// or the response unusable. Returns the member that [`is_at`] has named, too.
 ///
 /// It's a thread-local, because a future is dropped on the stack of the one that owns it, and a mark in the request
 /// would cost each exchange an allocation. A future that a layer has moved to a task of its own doesn't see it.
-pub(crate) fn abandon(drop: impl FnOnce()) -> Option<Box<str>> {
+pub(crate) fn abandon<R>(end: impl FnOnce() -> R) -> (R, Option<Box<str>>) {
     MEMBER.take();
-    {
+    let ended = {
         let _restore = Restore { before: IS_OVERDUE.replace(true) };
-        drop();
-    }
-    MEMBER.take()
+        end()
+    };
+    (ended, MEMBER.take())
 }
 
-/// Names the member of the attempt that is dropped because its backend is overdue.
+/// Names the member of the attempt that ends because of its backend.
 pub(crate) fn is_at(member: &str) {
     if is_overdue() {
         MEMBER.replace(Some(member.into()));
     }
 }
 
-/// Returns whether the value whose `Drop` calls it is dropped because its backend is overdue.
+/// Returns whether the value that calls it is dropped, or polled for the last time, because of its backend.
 pub(crate) fn is_overdue() -> bool {
     IS_OVERDUE.get()
 }
@@ -52,16 +53,16 @@ mod tests {
     fn the_mark_lasts_for_the_drop_alone() {
         assert!(!is_overdue());
         is_at("b");
-        assert_eq!(abandon(|| assert!(is_overdue())), None);
+        assert_eq!(abandon(is_overdue), (true, None));
         assert!(!is_overdue());
-        assert_eq!(abandon(|| is_at("a")).as_deref(), Some("a"));
+        assert_eq!(abandon(|| is_at("a")).1.as_deref(), Some("a"));
         let panicked = std::panic::catch_unwind(|| {
-            abandon(|| {
+            abandon::<()>(|| {
                 is_at("a");
                 panic!("a drop");
             })
         });
         assert!(panicked.is_err() && !is_overdue());
-        assert_eq!(abandon(|| {}), None);
+        assert_eq!(abandon(|| {}), ((), None));
     }
 }

@@ -246,9 +246,15 @@ async fn the_event_of_a_failure_names_the_member() {
         (refusing().await, "Connect"),
         (closing("").await, "ConnectionClosed"),
         (closing("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart").await, "ResponseBody"),
+        (
+            closing("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\r\n").await,
+            "UnexpectedUpgrade",
+        ),
         (silent().await, "HeaderTimeout"),
+        (in_two_parts(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b"").await.0, "ResponseBodyTimeout"),
     ] {
-        let layer = ReverseProxyLayer::balanced([&*origin]).retry(RetryPolicy::none()).header_timeout(SHORT);
+        let layer = ReverseProxyLayer::balanced([&*origin]).retry(RetryPolicy::none());
+        let layer = layer.header_timeout(SHORT).body_idle_timeout(SHORT);
         get(front(Router::new().layer(layer)).await, "/x", "").await;
         let event = turn.event();
         assert_eq!((&*event["kind"], &*event["member"]), (kind, &*origin), "{event:?}");

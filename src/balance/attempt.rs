@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     abandoned,
-    error::Error,
+    error::{Error, ErrorKind},
     tried::Tried,
     tunnel_guard::{TunnelEnd, TunnelResource},
 };
@@ -65,6 +65,14 @@ impl InFlight {
         self.name_member(error);
     }
 
+    /// Reports that the proxy has given up the response.
+    pub(super) fn given_up(&self, kind: ErrorKind) {
+        self.ended(&Ending::BodyFailed(&Error::from(kind)), Instant::now());
+        if let Some(member) = &self.member {
+            abandoned::is_at(member.member.name());
+        }
+    }
+
     /// Names the member in the error, because an event has to show whose failure it is.
     fn name_member(&self, error: &BoxError) {
         if let (Some(member), Some(error)) = (&self.member, Error::find(error)) {
@@ -101,6 +109,17 @@ impl TunnelResource for TunnelInFlight {
     fn backend_ended(&self) {
         let in_flight = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(in_flight);
+    }
+}
+
+impl Drop for TunnelInFlight {
+    fn drop(&mut self) {
+        let in_flight = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if abandoned::is_overdue()
+            && let Some(in_flight) = in_flight
+        {
+            in_flight.given_up(ErrorKind::UnexpectedUpgrade);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use axum_core::BoxError;
@@ -10,6 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use super::attempt::InFlight;
+use crate::{abandoned, error::ErrorKind};
 
 pin_project! {
     /// The body of a [`Balance`](super::Balance)'s response: that of the member's service.
@@ -39,7 +40,15 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut this = self.project();
-        let frame = match ready!(this.inner.as_mut().poll_frame(cx)) {
+        let Poll::Ready(frame) = this.inner.as_mut().poll_frame(cx) else {
+            if abandoned::is_overdue()
+                && let Some(in_flight) = this.in_flight.take()
+            {
+                in_flight.given_up(ErrorKind::ResponseBodyTimeout);
+            }
+            return Poll::Pending;
+        };
+        let frame = match frame {
             Some(Ok(frame)) => {
                 if frame.is_trailers() || this.inner.is_end_stream() {
                     ended_well(this.in_flight);

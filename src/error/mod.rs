@@ -195,6 +195,14 @@ impl Error {
         let _ = self.inner.member.set(name.into());
     }
 
+    /// Names the member of a balancer whose failure it is, if there is one.
+    pub(crate) fn with_member(self, name: Option<Box<str>>) -> Self {
+        if let Some(name) = name {
+            self.set_member(&name);
+        }
+        self
+    }
+
     /// Returns the member of a balancer whose failure it is.
     pub(crate) fn member(&self) -> Option<&str> {
         self.inner.member.get().map(|name| &**name)

@@ -17,9 +17,10 @@ use pin_project_lite::pin_project;
 use super::{
     expect::Expectation,
     idle::Idle,
-    upload::{ExchangeUpload, Upload},
+    upload::{ExchangeUpload, Upload, WaitingOn},
 };
 use crate::{
+    abandoned::abandon,
     error::{Error, ErrorKind, classify_request_body, classify_response_body},
     headers::trailers::{self, ForbiddenTrailers},
     observe,
@@ -176,12 +177,17 @@ where
         if let Some(upload) = this.upload {
             upload.exchange_polled(cx);
         }
-        let mut error: Error = match this.inner.as_mut().poll_frame(cx) {
+        let (mut polled, mut member) = (this.inner.as_mut().poll_frame(cx), None);
+        if polled.is_pending() {
             // The frames of the upload keep the exchange alive too.
-            Poll::Pending => match this.idle.poll_elapsed(cx, || this.upload.as_ref()?.last_request_progress()) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(()) => ErrorKind::ResponseBodyTimeout.into(),
-            },
+            ready!(this.idle.as_mut().poll_elapsed(cx, || this.upload.as_ref()?.last_request_progress()));
+            // A balancer has to learn why the body ends. The backend isn't late if it waits for the client's upload.
+            if this.upload.as_ref().is_none_or(|upload| upload.waiting_on().0 != WaitingOn::Client) {
+                (polled, member) = abandon(|| this.inner.as_mut().poll_frame(cx));
+            }
+        }
+        let mut error: Error = match polled {
+            Poll::Pending => Error::from(ErrorKind::ResponseBodyTimeout).with_member(member),
             Poll::Ready(Some(Err(error))) => {
                 let error = classify_response_body(error.into());
                 this.upload.as_ref().map_or(error.clone(), |upload| upload.root_cause(error))

@@ -137,12 +137,8 @@ impl<U: HttpService> ForwardFuture<U> {
         };
         let (config, is_grpc, head) = (config.clone(), context.is_grpc, head.take());
         // At once, because a balancer has to learn why the attempt ends.
-        let member = abandon(|| state.set(State::Refused { response: None }));
-        let error = Error::from(kind);
-        if let Some(member) = member {
-            error.set_member(&member);
-        }
-        failure::respond(&config, Refusal::Failed(error), is_grpc, head)
+        let ((), member) = abandon(|| state.set(State::Refused { response: None }));
+        failure::respond(&config, Refusal::Failed(Error::from(kind).with_member(member)), is_grpc, head)
     }
 }
 

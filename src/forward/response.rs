@@ -10,6 +10,7 @@ use http::{
 
 use super::{body::ResponseBody, config::ForwardConfig, request::RequestContext, upload::ExchangeUpload};
 use crate::{
+    abandoned::abandon,
     error::{Error, ErrorKind},
     headers::{self, cookie, framing, front_cookie::FrontCookie, hop, location, present::Present, trailers},
     path::PathPolicy,
@@ -30,9 +31,16 @@ where
 {
     // 12  a switch of protocols, to an offered one only
     let upgrade = match (response.status(), context.offer.take()) {
-        (StatusCode::SWITCHING_PROTOCOLS, Some(offer)) => Some(offer.accept(&mut response)?),
-        (StatusCode::SWITCHING_PROTOCOLS, None) => return Err(ErrorKind::UnexpectedUpgrade.into()),
-        (status, Some(offer)) if offer.is_opened_by(status) => return Err(ErrorKind::UnexpectedUpgrade.into()),
+        (StatusCode::SWITCHING_PROTOCOLS, Some(offer)) => match offer.accept(&mut response) {
+            Ok(upgrade) => Some(upgrade),
+            Err(kind) => return Err(unusable(response, kind)),
+        },
+        (StatusCode::SWITCHING_PROTOCOLS, None) => {
+            return Err(unusable(response, ErrorKind::UnexpectedUpgrade));
+        }
+        (status, Some(offer)) if offer.is_opened_by(status) => {
+            return Err(unusable(response, ErrorKind::UnexpectedUpgrade));
+        }
         _ => None,
     };
     let version = response.version();
@@ -102,6 +110,13 @@ fn set_front_cookie<B>(config: &ForwardConfig, response: &mut Response<B>) {
     let Some(cookie) = response.extensions_mut().remove::<FrontCookie>() else { return };
     let (status, is_secure) = (response.status(), config.forwarded.proto == Some(Scheme::HTTPS));
     cookie.set(status, response.headers_mut(), config.prefix.as_str(), is_secure);
+}
+
+/// Drops a response that no client can get. A balancer learns by it that the member has failed.
+#[cold]
+fn unusable<B>(response: Response<B>, kind: ErrorKind) -> Error {
+    let ((), member) = abandon(|| drop(response));
+    Error::from(kind).with_member(member)
 }
 
 /// Whether the response has no body regardless of its length (RFC 9112, section 6.3).

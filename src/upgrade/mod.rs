@@ -120,12 +120,13 @@ impl UpgradeOffer {
     pub(crate) fn accept<B>(self, response: &mut Response<B>) -> Result<AcceptedUpgrade, ErrorKind> {
         let protocol = self.selected(response.headers()).ok_or(ErrorKind::UnexpectedUpgrade)?;
         let backend = BackendSide::take(response).ok_or(ErrorKind::UnexpectedUpgrade)?;
-        let guard = response.extensions_mut().remove();
         #[cfg(feature = "http2")]
         if let Some(handshake) = &self.handshake {
             handshake.verify(response.headers_mut())?;
+            let guard = response.extensions_mut().remove();
             return Ok(AcceptedUpgrade { client: self.client, backend, protocol: None, guard });
         }
+        let guard = response.extensions_mut().remove();
         Ok(AcceptedUpgrade { client: self.client, backend, protocol: Some(protocol), guard })
     }
 
