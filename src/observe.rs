@@ -209,10 +209,10 @@ pub(crate) fn informational_response(status: StatusCode) {
     );
 }
 
-/// Logs that a member of a set gets no more requests.
+/// Logs that a member of a set gets no more requests. `cause`: why its last check has failed.
 #[cold]
-pub(crate) fn member_out(member: &str, state: &dyn fmt::Display, reason: &str) {
-    tracing::warn!(target: "tower_reverse_proxy", member, %state, reason, "a member is taken out of its set");
+pub(crate) fn member_out(member: &str, state: &dyn fmt::Display, reason: &str, cause: Option<&str>) {
+    tracing::warn!(target: "tower_reverse_proxy", member, %state, reason, cause, "a member is taken out of its set");
 }
 
 /// Logs that a member of a set gets requests again.

@@ -30,7 +30,7 @@ use tower_reverse_proxy::{
     Backends, BasicAuthLayer, BearerLayer, Forwarded, RemoteUser, RemoteUserLayer, Retry, RetryPolicy,
     ReverseProxyLayer, TraceRedirectLayer, Tunnels, Upstream,
     authorize::Token,
-    balance::{Balance, Member},
+    balance::{Balance, Check, Member},
 };
 use tracing::{
     Event, Level, Subscriber,
@@ -236,6 +236,33 @@ async fn a_member_that_leaves_its_set_and_comes_back_is_two_events() {
     is("level", "INFO");
     is("message", "a member is back in its set");
     is("member", "bad");
+}
+
+#[tokio::test]
+async fn the_event_of_failed_checks_has_the_cause() {
+    let turn = Turn::take().await;
+    for (origin, cause) in [
+        (answering("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").await, "the status is 404"),
+        (refusing().await, "refused"),
+        (silent().await, "no response within"),
+    ] {
+        let check = Check::get("/healthz").interval(Duration::from_millis(20)).timeout(SHORT);
+        let backends = Backends::builder([origin]).check(check).build().unwrap();
+        // A mount begins the checks.
+        let layer = ReverseProxyLayer::balanced(&backends);
+        let out = async {
+            loop {
+                if let Some(event) = turn.events().pop() {
+                    break event;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let event = within(out).await;
+        assert_eq!((&*event["state"], &*event["reason"]), ("down", "failed checks"), "{event:?}");
+        assert!(event["cause"].contains(cause), "{event:?}");
+        drop(layer);
+    }
 }
 
 /// The cause of a cut has no address.

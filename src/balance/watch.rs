@@ -11,7 +11,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    check::Verdict,
+    check::Checked,
     eject::Eject,
     health::{Change, Health, Reason, Suspicion, Tally, median},
     load::Millis,
@@ -118,7 +118,7 @@ impl MemberState {
         if let Some(change) = change
             && let Some(shared) = self.shared.upgrade()
         {
-            shared.changed(self, change, "");
+            shared.changed(self, change, "", None);
         }
     }
 
@@ -182,12 +182,13 @@ impl Shared {
                 Suspicion::FaultsInARow => "faults in a row",
                 Suspicion::Share => "share of faults",
             };
-            self.changed(member, change, reason);
+            self.changed(member, change, reason, None);
         }
     }
 
     /// Records the verdict of a check.
-    pub(super) fn checked(&self, member: &MemberState, verdict: Verdict) {
+    pub(super) fn checked(&self, member: &MemberState, checked: Checked) {
+        let Checked { verdict, cause } = checked;
         let Some(check) = &self.options.health.check else { return };
         let random = self.random.fraction();
         let change = member.watch.health().checked(verdict, check, Instant::now(), random);
@@ -195,16 +196,16 @@ impl Shared {
             if change == Change::Back {
                 member.load.forgive();
             }
-            self.changed(member, change, "failed checks");
+            self.changed(member, change, "failed checks", cause.as_deref());
         }
     }
 
     /// Publishes a change of a member's health.
-    pub(super) fn changed(&self, member: &MemberState, change: Change, reason: &str) {
+    pub(super) fn changed(&self, member: &MemberState, change: Change, reason: &str, cause: Option<&str>) {
         self.health_changed();
         let name = member.member.name();
         match change {
-            Change::Out(_) => observe::member_out(name, &member.state(), reason),
+            Change::Out(_) => observe::member_out(name, &member.state(), reason, cause),
             Change::Back | Change::Drained(false) => observe::member_back(name),
             Change::Drained(true) => observe::member_drains(name),
         }

@@ -183,23 +183,30 @@ impl Check {
     }
 
     /// Checks a member once. `None`: this process lacks descriptors or the like, which shows nothing about the member.
-    pub(super) async fn run(&self, client: Client) -> Option<Verdict> {
-        let Some(request) = self.request(client.backend()) else { return Some(Verdict::Down) };
+    pub(super) async fn run(&self, client: Client) -> Option<Checked> {
+        let Some(request) = self.request(client.backend()) else {
+            return Some(Checked::down("no request can be made".to_owned()));
+        };
         let response = match tokio::time::timeout(self.timeout, client.oneshot(request)).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) if error.is_local() => return None,
-            Ok(Err(_)) | Err(_) => return Some(Verdict::Down),
+            Ok(Err(error)) => return Some(Checked::down(chain(&error))),
+            Err(_) => return Some(Checked::down(format!("no response within {:?}", self.timeout))),
         };
         // Its connection is closed, because a member may have no end of a body.
         let (mut parts, body) = response.into_parts();
         drop(body);
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            return Some(Verdict::Down);
+            return Some(Checked::down("the status is 101".to_owned()));
         }
         parts.extensions.clear();
         // A panic of the application's function must not end the checks.
         let verdict = catch_unwind(AssertUnwindSafe(|| (self.judge)(&parts)));
-        Some(verdict.unwrap_or(Verdict::Down))
+        Some(match verdict {
+            Ok(Verdict::Down) => Checked::down(format!("the status is {}", parts.status.as_u16())),
+            Ok(verdict) => Checked { verdict, cause: None },
+            Err(_) => Checked::down("the function that judges the response has panicked".to_owned()),
+        })
     }
 
     fn request(&self, backend: &Backend) -> Option<Request<Body>> {
@@ -211,6 +218,26 @@ impl Check {
             .ok()?;
         Request::get(uri).header(HOST, backend.host()).body(Body::empty()).ok()
     }
+}
+
+/// What a check has shown.
+#[derive(Debug)]
+pub(super) struct Checked {
+    pub(super) verdict: Verdict,
+    /// Why the member is down.
+    pub(super) cause: Option<String>,
+}
+
+impl Checked {
+    fn down(cause: String) -> Self {
+        Self { verdict: Verdict::Down, cause: Some(cause) }
+    }
+}
+
+/// Returns an error and its causes as text.
+fn chain(error: &dyn error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |&cause| cause.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 impl fmt::Debug for Check {

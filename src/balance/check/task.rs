@@ -110,10 +110,10 @@ async fn check(shared: Weak<Shared>, member: Arc<MemberState>, share: f64) {
             return;
         };
         drop(set);
-        let verdict = check.run(client).await;
+        let checked = check.run(client).await;
         let Some(set) = shared.upgrade() else { return };
-        if let Some(verdict) = verdict {
-            set.checked(&member, verdict);
+        if let Some(checked) = checked {
+            set.checked(&member, checked);
         }
         let interval = if member.is_undecided() { check.interval.min(UNDECIDED) } else { check.interval };
         let pause = interval.mul_f64(0.2f64.mul_add(set.random.fraction(), 0.9));
