@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{
     load::Count,
     member::{Ending, MemberState},
-    outcome::Outcome,
+    outcome::{Outcome, ResponseHead},
 };
 use crate::{
     abandoned,
@@ -129,7 +129,7 @@ pub(super) struct Attempt {
     /// `None` once the outcome is known.
     in_flight: Option<InFlight>,
     began: Option<Instant>,
-    /// Whether the time to the head is the member's: no upload is part of it.
+    /// Whether the time to the head is measured, and is the member's: no upload is part of it.
     is_bodiless: bool,
 }
 
@@ -137,24 +137,17 @@ impl Attempt {
     /// Watches an attempt. With `is_timed`, the member is compared with others, for which the clock is read.
     pub(super) fn new(in_flight: InFlight, request: &Request<Body>, is_timed: bool) -> Self {
         let began = is_timed.then(Instant::now);
-        Self { in_flight: Some(in_flight), began, is_bodiless: request.body().is_end_stream() }
+        Self { in_flight: Some(in_flight), began, is_bodiless: is_timed && request.body().is_end_stream() }
     }
 
     /// Reports the head of the response. Returns what it shows of the member, and what is left of the attempt: its
     /// body, or a tunnel.
-    pub(super) fn responded<B>(mut self, response: &Response<B>) -> (Outcome, Option<InFlight>) {
-        let Some(in_flight) = self.in_flight.take() else { return (Outcome::Nothing, None) };
-        let (status, headers, began) = (response.status(), response.headers(), self.began);
-        let now = Instant::now();
-        let outcome = in_flight.ended(&Ending::Responded { status, headers, began }, now);
-        if let Some(began) = self.began
-            && self.is_bodiless
-            && !status.is_server_error()
-            && let Some(member) = in_flight.member()
-        {
-            member.responded_after(began, now);
-        }
-        (outcome, Some(in_flight))
+    #[inline]
+    pub(super) fn responded<B: http_body::Body>(mut self, response: &Response<B>) -> (Outcome, Option<InFlight>) {
+        let in_flight = self.in_flight.take();
+        let member = in_flight.as_ref().and_then(InFlight::member);
+        let outcome = member.map(|member| member.responded(&ResponseHead::of(response), self.began, self.is_bodiless));
+        (outcome.unwrap_or(Outcome::Nothing), in_flight)
     }
 
     /// Reports that there is no response. Returns what that shows of the member.

@@ -35,13 +35,13 @@ pin_project! {
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S: Service<Request<Body>>> {
         #[pin]
-        state: State<S>,
+        pub(super) state: CallState<S>,
     }
 }
 
 pin_project! {
-    #[project = StateProj]
-    enum State<S: Service<Request<Body>>> {
+    #[project = CallStateProj]
+    pub(super) enum CallState<S: Service<Request<Body>>> {
         Calling {
             #[pin]
             call: S::Future,
@@ -116,24 +116,25 @@ impl<S: HttpService> Waiting<S> {
     }
 }
 
+/// Returns whether a service is ready at once. Most are, so that the request, which is large to move, is handed on
+/// without a further state.
+pub(super) fn is_ready<S: HttpService>(service: &mut S) -> bool {
+    matches!(poll_ready_now(service), Poll::Ready(Ok(())))
+}
+
+/// Polls a service outside of a task. One that isn't ready is polled again, with the waker of the task.
+fn poll_ready_now<S: HttpService>(service: &mut S) -> Poll<Result<(), S::Error>> {
+    service.poll_ready(&mut Context::from_waker(Waker::noop()))
+}
+
 impl<S: HttpService> ResponseFuture<S> {
     /// Calls the service of the member that was chosen.
-    #[inline]
-    pub(super) fn call(
-        mut service: S,
-        request: Request<Body>,
-        in_flight: InFlight,
-        is_timed: bool,
-        cookie: Option<Assignment>,
-    ) -> Self {
-        let attempt = Attempt::new(in_flight, &request, is_timed);
-        // Most services are always ready, so that the request, which is large to move, is handed on at once. One that
-        // isn't ready is polled again, with the waker of the task.
-        let state = match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => State::Calling { call: service.call(request), attempt: Some(attempt), cookie },
-            Poll::Ready(Err(error)) => State::Failed { error: Some(attempt_failed(attempt, error)) },
+    pub(super) fn call(mut service: S, request: Request<Body>, attempt: Attempt, cookie: Option<Assignment>) -> Self {
+        let state = match poll_ready_now(&mut service) {
+            Poll::Ready(Ok(())) => CallState::Calling { call: service.call(request), attempt: Some(attempt), cookie },
+            Poll::Ready(Err(error)) => CallState::Failed { error: Some(attempt_failed(attempt, error)) },
             Poll::Pending => {
-                State::Preparing { preparing: Some(Box::new(Preparing { service, request, attempt, cookie })) }
+                CallState::Preparing { preparing: Some(Box::new(Preparing { service, request, attempt, cookie })) }
             }
         };
         Self { state }
@@ -141,19 +142,21 @@ impl<S: HttpService> ResponseFuture<S> {
 
     /// Tries a member that is out.
     pub(super) fn try_member(trying: Trying<S>, cookie: Option<Assignment>, elsewhere: Elsewhere<S>) -> Self {
-        Self { state: State::Trying { trying: Some(Box::pin(trying)), cookie, elsewhere: Some(Box::new(elsewhere)) } }
+        Self {
+            state: CallState::Trying { trying: Some(Box::pin(trying)), cookie, elsewhere: Some(Box::new(elsewhere)) },
+        }
     }
 
     /// Waits for a permit.
     pub(super) fn wait(balance: Arc<Inner<S>>, request: Request<Body>, wish: Wish, waiter: Waiter) -> Self {
         let timer = waiter.timeout().map(|timeout| Box::pin(sleep(timeout)));
         let waiting = Box::new(Waiting { balance, request, wish, waiter, timer });
-        Self { state: State::Waiting { waiting: Some(waiting) } }
+        Self { state: CallState::Waiting { waiting: Some(waiting) } }
     }
 
     /// Fails without an attempt.
     pub(super) fn fail(error: impl Into<BoxError>) -> Self {
-        Self { state: State::Failed { error: Some(error.into()) } }
+        Self { state: CallState::Failed { error: Some(error.into()) } }
     }
 }
 
@@ -166,22 +169,20 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             let next = match self.as_mut().project().state.project() {
-                StateProj::Calling { call, attempt, cookie } => {
-                    let outcome = ready!(call.poll(cx));
-                    let attempt = attempt.take();
-                    return Poll::Ready(match outcome {
+                CallStateProj::Calling { call, attempt, cookie } => {
+                    return Poll::Ready(match ready!(call.poll(cx)) {
                         Ok(mut response) => {
-                            let in_flight = attempt.and_then(|attempt| attempt.responded(&response).1);
-                            set_cookie(&mut response, cookie);
-                            Ok(hold(response, in_flight))
+                            let in_flight = attempt.take().and_then(|attempt| attempt.responded(&response).1);
+                            let in_flight = finish(&mut response, cookie, in_flight);
+                            Ok(response.map(|inner| BalanceBody { inner, in_flight }))
                         }
-                        Err(error) => Err(match attempt {
+                        Err(error) => Err(match attempt.take() {
                             Some(attempt) => attempt_failed(attempt, error),
                             None => error.into(),
                         }),
                     });
                 }
-                StateProj::Preparing { preparing } => {
+                CallStateProj::Preparing { preparing } => {
                     let Some(pending) = preparing else { panic!("polled after completion") };
                     let ready = ready!(pending.service.poll_ready(cx));
                     let Some(preparing) = preparing.take() else { panic!("polled after completion") };
@@ -189,16 +190,16 @@ where
                     if let Err(error) = ready {
                         return Poll::Ready(Err(attempt_failed(attempt, error)));
                     }
-                    Self { state: State::Calling { call: service.call(request), attempt: Some(attempt), cookie } }
+                    Self { state: CallState::Calling { call: service.call(request), attempt: Some(attempt), cookie } }
                 }
-                StateProj::Waiting { waiting } => {
+                CallStateProj::Waiting { waiting } => {
                     let Some(pending) = waiting else { panic!("polled after completion") };
                     let permit = ready!(pending.poll_ended(cx));
                     // It leaves the queue.
                     let Some(waiting) = waiting.take() else { panic!("polled after completion") };
                     waiting.next(permit?)
                 }
-                StateProj::Trying { trying, cookie, elsewhere } => {
+                CallStateProj::Trying { trying, cookie, elsewhere } => {
                     let Some(pending) = trying else { panic!("polled after completion") };
                     let outcome = match pending.as_mut().poll(cx) {
                         Poll::Ready(outcome) => outcome,
@@ -210,13 +211,13 @@ where
                     };
                     let Some(elsewhere) = elsewhere.take() else { panic!("polled after completion") };
                     if let Some((mut response, in_flight)) = outcome {
-                        set_cookie(&mut response, cookie);
-                        return Poll::Ready(Ok(hold(response, in_flight)));
+                        let in_flight = finish(&mut response, cookie, in_flight);
+                        return Poll::Ready(Ok(response.map(|inner| BalanceBody { inner, in_flight })));
                     }
                     let Elsewhere { balance, request, wish, tried } = *elsewhere;
                     balance.send(request, wish, Some(tried))
                 }
-                StateProj::Failed { error } => {
+                CallStateProj::Failed { error } => {
                     return Poll::Ready(Err(error.take().unwrap_or_else(|| panic!("polled after completion"))));
                 }
             };
@@ -231,15 +232,16 @@ fn attempt_failed(attempt: Attempt, error: impl Into<BoxError>) -> BoxError {
     error
 }
 
-/// Lets a response assign its session to the member that has sent it.
-fn set_cookie<B>(response: &mut Response<B>, cookie: &mut Option<Assignment>) {
+/// Lets a response assign its session to the member that has sent it, and the attempt end with the tunnel that the
+/// response opens. Otherwise returns the attempt, which ends with the body.
+fn finish<B: http_body::Body>(
+    response: &mut Response<B>,
+    cookie: &mut Option<Assignment>,
+    mut in_flight: Option<InFlight>,
+) -> Option<InFlight> {
     if let Some(cookie) = cookie.take() {
         cookie.apply_to(response);
     }
-}
-
-/// Lets the attempt end with the response's body, or with the tunnel that the response opens.
-fn hold<B: http_body::Body>(mut response: Response<B>, mut in_flight: Option<InFlight>) -> Response<BalanceBody<B>> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS
         && let Some(in_flight) = in_flight.take()
     {
@@ -248,7 +250,7 @@ fn hold<B: http_body::Body>(mut response: Response<B>, mut in_flight: Option<InF
         // A body that is whole needs nothing more of the member.
         body::ended_well(&mut in_flight);
     }
-    response.map(|inner| BalanceBody { inner, in_flight })
+    in_flight
 }
 
 impl<S: Service<Request<Body>>> fmt::Debug for ResponseFuture<S> {

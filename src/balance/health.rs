@@ -161,6 +161,21 @@ impl Health {
         self.suspicion(eject, now)
     }
 
+    /// Returns whether a success changes nothing but the number of attempts.
+    pub(super) fn is_clean(&self) -> bool {
+        matches!(self.status, Status::Up { .. }) && self.is_proven && self.heads == 0 && self.connects == 0
+    }
+
+    /// Adds successes that have changed nothing else.
+    pub(super) fn record_successes(&mut self, count: u32, at: Instant) {
+        self.window.add(at, count, 0, 0);
+    }
+
+    /// Forgets how many attempts failed.
+    pub(super) fn forget_attempts(&mut self, now: Instant) {
+        self.window = Window::new(now);
+    }
+
     /// Records what the body of a response shows whose head was a success.
     pub(super) fn record_body(&mut self, outcome: Outcome, eject: &Eject, now: Instant) -> Option<Suspicion> {
         if outcome.halves() == 0 {
@@ -418,6 +433,9 @@ impl Window {
         let second = self.second(now);
         let index = usize::try_from(second % Self::SECONDS).unwrap_or_default();
         let Some(bucket) = self.buckets.get_mut(index) else { return };
+        if bucket.second > second {
+            return;
+        }
         if bucket.second != second {
             *bucket = Bucket { second, sums: Sums::default() };
         }

@@ -4,6 +4,7 @@
 
 use std::{
     cell::Cell,
+    cmp,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
     time::Duration,
 };
@@ -33,10 +34,25 @@ const LEAVING: u32 = 1 << 31;
 pub(super) struct Load {
     in_flight: AtomicU32,
     requests: AtomicU64,
+    /// The [`Successes`] of a second.
+    successes: AtomicU64,
     /// The debt as `f32`, and the milliseconds when it had that value. 0 is no debt, whose age is of no interest.
     debt: AtomicU64,
     /// The average latency in milliseconds as `f32`, and a [`Stamp`] of its last sample.
     latency: AtomicU64,
+}
+
+/// How many successes there were in a second since the set was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Successes {
+    pub(super) second: u32,
+    pub(super) count: u32,
+}
+
+impl Successes {
+    fn of(word: u64) -> Self {
+        Self { second: (word >> 32) as u32, count: word as u32 }
+    }
 }
 
 /// What became of the count when an attempt began or ended.
@@ -54,6 +70,7 @@ impl Load {
         Self {
             in_flight: AtomicU32::new(0),
             requests: AtomicU64::new(0),
+            successes: AtomicU64::new(0),
             debt: AtomicU64::new(0),
             latency: AtomicU64::new(0),
         }
@@ -113,6 +130,23 @@ impl Load {
         self.requests.load(Ordering::Relaxed)
     }
 
+    // ---- Successes ----
+
+    /// Counts a success. Returns those of an earlier second, which are no longer counted here.
+    pub(super) fn succeeded(&self, now: Millis) -> Option<Successes> {
+        let second = now.0 / 1_000;
+        if Successes::of(self.successes.load(Ordering::Relaxed)).second == second {
+            self.successes.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Successes::of(self.successes.swap(u64::from(second) << 32 | 1, Ordering::Relaxed)))
+    }
+
+    /// Returns the successes that haven't been returned yet.
+    pub(super) fn take_successes(&self) -> Successes {
+        Successes::of(self.successes.swap(0, Ordering::Relaxed))
+    }
+
     // ---- Failures ----
 
     /// Adds a failure of this weight to the debt.
@@ -133,11 +167,16 @@ impl Load {
     }
 
     /// Returns what is left of the debt. The clock is read only if there is one.
+    #[inline]
     fn debt(&self, clock: &Clock) -> f32 {
-        let word = self.debt.load(Ordering::Relaxed);
-        if word == 0 {
-            return 0.0;
+        match self.debt.load(Ordering::Relaxed) {
+            0 => 0.0,
+            word => self.debt_of(word, clock),
         }
+    }
+
+    #[cold]
+    fn debt_of(&self, word: u64, clock: &Clock) -> f32 {
         let debt = decayed(word, clock.now());
         if debt == 0.0 {
             // If it fails, there is a new debt.
@@ -167,6 +206,11 @@ impl Load {
         (Stamp(word as u32).samples() >= SAMPLES).then(|| f32::from_bits((word >> 32) as u32))
     }
 
+    /// Returns the average latency in milliseconds, of as many samples as there are.
+    fn average(&self) -> f32 {
+        f32::from_bits((self.latency.load(Ordering::Relaxed) >> 32) as u32)
+    }
+
     fn latency_age(&self, now: Millis) -> u32 {
         Stamp(self.latency.load(Ordering::Relaxed) as u32).age(now)
     }
@@ -175,19 +219,32 @@ impl Load {
 
     /// Returns what a new attempt would find here, before it's divided by the weight. An idle member has 0, so that
     /// idle members are equal, whatever their weights are.
+    #[inline]
     pub(super) fn pressure(&self, clock: &Clock) -> f32 {
         let busy = self.in_flight() as f32 + self.debt(clock);
         if busy == 0.0 { 0.0 } else { busy + 1.0 }
     }
 
-    /// Returns whether this member is the much slower one of two that are loaded alike. Small differences don't count,
-    /// because an idle set would follow their noise to one member.
-    pub(super) fn is_slower_than(&self, other: &Self, clock: &Clock) -> bool {
-        let (Some(own), Some(theirs)) = (self.latency(), other.latency()) else { return false };
-        // The clock is read last, because latencies are compared by most picks of an idle set.
-        own > 2.0 * theirs
-            && own - theirs > LATENCY_FLOOR
-            && [self, other].iter().all(|load| load.latency_age(clock.now()) <= LATENCY_LIFE)
+    /// Compares the latencies of two members that are loaded alike: the greater one is much slower. Small differences
+    /// don't count, because an idle set would follow their noise to one member.
+    #[inline]
+    pub(super) fn compare_latency(&self, other: &Self, clock: &Clock) -> cmp::Ordering {
+        let (own, theirs) = (self.average(), other.average());
+        // First, because nearly all members of an idle set are alike.
+        if (own - theirs).abs() <= LATENCY_FLOOR || own.max(theirs) <= 2.0 * own.min(theirs) {
+            return cmp::Ordering::Equal;
+        }
+        self.compare_valid(other, clock)
+    }
+
+    #[cold]
+    fn compare_valid(&self, other: &Self, clock: &Clock) -> cmp::Ordering {
+        let is_valid = |load: &Self| load.latency().is_some() && load.latency_age(clock.now()) <= LATENCY_LIFE;
+        if is_valid(self) && is_valid(other) {
+            self.average().total_cmp(&other.average())
+        } else {
+            cmp::Ordering::Equal
+        }
     }
 }
 
@@ -312,6 +369,16 @@ mod tests {
     }
 
     #[test]
+    fn successes_are_counted_by_the_second_and_taken_once() {
+        let load = Load::new();
+        let of = |second, count| Successes { second, count };
+        assert_eq!((load.succeeded(Millis(999)), load.succeeded(Millis(0))), (None, None));
+        assert_eq!((load.succeeded(Millis(1_000)), load.succeeded(Millis(1_999))), (Some(of(0, 2)), None));
+        assert_eq!((load.take_successes(), load.take_successes()), (of(1, 2), of(0, 0)));
+        assert_eq!((load.succeeded(Millis(1_999)), load.take_successes()), (Some(of(0, 0)), of(1, 1)));
+    }
+
+    #[test]
     fn a_debt_adds_up_and_decays() {
         let load = Load::new();
         for _ in 0..4 {
@@ -372,11 +439,12 @@ mod tests {
             (responding(10, 10), Some(10.0), 0, false),
         ] {
             assert_eq!(other.latency().map(f32::round), latency);
-            assert_eq!(other.is_slower_than(&fast, &clock(now)), expected, "{latency:?} {now}");
-            assert!(!fast.is_slower_than(&other, &clock(now)), "{latency:?} {now}");
+            let expected = if expected { cmp::Ordering::Greater } else { cmp::Ordering::Equal };
+            assert_eq!(other.compare_latency(&fast, &clock(now)), expected, "{latency:?} {now}");
+            assert_eq!(fast.compare_latency(&other, &clock(now)), expected.reverse(), "{latency:?} {now}");
         }
         // Twice as slow, but not by five milliseconds.
-        assert!(!responding(10, 5).is_slower_than(&responding(10, 1), &clock(0)));
+        assert_eq!(responding(10, 5).compare_latency(&responding(10, 1), &clock(0)), cmp::Ordering::Equal);
     }
 
     #[test]

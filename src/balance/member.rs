@@ -10,13 +10,14 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, StatusCode, Uri};
+use http::Uri;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     builder::InvalidBackends,
-    load::{Clock, Count, Load, Millis},
+    load::{Clock, Count, Load},
+    outcome::Outcome,
     queue::Queue,
     set::Shared,
     snapshot::View,
@@ -402,8 +403,7 @@ pub(super) enum AdmittedRequests {
 pub(super) enum Ending<'a> {
     /// The head of a response has come.
     Responded {
-        status: StatusCode,
-        headers: &'a HeaderMap,
+        outcome: Outcome,
         /// When the attempt began, if that is known.
         began: Option<Instant>,
     },
@@ -454,11 +454,6 @@ impl MemberState {
     /// Returns the present view of its set, unless the set is gone.
     pub(super) fn view(&self) -> Option<Arc<View>> {
         Some(self.shared.upgrade()?.view())
-    }
-
-    /// Records the time from a request without a body to the head of its response.
-    pub(super) fn responded_after(&self, began: Instant, now: Instant) {
-        self.load.responded(now.saturating_duration_since(began), Millis::between(self.epoch, now));
     }
 
     pub(super) fn admission(&self) -> AdmittedRequests {

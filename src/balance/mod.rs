@@ -56,9 +56,9 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use self::{
-    attempt::InFlight,
+    attempt::{Attempt, InFlight},
     backends::service_number,
-    future::Elsewhere,
+    future::{CallState, Elsewhere},
     queue::{Admission, Queue},
     selection::{Choice, Selection, Wish},
     set::{Shared, Subscriber},
@@ -253,7 +253,22 @@ impl<S: Clone + Send + Sync + 'static> Subscriber for Inner<S> {
 }
 
 impl<S: HttpService> Inner<S> {
-    #[inline]
+    /// Chooses the least loaded member, and begins the attempt, if nothing but the load decides about it.
+    ///
+    /// This is the way of nearly all requests, and a part of what [`call`](Self::call) does for all of them.
+    fn choose_by_load(&self, request: &Request<Body>) -> Option<(S, Attempt)> {
+        let Shared { random, options, queue, .. } = &*self.backends.shared;
+        let snapshot = self.snapshot.load();
+        let view = &snapshot.view;
+        let is_by_load = view.is_by_load && queue.is_none() && options.health.check.is_none();
+        if !is_by_load || Tried::of(request.extensions()).is_some() {
+            return None;
+        }
+        let position = view.pick(random, |_| true)?;
+        let in_flight = InFlight::begin(&view.entries[position].state)?;
+        Some((snapshot.services[position].clone(), Attempt::new(in_flight, request, !view.is_alone())))
+    }
+
     fn call(self: &Arc<Self>, mut request: Request<Body>) -> ResponseFuture<S> {
         let shared = &self.backends.shared;
         if shared.options.health.check.is_some() {
@@ -304,8 +319,6 @@ impl<S: HttpService> Inner<S> {
         }
     }
 
-    // Inlined, as what it calls with the request, because each call would move the request.
-    #[inline]
     fn send_at_once(
         &self,
         mut snapshot: Guard<Arc<Snapshot<S>>>,
@@ -424,7 +437,6 @@ impl<S: HttpService> Inner<S> {
 
 impl<S: HttpService> Snapshot<S> {
     /// Calls the service of the member that was chosen.
-    #[inline]
     fn call(
         &self,
         choice: Choice,
@@ -437,9 +449,9 @@ impl<S: HttpService> Snapshot<S> {
             tried.push(state.set, state.id);
             tried.set_exhausted(state.set, self.view.is_exhausted(tried));
         }
-        let is_timed = self.view.entries.len() > 1;
+        let attempt = Attempt::new(in_flight, &request, !self.view.is_alone());
         let cookie = selection.assignment(choice, &request, &self.view);
-        ResponseFuture::call(self.services[choice.position].clone(), request, in_flight, is_timed, cookie)
+        ResponseFuture::call(self.services[choice.position].clone(), request, attempt, cookie)
     }
 }
 
@@ -475,9 +487,17 @@ where
         Poll::Ready(Ok(()))
     }
 
-    #[inline]
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        self.inner.call(request)
+        let Some((mut service, attempt)) = self.inner.choose_by_load(&request) else {
+            return self.inner.call(request);
+        };
+        if !future::is_ready(&mut service) {
+            return ResponseFuture::call(service, request, attempt, None);
+        }
+        // In place, because the request and the future are large to move.
+        ResponseFuture {
+            state: CallState::Calling { call: service.call(request), attempt: Some(attempt), cookie: None },
+        }
     }
 }
 

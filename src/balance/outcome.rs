@@ -5,7 +5,8 @@
 
 use std::{error::Error as StdError, iter, time::Duration};
 
-use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use http::{HeaderMap, Response, StatusCode, header::RETRY_AFTER};
+use http_body::Body;
 use tower::{load_shed::error::Overloaded, timeout::error::Elapsed};
 
 use super::eject::Eject;
@@ -32,11 +33,27 @@ pub(super) enum Outcome {
     Nothing,
 }
 
+/// The head of a response.
+#[derive(Debug)]
+pub(super) struct ResponseHead<'a> {
+    pub(super) status: StatusCode,
+    pub(super) headers: &'a HeaderMap,
+    /// Whether there is no body.
+    pub(super) is_whole: bool,
+}
+
+impl<'a> ResponseHead<'a> {
+    pub(super) fn of<B: Body>(response: &'a Response<B>) -> Self {
+        let is_whole = response.body().is_end_stream();
+        Self { status: response.status(), headers: response.headers(), is_whole }
+    }
+}
+
 const FAULT: Outcome = Outcome::Fault { retry_after: None };
 
 impl Outcome {
     /// Returns what the head of a response shows.
-    pub(super) fn of_head(status: StatusCode, headers: &HeaderMap, eject: &Eject) -> Self {
+    pub(super) fn of_head(&ResponseHead { status, headers, is_whole }: &ResponseHead<'_>, eject: &Eject) -> Self {
         if eject.counts_status(status) {
             return Self::Fault { retry_after: retry_after(headers) };
         }
@@ -46,7 +63,8 @@ impl Outcome {
             // The limit is usually the client's.
             StatusCode::TOO_MANY_REQUESTS => Self::Nothing,
             _ if status.is_server_error() => Self::ServerError,
-            _ if grpc::is_unavailable(headers) => FAULT,
+            // A trailers-only response has no body.
+            _ if is_whole && grpc::is_unavailable(headers) => FAULT,
             _ => Self::Success,
         }
     }
@@ -147,7 +165,8 @@ mod tests {
 
     fn of_head(status: u16, fields: &[(&'static str, &'static str)]) -> Outcome {
         let headers = fields.iter().map(|(name, value)| (name.parse().unwrap(), http::HeaderValue::from_static(value)));
-        Outcome::of_head(StatusCode::from_u16(status).unwrap(), &headers.collect(), &Eject::default())
+        let (status, headers) = (StatusCode::from_u16(status).unwrap(), &headers.collect());
+        Outcome::of_head(&ResponseHead { status, headers, is_whole: true }, &Eject::default())
     }
 
     #[test]
@@ -200,7 +219,8 @@ mod tests {
     #[test]
     fn a_status_of_the_operator_is_a_fault() {
         let eject = Eject::default().statuses([StatusCode::TOO_MANY_REQUESTS]);
-        let of_head = |status| Outcome::of_head(status, &HeaderMap::new(), &eject);
+        let headers = &HeaderMap::new();
+        let of_head = |status| Outcome::of_head(&ResponseHead { status, headers, is_whole: true }, &eject);
         assert_eq!(of_head(StatusCode::TOO_MANY_REQUESTS), FAULT);
         assert_eq!(of_head(StatusCode::INTERNAL_SERVER_ERROR), Outcome::ServerError);
     }

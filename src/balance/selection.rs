@@ -212,6 +212,11 @@ impl Selection {
         home.is_none_or(|home| home == position).then_some(Choice { position, is_home })
     }
 
+    /// Returns whether nothing of a request matters to the choice of its member.
+    pub(super) fn is_by_load(&self) -> bool {
+        matches!(self.pick, Pick::LeastRequests) && self.sticky.is_none()
+    }
+
     /// Returns whether the members get different requests.
     pub(super) fn is_partitioned(&self) -> bool {
         matches!(self.pick, Pick::Hash(_)) || self.sticky.is_some()

@@ -1,12 +1,11 @@
 //! What a request reads of a set: the members, which of them are eligible, and their services.
 
-use std::{cell::RefCell, sync::Arc, time::Duration};
+use std::{cell::RefCell, cmp::Ordering, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{
     health::{Reason, slow_start_share},
-    load::Clock,
     member::{Member, MemberState, State},
     random::{Draws, Random},
     selection::{Lookup, Selection},
@@ -35,6 +34,8 @@ pub(super) struct View {
     pub(super) due: Option<Instant>,
     /// When a member is to be tried by a request.
     pub(super) due_trial: Option<Instant>,
+    /// Whether the load alone decides about the member of a request.
+    pub(super) is_by_load: bool,
     slow_start: Duration,
     /// By what sessions, keys and turns find their member.
     pub(super) lookup: Lookup,
@@ -131,6 +132,7 @@ impl View {
         let first = weights.next();
         let is_unweighted = weights.all(|weight| Some(weight) == first);
         let lookup = selection.lookup(&entries, &eligible);
+        let is_by_load = selection.is_by_load() && !has_slow_start && due.is_none() && due_trial.is_none();
         Self {
             version,
             generation,
@@ -140,6 +142,7 @@ impl View {
             has_slow_start,
             due,
             due_trial,
+            is_by_load,
             slow_start,
             lookup,
         }
@@ -181,19 +184,63 @@ impl View {
 
     /// Chooses the least loaded of a few members, or of all if none of these is usable.
     fn least_loaded(&self, draws: &mut Draws, usable: impl Fn(&Entry) -> bool) -> Option<usize> {
-        let mut least = Least { view: self, clock: self.entries.first()?.state.clock(), best: None };
         if self.eligible.len() > DRAWN {
-            for at in sample(draws, self.eligible.len()) {
-                least.compare(self.eligible[at], draws, &usable);
+            let drawn = sample(draws, self.eligible.len()).map(|at| self.eligible[at]);
+            let least = self.least_loaded_of(&drawn, draws, &usable);
+            if least.is_some() {
+                return least;
             }
         }
-        if least.best.is_none() {
-            for &position in &self.eligible {
-                least.compare(position, draws, &usable);
-            }
-        }
-        least.best.map(|best| best.position as usize)
+        self.least_loaded_of(&self.eligible, draws, &usable)
     }
+
+    fn least_loaded_of(&self, positions: &[u32], draws: &mut Draws, usable: &impl Fn(&Entry) -> bool) -> Option<usize> {
+        let clock = self.entries.first()?.state.clock();
+        let mut best: Option<Best<'_>> = None;
+        for &position in positions {
+            let entry = &self.entries[position as usize];
+            if !usable(entry) {
+                continue;
+            }
+            let pressure = entry.state.load.pressure(&clock);
+            let weight = u64::from(entry.weight);
+            let mut tied = weight;
+            if let Some(best) = &mut best {
+                let (own, least) = if self.is_unweighted {
+                    (pressure, best.pressure)
+                } else {
+                    (pressure * best.entry.weight as f32, best.pressure * entry.weight as f32)
+                };
+                if own > least {
+                    continue;
+                }
+                match (own == least).then(|| entry.state.load.compare_latency(&best.entry.state.load, &clock)) {
+                    None | Some(Ordering::Less) => {}
+                    Some(Ordering::Greater) => continue,
+                    Some(Ordering::Equal) => {
+                        // At random in proportion to the weights, because an idle set would otherwise use one member
+                        // only.
+                        best.tied += weight;
+                        if draws.below(best.tied) >= weight {
+                            continue;
+                        }
+                        tied = best.tied;
+                    }
+                }
+            }
+            best = Some(Best { position, entry, pressure, tied });
+        }
+        best.map(|best| best.position as usize)
+    }
+}
+
+/// The least loaded of the members that have been compared.
+struct Best<'a> {
+    position: u32,
+    entry: &'a Entry,
+    pressure: f32,
+    /// The sum of the weights of the members that are as good.
+    tied: u64,
 }
 
 /// Returns the positions of the members that requests may be sent to: those that are healthy, or else the healthy
@@ -255,53 +302,6 @@ fn sample(draws: &mut Draws, count: usize) -> [usize; DRAWN] {
         drawn[at] = if drawn.contains(&number) { last } else { number };
     }
     drawn
-}
-
-/// The least loaded of the members that have been compared.
-struct Least<'a> {
-    view: &'a View,
-    clock: Clock,
-    best: Option<Best>,
-}
-
-struct Best {
-    position: u32,
-    pressure: f32,
-    /// The sum of the weights of the members that are as good.
-    tied: u64,
-}
-
-impl Least<'_> {
-    fn compare(&mut self, position: u32, draws: &mut Draws, usable: &impl Fn(&Entry) -> bool) {
-        let entries = &self.view.entries;
-        let entry = &entries[position as usize];
-        if !usable(entry) {
-            return;
-        }
-        let pressure = entry.state.load.pressure(&self.clock);
-        let weight = u64::from(entry.weight);
-        let mut tied = weight;
-        if let Some(best) = &mut self.best {
-            let other = &entries[best.position as usize];
-            let (own, least) = if self.view.is_unweighted {
-                (pressure, best.pressure)
-            } else {
-                (pressure * other.weight as f32, best.pressure * entry.weight as f32)
-            };
-            if own > least || own == least && entry.state.load.is_slower_than(&other.state.load, &self.clock) {
-                return;
-            }
-            if own == least && !other.state.load.is_slower_than(&entry.state.load, &self.clock) {
-                // At random in proportion to the weights, because an idle set would otherwise use one member only.
-                best.tied += weight;
-                if draws.below(best.tied) >= weight {
-                    return;
-                }
-                tied = best.tied;
-            }
-        }
-        self.best = Some(Best { position, pressure, tied });
-    }
 }
 
 /// A view, and the services of its members in the same order.

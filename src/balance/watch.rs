@@ -1,6 +1,7 @@
 //! Records what attempts and checks show of a member's health, and publishes the changes.
 
 use std::{
+    ops::{Deref, DerefMut},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -14,9 +15,9 @@ use super::{
     check::Checked,
     eject::Eject,
     health::{Change, Health, Reason, Suspicion, Tally, median},
-    load::Millis,
+    load::{Millis, Successes},
     member::{Ending, MemberState, State},
-    outcome::{self, Outcome},
+    outcome::{self, Outcome, ResponseHead},
     set::{Set, Shared},
     snapshot::View,
     trial::{Trial, TrialTimes},
@@ -27,7 +28,9 @@ use crate::{abandoned, client::Client, observe};
 #[derive(Debug)]
 pub(super) struct Watch {
     health: Mutex<Health>,
-    /// Whether the end of a body matters, because an earlier one was cut. Most responses leave the lock alone by it.
+    /// Whether a success changes nothing but the number of attempts. Most responses leave the lock alone by it.
+    is_clean: AtomicBool,
+    /// Whether the end of a body matters, because an earlier one was cut.
     has_cut_bodies: AtomicBool,
     eject: Arc<Eject>,
     /// The client of its active checks, whose connections aren't the pool's.
@@ -36,7 +39,13 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn new(health: Health, eject: Arc<Eject>, checker: Option<Client>) -> Self {
-        Self { health: Mutex::new(health), has_cut_bodies: AtomicBool::new(false), eject, checker }
+        Self {
+            is_clean: AtomicBool::new(health.is_clean()),
+            health: Mutex::new(health),
+            has_cut_bodies: AtomicBool::new(false),
+            eject,
+            checker,
+        }
     }
 
     #[cfg(test)]
@@ -45,17 +54,73 @@ impl Watch {
     }
 
     /// Nothing is called under it.
-    pub(super) fn health(&self) -> MutexGuard<'_, Health> {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn health(&self) -> HealthGuard<'_> {
+        HealthGuard { health: self.health.lock().unwrap_or_else(PoisonError::into_inner), is_clean: &self.is_clean }
+    }
+}
+
+/// The health of a member under its lock.
+pub(super) struct HealthGuard<'a> {
+    health: MutexGuard<'a, Health>,
+    is_clean: &'a AtomicBool,
+}
+
+impl Deref for HealthGuard<'_> {
+    type Target = Health;
+
+    fn deref(&self) -> &Health {
+        &self.health
+    }
+}
+
+impl DerefMut for HealthGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Health {
+        &mut self.health
+    }
+}
+
+impl Drop for HealthGuard<'_> {
+    fn drop(&mut self) {
+        self.is_clean.store(self.health.is_clean(), Ordering::Relaxed);
     }
 }
 
 impl MemberState {
+    /// Records the head of a response. Returns what it shows of the member.
+    ///
+    /// `began` is when the attempt did, if the members of the set are compared. Without it, no clock is read for the
+    /// success of a member that is well.
+    pub(super) fn responded(&self, head: &ResponseHead<'_>, began: Option<Instant>, is_bodiless: bool) -> Outcome {
+        let outcome = Outcome::of_head(head, &self.watch.eject);
+        let is_noted = outcome == Outcome::Success && self.watch.is_clean.load(Ordering::Relaxed);
+        let Some(began) = began else {
+            return if is_noted { outcome } else { self.ended(&Ending::Responded { outcome, began }, Instant::now()) };
+        };
+        let now = Instant::now();
+        let millis = Millis::between(self.epoch, now);
+        if !is_noted {
+            self.ended(&Ending::Responded { outcome, began: Some(began) }, now);
+        } else if let Some(earlier) = self.load.succeeded(millis) {
+            self.record_successes(&mut self.watch.health(), earlier);
+        }
+        if is_bodiless && !head.status.is_server_error() {
+            self.load.responded(now.saturating_duration_since(began), millis);
+        }
+        outcome
+    }
+
+    /// Adds the successes that were counted without the lock.
+    fn record_successes(&self, health: &mut Health, Successes { second, count }: Successes) {
+        if count > 0 {
+            health.record_successes(count, self.epoch + Duration::from_secs(second.into()));
+        }
+    }
+
     /// Judges the member by what has become of an attempt. Everything that is known of a member's health comes from
     /// here or from its checks. Returns what the attempt shows.
     pub(super) fn ended(&self, ending: &Ending<'_>, now: Instant) -> Outcome {
         let outcome = match *ending {
-            Ending::Responded { status, headers, .. } => Outcome::of_head(status, headers, &self.watch.eject),
+            Ending::Responded { outcome, .. } => outcome,
             Ending::Failed(error) => Outcome::of_error(error),
             Ending::BodyFailed(error) => Outcome::of_body_error(error),
             Ending::Abandoned { after } => self.of_abort(after.unwrap_or_default()),
@@ -66,7 +131,13 @@ impl MemberState {
         if outcome.halves() > 0 {
             self.load.fail(1.0, Millis::between(self.epoch, now));
         }
+        // There is nothing to compare a single member with.
+        let is_alone = self.view().is_some_and(|view| view.is_alone());
         let mut health = self.watch.health();
+        self.record_successes(&mut health, self.load.take_successes());
+        if is_alone {
+            health.forget_attempts(now);
+        }
         let suspicion = match ending {
             Ending::BodyFailed(_) => {
                 self.watch.has_cut_bodies.store(true, Ordering::Relaxed);
@@ -112,6 +183,7 @@ impl MemberState {
     pub(super) fn take_back(&self, is_proven: bool, now: Instant) {
         let change = self.watch.health().take_back(is_proven, now);
         if change.is_some() {
+            self.load.take_successes();
             // Its slow start is enough.
             self.load.forgive();
         }
@@ -137,7 +209,9 @@ impl MemberState {
     }
 
     pub(super) fn tally(&self, now: Instant) -> Tally {
-        self.watch.health().tally(now)
+        let mut health = self.watch.health();
+        self.record_successes(&mut health, self.load.take_successes());
+        health.tally(now)
     }
 
     pub(super) fn health_state(&self) -> State {

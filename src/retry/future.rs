@@ -36,15 +36,15 @@ pin_project! {
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S: Service<Request<Body>>> {
         #[pin]
-        state: State<S::Future>,
+        pub(super) state: State<S::Future>,
         // `None` if there is no further attempt.
-        retries: Option<Retries<S>>,
+        pub(super) retries: Option<Retries<S>>,
     }
 }
 
 pin_project! {
     #[project = StateProj]
-    enum State<F> {
+    pub(super) enum State<F> {
         Calling { #[pin] future: F },
         /// The hedge of an attempt that has failed.
         Hedging { future: Pin<Box<F>> },
@@ -66,7 +66,7 @@ enum Hedge<F> {
     },
 }
 
-enum Between {
+pub(super) enum Between {
     /// A pause before a retry, and then the return of the body.
     Pausing { timer: Pin<Box<Sleep>>, is_over: bool },
     /// The service isn't ready.
@@ -74,7 +74,7 @@ enum Between {
 }
 
 /// What the attempts of a request share.
-struct Retries<S: Service<Request<Body>>> {
+pub(super) struct Retries<S: Service<Request<Body>>> {
     service: S,
     hedge: Hedge<S::Future>,
     /// How many attempts there may be besides the present one.
@@ -97,24 +97,12 @@ enum Next<R> {
     Retry(Between),
 }
 
-impl<S: Service<Request<Body>>> ResponseFuture<S> {
-    /// A request that is sent once.
-    pub(super) fn once(future: S::Future) -> Self {
-        Self { state: State::Calling { future }, retries: None }
-    }
-
-    /// Sends a request to a service that is ready.
-    pub(super) fn new(
-        mut service: S,
-        request: Request<Body>,
-        max_attempts: u32,
-        replayable: Option<Box<Replayable>>,
-    ) -> Self {
-        let future = service.call(request);
+impl<S: Service<Request<Body>>> Retries<S> {
+    /// The attempts after the first one, by the service that makes it.
+    pub(super) fn new(service: S, max_attempts: u32, replayable: Option<Box<Replayable>>) -> Self {
         let hedge_after = replayable.as_ref().and_then(|replayable| replayable.hedge_after);
         let hedge = hedge_after.map_or(Hedge::None, |after| Hedge::Due { timer: Box::pin(sleep(after)) });
-        let retries = Retries { service, hedge, left: max_attempts - 1, paid: 0, replayable, last: None };
-        Self { state: State::Calling { future }, retries: Some(retries) }
+        Self { service, hedge, left: max_attempts - 1, paid: 0, replayable, last: None }
     }
 }
 

@@ -9,7 +9,10 @@ use axum_core::{BoxError, body::Body};
 use http::{Request, Response};
 use tower_service::Service;
 
-use super::{RetryPolicy, future::ResponseFuture};
+use super::{
+    RetryPolicy,
+    future::{ResponseFuture, Retries, State},
+};
 
 /// A service that sends failed requests again, as its [`RetryPolicy`] allows.
 ///
@@ -113,12 +116,16 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         if self.policy.max_attempts() == 1 {
-            return ResponseFuture::once(self.inner.call(request));
+            return ResponseFuture { state: State::Calling { future: self.inner.call(request) }, retries: None };
         }
         // The service that has been polled for readiness is called, and makes the further attempts.
         let clone = self.inner.clone();
-        let service = mem::replace(&mut self.inner, clone);
+        let mut service = mem::replace(&mut self.inner, clone);
         let replayable = self.policy.begin(&mut request);
-        ResponseFuture::new(service, request, self.policy.max_attempts(), replayable)
+        // In place, because a future is large to move.
+        ResponseFuture {
+            state: State::Calling { future: service.call(request) },
+            retries: Some(Retries::new(service, self.policy.max_attempts(), replayable)),
+        }
     }
 }
