@@ -24,6 +24,7 @@ use axum::{
     body::Body,
     http::{Request, Response, StatusCode},
 };
+use futures_util::StreamExt as _;
 use tokio::{io::AsyncWriteExt, net::TcpListener, sync::Notify};
 use tower::{Layer as _, ServiceExt, service_fn};
 use tower_reverse_proxy::{
@@ -262,6 +263,38 @@ async fn the_event_of_failed_checks_has_the_cause() {
         assert_eq!((&*event["state"], &*event["reason"]), ("down", "failed checks"), "{event:?}");
         assert!(event["cause"].contains(cause), "{event:?}");
         drop(layer);
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_fails_is_one_warning_until_it_is_well_again() {
+    const ONE: &str = "http://10.0.0.1:8000";
+    let turn = Turn::take().await;
+    let backends = Backends::new([ONE]);
+    for (failure, cause) in [
+        (Err("SERVFAIL"), "SERVFAIL"),
+        (Ok(vec![]), "the source has no members"),
+        (Ok(vec![Member::new(ONE).weight(0)]), "the weight of \"http://10.0.0.1:8000\" is 0: write 1 or more"),
+        (Ok(vec![Member::new(ONE), Member::new(ONE)]), "\"http://10.0.0.1:8000\" is listed twice"),
+    ] {
+        let well = || Ok(vec![Member::new(ONE)]);
+        let answers = [well(), failure.clone(), failure, well(), well()];
+        let (ended, end) = tokio::sync::oneshot::channel::<()>();
+        let mut ended = Some(ended);
+        let source = futures_util::stream::iter(answers).chain(futures_util::stream::poll_fn(move |_| {
+            ended.take();
+            std::task::Poll::Ready(None)
+        }));
+        let _follow = backends.follow(source);
+        assert!(within(end).await.is_err(), "the source has ended");
+        let events = turn.events();
+        let [failed, back] = &events[..] else { panic!("{events:?}") };
+        assert_eq!(
+            (&*failed["level"], &*failed["message"]),
+            ("WARN", "a source of backends fails; the last ones stay")
+        );
+        assert!(failed["cause"].starts_with(cause), "{failed:?}");
+        assert_eq!((&*back["level"], &*back["message"]), ("INFO", "a source of backends is well again"));
     }
 }
 

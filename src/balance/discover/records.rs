@@ -331,6 +331,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::balance::Backends;
 
     /// The code of a response, the data of its records, and their time to live in seconds.
     type Response = (u8, Vec<Vec<u8>>, u32);
@@ -518,6 +519,48 @@ mod tests {
         assert!(look_up(&mut records).await.is_err());
     }
 
+    /// Starts a name server that responds to each query with these octets, after its id and its flags, or not at all.
+    async fn serve_rubbish(rubbish: Option<&'static [u8]>) -> SocketAddr {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut query = [0; 1024];
+            while let Ok((_, peer)) = socket.recv_from(&mut query).await {
+                if let Some(rubbish) = rubbish {
+                    let response = [&query[..2], &[0x81, 0x80], rubbish].concat();
+                    socket.send_to(&response, peer).await.unwrap();
+                }
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_set_keeps_its_members_if_its_name_server_is_silent_or_sends_rubbish() {
+        for rubbish in [
+            None,
+            Some(&b""[..]),
+            Some(b"HTTP/1.1 200 OK\r\n\r\n"),
+            // A pointer to itself as the name, and more records than there are octets.
+            Some(b"\0\x01\xff\xff\xff\xff\xff\xff\xc0\x0c\0\x01\0\x01"),
+        ] {
+            let records = DnsRecords::new("http://app.test").name_server(serve_rubbish(rubbish).await);
+            let backends = Backends::new(["http://10.0.0.1:8000"]);
+            let (sender, outcome) = tokio::sync::oneshot::channel();
+            let mut sender = Some(sender);
+            let source = futures_util::StreamExt::inspect(records, move |found| {
+                if let Some(sender) = sender.take() {
+                    let _ = sender.send(found.is_err());
+                }
+            });
+            let _follow = backends.follow(source);
+            let has_failed = tokio::time::timeout(Duration::from_secs(20), outcome).await;
+            assert_eq!(has_failed.unwrap(), Ok(true), "{rubbish:?}");
+            tokio::task::yield_now().await;
+            assert_eq!(backends.status()[0].backend(), "http://10.0.0.1:8000");
+        }
+    }
+
     #[tokio::test]
     async fn the_targets_of_a_service_have_its_ports_weights_and_priorities() {
         let server = serve(|name, kind| match (name, kind) {
@@ -536,7 +579,7 @@ mod tests {
         let mut shown: Vec<_> = members.iter().map(|member| format!("{member:?}")).collect();
         shown.sort_unstable();
         let member = |name, weight, is_backup| {
-            format!("Member {{ name: {name:?}, weight: {weight}, is_backup: {is_backup}, .. }}")
+            format!("Member {{ name: {name:?}, weight: {weight}, is_backup: {is_backup}, is_draining: false, .. }}")
         };
         let expected = [
             member("http://a.test:81 at 127.0.0.2:81", 3, false),
