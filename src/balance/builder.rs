@@ -182,7 +182,10 @@ impl BackendsBuilder {
     /// was added to a running set. Default: 10 seconds.
     ///
     /// It gets a tenth of its share at first. Otherwise an idle member, whose caches are cold, would get most of the
-    /// requests at once.
+    /// requests at once. Its weight is divided accordingly, and it gets no more than that part of its share although it's
+    /// the least loaded one. With long requests it has fewer in flight than the others at the end of this time. It catches
+    /// up for as long again, with at most 1.1 times its share. Round robin passes over a part of its turns, and with
+    /// hashes, one key after the other comes home.
     ///
     /// ```
     /// use std::time::Duration;

@@ -588,14 +588,6 @@ impl SetTally {
     }
 }
 
-/// Returns the probability with which a member is drawn `elapsed` after it has come: a tenth at first, growing evenly.
-pub(super) fn slow_start_share(elapsed: Duration, slow_start: Duration) -> f32 {
-    if elapsed >= slow_start {
-        return 1.0;
-    }
-    (elapsed.as_secs_f32() / slow_start.as_secs_f32()).clamp(0.1, 1.0)
-}
-
 /// Returns the median. It's the lower one of the two in the middle.
 pub(super) fn median(mut values: Vec<f32>) -> Option<f32> {
     let middle = values.len().checked_sub(1)? / 2;
@@ -840,15 +832,6 @@ mod tests {
         assert_eq!(Health::up(now).slow_start_since(), None);
         assert_eq!(Health::added(now).slow_start_since(), Some(now));
         assert!(!Health::checking(now).is_eligible());
-    }
-
-    #[test]
-    fn the_slow_start_grows_from_a_tenth() {
-        for (elapsed, expected) in [(0, 0.1), (1, 0.1), (5, 0.5), (10, 1.0), (99, 1.0)] {
-            let share = slow_start_share(secs(elapsed), secs(10));
-            assert!((share - expected).abs() < 0.001, "{elapsed}: {share}");
-        }
-        assert!(slow_start_share(Duration::ZERO, Duration::ZERO) >= 1.0);
     }
 
     fn checked(health: &mut Health, verdict: Verdict, times: u32, now: Instant) -> Option<Change> {

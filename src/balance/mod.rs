@@ -35,6 +35,7 @@ mod queue;
 mod random;
 mod selection;
 mod set;
+mod slow_start;
 mod snapshot;
 mod status;
 mod sticky;

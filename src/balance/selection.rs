@@ -10,11 +10,13 @@ use std::{
 
 use axum_core::body::Body;
 use http::Request;
+use tokio::time::Instant;
 
 use super::{
     pick::{ConsistentHash, HashedMember, Pick, Turns, stable_hash},
     random::Random,
-    snapshot::{Entry, SlowStart, View},
+    slow_start::SlowStart,
+    snapshot::{Entry, View},
     sticky::{Assignment, CookieValue, Session, Sessions, Sticky},
 };
 use crate::tried::MemberId;
@@ -160,7 +162,7 @@ impl Selection {
         except: Option<MemberId>,
         usable: impl Fn(&Entry) -> bool,
     ) -> Option<usize> {
-        let slow_start = view.has_slow_start.then(|| SlowStart::new(view, random));
+        let slow_start = view.has_slow_start.then(|| SlowStart::new(view, random, Instant::now()));
         let is_other = |entry: &Entry| Some(entry.state.id) != except;
         self.picked(wish, view, random, slow_start.as_ref(), |entry| usable(entry) && is_other(entry))
             // All others are out, or in their slow start.
@@ -192,10 +194,10 @@ impl Selection {
                 let is_usable = |position| is_usable(position) && share(position).is_none_or(draws);
                 turns.member(self.turn.fetch_add(1, Ordering::Relaxed), is_usable)
             }
-            _ => {
-                let admits = |entry: &Entry| slow_start.is_none_or(|slow_start| slow_start.admits(entry));
-                view.pick(random, |entry| usable(entry) && admits(entry))
-            }
+            _ => match slow_start {
+                Some(slow_start) => view.pick_slowly(slow_start, random, usable),
+                None => view.pick(random, usable),
+            },
         }
     }
 

@@ -1,14 +1,15 @@
 //! What a request reads of a set: the members, which of them are eligible, and their services.
 
-use std::{cell::RefCell, cmp::Ordering, sync::Arc, time::Duration};
+use std::{cmp::Ordering, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{
-    health::{Reason, slow_start_share},
+    health::Reason,
     member::{Member, MemberState, State},
     random::{Draws, Random},
     selection::{Lookup, Selection},
+    slow_start::{self, SlowStart},
     watch::LATE,
 };
 use crate::tried::Tried;
@@ -36,7 +37,7 @@ pub(super) struct View {
     pub(super) due_trial: Option<Instant>,
     /// Whether the load alone decides about the member of a request.
     pub(super) is_by_load: bool,
-    slow_start: Duration,
+    pub(super) slow_start: Duration,
     /// By what sessions, keys and turns find their member.
     pub(super) lookup: Lookup,
 }
@@ -61,7 +62,7 @@ pub(super) struct Entry {
     is_eligible: bool,
     /// Whether its check or the set lets the sessions that it has end there. It gets no others.
     pub(super) keeps_sessions: bool,
-    slow_start_since: Option<Instant>,
+    pub(super) slow_start_since: Option<Instant>,
 }
 
 impl Entry {
@@ -113,7 +114,8 @@ impl View {
             entry.is_eligible = health.is_eligible() && !entry.is_draining;
             entry.keeps_sessions = health.state() == State::Draining || entry.is_draining && health.is_eligible();
             entry.slow_start_since = health.slow_start_since();
-            if let Some(end) = entry.slow_start_since.and_then(|since| since.checked_add(slow_start)) {
+            let end = |since: Instant| since.checked_add(slow_start::whole(slow_start));
+            if let Some(end) = entry.slow_start_since.and_then(end) {
                 earlier(&mut due, end);
             }
             match health.due_trial() {
@@ -182,19 +184,62 @@ impl View {
         }
     }
 
-    /// Chooses the least loaded of a few members, or of all if none of these is usable.
-    fn least_loaded(&self, draws: &mut Draws, usable: impl Fn(&Entry) -> bool) -> Option<usize> {
-        if self.eligible.len() > DRAWN {
-            let drawn = sample(draws, self.eligible.len()).map(|at| self.eligible[at]);
-            let least = self.least_loaded_of(&drawn, draws, &usable);
-            if least.is_some() {
-                return least;
-            }
+    /// Picks a member as [`pick`](Self::pick) does, while one is in its slow start: its weight is a part of its own, and
+    /// it gets no more than that part of its share.
+    pub(super) fn pick_slowly(
+        &self,
+        slow_start: &SlowStart,
+        random: &Random,
+        usable: impl Fn(&Entry) -> bool,
+    ) -> Option<usize> {
+        let draws = &mut random.draws();
+        let drawn = (self.eligible.len() > DRAWN).then(|| sample(draws, self.eligible.len()));
+        let drawn = drawn.map(|drawn| drawn.map(|at| self.eligible[at]));
+        let drawn = drawn.as_ref().map_or(&*self.eligible, |drawn| drawn);
+        let usable_of = |positions: &[u32]| -> Vec<u32> {
+            positions.iter().copied().filter(|&position| usable(&self.entries[position as usize])).collect()
+        };
+        let mut compared = usable_of(drawn);
+        if compared.is_empty() {
+            compared = usable_of(&self.eligible);
         }
-        self.least_loaded_of(&self.eligible, draws, &usable)
+        let weight = |entry: &Entry| slow_start.weight(entry);
+        let weights = compared.iter().map(|&position| weight(&self.entries[position as usize]) as f32).sum();
+        loop {
+            let least = self.least_loaded_of(&compared, false, weight, draws, &|_| true)?;
+            // Among members that are loaded alike, the weight is enough.
+            let is_alone = least.tied == u64::from(weight(least.entry));
+            if !is_alone || slow_start.admits(least.entry, weights) {
+                return Some(least.position as usize);
+            }
+            let refused = least.position;
+            compared.retain(|&position| position != refused);
+        }
     }
 
-    fn least_loaded_of(&self, positions: &[u32], draws: &mut Draws, usable: &impl Fn(&Entry) -> bool) -> Option<usize> {
+    /// Chooses the least loaded of a few members, or of all if none of these is usable.
+    fn least_loaded(&self, draws: &mut Draws, usable: impl Fn(&Entry) -> bool) -> Option<usize> {
+        let weight = |entry: &Entry| entry.weight;
+        if self.eligible.len() > DRAWN {
+            let drawn = sample(draws, self.eligible.len()).map(|at| self.eligible[at]);
+            let least = self.least_loaded_of(&drawn, self.is_unweighted, weight, draws, &usable);
+            if let Some(least) = least {
+                return Some(least.position as usize);
+            }
+        }
+        let least = self.least_loaded_of(&self.eligible, self.is_unweighted, weight, draws, &usable);
+        least.map(|least| least.position as usize)
+    }
+
+    /// `is_unweighted`: all have the same weight.
+    fn least_loaded_of(
+        &self,
+        positions: &[u32],
+        is_unweighted: bool,
+        weight_of: impl Fn(&Entry) -> u32,
+        draws: &mut Draws,
+        usable: &impl Fn(&Entry) -> bool,
+    ) -> Option<Best<'_>> {
         let clock = self.entries.first()?.state.clock();
         let mut best: Option<Best<'_>> = None;
         for &position in positions {
@@ -203,13 +248,13 @@ impl View {
                 continue;
             }
             let pressure = entry.state.load.pressure(&clock);
-            let weight = u64::from(entry.weight);
+            let weight = u64::from(weight_of(entry));
             let mut tied = weight;
             if let Some(best) = &mut best {
-                let (own, least) = if self.is_unweighted {
+                let (own, least) = if is_unweighted {
                     (pressure, best.pressure)
                 } else {
-                    (pressure * best.entry.weight as f32, best.pressure * entry.weight as f32)
+                    (pressure * weight_of(best.entry) as f32, best.pressure * weight as f32)
                 };
                 if own > least {
                     continue;
@@ -230,7 +275,7 @@ impl View {
             }
             best = Some(Best { position, entry, pressure, tied });
         }
-        best.map(|best| best.position as usize)
+        best
     }
 }
 
@@ -255,43 +300,6 @@ fn eligible(entries: &[Entry], tries_all: bool) -> Box<[u32]> {
         members = of(&|entry| entry.is_eligible);
     }
     if members.is_empty() && tries_all { of(&|_| true) } else { members }
-}
-
-/// Lets a member that is in its slow start be picked with a probability that grows.
-pub(super) struct SlowStart {
-    draws: RefCell<Draws>,
-    now: Instant,
-    time: Duration,
-    /// How many members a pick compares.
-    compared: f32,
-}
-
-impl SlowStart {
-    pub(super) fn new(view: &View, random: &Random) -> Self {
-        let compared = view.eligible.len().clamp(1, DRAWN) as f32;
-        Self { draws: RefCell::new(random.draws()), now: Instant::now(), time: view.slow_start, compared }
-    }
-
-    /// Returns whether a member takes part in a pick.
-    ///
-    /// An idle member wins each comparison that it takes part in. So that it gets a part of its share at first, it
-    /// takes part more rarely the more members are compared.
-    pub(super) fn admits(&self, entry: &Entry) -> bool {
-        let Some(share) = self.share(entry) else { return true };
-        let probability = share / (self.compared - 1.0).mul_add(-share, self.compared);
-        self.draw() < f64::from(probability)
-    }
-
-    /// Returns which part of its requests a member gets, if it's in its slow start.
-    pub(super) fn share(&self, entry: &Entry) -> Option<f32> {
-        let since = entry.slow_start_since?;
-        Some(slow_start_share(self.now.saturating_duration_since(since), self.time))
-    }
-
-    /// Returns a random number between 0 and 1.
-    pub(super) fn draw(&self) -> f64 {
-        self.draws.borrow_mut().fraction()
-    }
 }
 
 /// Draws distinct numbers below `count`, which is larger than their number (Floyd's algorithm).
@@ -434,11 +442,10 @@ mod tests {
                 }
             }
             let random = Random::new(Some(1));
-            for (elapsed, most) in [(0, 0.15), (3, 0.5), (5, 1.0)] {
-                let slow_start =
-                    SlowStart { now: now + Duration::from_secs(elapsed), ..SlowStart::new(&view, &random) };
+            for (elapsed, most) in [(0, 0.2), (3, 0.5), (5, 0.7), (15, 1.15)] {
+                let slow_start = SlowStart::new(&view, &random, now + Duration::from_secs(elapsed));
                 let picks = 20_000;
-                let picked = (0..picks).filter(|_| view.pick(&random, |entry| slow_start.admits(entry)) == Some(0));
+                let picked = (0..picks).filter(|_| view.pick_slowly(&slow_start, &random, |_| true) == Some(0));
                 let fair = picks as f32 / count as f32;
                 let part = picked.count() as f32 / fair;
                 assert!(part <= most, "{count} {is_busy} {elapsed}: {part} of its share");

@@ -19,6 +19,7 @@ use super::{
     member::{Ending, MemberState, State},
     outcome::{self, Outcome, ResponseHead},
     set::{Set, Shared},
+    slow_start,
     snapshot::View,
     trial::{Trial, TrialTimes},
 };
@@ -305,7 +306,7 @@ impl Shared {
         for (position, entry) in view.entries.iter().enumerate().filter(|(_, entry)| entry.may_be_due()) {
             let member = &entry.state;
             let mut health = member.watch.health();
-            has_changed |= health.settle(self.options.health.slow_start, now);
+            has_changed |= health.settle(slow_start::whole(self.options.health.slow_start), now);
             let may_return = self.options.health.check.is_none() && !entry.is_draining;
             let Some((reason, due)) = health.due_trial().filter(|_| may_return) else {
                 continue;

@@ -96,13 +96,14 @@ async fn failure_of_all(n: usize, seed: u64) {
     assert!(out.iter().all(|(at, out)| *at < second(25) || *out == 0), "{out:?}");
     let after = ours.during(second(17)..);
     assert!(after.succeeded() as f64 >= 0.99 * after.offered() as f64, "{after}");
-    // Nor do the faults divert the requests to a member that was out meanwhile.
+    // Nor do the faults divert the requests to a member that was out meanwhile. Up to half of the members are in their slow
+    // start for ten seconds, and the others have up to twice their share.
     let most = |from: u64| {
         let report = ours.during(second(from)..second(from + 5));
         (0..n).map(|index| report.share(&name(index))).fold(0.0, f64::max)
     };
     let most = [20, 25, 30, 35].map(most);
-    assert!(most.iter().all(|share| *share <= 1.5 / n as f64), "{most:?}");
+    assert!(most[0] <= 2.0 / n as f64 && most[1..].iter().all(|share| *share <= 1.5 / n as f64), "{most:?}");
 
     let control = |members: &SimulatedMembers| Breakers::new(members.iter(), |status| status.is_server_error());
     let control = simulation.lasting(second(20)).run(control).await;
