@@ -220,7 +220,8 @@ impl Targets {
     /// # Security
     ///
     /// It sees the name of a backend, and not the address to which that leads:
-    /// [`allow_address`](Self::allow_address).
+    /// [`allow_address`](Self::allow_address). It isn't called for the members of a set of
+    /// [`Backends`](crate::Backends).
     #[must_use]
     #[doc(alias = "allow list")]
     pub fn allow(self, allows: impl Fn(&Backend) -> bool + Send + Sync + 'static) -> Self {
@@ -240,6 +241,11 @@ impl Targets {
     /// let targets = Targets::new().allow_address(is_public);
     /// # let _ = targets;
     /// ```
+    ///
+    /// # Security
+    ///
+    /// The members of a set of [`Backends`](crate::Backends) have the clients that the set was built with. Their filter
+    /// is an option of those: `Backends::builder(members).client(|client| client.allow_address(is_public))`.
     #[must_use]
     #[doc(alias = "SSRF")]
     #[doc(alias = "rebinding")]

@@ -35,12 +35,14 @@ use tower::{Service, ServiceExt, layer::layer_fn, service_fn};
 use tower_reverse_proxy::{
     Backend, Backends, BoxUpstream, Client, ClientBuilder, Error, ErrorKind, HostPolicy, RetryPolicy, ReverseProxy,
     ReverseProxyLayer, Target, Targets,
-    balance::{Member, MemberStatus},
+    balance::{Check, Member, MemberStatus},
     client::is_public,
     targets::TargetService,
 };
 
-use crate::support::{PATIENCE, Pipe, Wire, ask, client, front, get, mirror, others_run, refusing, tasks_left, within};
+use crate::support::{
+    PATIENCE, Pipe, Wire, ask, client, front, front_on, get, mirror, others_run, refusing, tasks_left, within,
+};
 
 /// Backends in memory, one for each host name.
 #[derive(Clone)]
@@ -385,6 +387,109 @@ async fn an_address_that_is_not_allowed_is_not_connected_to() {
         assert_eq!((response.status().as_u16(), failure(response.extensions()).0), (502, ErrorKind::Connect), "{host}");
         assert!(timeout(Duration::ZERO, listener.accept()).await.is_err(), "{host}: it has connected");
     }
+    // A set has a filter of its own, also for its checks.
+    let set = Backends::builder([format!("http://127.0.0.1:{port}"), format!("http://localhost:{port}")])
+        .client(|client| client.allow_address(is_public))
+        .check(Check::get("/healthz").interval(Duration::from_millis(10)))
+        .build()
+        .unwrap();
+    let proxy = ReverseProxyLayer::to(Targets::new()).into_service();
+    for _ in 0..5 {
+        let response = within(proxy.forward_to(&set, request("/x"))).await;
+        assert_eq!((response.status().as_u16(), failure(response.extensions()).0), (502, ErrorKind::Connect));
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!(timeout(Duration::ZERO, listener.accept()).await.is_err(), "it has connected");
+}
+
+/// A front that takes the tenant from the request's `Host`, as the one label before `.front.example`.
+async fn front_of_hosts(targets: Targets) -> SocketAddr {
+    let tenants: Backend = "http://example".parse().unwrap();
+    let by_host = move |parts: &axum::http::request::Parts| {
+        let host = parts.headers.get("host")?.to_str().ok()?;
+        let tenant = tenants.subdomain(host.strip_suffix(".front.example")?).ok()?;
+        Some(Target::to(tenant))
+    };
+    let proxy = ReverseProxyLayer::to(targets).select(by_host);
+    front(Router::new().route("/own", any(|| async { "own" })).layer(proxy.prefix("/app").strip_prefix())).await
+}
+
+#[tokio::test]
+async fn clients_that_name_thousands_of_hosts_harm_no_other_and_leave_nothing() {
+    const CAPACITY: usize = 32;
+    let tenants = Tenants::new();
+    let targets = tenants.targets().capacity(CAPACITY).idle(Duration::from_secs(1));
+    let addr = front_of_hosts(targets.clone()).await;
+    let ask_host = |path: &str, host: &str| format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    // A good client has a response under way.
+    let mut good = client(addr).await;
+    good.send(ask_host("/app/held", "good.front.example").as_bytes()).await;
+    good.head().await.unwrap();
+    // Names, one after the other: pools of unused ones give way.
+    let attackers = (0..8).map(|attacker| {
+        let targets = targets.clone();
+        tokio::spawn(async move {
+            let mut wire = client(addr).await;
+            for number in 0..500 {
+                let host = format!("a{attacker}-{number}.front.example");
+                wire.send(format!("GET /app/x HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await;
+                assert_eq!(wire.message().await.unwrap().status(), 200);
+                assert!(targets.pools() <= CAPACITY, "{}", targets.pools());
+            }
+        })
+    });
+    for attacker in join_all(attackers).await {
+        attacker.unwrap();
+    }
+    // What is no label is no target.
+    for host in [
+        "a.b.front.example",
+        "a@b.front.example",
+        "-a.front.example",
+        ".front.example",
+        "evil.example",
+        "a:1.front.example",
+    ] {
+        let status = ask(addr, ask_host("/app/x", host)).await.status();
+        assert!([400, 500].contains(&status), "{host}: {status}");
+    }
+    // As many as there are pools, each with a response that it doesn't read to its end.
+    let mut held = Vec::new();
+    for number in 0..CAPACITY - 1 {
+        let mut wire = client(addr).await;
+        wire.send(ask_host("/app/held", &format!("h{number}.front.example")).as_bytes()).await;
+        assert_eq!(wire.head().await.unwrap().split(' ').nth(1), Some("200"));
+        held.push(wire);
+    }
+    for number in 0..20 {
+        let response = ask(addr, ask_host("/app/x", &format!("n{number}.front.example"))).await;
+        assert_eq!((response.status(), response.field("retry-after")), (503, Some("1")));
+    }
+    assert_eq!(targets.pools(), CAPACITY);
+    // The tenants that have a pool, and the application's own routes, are served.
+    assert_eq!(ask(addr, ask_host("/app/x", "good.front.example")).await.status(), 200);
+    assert_eq!(ask(addr, ask_host("/own", "front.example")).await.text(), "own");
+    drop(held);
+    tenants.halves.add_permits(CAPACITY);
+    assert_eq!(good.bytes(2).await, b"ab");
+    assert_eq!(good.bytes(2).await, b"cd");
+    let gone = async {
+        while targets.pools() > 0 || tenants.open.load(Ordering::SeqCst) > 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within(gone).await;
+    assert_eq!(tenants.crossed.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_target_that_is_the_front_itself_is_a_loop() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let itself: Backend = format!("http://{addr}").parse().unwrap();
+    let proxy = ReverseProxyLayer::to(Targets::new()).select(move |_| Some(Target::to(itself.clone())));
+    front_on(listener, Router::new().layer(proxy));
+    assert_eq!(get(addr, "/x", "").await.status(), 508);
 }
 
 #[tokio::test]
