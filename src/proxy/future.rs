@@ -101,7 +101,10 @@ where
 mod tests {
     use super::*;
     use crate::{
+        balance::{Balance, BalanceBody},
         client::{self, Client, ResponseBody},
+        retry::Retry,
+        targets::TargetService,
         upstream::Upstream,
     };
 
@@ -116,5 +119,19 @@ mod tests {
             size_of::<ResponseBody>(),
         ];
         assert!(sizes.into_iter().zip([520, 96, 128]).all(|(size, most)| size <= most), "{sizes:?}");
+    }
+
+    /// In bytes more than with one backend.
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn the_future_of_a_balanced_request_is_hardly_larger() {
+        type Balanced = Retry<Balance<Upstream<Client>>>;
+        let one = size_of::<ProxyFuture<Upstream<Client>>>();
+        let sizes = [
+            size_of::<ProxyFuture<Balanced>>() - one,
+            size_of::<ProxyFuture<TargetService>>() - one,
+            size_of::<BalanceBody<ResponseBody>>() - size_of::<ResponseBody>(),
+        ];
+        assert!(sizes.into_iter().zip([32, 48, 16]).all(|(size, most)| size <= most), "{sizes:?}");
     }
 }
