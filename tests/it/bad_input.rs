@@ -20,7 +20,7 @@ use tower_reverse_proxy::{
 };
 
 use crate::support::{
-    PATIENCE, Wire, answering, ask, backend, client, closing, front, get, others_run, refusing, silent, within,
+    PATIENCE, Wire, answering, ask, backend, client, closing, front, get, named, others_run, refusing, silent, within,
 };
 
 const ONE: &str = "http://10.0.0.1:8000";
@@ -136,7 +136,7 @@ fn a_limit_of_nothing_is_refused() {
 
 #[tokio::test]
 async fn the_largest_weights_and_times_are_weights_and_times_as_others() {
-    let (a, b) = (answering(named("a")).await, answering(named("b")).await);
+    let (a, b) = (named("a").await, named("b").await);
     for pick in [Pick::LeastRequests, Pick::RoundRobin, Pick::hash_by_path()] {
         let members = [&a, &b].map(|origin| Member::new(origin).weight(u32::MAX));
         let backends = Backends::builder(members)
@@ -161,10 +161,6 @@ async fn the_largest_weights_and_times_are_weights_and_times_as_others() {
         backends.set([Member::new(&a), Member::new(&b), Member::new(refusing().await).weight(u32::MAX)]).unwrap();
         assert_eq!(get(addr, "/app/x", "").await.status(), 200);
     }
-}
-
-fn named(name: &str) -> String {
-    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len())
 }
 
 const GET: &[u8] = b"GET /bad/x HTTP/1.1\r\nHost: front.example\r\n\r\n";
@@ -283,7 +279,7 @@ async fn faults_become(backends: &Backends, count: u64, what: &str) {
 
 #[tokio::test]
 async fn a_bad_member_gets_its_faults_and_harms_neither_routes_nor_other_mounts() {
-    let good = answering(named("good")).await;
+    let good = named("good").await;
     for Case { what, origin, response, is_fault } in cases().await {
         let backends = Backends::builder([origin]).eject(Eject::never()).build().unwrap();
         let bad = ReverseProxyLayer::balanced(&backends)

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -26,17 +27,12 @@ use tower_reverse_proxy::{
 
 #[cfg(feature = "http2")]
 use crate::support::http2_backends::Http2;
-use crate::support::{PATIENCE, Wire, answering, ask, backend, client, front, get, others_run, refusing, within};
+use crate::support::{PATIENCE, Wire, ask, backend, client, front, get, named, others_run, refusing, within};
 
 const OFFER: &[u8] = b"GET /app/chat HTTP/1.1\r\nHost: front.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
 const ACCEPT: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
-
-/// A backend that responds with its name.
-async fn named(name: &str) -> String {
-    answering(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len())).await
-}
 
 /// A backend whose responses to `/app/held` begin at once, and end when the semaphore has a permit. It echoes after an
 /// upgrade, and responds to everything else with its name.
@@ -63,8 +59,24 @@ async fn talk(mut wire: Wire<TcpStream>, name: &'static str, held: Arc<Semaphore
     }
 }
 
-async fn app(backends: &Backends) -> std::net::SocketAddr {
+async fn app(backends: &Backends) -> SocketAddr {
     front(Router::new().layer(ReverseProxyLayer::balanced(backends).prefix("/app"))).await
+}
+
+/// Begins a request whose response a [`holding`] backend holds, and reads its head.
+async fn hold(front: SocketAddr) -> Wire<TcpStream> {
+    let mut wire = client(front).await;
+    wire.send(b"GET /app/held HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
+    wire.head().await.expect("a response");
+    wire
+}
+
+/// Opens a tunnel.
+async fn tunnel(front: SocketAddr) -> Wire<TcpStream> {
+    let mut wire = client(front).await;
+    wire.send(OFFER).await;
+    assert_eq!(wire.message().await.expect("a response").status(), 101);
+    wire
 }
 
 /// A seeded set whose new members get their full share at once, so that a test has one outcome.
@@ -73,17 +85,17 @@ fn seeded<M: Into<Member>>(members: impl IntoIterator<Item = M>) -> Backends {
 }
 
 /// How many of the responses each backend has sent.
-async fn counts(front: std::net::SocketAddr, requests: usize) -> BTreeMap<String, usize> {
+async fn counts(front: SocketAddr, requests: usize) -> BTreeMap<String, usize> {
     counts_of(b"GET /app/ HTTP/1.1\r\nHost: front.example\r\n\r\n", front, requests).await
 }
 
 /// The same for requests with a body, whose latency the balancer doesn't compare: on a busy machine, one backend may
 /// seem to be slower than the others.
-async fn shares(front: std::net::SocketAddr, requests: usize) -> BTreeMap<String, usize> {
+async fn shares(front: SocketAddr, requests: usize) -> BTreeMap<String, usize> {
     counts_of(POST.as_bytes(), front, requests).await
 }
 
-async fn counts_of(request: &[u8], front: std::net::SocketAddr, requests: usize) -> BTreeMap<String, usize> {
+async fn counts_of(request: &[u8], front: SocketAddr, requests: usize) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     let mut wire = client(front).await;
     for _ in 0..requests {
@@ -150,9 +162,7 @@ async fn a_client_that_leaves_ends_its_request() {
     let (a, _held) = holding("a").await;
     let backends = seeded([a]);
     let front = app(&backends).await;
-    let mut wire = client(front).await;
-    wire.send(b"GET /app/held HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
-    wire.head().await.unwrap();
+    let wire = hold(front).await;
     assert_eq!(in_flight(&backends), [1]);
     drop(wire);
     in_flight_becomes(&backends, &[0]).await;
@@ -163,9 +173,7 @@ async fn a_client_that_leaves_ends_its_request() {
 async fn a_tunnel_counts_until_it_ends() {
     let (a, _held) = holding("a").await;
     let backends = seeded([a]);
-    let mut tunnel = client(app(&backends).await).await;
-    tunnel.send(OFFER).await;
-    assert_eq!(tunnel.message().await.unwrap().status(), 101);
+    let tunnel = tunnel(app(&backends).await).await;
     assert_eq!(in_flight(&backends), [1]);
     drop(tunnel);
     in_flight_becomes(&backends, &[0]).await;
@@ -180,9 +188,7 @@ async fn a_tunnel_counts_until_the_backend_ends_its_side() {
     })
     .await;
     let backends = Backends::new([url]);
-    let mut tunnel = client(app(&backends).await).await;
-    tunnel.send(OFFER).await;
-    assert_eq!(tunnel.message().await.unwrap().status(), 101);
+    let mut tunnel = tunnel(app(&backends).await).await;
     assert_eq!(in_flight(&backends), [1]);
     tunnel.send(b"x").await;
     // The client's side stays open.
@@ -215,9 +221,7 @@ async fn a_removed_backend_gets_nothing_new_and_ends_what_it_has() {
     let (a, held) = holding("a").await;
     let backends = seeded([a.clone()]);
     let front = app(&backends).await;
-    let mut wire = client(front).await;
-    wire.send(b"GET /app/held HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
-    wire.head().await.unwrap();
+    let mut wire = hold(front).await;
     let b = named("b").await;
     backends.set([b.clone()]).unwrap();
     let states: Vec<_> = backends.status().iter().map(|status| (status.backend().to_owned(), status.state())).collect();
@@ -235,9 +239,7 @@ async fn a_backend_that_the_set_drains_gets_requests_only_if_no_other_is_healthy
     let b = named("b").await;
     let backends = seeded([Member::new(&a), Member::new(&b).draining()]);
     let front = app(&backends).await;
-    let mut wire = client(front).await;
-    wire.send(b"GET /app/held HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
-    wire.head().await.unwrap();
+    let mut wire = hold(front).await;
     backends.set([Member::new(&a).draining(), Member::new(&b)]).unwrap();
     assert_eq!(backends.status()[0].state(), State::Draining);
     assert_eq!(counts(front, 20).await, [("b".to_owned(), 20)].into());
@@ -276,9 +278,7 @@ async fn a_drain_ends_with_the_last_exchange() {
     let front = app(&backends).await;
     let mut wire = client(front).await;
     while in_flight(&backends) != [1, 0] {
-        wire = client(front).await;
-        wire.send(b"GET /app/held HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
-        wire.head().await.unwrap();
+        wire = hold(front).await;
     }
     let mut drained = Box::pin(backends.drain(&a));
     assert_eq!(counts(front, 20).await, [("b".to_owned(), 20)].into());
@@ -313,9 +313,7 @@ async fn a_backend_that_returns_while_it_drains_gets_requests_again() {
     let (a, held) = holding("a").await;
     let backends = seeded([a.clone()]);
     let front = app(&backends).await;
-    let mut wire = client(front).await;
-    wire.send(b"GET /app/held HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
-    wire.head().await.unwrap();
+    let mut wire = hold(front).await;
     let drained = backends.drain(&a);
     assert_eq!(get(front, "/app/", "").await.status(), 503);
     backends.set([a]).unwrap();
@@ -334,10 +332,7 @@ async fn mounts_of_one_set_share_its_load() {
     let (one, other) = (app(&backends).await, app(&backends).await);
     let mut open = Vec::new();
     while in_flight(&backends)[0] == 0 {
-        let mut wire = client(one).await;
-        wire.send(b"GET /app/held HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
-        wire.head().await.unwrap();
-        open.push(wire);
+        open.push(hold(one).await);
     }
     assert_eq!(counts(other, 20).await, [("b".to_owned(), 20)].into());
 }
@@ -392,31 +387,28 @@ async fn a_later_set_over_services_has_no_other_members_than_these() {
     assert_eq!(counts(front, 10).await, [("b".to_owned(), 10)].into());
 }
 
-/// A balancer in memory of members that respond with a status and their names. `b` is a backup.
-fn pair(status: StatusCode, names: [&'static str; 2]) -> Balance<BoxUpstream> {
-    let backends = Backends::builder([Member::named(names[0]), Member::named(names[1]).backup()]).eject(Eject::never());
-    Balance::new(&backends.build().unwrap(), move |member: &Member| {
+/// A balancer in memory whose members respond with this status and their names, and stay in the set.
+fn responding(status: StatusCode, members: [Member; 2]) -> Balance<BoxUpstream> {
+    let backends = Backends::builder(members).eject(Eject::never()).build().unwrap();
+    Balance::new(&backends, move |member: &Member| {
         let name = member.name().to_owned();
-        let response = move |_: Request| {
-            let response = axum::response::Response::builder().status(status).body(Body::from(name.clone()));
-            std::future::ready(Ok::<_, Error>(response.unwrap()))
-        };
-        BoxUpstream::new(service_fn(response))
+        BoxUpstream::new(Router::new().fallback(async move || (status, name)))
     })
 }
 
 /// A balancer of balancers, with retries around it.
-async fn nested(pairs: [Balance<BoxUpstream>; 2]) -> std::net::SocketAddr {
-    let balance = Balance::over(pairs.map(BoxUpstream::new));
+async fn nested(sets: [Balance<BoxUpstream>; 2]) -> SocketAddr {
+    let balance = Balance::over(sets.map(BoxUpstream::new));
     let proxy = ReverseProxyLayer::with_upstream(Retry::new(balance, RetryPolicy::idempotent())).prefix("/app");
     front(Router::new().layer(proxy)).await
 }
 
 #[tokio::test]
 async fn a_set_inside_of_another_one_whose_members_all_fail_ends_no_retry() {
-    // The first one's backup isn't used, because its other member counts as healthy.
-    let pairs = [pair(StatusCode::SERVICE_UNAVAILABLE, ["a", "b"]), pair(StatusCode::OK, ["c", "d"])];
-    let front = nested(pairs).await;
+    let spare = |names: [&str; 2]| [Member::named(names[0]), Member::named(names[1]).backup()];
+    // The backup of the first one isn't used, because its other member counts as healthy.
+    let failing = responding(StatusCode::SERVICE_UNAVAILABLE, spare(["a", "b"]));
+    let front = nested([failing, responding(StatusCode::OK, spare(["c", "d"]))]).await;
     for _ in 0..20 {
         assert_eq!(get(front, "/app/", "").await.text(), "c");
     }
@@ -424,15 +416,9 @@ async fn a_set_inside_of_another_one_whose_members_all_fail_ends_no_retry() {
 
 #[tokio::test]
 async fn a_set_inside_of_another_one_that_has_a_member_left_begins_no_retry() {
-    let unavailable = |names| {
-        let backends = Backends::builder(names).eject(Eject::never()).build().unwrap();
-        Balance::new(&backends, |member: &Member| {
-            let name = member.name().to_owned();
-            BoxUpstream::new(Router::new().fallback(async move || (StatusCode::SERVICE_UNAVAILABLE, name)))
-        })
-    };
-    let pairs = [unavailable(["a", "b"].map(Member::named)), unavailable(["c", "d"].map(Member::named))];
-    let front = nested(pairs).await;
+    let sets = [["a", "b"], ["c", "d"]];
+    let sets = sets.map(|names| responding(StatusCode::SERVICE_UNAVAILABLE, names.map(Member::named)));
+    let front = nested(sets).await;
     let response = get(front, "/app/", "").await;
     // The response of the second one, and not a failure in place of it.
     assert_eq!(response.status(), 503);
@@ -512,9 +498,7 @@ const POST: &str = "POST /app/ HTTP/1.1\r\nHost: front.example\r\nContent-Length
 async fn the_tunnels_of_a_removed_backend_are_closed_after_the_drain_timeout() {
     let ((a, _), b) = (holding("a").await, named("b").await);
     let backends = Backends::builder([a.clone()]).drain_timeout(Duration::from_millis(200)).build().unwrap();
-    let mut tunnel = client(app(&backends).await).await;
-    tunnel.send(OFFER).await;
-    assert_eq!(tunnel.message().await.unwrap().status(), 101);
+    let mut tunnel = tunnel(app(&backends).await).await;
     let begin = Instant::now();
     let drained = backends.drain(&a);
     backends.set([b.clone()]).unwrap();
@@ -529,9 +513,7 @@ async fn the_tunnels_of_a_backend_that_returns_stay_open() {
     let (a, _held) = holding("a").await;
     let backends = Backends::builder([a.clone()]).drain_timeout(Duration::from_millis(100)).build().unwrap();
     let front = app(&backends).await;
-    let mut tunnel = client(front).await;
-    tunnel.send(OFFER).await;
-    assert_eq!(tunnel.message().await.unwrap().status(), 101);
+    let mut tunnel = tunnel(front).await;
     drop(backends.drain(&a));
     backends.set([a.clone()]).unwrap();
     assert!(timeout(Duration::from_millis(300), tunnel.closed()).await.is_err());
@@ -547,9 +529,7 @@ async fn a_tunnel_holds_its_place() {
     let limited = Backends::builder([a]).max_requests(1).queue_timeout(Duration::from_millis(50));
     let backends = limited.build().unwrap();
     let front = app(&backends).await;
-    let mut tunnel = client(front).await;
-    tunnel.send(OFFER).await;
-    assert_eq!(tunnel.message().await.unwrap().status(), 101);
+    let tunnel = tunnel(front).await;
     let refused = get(front, "/app/", "").await;
     assert_eq!((refused.status(), refused.field("retry-after")), (503, Some("1")));
     drop(tunnel);
@@ -753,9 +733,7 @@ async fn the_idle_connections_of_a_removed_backend_are_closed() {
     .await;
     let backends = seeded([a]);
     let front = app(&backends).await;
-    let mut wire = client(front).await;
-    wire.send(b"GET /app/held HTTP/1.1\r\nHost: front.example\r\n\r\n").await;
-    wire.head().await.unwrap();
+    let mut wire = hold(front).await;
     get(front, "/app/", "").await;
     assert_eq!(open.load(Ordering::SeqCst), 2);
     backends.set([named("b").await]).unwrap();

@@ -54,6 +54,11 @@ pub(crate) async fn answering(response: impl AsRef<[u8]> + Send + Sync + 'static
     .await
 }
 
+/// A backend that responds to each request with its name.
+pub(crate) async fn named(name: &str) -> String {
+    answering(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len())).await
+}
+
 /// A backend that responds to each request with these bytes and reports the request.
 pub(crate) async fn recording(response: &'static str) -> (String, UnboundedReceiver<Message>) {
     let (seen, requests) = unbounded_channel();

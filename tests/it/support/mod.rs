@@ -18,7 +18,7 @@ mod wire;
 pub(crate) use self::{
     dice::Dice,
     fronts::{ask, client, front, front_on, get, mounts, ok},
-    http1::{answering, backend, closing, in_two_parts, mirror, recording, refusing, silent},
+    http1::{answering, backend, closing, in_two_parts, mirror, named, recording, refusing, silent},
     http2::{http2, http2_get},
     memory::Memory,
     patience::{PATIENCE, Progress, watch, within},
