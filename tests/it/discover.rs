@@ -72,6 +72,8 @@ async fn an_error_an_empty_answer_and_an_invalid_one_leave_the_set() {
         Ok(vec![]),
         Ok(vec![Member::new("10.0.0.3:8000")]),
         Ok(vec![Member::new(TWO), Member::new(TWO)]),
+        Ok(vec![Member::new(TWO).weight(0)]),
+        Ok(vec![Member::named("blue")]),
     ] {
         sender.send(wrong).unwrap();
         others_run().await;

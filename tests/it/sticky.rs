@@ -158,7 +158,7 @@ async fn the_cookie_is_removed_from_the_request_and_others_stay() {
 #[tokio::test]
 async fn a_cookie_that_is_hidden_from_the_backends_still_keeps_its_session() {
     let servers = servers().await;
-    let proxy = ReverseProxyLayer::balanced(&backends(urls(&servers), KEY)).prefix("/app");
+    let proxy = ReverseProxyLayer::balanced(backends(urls(&servers), KEY)).prefix("/app");
     let addr = front(Router::new().layer(proxy.hide_cookies(["id", "backend"]))).await;
     let (home, cookie) = session(addr).await;
     for _ in 0..6 {
