@@ -44,6 +44,8 @@ pub struct Backend {
     scheme: Scheme,
     authority: Authority,
     socket: Option<Arc<Path>>,
+    /// The one spelling of the origin, by which the pool of a target is found for each request.
+    origin: Arc<str>,
 }
 
 impl Backend {
@@ -131,7 +133,7 @@ impl Backend {
         }
         let authority = format!("{}.{}", label.to_ascii_lowercase(), self.authority);
         let authority = authority.parse().map_err(|_| invalid(Reason::Authority))?;
-        Ok(Self { scheme: self.scheme.clone(), authority, socket: None })
+        Ok(Self::at(self.scheme.clone(), authority))
     }
 
     /// Returns the authority as the value of a `Host` field.
@@ -161,31 +163,34 @@ impl Backend {
             return Err(Reason::Authority);
         }
         let authority = authority.parse().map_err(|_| Reason::Authority)?;
-        Ok(Self { scheme, authority, socket: None })
+        Ok(Self::at(scheme, authority))
+    }
+
+    fn at(scheme: Scheme, authority: Authority) -> Self {
+        let default_port = default_port(&scheme);
+        let host = authority.host().to_ascii_lowercase();
+        let origin = match authority.port_u16() {
+            Some(port) if port != default_port => format!("{scheme}://{host}:{port}"),
+            _ => format!("{scheme}://{host}"),
+        };
+        Self { scheme, authority, socket: None, origin: origin.into() }
     }
 
     /// Returns the port, which may be left out.
     pub(crate) fn port(&self) -> u16 {
-        self.authority.port_u16().unwrap_or_else(|| self.default_port())
+        self.authority.port_u16().unwrap_or_else(|| default_port(&self.scheme))
     }
 
-    fn default_port(&self) -> u16 {
-        if self.scheme == Scheme::HTTPS { 443 } else { 80 }
+    /// Returns the one spelling of the origin: names don't distinguish case, and a port may be left out (RFC 6454,
+    /// section 4).
+    pub(crate) fn origin(&self) -> &str {
+        &self.origin
     }
 
-    /// Returns the backend in the one spelling of its origin: names don't distinguish case, and a port may be left out
-    /// (RFC 6454, section 4).
+    /// Returns the backend in the one spelling of its origin.
     pub(crate) fn canonical(&self) -> Self {
-        if self.socket.is_some() {
-            return self.clone();
-        }
-        let (scheme, host) = (&self.scheme, self.authority.host().to_ascii_lowercase());
-        let text = match self.port() {
-            port if port == self.default_port() => format!("{scheme}://{host}"),
-            port => format!("{scheme}://{host}:{port}"),
-        };
         // It can't fail, because all parts are a backend's.
-        text.parse().unwrap_or_else(|_| self.clone())
+        self.origin.parse().unwrap_or_else(|_| self.clone())
     }
 
     fn unix(path: &str) -> Result<Self, Reason> {
@@ -197,9 +202,13 @@ impl Backend {
         if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
             return Err(Reason::Socket);
         }
-        let socket = Some(Arc::from(Path::new(path)));
-        Ok(Self { scheme: Scheme::HTTP, authority: Authority::from_static("localhost"), socket })
+        let (socket, origin) = (Some(Arc::from(Path::new(path))), format!("unix:{path}").into());
+        Ok(Self { scheme: Scheme::HTTP, authority: Authority::from_static("localhost"), socket, origin })
     }
+}
+
+fn default_port(scheme: &Scheme) -> u16 {
+    if *scheme == Scheme::HTTPS { 443 } else { 80 }
 }
 
 /// The longest label of a DNS name, and the longest name, in octets (RFC 1035, section 2.3.4).

@@ -1,5 +1,7 @@
 //! The bounds of an upstream service, under one name.
 
+use std::task::{Context, Poll, Waker};
+
 use axum_core::{BoxError, body::Body};
 use bytes::Bytes;
 use http::{Request, Response};
@@ -144,6 +146,12 @@ where
     B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     type ResponseBody = B;
+}
+
+/// Polls a service outside of a task. Most services are always ready, so that the request, which is large to move, is
+/// handed on at once. One that is pending is polled again, with the waker of the task.
+pub(crate) fn poll_ready_now<S: HttpService>(service: &mut S) -> Poll<Result<(), S::Error>> {
+    service.poll_ready(&mut Context::from_waker(Waker::noop()))
 }
 
 /// An error that a layer which rejects requests can return: any error that is `From<`[`Error`]`>`.

@@ -74,6 +74,11 @@ impl Tried {
         attempts.add(member);
     }
 
+    /// Returns whether the request hasn't been sent to any member.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().members.is_empty()
+    }
+
     /// Returns whether the request has been sent to a member.
     pub(crate) fn contains(&self, member: MemberId) -> bool {
         self.lock().members.contains(&member)

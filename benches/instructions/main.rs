@@ -31,6 +31,10 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
     process::{Command, ExitCode, Stdio, exit},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -42,9 +46,10 @@ use axum::{
     response::Response,
     routing::get,
 };
-use tower::service_fn;
+use tower::{Service, layer::layer_fn, service_fn, util::MapRequestLayer};
 use tower_reverse_proxy::{
-    Backends, BasicAuthLayer, BearerLayer, RemoteUser, RemoteUserLayer, ReverseProxyLayer,
+    Backend, Backends, BasicAuthLayer, BearerLayer, RemoteUser, RemoteUserLayer, Retry, RetryPolicy, ReverseProxyLayer,
+    Target, Targets, Upstream,
     balance::{Balance, Member},
 };
 
@@ -66,6 +71,10 @@ enum Mounted {
     RemoteUser,
     /// Of so many members, all of which are the one backend.
     Balanced(usize),
+    /// The same with `RetryPolicy::idempotent`.
+    Idempotent(usize),
+    /// With a target per request, of so many pools.
+    Target(usize),
     /// Of so many services that respond at once, without a backend.
     Over(usize),
     /// In front of a backend that speaks HTTP/2, in cleartext and without negotiation.
@@ -77,7 +86,7 @@ enum Mounted {
 }
 
 const SCENARIOS: &[Scenario] = {
-    use Mounted::{Balanced, Basic, Bearer, Over, Plain, RemoteUser};
+    use Mounted::{Balanced, Basic, Bearer, Idempotent, Over, Plain, RemoteUser, Target};
     const SMALL: &str = "GET /mydir/small";
     &[
         Scenario { name: "axum-alone", request: "GET /own", body: 0, mounted: None },
@@ -90,6 +99,8 @@ const SCENARIOS: &[Scenario] = {
         Scenario { name: "remote-user", request: SMALL, body: 0, mounted: Some(RemoteUser) },
         Scenario { name: "balanced-1", request: SMALL, body: 0, mounted: Some(Balanced(1)) },
         Scenario { name: "balanced-10", request: SMALL, body: 0, mounted: Some(Balanced(10)) },
+        Scenario { name: "retry-idempotent", request: SMALL, body: 0, mounted: Some(Idempotent(10)) },
+        Scenario { name: "target", request: SMALL, body: 0, mounted: Some(Target(1000)) },
         Scenario { name: "over-10", request: SMALL, body: 0, mounted: Some(Over(10)) },
         Scenario { name: "over-1000", request: SMALL, body: 0, mounted: Some(Over(1000)) },
         #[cfg(feature = "http2")]
@@ -429,12 +440,9 @@ fn proxy(name: &str, backend: &str) -> Outcome {
         Some(Mounted::RemoteUser) => {
             app.layer(proxy().upstream_layer(RemoteUserLayer::new())).layer(Extension(RemoteUser::from("alice")))
         }
-        Some(Mounted::Balanced(count)) => {
-            let address: SocketAddr = backend.trim_start_matches("http://").parse()?;
-            let member = |number| Member::new(format!("http://member{number}.example")).at(address);
-            let backends = Backends::builder((0..count).map(member)).seed(1);
-            app.layer(ReverseProxyLayer::try_balanced(backends)?.prefix("/mydir"))
-        }
+        Some(Mounted::Balanced(count)) => app.layer(balanced(backend, count)?),
+        Some(Mounted::Idempotent(count)) => app.layer(balanced(backend, count)?.retry(RetryPolicy::idempotent())),
+        Some(Mounted::Target(count)) => with_targets(app, backend, count)?,
         Some(Mounted::Over(count)) => {
             let service = service_fn(|_: Request| {
                 ready(Ok::<_, Infallible>(Response::new(Body::from(Bytes::from_static(&SMALL)))))
@@ -457,6 +465,45 @@ fn proxy(name: &str, backend: &str) -> Outcome {
         }
     };
     serve(&tokio::runtime::Builder::new_current_thread().enable_all().build()?, app)
+}
+
+fn balanced(backend: &str, count: usize) -> Outcome<ReverseProxyLayer<Retry<Balance<Upstream>>>> {
+    let address = address(backend)?;
+    let member = |number| Member::new(format!("http://member{number}.example")).at(address);
+    let backends = Backends::builder((0..count).map(member)).seed(1);
+    Ok(ReverseProxyLayer::try_balanced(backends)?.prefix("/mydir"))
+}
+
+/// The app with a target per request. All of them are the one backend.
+fn with_targets(app: Router, backend: &str, count: usize) -> Outcome<Router> {
+    let address = address(backend)?;
+    let tenant = |number| Ok(Target::to(format!("http://tenant{number}.example").parse::<Backend>()?));
+    let tenants = (0..count).map(tenant).collect::<Outcome<Vec<_>>>()?;
+    let targets = Targets::new().client(move |client| client.address(address));
+    // The pools are shared with another proxy, which makes them all without a connection.
+    let unconnected = layer_fn(|_| service_fn(|_: Request| ready(Ok::<_, Infallible>(Response::new(Body::empty())))));
+    let _ = ReverseProxyLayer::to(targets.clone()).upstream_layer(unconnected).map_upstream(|mut service| {
+        for tenant in &tenants {
+            let mut request = Request::new(Body::empty());
+            request.extensions_mut().insert(tenant.clone());
+            drop(service.call(request));
+        }
+        service
+    });
+    assert_eq!(targets.pools(), count);
+    // The application's layer that inserts the target is a part of the row. The requests go to as many pools as there
+    // are members in the other rows, so that connecting to them belongs to the start.
+    let (next, tenants) = (Arc::new(AtomicUsize::new(0)), Arc::new(tenants));
+    let choose = move |mut request: Request| -> Request {
+        let number = next.fetch_add(1, Ordering::Relaxed) % 10;
+        request.extensions_mut().insert(tenants[number * count / 10].clone());
+        request
+    };
+    Ok(app.layer(ReverseProxyLayer::to(targets).prefix("/mydir")).layer(MapRequestLayer::new(choose)))
+}
+
+fn address(backend: &str) -> Outcome<SocketAddr> {
+    Ok(backend.trim_start_matches("http://").parse()?)
 }
 
 fn serve(runtime: &tokio::runtime::Runtime, app: Router) -> Outcome {

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
 };
 
 use axum_core::{BoxError, body::Body};
@@ -24,7 +24,12 @@ use super::{
     sticky::Assignment,
     trial::Trying,
 };
-use crate::{error::Error, service::HttpService, tried::MemberId, tunnel_guard::TunnelGuard};
+use crate::{
+    error::Error,
+    service::{HttpService, poll_ready_now},
+    tried::MemberId,
+    tunnel_guard::TunnelGuard,
+};
 
 pin_project! {
     /// The future of a [`Balance`](super::Balance)'s response.
@@ -116,28 +121,30 @@ impl<S: HttpService> Waiting<S> {
     }
 }
 
-/// Returns whether a service is ready at once. Most are, so that the request, which is large to move, is handed on
-/// without a further state.
-pub(super) fn is_ready<S: HttpService>(service: &mut S) -> bool {
-    matches!(poll_ready_now(service), Poll::Ready(Ok(())))
-}
-
-/// Polls a service outside of a task. One that isn't ready is polled again, with the waker of the task.
-fn poll_ready_now<S: HttpService>(service: &mut S) -> Poll<Result<(), S::Error>> {
-    service.poll_ready(&mut Context::from_waker(Waker::noop()))
-}
-
 impl<S: HttpService> ResponseFuture<S> {
     /// Calls the service of the member that was chosen.
     pub(super) fn call(mut service: S, request: Request<Body>, attempt: Attempt, cookie: Option<Assignment>) -> Self {
-        let state = match poll_ready_now(&mut service) {
-            Poll::Ready(Ok(())) => CallState::Calling { call: service.call(request), attempt: Some(attempt), cookie },
-            Poll::Ready(Err(error)) => CallState::Failed { error: Some(attempt_failed(attempt, error)) },
-            Poll::Pending => {
-                CallState::Preparing { preparing: Some(Box::new(Preparing { service, request, attempt, cookie })) }
+        match poll_ready_now(&mut service) {
+            Poll::Ready(Ok(())) => {
+                Self { state: CallState::Calling { call: service.call(request), attempt: Some(attempt), cookie } }
             }
-        };
-        Self { state }
+            readiness => Self::unready(readiness, service, request, attempt, cookie),
+        }
+    }
+
+    /// Waits for a service that isn't ready, or fails as it does.
+    pub(super) fn unready(
+        readiness: Poll<Result<(), S::Error>>,
+        service: S,
+        request: Request<Body>,
+        attempt: Attempt,
+        cookie: Option<Assignment>,
+    ) -> Self {
+        if let Poll::Ready(Err(error)) = readiness {
+            return Self::fail(attempt_failed(attempt, error));
+        }
+        let preparing = Some(Box::new(Preparing { service, request, attempt, cookie }));
+        Self { state: CallState::Preparing { preparing } }
     }
 
     /// Tries a member that is out.

@@ -60,6 +60,7 @@ use self::{
     attempt::{Attempt, InFlight},
     backends::service_number,
     future::{CallState, Elsewhere},
+    member::MemberState,
     queue::{Admission, Queue},
     selection::{Choice, Selection, Wish},
     set::{Shared, Subscriber},
@@ -81,7 +82,7 @@ pub use self::{
 };
 use crate::{
     error::{Error, ErrorKind},
-    service::HttpService,
+    service::{HttpService, poll_ready_now},
     tried::{MemberId, NoneLeft, Tried},
 };
 
@@ -237,7 +238,7 @@ impl<S: Clone + Send + Sync + 'static> Subscriber for Inner<S> {
             } else {
                 let kept = current.view.entries.iter().zip(&*current.services);
                 let kept: HashMap<MemberId, &S> = kept.map(|(entry, service)| (entry.state.id, service)).collect();
-                let service = |member: &Arc<member::MemberState>| match kept.get(&member.id) {
+                let service = |member: &Arc<MemberState>| match kept.get(&member.id) {
                     Some(&service) => service.clone(),
                     None => made.entry(member.id).or_insert_with(|| (self.make)(&member.member)).clone(),
                 };
@@ -262,11 +263,16 @@ impl<S: HttpService> Inner<S> {
         let snapshot = self.snapshot.load();
         let view = &snapshot.view;
         let is_by_load = view.is_by_load && queue.is_none() && options.health.check.is_none();
-        if !is_by_load || Tried::of(request.extensions()).is_some() {
+        let tried = Tried::of(request.extensions());
+        if !is_by_load || tried.is_some_and(|tried| !tried.is_empty()) {
             return None;
         }
         let position = view.pick(random, |_| true)?;
-        let in_flight = InFlight::begin(&view.entries[position].state)?;
+        let state = &view.entries[position].state;
+        let in_flight = InFlight::begin(state)?;
+        if let Some(tried) = tried {
+            note_attempt(tried, view, state);
+        }
         Some((snapshot.services[position].clone(), Attempt::new(in_flight, request, !view.is_alone())))
     }
 
@@ -275,14 +281,16 @@ impl<S: HttpService> Inner<S> {
         if shared.options.health.check.is_some() {
             shared.checks.ensure(shared);
         }
-        let snapshot = self.snapshot.load();
+        let mut snapshot = self.snapshot.load();
         let wish = shared.options.selection.wish(&mut request, &snapshot.view);
         // Nothing is due as long as every member is up.
-        if snapshot.view.has_due()
-            && let Some((trying, cookie, tried)) = self.begin_trial(&snapshot, &request, &wish)
-        {
-            let elsewhere = Elsewhere { balance: self.clone(), request, wish, tried };
-            return ResponseFuture::try_member(trying, cookie, elsewhere);
+        if snapshot.view.has_due() {
+            if let Some((trying, cookie, tried)) = self.begin_trial(&snapshot, &request, &wish) {
+                let elsewhere = Elsewhere { balance: self.clone(), request, wish, tried };
+                return ResponseFuture::try_member(trying, cookie, elsewhere);
+            }
+            // What was due may have changed the set's health.
+            snapshot = self.snapshot.load();
         }
         match &shared.queue {
             None => self.send_at_once(snapshot, request, &wish, None),
@@ -446,14 +454,18 @@ impl<S: HttpService> Snapshot<S> {
         selection: &Selection,
     ) -> ResponseFuture<S> {
         if let Some(tried) = Tried::of(request.extensions()) {
-            let state = &self.view.entries[choice.position].state;
-            tried.push(state.set, state.id);
-            tried.set_exhausted(state.set, self.view.is_exhausted(tried));
+            note_attempt(tried, &self.view, &self.view.entries[choice.position].state);
         }
         let attempt = Attempt::new(in_flight, &request, !self.view.is_alone());
         let cookie = selection.assignment(choice, &request, &self.view);
         ResponseFuture::call(self.services[choice.position].clone(), request, attempt, cookie)
     }
+}
+
+/// Records that a request is sent to a member.
+fn note_attempt(tried: &Tried, view: &View, member: &MemberState) {
+    tried.push(member.set, member.id);
+    tried.set_exhausted(member.set, view.is_exhausted(tried));
 }
 
 /// Returns whether a request may be sent to a member: it hasn't been, or only as a trial.
@@ -492,8 +504,9 @@ where
         let Some((mut service, attempt)) = self.inner.choose_by_load(&request) else {
             return self.inner.call(request);
         };
-        if !future::is_ready(&mut service) {
-            return ResponseFuture::call(service, request, attempt, None);
+        let readiness = poll_ready_now(&mut service);
+        if !matches!(readiness, Poll::Ready(Ok(()))) {
+            return ResponseFuture::unready(readiness, service, request, attempt, None);
         }
         // In place, because the request and the future are large to move.
         ResponseFuture {

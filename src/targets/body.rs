@@ -33,21 +33,13 @@ pin_project! {
 
 impl<B> TargetBody<B> {
     /// The body of a backend's response.
-    pub(super) fn one(body: B) -> Self {
-        Self { inner: Inner::One { body }, lease: None }
+    pub(super) fn one(body: B, lease: Option<Lease>) -> Self {
+        Self { inner: Inner::One { body }, lease }
     }
 
     /// The body of the response of one of several backends.
-    pub(super) fn of_set(body: BalanceBody<B>) -> Self {
-        Self { inner: Inner::Set { body }, lease: None }
-    }
-}
-
-impl<B: Body<Error: Into<BoxError>>> TargetBody<B> {
-    /// Keeps the lease until the end of the body.
-    pub(super) fn with_lease(mut self, lease: Option<Lease>) -> Self {
-        self.lease = lease.filter(|_| !self.is_end_stream());
-        self
+    pub(super) fn of_set(body: BalanceBody<B>, lease: Option<Lease>) -> Self {
+        Self { inner: Inner::Set { body }, lease }
     }
 }
 

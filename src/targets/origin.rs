@@ -1,11 +1,6 @@
 //! The origin by which a pool is found.
 
-use std::{
-    hash::{Hash, Hasher},
-    path::Path,
-};
-
-use http::uri::Scheme;
+use std::hash::{Hash, Hasher};
 
 use crate::backend::Backend;
 
@@ -27,18 +22,11 @@ impl Origin {
     pub(super) fn is_unix_socket(&self) -> bool {
         self.0.socket().is_some()
     }
-
-    fn parts(&self) -> (bool, &str, u16, Option<&Path>) {
-        let is_https = *self.0.scheme() == Scheme::HTTPS;
-        (is_https, self.0.authority().host(), self.0.port(), self.0.socket())
-    }
 }
 
 impl PartialEq for Origin {
     fn eq(&self, other: &Self) -> bool {
-        let (is_https, host, port, socket) = self.parts();
-        let (other_is_https, other_host, other_port, other_socket) = other.parts();
-        (is_https, port, socket) == (other_is_https, other_port, other_socket) && host.eq_ignore_ascii_case(other_host)
+        self.0.origin() == other.0.origin()
     }
 }
 
@@ -46,16 +34,7 @@ impl Eq for Origin {}
 
 impl Hash for Origin {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let (is_https, host, port, socket) = self.parts();
-        (is_https, port, socket).hash(state);
-        // In chunks, because a call per byte costs more.
-        for chunk in host.as_bytes().chunks(32) {
-            let mut lower = [0; 32];
-            let lower = &mut lower[..chunk.len()];
-            lower.copy_from_slice(chunk);
-            lower.make_ascii_lowercase();
-            state.write(lower);
-        }
+        self.0.origin().hash(state);
     }
 }
 
