@@ -27,6 +27,8 @@ pub(super) struct Health {
     status: Status,
     /// Whether the member is drained by its check.
     is_drained: bool,
+    /// The percentage of its weight by its check, from 1 to 100.
+    percent: u8,
     /// Half faults in a row, up to the head of the response.
     heads: u32,
     /// Half faults in a row of bodies, which the successes of their heads don't end.
@@ -89,7 +91,12 @@ pub(super) enum Change {
     Back,
     /// It's drained by its check, or is so no longer.
     Drained(bool),
+    /// Its check has changed its weight.
+    Weighted,
 }
+
+/// The percentage of a member whose check doesn't reduce its weight.
+pub(super) const WHOLE: u8 = 100;
 
 /// Failed connects in a row after which a member is down.
 const CONNECTS: u32 = 2;
@@ -124,6 +131,7 @@ impl Health {
         Self {
             status,
             is_drained: false,
+            percent: WHOLE,
             heads: 0,
             bodies: 0,
             connects: 0,
@@ -284,10 +292,13 @@ impl Health {
     pub(super) fn checked(&mut self, verdict: Verdict, check: &Check, now: Instant, random: f64) -> Option<Change> {
         let is_up = verdict != Verdict::Down;
         self.checks.count(is_up);
-        let drained = self.is_drained;
-        if is_up {
-            self.is_drained = verdict == Verdict::Drain;
-        }
+        let (drained, percent) = (self.is_drained, self.percent);
+        (self.is_drained, self.percent) = match verdict {
+            Verdict::Up => (false, WHOLE),
+            Verdict::Drain | Verdict::Weight(0) => (true, percent),
+            Verdict::Weight(percent) => (false, percent.min(WHOLE)),
+            Verdict::Down => (drained, percent),
+        };
         let change = match self.status {
             Status::Up { .. } if self.checks.failed >= check.fall => {
                 Some(self.take_out(Reason::Down, &Eject::default(), now, random))
@@ -305,7 +316,9 @@ impl Health {
             }
             Status::Up { .. } | Status::Checking | Status::Out { .. } => None,
         };
-        change.or((drained != self.is_drained).then_some(Change::Drained(self.is_drained)))
+        change
+            .or((drained != self.is_drained).then_some(Change::Drained(self.is_drained)))
+            .or((percent != self.percent).then_some(Change::Weighted))
     }
 
     /// Returns whether the next check may change the state, so that it's due sooner.
@@ -347,6 +360,11 @@ impl Health {
     /// Returns whether the member gets requests.
     pub(super) fn is_eligible(&self) -> bool {
         matches!(self.status, Status::Up { .. }) && !self.is_drained
+    }
+
+    /// Returns the percentage of its weight by its check.
+    pub(super) fn percent(&self) -> u8 {
+        self.percent
     }
 
     pub(super) fn state(&self) -> State {
@@ -884,6 +902,25 @@ mod tests {
         assert_eq!((health.state(), health.is_eligible()), (State::Draining, false));
         assert_eq!(checked(&mut health, Verdict::Up, 1, now), Some(Change::Drained(false)));
         assert!(health.is_eligible());
+    }
+
+    #[test]
+    fn a_check_reduces_the_weight_of_a_member() {
+        let now = Instant::now();
+        let mut health = Health::up(now);
+        for (verdict, change, percent) in [
+            (Verdict::Weight(25), Some(Change::Weighted), 25),
+            (Verdict::Weight(25), None, 25),
+            (Verdict::Down, None, 25),
+            (Verdict::Weight(u8::MAX), Some(Change::Weighted), 100),
+            (Verdict::Weight(1), Some(Change::Weighted), 1),
+            (Verdict::Weight(0), Some(Change::Drained(true)), 1),
+            (Verdict::Weight(50), Some(Change::Drained(false)), 50),
+            (Verdict::Up, Some(Change::Weighted), 100),
+        ] {
+            assert_eq!((checked(&mut health, verdict, 1, now), health.percent()), (change, percent), "{verdict:?}");
+            assert_eq!(health.is_eligible(), verdict != Verdict::Weight(0));
+        }
     }
 
     // ---- The set ----

@@ -77,6 +77,14 @@ impl Choice {
     }
 }
 
+/// Which part of its requests a member gets.
+#[derive(Clone, Copy)]
+enum Part<'a> {
+    /// Those of its slow start, and of the weight that its check gives it.
+    Kept(Option<&'a SlowStart>),
+    Whole,
+}
+
 impl Selection {
     /// Returns the members, prepared for look-ups. The last list is kept, because a long one takes its time: it's
     /// prepared before the lock is taken under which a view is made.
@@ -115,7 +123,8 @@ impl Selection {
         for &position in eligible {
             is_eligible[position as usize] = true;
         }
-        let turns = || Turns::new(eligible.iter().map(|&position| (position, entries[position as usize].weight)));
+        let turn = |&position: &u32| (position, entries[position as usize].effective_weight);
+        let turns = || Turns::new(eligible.iter().map(turn));
         Lookup {
             prepared: self.prepared(entries),
             turns: matches!(self.pick, Pick::RoundRobin).then(turns),
@@ -164,9 +173,10 @@ impl Selection {
     ) -> Option<usize> {
         let slow_start = view.has_slow_start.then(|| SlowStart::new(view, random, Instant::now()));
         let is_other = |entry: &Entry| Some(entry.state.id) != except;
-        self.picked(wish, view, random, slow_start.as_ref(), |entry| usable(entry) && is_other(entry))
-            // All others are out, or in their slow start.
-            .or_else(|| self.picked(wish, view, random, None, usable))
+        let in_part = |entry: &Entry| usable(entry) && is_other(entry);
+        self.picked(wish, view, random, Part::Kept(slow_start.as_ref()), in_part)
+            // All others are out, in their slow start, or keep none of the keys.
+            .or_else(|| self.picked(wish, view, random, Part::Whole, usable))
     }
 
     fn picked(
@@ -174,9 +184,10 @@ impl Selection {
         wish: &Wish,
         view: &View,
         random: &Random,
-        slow_start: Option<&SlowStart>,
+        part: Part<'_>,
         usable: impl Fn(&Entry) -> bool,
     ) -> Option<usize> {
+        let slow_start = if let Part::Kept(slow_start) = part { slow_start } else { None };
         let Lookup { prepared, turns, is_eligible } = &view.lookup;
         let entry = |position: usize| &view.entries[position];
         let is_usable = |position: usize| is_eligible[position] && usable(entry(position));
@@ -184,15 +195,30 @@ impl Selection {
         match (&prepared.hash, wish.key, turns) {
             (Some(hash), Some(key), _) => {
                 // During the slow start, one key after the other comes home.
-                let part = fraction(key);
-                let is_usable = |position| is_usable(position) && share(position).is_none_or(|share| part < share);
+                let at = fraction(key);
+                let keeps = |position: usize| match part {
+                    Part::Kept(_) => at < share(position).unwrap_or(1.0) * entry(position).part(),
+                    Part::Whole => true,
+                };
+                let is_usable = |position| is_usable(position) && keeps(position);
                 let in_flight = |position| entry(position).state.load.in_flight();
                 hash.owner_within_bound(key, is_usable, in_flight)
             }
             (_, _, Some(turns)) => {
-                let draws = |share: f32| slow_start.is_none_or(|slow_start| slow_start.draw() < f64::from(share));
-                let is_usable = |position| is_usable(position) && share(position).is_none_or(draws);
-                turns.member(self.turn.fetch_add(1, Ordering::Relaxed), is_usable)
+                let next = || self.turn.fetch_add(1, Ordering::Relaxed);
+                let passes = |position: usize| {
+                    slow_start.zip(share(position)).is_some_and(|(slow, share)| slow.draw() >= f64::from(share))
+                };
+                let mut turn = next();
+                // A turn that a member passes on is followed by the next one of all requests, because its neighbour would
+                // otherwise have two in a row each time.
+                for _ in 0..is_eligible.len() {
+                    if !turns.member(turn, is_usable).is_some_and(passes) {
+                        break;
+                    }
+                    turn = next();
+                }
+                turns.member(turn, is_usable)
             }
             _ => match slow_start {
                 Some(slow_start) => view.pick_slowly(slow_start, random, usable),

@@ -32,10 +32,10 @@ impl SlowStart {
         Self { draws: RefCell::new(random.draws()), now, ramp: view.slow_start }
     }
 
-    /// Returns the weight that the load of a member is divided by, in thousandths.
+    /// Returns the weight that the load of a member is divided by, in hundredths.
     pub(super) fn weight(&self, entry: &Entry) -> u32 {
         let share = self.share(entry).map_or(1.0, |share| share.min(1.0));
-        (entry.weight as f32 * share * 1_000.0) as u32
+        ((entry.effective_weight as f32 * share * 100.0) as u32).max(1)
     }
 
     /// Returns whether a member that is the least loaded one of those that are compared gets the request. `weights` is the

@@ -5,7 +5,7 @@ use std::{cmp::Ordering, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    health::Reason,
+    health::{Reason, WHOLE},
     member::{Member, MemberState, State},
     random::{Draws, Random},
     selection::{Lookup, Selection},
@@ -56,6 +56,10 @@ pub(super) struct Rules {
 pub(super) struct Entry {
     pub(super) state: Arc<MemberState>,
     pub(super) weight: u32,
+    /// The percentage of the weight by the member's check.
+    percent: u8,
+    /// The weight in proportion to that of the other members, with the percentages.
+    pub(super) effective_weight: u32,
     pub(super) is_backup: bool,
     /// Whether the set drains it.
     pub(super) is_draining: bool,
@@ -70,6 +74,8 @@ impl Entry {
         Self {
             state,
             weight: member.share(),
+            percent: WHOLE,
+            effective_weight: member.share(),
             is_backup: member.is_backup(),
             is_draining: member.is_draining(),
             is_eligible: true,
@@ -84,6 +90,11 @@ impl Entry {
             State::Up if self.is_draining => State::Draining,
             state => state,
         }
+    }
+
+    /// Returns the part of its hashed keys that the member keeps, by its check.
+    pub(super) fn part(&self) -> f32 {
+        f32::from(self.percent) / f32::from(WHOLE)
     }
 
     /// Returns whether something may be due at the member: the end of its slow start, or a trial.
@@ -114,6 +125,7 @@ impl View {
             entry.is_eligible = health.is_eligible() && !entry.is_draining;
             entry.keeps_sessions = health.state() == State::Draining || entry.is_draining && health.is_eligible();
             entry.slow_start_since = health.slow_start_since();
+            entry.percent = health.percent();
             let end = |since: Instant| since.checked_add(slow_start::whole(slow_start));
             if let Some(end) = entry.slow_start_since.and_then(end) {
                 earlier(&mut due, end);
@@ -128,9 +140,14 @@ impl View {
                 None => {}
             }
         }
+        let is_reduced = entries.iter().any(|entry| entry.percent != WHOLE);
+        for entry in &mut entries {
+            let percent = if is_reduced { u32::from(entry.percent) } else { 1 };
+            entry.effective_weight = entry.weight.saturating_mul(percent);
+        }
         let eligible = eligible(&entries, tries_all);
         let has_slow_start = eligible.iter().any(|&at| entries[at as usize].slow_start_since.is_some());
-        let mut weights = eligible.iter().map(|&at| entries[at as usize].weight);
+        let mut weights = eligible.iter().map(|&at| entries[at as usize].effective_weight);
         let first = weights.next();
         let is_unweighted = weights.all(|weight| Some(weight) == first);
         let lookup = selection.lookup(&entries, &eligible);
@@ -219,7 +236,7 @@ impl View {
 
     /// Chooses the least loaded of a few members, or of all if none of these is usable.
     fn least_loaded(&self, draws: &mut Draws, usable: impl Fn(&Entry) -> bool) -> Option<usize> {
-        let weight = |entry: &Entry| entry.weight;
+        let weight = |entry: &Entry| entry.effective_weight;
         if self.eligible.len() > DRAWN {
             let drawn = sample(draws, self.eligible.len()).map(|at| self.eligible[at]);
             let least = self.least_loaded_of(&drawn, self.is_unweighted, weight, draws, &usable);
@@ -323,10 +340,12 @@ pub(super) struct Snapshot<S> {
 mod tests {
     use std::time::Duration;
 
+    use http::Request;
     use tokio::time::Instant;
 
     use super::*;
     use crate::balance::{
+        Pick,
         eject::Eject,
         load::Millis,
         member::{Member, MemberState},
@@ -452,6 +471,25 @@ mod tests {
                 assert!(part > 0.0, "{count} {is_busy} {elapsed}");
             }
         }
+    }
+
+    #[test]
+    fn turns_that_a_member_passes_on_are_spread_over_the_others() {
+        let mut view = view(&[1; 5]);
+        let mut selection = Selection::default();
+        selection.pick = Pick::RoundRobin;
+        view.lookup = selection.lookup(&view.entries, &view.eligible);
+        view.entries[1].slow_start_since = Some(Instant::now());
+        view.has_slow_start = true;
+        let random = Random::new(Some(1));
+        let wish = selection.wish(&mut Request::default(), &view);
+        let mut counts = [0; 5];
+        for _ in 0..4_100 {
+            counts[selection.pick(&wish, &view, &random, None, |_| true).unwrap()] += 1;
+        }
+        // A tenth of 1,000, and a quarter of the others.
+        assert!((50..150).contains(&counts[1]), "{counts:?}");
+        assert!([0, 2, 3, 4].iter().all(|&other| (970..1_030).contains(&counts[other])), "{counts:?}");
     }
 
     #[test]

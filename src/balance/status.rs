@@ -20,6 +20,7 @@ pub struct MemberStatus {
     name: Arc<str>,
     state: State,
     weight: u32,
+    weight_percent: u8,
     is_backup: bool,
     in_flight: u32,
     requests: u64,
@@ -42,6 +43,7 @@ impl MemberStatus {
             name: member.member.name().into(),
             state,
             weight: member.member.share(),
+            weight_percent: member.weight_percent(),
             is_backup: member.member.is_backup(),
             in_flight: member.load.in_flight(),
             requests: member.load.requests(),
@@ -80,6 +82,18 @@ impl MemberStatus {
     #[must_use]
     pub fn weight(&self) -> u32 {
         self.weight
+    }
+
+    /// Returns how many percent of its weight count, from 1 to 100: less than 100 if its check has the verdict
+    /// [`Weight`](super::Verdict::Weight).
+    ///
+    /// ```
+    /// # use tower_reverse_proxy::Backends;
+    /// assert_eq!(Backends::new(["http://10.0.0.1:8000"]).status()[0].weight_percent(), 100);
+    /// ```
+    #[must_use]
+    pub fn weight_percent(&self) -> u8 {
+        self.weight_percent
     }
 
     /// Returns whether it's a [backup](super::Member::backup).

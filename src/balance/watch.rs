@@ -224,6 +224,11 @@ impl MemberState {
         self.watch.health().failures()
     }
 
+    /// Returns the percentage of its weight by its check.
+    pub(super) fn weight_percent(&self) -> u8 {
+        self.watch.health().percent()
+    }
+
     /// Returns whether the next check may change its state.
     pub(super) fn is_undecided(&self) -> bool {
         self.watch.health().is_undecided()
@@ -283,6 +288,8 @@ impl Shared {
             Change::Out(_) => observe::member_out(name, &member.state(), reason, cause),
             Change::Back | Change::Drained(false) => observe::member_back(name),
             Change::Drained(true) => observe::member_drains(name),
+            // Its load may change with each check.
+            Change::Weighted => {}
         }
     }
 

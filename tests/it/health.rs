@@ -19,7 +19,7 @@ use tokio::{
 use tower::{ServiceExt, service_fn};
 use tower_reverse_proxy::{
     Backends, Retry, RetryPolicy, ReverseProxyLayer, Upstream,
-    balance::{BackendsBuilder, Balance, Check, Eject, Member, MemberStatus, NoneHealthy, State, Verdict},
+    balance::{BackendsBuilder, Balance, Check, Eject, Member, MemberStatus, NoneHealthy, Pick, State, Verdict},
 };
 
 use crate::support::{Message, PATIENCE, Wire, ask, client, elsewhere, front, get, recording, within};
@@ -598,6 +598,52 @@ async fn a_verdict_drains_a_member() {
     assert_eq!((failed_posts(addr, 20).await, leaving.requests()), (0, before));
     leaving.becomes(Mood::Responds(OK));
     reaches(&backends, &leaving, State::Up, async || {}).await;
+}
+
+/// The capacity that a member announces, as a percentage.
+fn announced(response: &axum::http::response::Parts) -> Verdict {
+    let percent = response.headers.get("x-capacity").and_then(|value| value.to_str().ok()?.parse().ok());
+    percent.map_or(Verdict::Up, Verdict::Weight)
+}
+
+#[tokio::test]
+async fn a_verdict_reduces_the_weight_of_a_member_however_requests_are_picked() {
+    // Of the turns and of the requests, a member with a quarter of its weight gets a fifth; of the keys, a quarter of its
+    // own half.
+    for (pick, expected) in [(Pick::LeastRequests, 55..106), (Pick::RoundRobin, 78..83), (Pick::hash_by_path(), 25..76)]
+    {
+        let (reduced, whole) = (well().await, well().await);
+        let backends = builder(&[&reduced, &whole]).pick(pick.clone()).seed(1).check(check().judge(announced));
+        let backends = backends.build().unwrap();
+        let addr = balanced(&backends).await;
+        reduced.becomes(Mood::Responds(b"HTTP/1.1 200 OK\r\nX-Capacity: 25\r\nContent-Length: 2\r\n\r\nok"));
+        let percent = || status_of(&backends, &reduced).weight_percent();
+        let announced = async {
+            while percent() != 25 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        within(announced).await;
+        let mut wire = client(addr).await;
+        for number in 0..400 {
+            let request = format!("POST /app/{number} HTTP/1.1\r\nHost: front.example\r\nContent-Length: 0\r\n\r\n");
+            wire.send(request.as_bytes()).await;
+            assert_eq!(within(wire.message()).await.unwrap().status(), 200);
+        }
+        assert!(expected.contains(&reduced.requests()), "{pick:?}: {} of 400", reduced.requests());
+        assert_eq!(reduced.requests() + whole.requests(), 400);
+        assert_eq!((percent(), status_of(&backends, &reduced).weight()), (25, 1));
+        // More than everything is everything, and nothing is a drain.
+        reduced.becomes(Mood::Responds(b"HTTP/1.1 200 OK\r\nX-Capacity: 250\r\nContent-Length: 2\r\n\r\nok"));
+        let announced = async {
+            while percent() != 100 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        within(announced).await;
+        reduced.becomes(Mood::Responds(b"HTTP/1.1 200 OK\r\nX-Capacity: 0\r\nContent-Length: 2\r\n\r\nok"));
+        reaches(&backends, &reduced, State::Draining, async || {}).await;
+    }
 }
 
 #[tokio::test]

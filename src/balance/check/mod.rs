@@ -64,6 +64,30 @@ pub enum Verdict {
     /// The member is well, and is about to leave: it gets only the requests of the [sessions](super::Sticky::cookie)
     /// that it has, and those under way end by themselves.
     Drain,
+    /// The member is well, and gets so many percent of what its own [weight](super::Member::weight) gives it, from 1 to
+    /// 100: it announces its load, or that it warms up. `Up` is 100.
+    ///
+    /// 0 is [`Drain`](Self::Drain). More than 100 counts as 100, because a member that could raise its share would attract
+    /// the requests of the others. [`MemberStatus::weight_percent`](super::MemberStatus::weight_percent) shows what counts.
+    ///
+    /// It applies to the requests in flight, to turns, and to hashed keys, of which a part goes to other members. Sessions
+    /// stay.
+    ///
+    /// ```
+    /// use tower_reverse_proxy::balance::{Check, Verdict};
+    ///
+    /// // `X-Capacity: 25`: a quarter of its weight.
+    /// let check = Check::get("/healthz").judge(|response| {
+    ///     let capacity = response.headers.get("x-capacity").and_then(|value| value.to_str().ok()?.parse().ok());
+    ///     match capacity {
+    ///         _ if !response.status.is_success() => Verdict::Down,
+    ///         Some(percent) => Verdict::Weight(percent),
+    ///         None => Verdict::Up,
+    ///     }
+    /// });
+    /// # let _ = check;
+    /// ```
+    Weight(u8),
     /// The check has failed.
     Down,
 }
