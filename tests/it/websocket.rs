@@ -1,7 +1,7 @@
 //! WebSocket libraries on both sides, over every protocol of the client and every protocol and transport of the
 //! backend.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use axum::{
     Router,
@@ -10,7 +10,7 @@ use axum::{
     routing::any,
 };
 use futures_util::{SinkExt, StreamExt};
-use hyper::ext::Protocol;
+use hyper::{ext::Protocol, upgrade::Upgraded};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
@@ -19,6 +19,7 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
+    time::sleep,
 };
 use tokio_tungstenite::{
     WebSocketStream, client_async,
@@ -28,7 +29,7 @@ use tokio_tungstenite::{
         protocol::{CloseFrame, Role, frame::coding::CloseCode},
     },
 };
-use tower_reverse_proxy::{Client, ClientBuilder, RemoteUser, RemoteUserLayer, ReverseProxyLayer};
+use tower_reverse_proxy::{Backends, Client, ClientBuilder, RemoteUser, RemoteUserLayer, ReverseProxyLayer};
 
 use crate::support::{front, http2, within};
 
@@ -86,16 +87,16 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocketStream
     while let Some(Ok(_)) = socket.next().await {}
 }
 
-async fn of_http1(addr: SocketAddr) {
+async fn of_http1(addr: SocketAddr) -> WebSocketStream<TcpStream> {
     let mut request = format!("ws://{addr}/chat/a%2Fb?x").into_client_request().unwrap();
     request.headers_mut().insert("sec-websocket-protocol", "chat.v1, chat.v2".parse().unwrap());
     let stream = TcpStream::connect(addr).await.unwrap();
     let (socket, response) = client_async(request, stream).await.unwrap();
     assert_eq!(response.headers()["sec-websocket-protocol"], "chat.v2");
-    converse(socket).await;
+    socket
 }
 
-async fn of_http2(addr: SocketAddr) {
+async fn of_http2(addr: SocketAddr) -> WebSocketStream<TokioIo<Upgraded>> {
     let mut request = Request::connect(format!("http://{addr}/chat/a%2Fb?x")).body(axum::body::Body::empty()).unwrap();
     request.extensions_mut().insert(Protocol::from_static("websocket"));
     request.headers_mut().insert("sec-websocket-version", "13".parse().unwrap());
@@ -104,7 +105,7 @@ async fn of_http2(addr: SocketAddr) {
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["sec-websocket-protocol"], "chat.v2");
     let stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
-    converse(WebSocketStream::from_raw_socket(stream, Role::Client, None).await).await;
+    WebSocketStream::from_raw_socket(stream, Role::Client, None).await
 }
 
 /// Both clients, with an HTTP/1.1 backend and an HTTP/2 one.
@@ -113,8 +114,8 @@ async fn all(client: impl Fn() -> ClientBuilder) {
         let layer = ReverseProxyLayer::new(client().http2(to_http2)).upstream_layer(RemoteUserLayer::new());
         let app = Router::new().layer(layer).layer(axum::Extension(RemoteUser::from("alice")));
         let addr = front(app).await;
-        of_http1(addr).await;
-        of_http2(addr).await;
+        converse(of_http1(addr).await).await;
+        converse(of_http2(addr).await).await;
     }
 }
 
@@ -122,6 +123,32 @@ async fn all(client: impl Fn() -> ClientBuilder) {
 async fn websockets_work_over_tcp() {
     let origin = over_tcp().await;
     all(|| Client::builder(&*origin)).await;
+}
+
+/// Talks until the backend has closed. It's in flight until then.
+async fn counted<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocketStream<S>, backends: &Backends) {
+    assert_eq!(within(socket.next()).await.unwrap().unwrap(), Message::text(""));
+    assert_eq!(backends.status()[0].in_flight(), 1);
+    socket.send(Message::text("leave")).await.unwrap();
+    while let Some(Ok(_)) = within(socket.next()).await {}
+    let ended = async {
+        while backends.status()[0].in_flight() > 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    within(ended).await;
+}
+
+#[tokio::test]
+async fn websockets_over_every_protocol_count_until_their_end() {
+    let origin = over_tcp().await;
+    for to_http2 in [false, true] {
+        let backends = Backends::builder([&*origin]).client(move |client| client.http2(to_http2)).build().unwrap();
+        let addr = front(Router::new().layer(ReverseProxyLayer::balanced(&backends))).await;
+        counted(of_http1(addr).await, &backends).await;
+        counted(of_http2(addr).await, &backends).await;
+        assert_eq!((backends.status()[0].requests(), backends.status()[0].faults()), (2, 0));
+    }
 }
 
 #[cfg(unix)]
