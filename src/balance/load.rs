@@ -132,9 +132,9 @@ impl Load {
 
     // ---- Successes ----
 
-    /// Counts a success. Returns those of an earlier second, which are no longer counted here.
-    pub(super) fn succeeded(&self, now: Millis) -> Option<Successes> {
-        let second = now.0 / 1_000;
+    /// Counts a success in a second since the set was made, which isn't of a [`Millis`], because that begins again.
+    /// Returns those of an earlier second, which are no longer counted here.
+    pub(super) fn succeeded(&self, second: u32) -> Option<Successes> {
         if Successes::of(self.successes.load(Ordering::Relaxed)).second == second {
             self.successes.fetch_add(1, Ordering::Relaxed);
             return None;
@@ -291,7 +291,12 @@ pub(super) struct Millis(u32);
 
 impl Millis {
     pub(super) fn between(epoch: Instant, now: Instant) -> Self {
-        Self(now.saturating_duration_since(epoch).as_millis() as u32)
+        Self::after(now.saturating_duration_since(epoch))
+    }
+
+    /// Returns the time at which the set has this age.
+    pub(super) fn after(age: Duration) -> Self {
+        Self(age.as_millis() as u32)
     }
 
     fn since(self, earlier: u32) -> u32 {
@@ -372,10 +377,10 @@ mod tests {
     fn successes_are_counted_by_the_second_and_taken_once() {
         let load = Load::new();
         let of = |second, count| Successes { second, count };
-        assert_eq!((load.succeeded(Millis(999)), load.succeeded(Millis(0))), (None, None));
-        assert_eq!((load.succeeded(Millis(1_000)), load.succeeded(Millis(1_999))), (Some(of(0, 2)), None));
+        assert_eq!((load.succeeded(0), load.succeeded(0)), (None, None));
+        assert_eq!((load.succeeded(1), load.succeeded(1)), (Some(of(0, 2)), None));
         assert_eq!((load.take_successes(), load.take_successes()), (of(1, 2), of(0, 0)));
-        assert_eq!((load.succeeded(Millis(1_999)), load.take_successes()), (Some(of(0, 0)), of(1, 1)));
+        assert_eq!((load.succeeded(1), load.take_successes()), (Some(of(0, 0)), of(1, 1)));
     }
 
     #[test]

@@ -98,10 +98,11 @@ impl MemberState {
             return if is_noted { outcome } else { self.ended(&Ending::Responded { outcome, began }, Instant::now()) };
         };
         let now = Instant::now();
-        let millis = Millis::between(self.epoch, now);
+        let age = now.saturating_duration_since(self.epoch);
+        let millis = Millis::after(age);
         if !is_noted {
             self.ended(&Ending::Responded { outcome, began: Some(began) }, now);
-        } else if let Some(earlier) = self.load.succeeded(millis) {
+        } else if let Some(earlier) = self.load.succeeded(age.as_secs() as u32) {
             self.record_successes(&mut self.watch.health(), earlier);
         }
         if is_bodiless && !head.status.is_server_error() {
@@ -352,5 +353,38 @@ impl Shared {
     /// Returns the times of a trial by a request.
     pub(super) fn trial_times(&self) -> TrialTimes {
         TrialTimes::new(self.usual_latency())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, StatusCode};
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::balance::Backends;
+
+    /// The milliseconds of a member's load begin again after 49 days.
+    #[tokio::test(start_paused = true)]
+    async fn successes_count_however_old_the_set_is() {
+        for days in [0, 60] {
+            let backends = Backends::new(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]);
+            advance(Duration::from_secs(days * 24 * 60 * 60)).await;
+            let members = backends.shared.members();
+            let respond = |member: usize, status: StatusCode, times: usize| {
+                for _ in 0..times {
+                    let head = ResponseHead { status, headers: &HeaderMap::new(), is_whole: true };
+                    members[member].responded(&head, Some(Instant::now()), false);
+                }
+            };
+            for _ in 0..5 {
+                respond(1, StatusCode::BAD_GATEWAY, 1);
+                respond(1, StatusCode::OK, 1);
+            }
+            respond(0, StatusCode::OK, 1_000);
+            // One in forty is no reason to take it out.
+            respond(0, StatusCode::INTERNAL_SERVER_ERROR, 25);
+            assert_eq!(backends.status()[0].state(), State::Up, "after {days} days");
+        }
     }
 }
