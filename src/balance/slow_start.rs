@@ -33,9 +33,9 @@ impl SlowStart {
     }
 
     /// Returns the weight that the load of a member is divided by, in hundredths.
-    pub(super) fn weight(&self, entry: &Entry) -> u32 {
+    pub(super) fn weight(&self, entry: &Entry) -> u64 {
         let share = self.share(entry).map_or(1.0, |share| share.min(1.0));
-        ((entry.effective_weight as f32 * share * 100.0) as u32).max(1)
+        (entry.effective_weight as f32 * share * 100.0) as u64
     }
 
     /// Returns whether a member that is the least loaded one of those that are compared gets the request. `weights` is the

@@ -225,7 +225,7 @@ impl View {
         loop {
             let least = self.least_loaded_of(&compared, false, weight, draws, &|_| true)?;
             // Among members that are loaded alike, the weight is enough.
-            let is_alone = least.tied == u64::from(weight(least.entry));
+            let is_alone = least.tied == weight(least.entry);
             if !is_alone || slow_start.admits(least.entry, weights) {
                 return Some(least.position as usize);
             }
@@ -236,7 +236,7 @@ impl View {
 
     /// Chooses the least loaded of a few members, or of all if none of these is usable.
     fn least_loaded(&self, draws: &mut Draws, usable: impl Fn(&Entry) -> bool) -> Option<usize> {
-        let weight = |entry: &Entry| entry.effective_weight;
+        let weight = |entry: &Entry| u64::from(entry.effective_weight);
         if self.eligible.len() > DRAWN {
             let drawn = sample(draws, self.eligible.len()).map(|at| self.eligible[at]);
             let least = self.least_loaded_of(&drawn, self.is_unweighted, weight, draws, &usable);
@@ -253,7 +253,7 @@ impl View {
         &self,
         positions: &[u32],
         is_unweighted: bool,
-        weight_of: impl Fn(&Entry) -> u32,
+        weight_of: impl Fn(&Entry) -> u64,
         draws: &mut Draws,
         usable: &impl Fn(&Entry) -> bool,
     ) -> Option<Best<'_>> {
@@ -265,7 +265,7 @@ impl View {
                 continue;
             }
             let pressure = entry.state.load.pressure(&clock);
-            let weight = u64::from(weight_of(entry));
+            let weight = weight_of(entry);
             let mut tied = weight;
             if let Some(best) = &mut best {
                 let (own, least) = if is_unweighted {
@@ -490,6 +490,19 @@ mod tests {
         // A tenth of 1,000, and a quarter of the others.
         assert!((50..150).contains(&counts[1]), "{counts:?}");
         assert!([0, 2, 3, 4].iter().all(|&other| (970..1_030).contains(&counts[other])), "{counts:?}");
+    }
+
+    #[test]
+    fn a_slow_start_is_slow_whatever_the_weights_are() {
+        for weight in [1, 1_000, u32::MAX] {
+            let mut view = view(&[weight; 3]);
+            let now = Instant::now();
+            view.entries[0].slow_start_since = Some(now);
+            let random = Random::new(Some(1));
+            let slow_start = SlowStart::new(&view, &random, now);
+            let picked = (0..3_000).filter(|_| view.pick_slowly(&slow_start, &random, |_| true) == Some(0)).count();
+            assert!((50..200).contains(&picked), "{weight}: {picked}");
+        }
     }
 
     #[test]
