@@ -403,8 +403,7 @@ impl<S: HttpService> Inner<S> {
                 !view.entries.iter().all(is_untried) || (!is_current && !view.eligible().any(is_usable));
             // A session waits for its member.
             let home = selection.home(&wish, view, is_usable);
-            let bound_to = home.map(|position| view.entries[position].state.id);
-            let admission = queue.admit(view, !is_current, bound_to, must_not_wait, |has_permit| match home {
+            let admission = queue.admit(view, !is_current, home, must_not_wait, |has_permit| match home {
                 Some(position) => has_permit(&view.entries[position]).then_some(position),
                 None => selection.pick(&wish, view, random, except, |entry| is_usable(entry) && has_permit(entry)),
             });

@@ -73,16 +73,17 @@ impl Queue {
 
     /// Takes a permit of the member that `pick` chooses among those that have one, or puts the request into the queue.
     ///
-    /// `bound_to` is the only member that the request may be sent to. A request that `must_not_wait` is a further
-    /// attempt, which ends instead. `is_latest`: there is no later view for the mount of the request.
+    /// `home` is the position of the only member that the request may be sent to. A request that `must_not_wait` is a
+    /// further attempt, which ends instead. `is_latest`: there is no later view for the mount of the request.
     pub(super) fn admit(
         self: &Arc<Self>,
         view: &View,
         is_latest: bool,
-        bound_to: Option<MemberId>,
+        home: Option<usize>,
         must_not_wait: bool,
         pick: impl FnOnce(&dyn Fn(&Entry) -> bool) -> Option<usize>,
     ) -> Admission {
+        let home = home.map(|position| &*view.entries[position].state);
         let mut waiting = self.lock();
         // A request that waits for a member of an earlier view would wait although another one has permits, or although
         // none is left.
@@ -90,7 +91,7 @@ impl Queue {
             return Admission::Stale;
         }
         // A change of the set may have added permits, which are the queue's.
-        let picked = if waiting.is_behind(bound_to) { None } else { pick(&|entry| self.has_permit(&entry.state)) };
+        let picked = if waiting.is_behind(home) { None } else { pick(&|entry| self.has_permit(&entry.state)) };
         if let Some(position) = picked {
             let member = &view.entries[position].state;
             let count = member.load.begin();
@@ -98,7 +99,7 @@ impl Queue {
             let in_flight = InFlight::counted(member.clone());
             return if count == Count::Counted { Admission::Admitted(position, in_flight) } else { Admission::Stale };
         }
-        if view.eligible.is_empty() || must_not_wait {
+        if must_not_wait || home.is_none() && view.eligible.is_empty() {
             return Admission::NoneLeft;
         }
         let capacity = view.eligible.len().saturating_mul(self.max_requests as usize);
@@ -106,6 +107,7 @@ impl Queue {
             return Admission::Full;
         }
         let (sender, permit) = oneshot::channel();
+        let bound_to = home.map(|member| member.id);
         let number = waiting.push(bound_to, sender);
         drop(waiting);
         Admission::Queued(Waiter { queue: self.clone(), number, bound_to, permit })
@@ -117,11 +119,7 @@ impl Queue {
             let mut waiting = self.lock();
             // A trial takes no permit, so that more attempts may be in flight than there are permits.
             let has_permit = !member.load.is_leaving() && member.load.in_flight() <= self.max_requests;
-            let next = match member.admission() {
-                AdmittedRequests::All if has_permit => waiting.pop(member.id),
-                AdmittedRequests::Sessions if has_permit => waiting.pop_bound(member.id),
-                _ => None,
-            };
+            let next = if has_permit { waiting.pop(member) } else { None };
             let Some(next) = next else { return member.load.end() };
             member.load.pass_on();
             drop(waiting);
@@ -147,9 +145,9 @@ impl Queue {
             left.push(waiting.take_any());
         }
         let mut served = Vec::new();
-        for entry in view.eligible() {
+        for entry in &view.entries {
             while waiting.count > 0 && self.has_permit(&entry.state) {
-                let Some(next) = waiting.pop(entry.state.id) else { break };
+                let Some(next) = waiting.pop(&entry.state) else { break };
                 let count = entry.state.load.begin();
                 served.push((next, entry.state.clone(), count));
             }
@@ -189,7 +187,16 @@ impl Waiting {
     }
 
     /// Takes the first request that may be sent to a member.
-    fn pop(&mut self, member: MemberId) -> Option<oneshot::Sender<InFlight>> {
+    fn pop(&mut self, member: &MemberState) -> Option<oneshot::Sender<InFlight>> {
+        match member.admission() {
+            AdmittedRequests::All => self.pop_first(member.id),
+            AdmittedRequests::Sessions => self.pop_bound(member.id),
+            AdmittedRequests::None => None,
+        }
+    }
+
+    /// Takes the first request for any member, or for this one.
+    fn pop_first(&mut self, member: MemberId) -> Option<oneshot::Sender<InFlight>> {
         let any = self.any.first_key_value().map(|(&number, _)| number);
         let bound = self.bound.get(&member).and_then(|line| line.first_key_value()).map(|(&number, _)| number);
         let (number, bound_to) = match (any, bound) {
@@ -244,9 +251,12 @@ impl Waiting {
         sender
     }
 
-    /// Returns whether requests wait that were there before one that would take any permit, or one of that member.
-    fn is_behind(&self, bound_to: Option<MemberId>) -> bool {
-        !self.any.is_empty() || bound_to.is_some_and(|member| self.bound.contains_key(&member))
+    /// Returns whether requests wait that were there before one that would take any permit, or one of its `home`.
+    ///
+    /// Those that take any permit get none of a home that drains. It would stay idle while its sessions wait for them.
+    fn is_behind(&self, home: Option<&MemberState>) -> bool {
+        let takes_any = home.is_none_or(|member| member.admission() == AdmittedRequests::All);
+        takes_any && !self.any.is_empty() || home.is_some_and(|member| self.bound.contains_key(&member.id))
     }
 }
 
@@ -269,7 +279,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::balance::{member::Member, selection::Selection, snapshot::Rules, watch::Watch};
+    use crate::balance::{Backends, NoneHealthy, member::Member, selection::Selection, snapshot::Rules, watch::Watch};
 
     /// A view of a single member that is full.
     fn view(version: u64) -> View {
@@ -292,5 +302,34 @@ mod tests {
         assert!(matches!(admit(3, false), Admission::Queued(_)));
         // The mount gets no later view.
         assert!(matches!(admit(1, true), Admission::Queued(_)));
+    }
+
+    #[test]
+    fn a_session_waits_for_its_draining_member_only() {
+        let members = [Member::named("a").draining(), Member::named("b")];
+        let builder = Backends::builder(members.clone()).max_requests(1).none_healthy(NoneHealthy::Unavailable);
+        let backends = builder.build().unwrap();
+        let queue = backends.shared.queue.as_ref().unwrap();
+        let admit = |home: Option<usize>| {
+            let (view, position) = (backends.shared.view(), home.unwrap_or(1));
+            let member = view.entries.get(position);
+            queue.admit(&view, false, home, false, |has_permit| member.is_some_and(has_permit).then_some(position))
+        };
+        let is_admitted = |waiter: &mut Waiter| waiter.permit.try_recv().is_ok();
+        let busy = admit(None);
+        let Admission::Queued(mut any) = admit(None) else { panic!("b has one permit") };
+        let session = admit(Some(0));
+        assert!(matches!((&busy, &session), (Admission::Admitted(1, _), Admission::Admitted(0, _))));
+        let Admission::Queued(mut second) = admit(Some(0)) else { panic!("a has one permit") };
+        drop(session);
+        assert!(is_admitted(&mut second) && !is_admitted(&mut any));
+        // No other member is left.
+        let session = admit(Some(0));
+        assert!(matches!(session, Admission::Admitted(0, _)));
+        backends.set(members.into_iter().take(1)).unwrap();
+        assert!(matches!(admit(None), Admission::NoneLeft));
+        let Admission::Queued(mut second) = admit(Some(0)) else { panic!("a has one permit") };
+        drop(session);
+        assert!(is_admitted(&mut second));
     }
 }
