@@ -183,7 +183,7 @@ impl Backend {
 
     /// Returns the one spelling of the origin: names don't distinguish case, and a port may be left out (RFC 6454,
     /// section 4).
-    pub(crate) fn origin(&self) -> &str {
+    pub(crate) fn origin(&self) -> &Arc<str> {
         &self.origin
     }
 

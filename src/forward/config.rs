@@ -3,7 +3,7 @@
 use std::{fmt, mem, sync::Arc, time::Duration};
 
 use axum_core::body::Body;
-use http::{Request, Response, request::Parts};
+use http::{Extensions, Request, Response, request::Parts};
 
 use super::failure::Failure;
 use crate::{
@@ -37,8 +37,16 @@ pub(crate) struct ForwardConfig {
     pub(crate) choose: Option<Choose>,
 }
 
-/// Chooses the target of a request. Returns whether the request is the proxy's.
-pub(crate) type Choose = Arc<dyn Fn(&mut Parts) -> bool + Send + Sync>;
+/// Chooses the target of a request. Both functions return whether the request is the proxy's.
+#[derive(Clone)]
+pub(crate) struct Choose {
+    /// Reads the target that the request has. `None`: it has none.
+    pub(crate) present: fn(&Extensions) -> Option<bool>,
+    /// Chooses the target of a request without one.
+    pub(crate) select: Option<Select>,
+}
+
+pub(crate) type Select = Arc<dyn Fn(&mut Parts) -> bool + Send + Sync>;
 
 pub(crate) type OnError = Arc<dyn Fn(&Failure) -> Response<Body> + Send + Sync>;
 
@@ -68,9 +76,13 @@ impl Default for ForwardConfig {
 /// Has the target of a request chosen. The body stays where it is, because a request is large to move.
 #[inline(never)]
 pub(crate) fn choose<B>(choose: &Choose, request: &mut Request<B>) -> bool {
+    if let Some(is_proxied) = (choose.present)(request.extensions()) {
+        return is_proxied;
+    }
+    let Some(select) = &choose.select else { return true };
     let (mut head, ()) = Request::new(()).into_parts();
     swap_head(request, &mut head);
-    let is_proxied = choose(&mut head);
+    let is_proxied = select(&mut head);
     swap_head(request, &mut head);
     is_proxied
 }

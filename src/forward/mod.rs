@@ -16,6 +16,6 @@ mod upload;
 
 pub use self::failure::Failure;
 pub(crate) use self::{
-    config::{ForwardConfig, choose},
+    config::{Choose, ForwardConfig, choose},
     future::{ForwardFuture, forward},
 };

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use axum_core::{BoxError, body::Body};
 use bytes::Bytes;
-use http::{Request, request::Parts};
+use http::{Extensions, Request, request::Parts};
 use tower_layer::Layer;
 
 use super::{future::ForwardToFuture, layer::ReverseProxyLayer, service::ReverseProxy};
 use crate::{
-    forward::forward,
+    forward::{Choose, forward},
     service::HttpService,
     targets::{Target, TargetService, Targets},
     upstream::Upstream,
@@ -57,8 +57,7 @@ impl ReverseProxyLayer<TargetService> {
     #[doc(alias = "dynamic upstream")]
     pub fn to(targets: Targets) -> Self {
         let mut layer = Self::with_upstream(TargetService::new(targets));
-        Arc::make_mut(&mut layer.proxy.config).choose =
-            Some(Arc::new(|head: &mut Parts| !head.extensions.get::<Target>().is_some_and(Target::is_pass)));
+        Arc::make_mut(&mut layer.proxy.config).choose = Some(Choose { present, select: None });
         layer
     }
 }
@@ -123,22 +122,23 @@ impl<U> ReverseProxyLayer<TargetService<U>> {
     /// The head is the client's choice. Look its values up in what the application knows. A backend that is parsed from
     /// them makes the front an open proxy.
     pub fn select(mut self, select: impl Fn(&Parts) -> Option<Target> + Send + Sync + 'static) -> Self {
-        Arc::make_mut(&mut self.proxy.config).choose = Some(Arc::new(move |head: &mut Parts| {
-            if let Some(target) = head.extensions.get::<Target>() {
-                return !target.is_pass();
+        let select = move |head: &mut Parts| match select(head) {
+            // It isn't inserted, because another proxy inside may choose for itself.
+            Some(target) if target.is_pass() => false,
+            Some(target) => {
+                head.extensions.insert(target);
+                true
             }
-            match select(head) {
-                // It isn't inserted, because another proxy inside may choose for itself.
-                Some(target) if target.is_pass() => false,
-                Some(target) => {
-                    head.extensions.insert(target);
-                    true
-                }
-                None => true,
-            }
-        }));
+            None => true,
+        };
+        Arc::make_mut(&mut self.proxy.config).choose = Some(Choose { present, select: Some(Arc::new(select)) });
         self
     }
+}
+
+/// Returns whether a request that has a target is the proxy's.
+fn present(extensions: &Extensions) -> Option<bool> {
+    Some(!extensions.get::<Target>()?.is_pass())
 }
 
 impl<U> ReverseProxy<TargetService<U>>

@@ -63,8 +63,8 @@ mod target;
 
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
+use self::registry::Registry;
 pub use self::{body::TargetBody, future::TargetFuture, service::TargetService, target::Target};
-use self::{origin::Origin, registry::Registry};
 use crate::{
     backend::Backend,
     client::{Client, ClientBuilder, PlatformRoots},
@@ -347,13 +347,13 @@ impl Targets {
 
 impl Options {
     /// Refuses a target that isn't allowed.
-    fn admit(&self, origin: &Origin) -> Result<(), Error> {
-        if origin.is_unix_socket() && !self.allow_unix_sockets {
-            return Err(refused(origin, "is a Unix socket, which `Targets::allow_unix_sockets` doesn't allow"));
+    fn admit(&self, backend: &Backend) -> Result<(), Error> {
+        if backend.socket().is_some() && !self.allow_unix_sockets {
+            return Err(refused(backend, "is a Unix socket, which `Targets::allow_unix_sockets` doesn't allow"));
         }
         match &self.allow {
-            Some(allows) if !allows(&origin.to_backend()) => {
-                Err(refused(origin, "isn't one that `Targets::allow` allows"))
+            Some(allows) if !allows(&backend.canonical()) => {
+                Err(refused(backend, "isn't one that `Targets::allow` allows"))
             }
             _ => Ok(()),
         }
@@ -382,8 +382,8 @@ impl Options {
     }
 }
 
-fn refused(origin: &Origin, why: &str) -> Error {
-    Error::with_source(ErrorKind::NoTarget, format!("the target {} {why}", origin.to_backend()))
+fn refused(backend: &Backend, why: &str) -> Error {
+    Error::with_source(ErrorKind::NoTarget, format!("the target {} {why}", backend.canonical()))
 }
 
 impl Default for Targets {

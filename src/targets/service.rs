@@ -45,6 +45,11 @@ use crate::{
 /// # let _ = app.tenants;
 /// ```
 pub struct TargetService<U = Upstream<Client>> {
+    // One pointer, because the service is cloned for each request.
+    inner: Arc<Inner<U>>,
+}
+
+struct Inner<U> {
     targets: Targets,
     id: Arc<ProxyId>,
     make: Make<U>,
@@ -66,11 +71,15 @@ impl TargetService {
             let options = targets.registry.options.clone();
             Arc::new(move |client| options.upstream(client))
         };
-        Self { targets, id: Arc::default(), make }
+        Self::with_make(targets, make)
     }
 }
 
 impl<U> TargetService<U> {
+    fn with_make(targets: Targets, make: Make<U>) -> Self {
+        Self { inner: Arc::new(Inner { targets, id: Arc::default(), make }) }
+    }
+
     /// Returns the targets' pools.
     ///
     /// ```
@@ -84,7 +93,7 @@ impl<U> TargetService<U> {
     /// ```
     #[must_use]
     pub fn targets(&self) -> &Targets {
-        &self.targets
+        &self.inner.targets
     }
 }
 
@@ -105,29 +114,30 @@ impl<C: 'static> TargetService<Upstream<C>> {
     where
         L: Layer<C> + Send + Sync + 'static,
     {
-        let Self { targets, make, .. } = self;
-        TargetService { targets, id: Arc::default(), make: Arc::new(move |client| make(client).layer(&layer)) }
+        let Inner { targets, make, .. } = &*self.inner;
+        let make = make.clone();
+        TargetService::with_make(targets.clone(), Arc::new(move |client| make(client).layer(&layer)))
     }
 }
 
 impl<U: Any + Clone + Send + Sync> TargetService<U> {
     /// Returns the service of a request's target, and the lease of its pool.
     fn checkout(&self, target: Option<&Target>) -> Result<(ToTarget<U>, Lease), Error> {
-        let registry = &self.targets.registry;
+        let Inner { targets, id, .. } = &*self.inner;
+        let registry = &targets.registry;
         let key = match target.map(Target::kind) {
             Some(Kind::Backend(backend)) => {
-                let origin = Origin::of(backend);
-                registry.options.admit(&origin)?;
-                Key::Origin(origin)
+                registry.options.admit(backend)?;
+                Key::Origin(Origin::of(backend))
             }
             Some(Kind::Set(backends)) => Key::Set(backends.id()),
             Some(Kind::Pass) => return Err(Error::with_source(ErrorKind::NoTarget, PASSED)),
             None => return Err(Error::with_source(ErrorKind::NoTarget, MISSING)),
         };
-        let leased = match registry.lease(&key, &self.id) {
+        let leased = match registry.lease(&key, id) {
             Err(NotLeased::Missing) => {
                 let destination = self.destination(&key, target)?;
-                registry.insert(key, destination, &self.id)
+                registry.insert(key, destination, id)
             }
             leased => leased,
         };
@@ -135,7 +145,7 @@ impl<U: Any + Clone + Send + Sync> TargetService<U> {
             Ok(Leased::Service(lease, service)) => (lease, service),
             Ok(Leased::Pool(lease, destination)) => {
                 let service = Arc::new(self.service(destination));
-                let service = registry.add_service(&lease, &self.id, service);
+                let service = registry.add_service(&lease, id, service);
                 (lease, service)
             }
             Err(_) => return Err(Error::with_source(ErrorKind::Overloaded, FULL).with_retry_after(1)),
@@ -149,27 +159,27 @@ impl<U: Any + Clone + Send + Sync> TargetService<U> {
 
     fn destination(&self, key: &Key, target: Option<&Target>) -> Result<Destination, Error> {
         match (key, target.map(Target::kind)) {
-            (Key::Origin(origin), _) => {
-                self.targets.registry.options.client(origin.to_backend()).map(Destination::Client)
+            (Key::Origin(_), Some(Kind::Backend(backend))) => {
+                self.inner.targets.registry.options.client(backend.canonical()).map(Destination::Client)
             }
             (Key::Set(_), Some(Kind::Set(backends))) => match backends.clone().with_addresses() {
                 Ok(backends) => Ok(Destination::Set(backends)),
                 Err(error) => Err(Error::with_source(ErrorKind::NoTarget, error)),
             },
-            (Key::Set(_), _) => Err(ErrorKind::NoTarget.into()),
+            _ => Err(ErrorKind::NoTarget.into()),
         }
     }
 
     fn service(&self, destination: Destination) -> ToTarget<U> {
         match destination {
-            Destination::Client(client) => ToTarget::One((self.make)(client)),
+            Destination::Client(client) => ToTarget::One((self.inner.make)(client)),
             Destination::Set(backends) => {
-                let make = self.make.clone();
+                let make = self.inner.make.clone();
                 let balance = Balance::new(&backends, move |member: &Member| match member.client() {
                     Some(client) => make(client.clone()),
                     None => panic!("a member with an address has a client"),
                 });
-                ToTarget::Set(Retry::new(balance, self.targets.registry.options.retry.clone()))
+                ToTarget::Set(Retry::new(balance, self.inner.targets.registry.options.retry.clone()))
             }
         }
     }
@@ -206,13 +216,13 @@ where
 
 impl<U> Clone for TargetService<U> {
     fn clone(&self) -> Self {
-        Self { targets: self.targets.clone(), id: self.id.clone(), make: self.make.clone() }
+        Self { inner: self.inner.clone() }
     }
 }
 
 impl<U> fmt::Debug for TargetService<U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TargetService").field("targets", &self.targets).finish_non_exhaustive()
+        f.debug_struct("TargetService").field("targets", &self.inner.targets).finish_non_exhaustive()
     }
 }
 
