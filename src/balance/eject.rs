@@ -110,7 +110,7 @@ impl Eject {
     /// Sets for how long a member is out at first. Default: 1 second. The time doubles with each failed attempt to come
     /// back, and varies by 20 %. It halves again with each minute in which the member wasn't out.
     ///
-    /// The `Retry-After` of a 503 prolongs it, up to 30 seconds.
+    /// The `Retry-After` of a 503, in seconds or as a date, prolongs it, up to 30 seconds.
     ///
     /// ```
     /// use std::time::Duration;

@@ -589,19 +589,20 @@ impl SetTally {
     fn is_outlier(&self, suspicion: Suspicion, own: Tally, comparable: bool) -> bool {
         /// Attempts of the others without which there is no comparison.
         const COMPARED: u32 = 5;
+        /// The share of faults at the others from which on five in a row come by chance.
+        const BY_CHANCE: f64 = 0.2;
+        let rest = self.sums.without(own.sums);
+        let is_worse = |with_errors| own.sums.share(with_errors) - rest.share(with_errors) >= 0.3;
         let others = self.active.saturating_sub(1);
         let failing = self.failing.saturating_sub(usize::from(own.is_failing));
         if failing * 2 > others {
             return false;
         }
         match suspicion {
-            Suspicion::Share => {
-                let rest = self.sums.without(own.sums);
-                rest.attempts >= COMPARED
-                    && own.sums.share(comparable) >= 0.5
-                    && own.sums.share(comparable) - rest.share(comparable) >= 0.3
-            }
-            Suspicion::FaultsInARow | Suspicion::Unreachable => true,
+            Suspicion::Share => rest.attempts >= COMPARED && own.sums.share(comparable) >= 0.5 && is_worse(comparable),
+            // A request may provoke a fault at every member, such as the end of a worker process.
+            Suspicion::FaultsInARow => rest.attempts < ENOUGH || rest.share(false) < BY_CHANCE || is_worse(false),
+            Suspicion::Unreachable => true,
         }
     }
 }
@@ -994,6 +995,25 @@ mod tests {
         assert_eq!(judge(&[&poisoned; 3], Suspicion::Share, now), None);
         let (broken, good) = (member(10, Outcome::ServerError, 30, now), member(40, FAULT, 0, now));
         assert_eq!(judge(&[&broken, &good, &good], Suspicion::Share, now), Some(Reason::Ejected));
+    }
+
+    #[test]
+    fn faults_that_a_url_provokes_everywhere_eject_none() {
+        let now = Instant::now();
+        let poisoned = |successes, faults| member(successes, FAULT, faults, now);
+        let bad = poisoned(5, 10);
+        for (others, expected) in [
+            (poisoned(30, 22), None),
+            (poisoned(40, 20), Some(Reason::Ejected)),
+            // Five in a row don't come by chance.
+            (poisoned(81, 19), Some(Reason::Ejected)),
+            (poisoned(12, 6), Some(Reason::Ejected)),
+        ] {
+            // The last of each one's attempts has succeeded.
+            let mut others = others;
+            record(&mut others, Outcome::Success, 1, now);
+            assert_eq!(judge(&[&bad, &others], Suspicion::FaultsInARow, now), expected, "{others:?}");
+        }
     }
 
     #[test]

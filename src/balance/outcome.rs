@@ -3,9 +3,16 @@
 //! Only evidence against the member counts: a client that leaves early, an upstream layer that refuses a request, and a
 //! lack of descriptors in this process show nothing about it.
 
-use std::{error::Error as StdError, iter, time::Duration};
+use std::{
+    error::Error as StdError,
+    iter,
+    time::{Duration, SystemTime},
+};
 
-use http::{HeaderMap, Response, StatusCode, header::RETRY_AFTER};
+use http::{
+    HeaderMap, Response, StatusCode,
+    header::{DATE, RETRY_AFTER},
+};
 use http_body::Body;
 use tower::{load_shed::error::Overloaded, timeout::error::Elapsed};
 
@@ -145,10 +152,17 @@ pub(super) fn patience(usual: Option<Duration>) -> Duration {
     usual.map_or(LEAST, |usual| usual.saturating_mul(10).max(LEAST))
 }
 
-/// Returns the seconds of a `Retry-After`. A date doesn't count (RFC 9110, section 10.2.3), because the clocks may
-/// differ.
+/// Returns the time of a `Retry-After`, in seconds or as a date (RFC 9110, section 10.2.3). A date is compared with that of
+/// the response, because the clocks of the member and of this machine may differ.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    let text = |name| headers.get(name)?.to_str().ok().map(str::trim);
+    let value = text(RETRY_AFTER)?;
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    let now = text(DATE).and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or_else(SystemTime::now);
+    Some(date.duration_since(now).unwrap_or_default())
 }
 
 /// Returns the error and the chain of its causes.
@@ -206,7 +220,9 @@ mod tests {
             ("0", Some(0)),
             ("-1", None),
             ("7.5", None),
-            ("Fri, 31 Dec 1999 23:59:59 GMT", None),
+            // It's over.
+            ("Fri, 31 Dec 1999 23:59:59 GMT", Some(0)),
+            ("Fri, 31 Dec 1999", None),
             ("99999999999999999999", None),
             ("", None),
         ] {
@@ -214,6 +230,26 @@ mod tests {
             assert_eq!(of_head(503, &[("retry-after", value)]), Outcome::Fault { retry_after }, "{value:?}");
         }
         assert_eq!(of_head(502, &[("retry-after", "7")]), FAULT);
+    }
+
+    #[test]
+    fn a_date_is_compared_with_that_of_the_response() {
+        let date = ("date", "Sun, 06 Nov 1994 08:49:30 GMT");
+        for (value, expected) in [
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(7)),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", Some(7)),
+            ("Sun Nov  6 08:49:37 1994", Some(7)),
+            ("Sun, 06 Nov 1994 08:49:00 GMT", Some(0)),
+            ("Sun, 06 Nov 1994 08:49:37 CET", None),
+        ] {
+            let retry_after = expected.map(Duration::from_secs);
+            assert_eq!(of_head(503, &[("retry-after", value), date]), Outcome::Fault { retry_after }, "{value:?}");
+        }
+        // Without a date, this machine's counts.
+        let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(100));
+        let fields = [(RETRY_AFTER, later.parse().unwrap())].into_iter().collect();
+        let time = retry_after(&fields).unwrap();
+        assert!((90..=100).contains(&time.as_secs()), "{time:?}");
     }
 
     #[test]

@@ -84,7 +84,7 @@ impl Latencies {
         self.buckets[bucket(latency)].fetch_add(1, Ordering::Relaxed);
         if self.recorded.fetch_add(1, Ordering::Relaxed) % HALF_LIFE == HALF_LIFE - 1 {
             for count in &self.buckets {
-                count.fetch_sub(count.load(Ordering::Relaxed) / 2, Ordering::Relaxed);
+                halve(count);
             }
         }
     }
@@ -103,6 +103,13 @@ impl Latencies {
         });
         at.map(upper_bound)
     }
+}
+
+/// Halves a count in one step. Several threads may do so at a time if the first one takes long, and together they must not
+/// take away more than there is.
+fn halve(count: &AtomicU32) {
+    let half = |count| Some(count - count / 2);
+    let _ = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, half);
 }
 
 fn bucket(latency: Duration) -> usize {
@@ -131,6 +138,22 @@ mod tests {
             assert!(micros < 256 || bound <= latency * 5 / 4 + Duration::from_micros(1), "{latency:?} {bound:?}");
         }
         assert_eq!(bucket(Duration::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn threads_that_halve_a_count_at_the_same_time_do_not_underflow_it() {
+        let count = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..50_000 {
+                        count.fetch_add(1, Ordering::Relaxed);
+                        halve(&count);
+                        assert!(count.load(Ordering::Relaxed) < 1_000_000);
+                    }
+                });
+            }
+        });
     }
 
     #[test]

@@ -149,6 +149,21 @@ async fn a_poisonous_url_ejects_no_member() {
     assert_eq!(handle.unwrap().most_open(), 3);
 }
 
+/// S13, where the members close the connection of a third of the requests: a URL ends the worker process. Five in a row come
+/// by chance, several times in this minute, and breakers take every member out.
+#[tokio::test(start_paused = true)]
+async fn a_url_that_closes_connections_everywhere_ejects_no_member() {
+    let fails = Behaviour::close().share(0.33);
+    let all = (0..4).map(|index| member(index, 50, ms(50)).during(.., fails));
+    let simulation = Simulation::new(25).rate(300.0).lasting(second(25)).members(all);
+    let backends = backends(4).build().unwrap();
+    let out = watch(&backends);
+    let ours = simulation.run(stack_of(&backends, RetryPolicy::none())).await;
+    let out = out.await.unwrap();
+    assert!(out.iter().all(|(_, out)| *out == 0), "{out:?}");
+    assert!((0.3..0.36).contains(&error_rate(&ours)), "{ours}");
+}
+
 /// Everything draws from seeds: the picks, the times of ejections, the waits before retries.
 #[tokio::test(start_paused = true)]
 async fn the_whole_stack_has_one_digest_for_a_seed() {
