@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -27,7 +27,7 @@ use tower_reverse_proxy::{
 
 #[cfg(feature = "http2")]
 use crate::support::http2_backends::Http2;
-use crate::support::{PATIENCE, Wire, ask, backend, client, front, get, named, others_run, refusing, within};
+use crate::support::{Dice, PATIENCE, Wire, ask, backend, client, front, get, named, others_run, refusing, within};
 
 const OFFER: &[u8] = b"GET /app/chat HTTP/1.1\r\nHost: front.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
@@ -779,4 +779,84 @@ async fn the_unused_http2_connections_of_a_removed_backend_are_closed() {
     held.add_permits(1);
     assert_eq!(wire.message().await.unwrap().text(), "a");
     within(ended.recv()).await.expect("the last one is closed");
+}
+
+/// A lost permit or a lost wake-up leaves a request waiting, because the queue has no timeout.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_request_is_left_in_the_queue_while_the_set_changes() {
+    const NAMES: [&str; 3] = ["a", "b", "c"];
+    let backends = limited(&NAMES, 1).queue_timeout(None).slow_start(Duration::ZERO).build().unwrap();
+    let at_once: Arc<BTreeMap<&str, AtomicUsize>> = Arc::new(NAMES.map(|name| (name, AtomicUsize::new(0))).into());
+    let counts = at_once.clone();
+    let balance = Balance::new(&backends, move |member: &Member| {
+        let name = *NAMES.iter().find(|&&name| name == member.name()).unwrap();
+        let counts = counts.clone();
+        BoxUpstream::new(service_fn(move |_: Request| {
+            let counts = counts.clone();
+            async move {
+                static SEED: AtomicU64 = AtomicU64::new(0);
+                let _busy = Busy::new(counts, name);
+                Dice::new(SEED.fetch_add(1, Ordering::Relaxed)).pause().await;
+                Ok::<_, Error>(axum::response::Response::new(Body::empty()))
+            }
+        }))
+    });
+    let mut dice = Dice::new(1);
+    for round in 0..300 {
+        let requests = (0..24).map(|number| {
+            let (balance, mut dice) = (balance.clone(), Dice::new(round * 24 + number));
+            tokio::spawn(async move {
+                dice.pause().await;
+                // Some leave, at any point.
+                let patience = if dice.roll(4) == 0 { Duration::from_micros(dice.roll(400) as u64) } else { PATIENCE };
+                match timeout(patience, balance.oneshot(Request::default())).await {
+                    Ok(Ok(response)) => assert_eq!(response.status(), 200),
+                    Ok(Err(error)) => {
+                        let error = error.downcast_ref::<Error>().unwrap();
+                        assert_eq!(error.kind(), ErrorKind::Connect, "the set was empty for a moment");
+                    }
+                    Err(_) => assert_ne!(patience, PATIENCE, "a request waits for ever"),
+                }
+            })
+        });
+        let requests: Vec<_> = requests.collect();
+        // The last change stays until all of them have ended.
+        for _ in 0..dice.roll(4) {
+            let first = dice.roll(3);
+            match dice.roll(4) {
+                0 => drop(backends.drain(NAMES[first])),
+                1 => NAMES.iter().for_each(|name| drop(backends.drain(name))),
+                _ => {
+                    let last = first + 1 + dice.roll(3 - first);
+                    backends.set(NAMES[first..last].iter().map(|&name| Member::named(name))).unwrap();
+                }
+            }
+            dice.pause().await;
+        }
+        for request in requests {
+            within(request).await.unwrap();
+        }
+    }
+    backends.set(NAMES.map(Member::named)).unwrap();
+    in_flight_becomes(&backends, &[0; 3]).await;
+}
+
+/// Counts the requests that are at a member at once. Each has the one permit.
+struct Busy {
+    counts: Arc<BTreeMap<&'static str, AtomicUsize>>,
+    name: &'static str,
+}
+
+impl Busy {
+    fn new(counts: Arc<BTreeMap<&'static str, AtomicUsize>>, name: &'static str) -> Self {
+        let at_once = counts[name].fetch_add(1, Ordering::SeqCst) + 1;
+        assert_eq!(at_once, 1, "the requests at {name}");
+        Self { counts, name }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.counts[self.name].fetch_sub(1, Ordering::SeqCst);
+    }
 }
