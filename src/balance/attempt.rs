@@ -200,14 +200,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_leaves_an_upload_is_no_evidence() {
-        for (body, failures) in [(Body::empty(), 1), (Body::from("a part"), 0)] {
+        for (body, faults) in [(Body::empty(), 1), (Body::from("a part"), 0)] {
             let now = Instant::now();
             let member = Arc::new(MemberState::alone(Member::named("a"), now, Watch::up(now)));
             let request = Request::new(body);
             let attempts = [0, 1].map(|_| Attempt::new(InFlight::begin(&member).unwrap(), &request, true));
             tokio::time::advance(Duration::from_secs(30)).await;
             drop(attempts);
-            assert_eq!((member.failures(), member.load.in_flight()), (failures, 0));
+            assert_eq!((member.faults(), member.load.in_flight()), (faults, 0));
         }
     }
 
@@ -218,6 +218,6 @@ mod tests {
         let attempt = Attempt::new(InFlight::begin(&member).unwrap(), &Request::new(Body::from("all")), true);
         tokio::time::advance(Duration::from_secs(30)).await;
         abandoned::abandon(|| drop(attempt));
-        assert_eq!(member.failures(), 1);
+        assert_eq!(member.faults(), 1);
     }
 }

@@ -378,7 +378,7 @@ impl Health {
     }
 
     /// Returns how many faults have counted against the member.
-    pub(super) fn failures(&self) -> u64 {
+    pub(super) fn faults(&self) -> u64 {
         self.half_faults / 2
     }
 
@@ -645,7 +645,7 @@ mod tests {
         let mut health = Health::up(now);
         assert_eq!(record(&mut health, FAULT, 4, now), None);
         assert_eq!(record(&mut health, FAULT, 1, now), Some(Suspicion::FaultsInARow));
-        assert_eq!(health.failures(), 5);
+        assert_eq!(health.faults(), 5);
     }
 
     #[test]
@@ -674,7 +674,7 @@ mod tests {
         let mut health = Health::up(now);
         assert_eq!(record(&mut health, Outcome::HalfFault, 9, now), None);
         assert_eq!(record(&mut health, Outcome::HalfFault, 1, now), Some(Suspicion::FaultsInARow));
-        assert_eq!(health.failures(), 5);
+        assert_eq!(health.faults(), 5);
     }
 
     #[test]
@@ -738,7 +738,7 @@ mod tests {
                 assert_eq!(health.record(outcome, &Eject::never(), now), None);
             }
         }
-        assert_eq!(health.failures(), 60);
+        assert_eq!(health.faults(), 60);
     }
 
     #[test]

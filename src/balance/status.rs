@@ -47,7 +47,7 @@ impl MemberStatus {
             is_backup: member.member.is_backup(),
             in_flight: member.load.in_flight(),
             requests: member.load.requests(),
-            faults: member.failures(),
+            faults: member.faults(),
         }
     }
 

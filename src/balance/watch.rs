@@ -221,8 +221,8 @@ impl MemberState {
     }
 
     /// Returns how many faults have counted against the member.
-    pub(super) fn failures(&self) -> u64 {
-        self.watch.health().failures()
+    pub(super) fn faults(&self) -> u64 {
+        self.watch.health().faults()
     }
 
     /// Returns the percentage of its weight by its check.
