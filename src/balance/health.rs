@@ -379,7 +379,7 @@ impl Health {
 
     /// Returns how many faults have counted against the member.
     pub(super) fn faults(&self) -> u64 {
-        self.half_faults / 2
+        self.half_faults.div_ceil(2)
     }
 
     pub(super) fn tally(&self, now: Instant) -> Tally {
@@ -672,7 +672,9 @@ mod tests {
     fn ten_half_faults_are_five() {
         let now = Instant::now();
         let mut health = Health::up(now);
-        assert_eq!(record(&mut health, Outcome::HalfFault, 9, now), None);
+        assert_eq!(record(&mut health, Outcome::HalfFault, 1, now), None);
+        assert_eq!(health.faults(), 1);
+        assert_eq!(record(&mut health, Outcome::HalfFault, 8, now), None);
         assert_eq!(record(&mut health, Outcome::HalfFault, 1, now), Some(Suspicion::FaultsInARow));
         assert_eq!(health.faults(), 5);
     }

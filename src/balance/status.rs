@@ -129,7 +129,8 @@ impl MemberStatus {
         self.requests
     }
 
-    /// Returns how many faults have counted against it: see [`Eject`](super::Eject).
+    /// Returns how many faults have counted against it: see [`Eject`](super::Eject). A half is rounded up, because it
+    /// may be all that shows a member that hangs.
     ///
     /// ```
     /// # use tower_reverse_proxy::Backends;
