@@ -48,7 +48,9 @@ pub(crate) struct Tried {
 
 #[derive(Default)]
 struct Attempts {
-    members: Vec<MemberId>,
+    /// Without an allocation, because most requests are sent once.
+    first: Option<MemberId>,
+    others: Vec<MemberId>,
     /// The set of the outermost balancer.
     outermost: Option<SetId>,
     is_exhausted: bool,
@@ -76,12 +78,12 @@ impl Tried {
 
     /// Returns whether the request hasn't been sent to any member.
     pub(crate) fn is_empty(&self) -> bool {
-        self.lock().members.is_empty()
+        self.lock().first.is_none()
     }
 
     /// Returns whether the request has been sent to a member.
     pub(crate) fn contains(&self, member: MemberId) -> bool {
-        self.lock().members.contains(&member)
+        self.lock().contains(member)
     }
 
     /// Sets whether the balancer of a set has no other member for the request. Only that of the outermost one matters.
@@ -104,15 +106,25 @@ impl Tried {
 
 impl Attempts {
     fn add(&mut self, member: MemberId) {
-        if !self.members.contains(&member) {
-            self.members.push(member);
+        if self.first.is_none() {
+            self.first = Some(member);
+        } else if !self.contains(member) {
+            self.others.push(member);
         }
+    }
+
+    fn contains(&self, member: MemberId) -> bool {
+        self.members().any(|tried| *tried == member)
+    }
+
+    fn members(&self) -> impl Iterator<Item = &MemberId> {
+        self.first.iter().chain(&self.others)
     }
 }
 
 impl fmt::Debug for Tried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(&self.lock().members).finish()
+        f.debug_list().entries(self.lock().members()).finish()
     }
 }
 
@@ -141,7 +153,7 @@ mod tests {
         clone.push(set, a);
         clone.push(set, a);
         assert!(tried.contains(a) && !tried.contains(b));
-        assert_eq!(tried.lock().members.len(), 1);
+        assert_eq!(tried.lock().members().count(), 1);
         clone.set_exhausted(set, true);
         assert!(tried.is_exhausted());
     }
