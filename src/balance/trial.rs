@@ -10,10 +10,7 @@ use std::{
 };
 
 use axum_core::{BoxError, body::Body};
-use http::{
-    HeaderValue, Method, Request, Response,
-    header::{AUTHORIZATION, UPGRADE},
-};
+use http::{Method, Request, Response, header::UPGRADE};
 use http_body::Body as _;
 use pin_project_lite::pin_project;
 use tokio::{
@@ -29,7 +26,11 @@ use super::{
     member::MemberState,
     outcome::Outcome,
 };
-use crate::{client::Client, identity::Owner, service::HttpService};
+use crate::{
+    client::{Client, authenticates_connection},
+    identity::Owner,
+    service::HttpService,
+};
 
 /// Ends the trials of a set that are under way in the background, when it's dropped with the set.
 #[derive(Debug, Default)]
@@ -118,13 +119,8 @@ pub(super) fn may_try(request: &Request<Body>) -> bool {
         && request.body().is_end_stream()
         && !request.headers().contains_key(UPGRADE)
         && request.extensions().get::<Owner>().is_none()
-        && !request.headers().get_all(AUTHORIZATION).iter().any(authenticates_connection)
-}
-
-/// Returns whether these are credentials whose second use is a replay.
-fn authenticates_connection(credentials: &HeaderValue) -> bool {
-    let scheme = credentials.as_bytes().split(|&byte| byte == b' ').next().unwrap_or_default();
-    scheme.eq_ignore_ascii_case(b"Negotiate") || scheme.eq_ignore_ascii_case(b"NTLM")
+        // The second use of such credentials is a replay.
+        && !authenticates_connection(request.headers())
 }
 
 /// Clones a request without a body.
@@ -255,7 +251,7 @@ mod tests {
         sync::atomic::{AtomicUsize, Ordering},
     };
 
-    use http::StatusCode;
+    use http::{HeaderValue, StatusCode};
     use tokio::time::advance;
     use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 
@@ -275,6 +271,37 @@ mod tests {
             let times = TrialTimes { patience: ms(patience), limit: ms(limit) };
             assert_eq!(TrialTimes::new(usual.map(ms)), times, "{usual:?}");
         }
+    }
+
+    #[test]
+    fn a_request_is_a_trial_if_it_can_be_sent_twice() {
+        let get = || Request::new(Body::empty());
+        assert!(may_try(&get()));
+        for (name, value, expected) in [
+            ("upgrade", "websocket", false),
+            ("authorization", "Negotiate YII=", false),
+            // As HTTP/2 passes it on.
+            ("authorization", " Negotiate YII=", false),
+            ("authorization", "ntlm\tTlRM", false),
+            ("authorization", "Basic YTpi", true),
+        ] {
+            let mut request = get();
+            request.headers_mut().insert(name, HeaderValue::from_static(value));
+            assert_eq!(may_try(&request), expected, "{name}: {value:?}");
+        }
+        for (method, body, expected) in [
+            (Method::HEAD, "", true),
+            (Method::GET, "x", false),
+            (Method::PUT, "", false),
+            (Method::OPTIONS, "", false),
+        ] {
+            let mut request = Request::new(if body.is_empty() { Body::empty() } else { Body::from(body) });
+            *request.method_mut() = method.clone();
+            assert_eq!(may_try(&request), expected, "{method} {body:?}");
+        }
+        let mut request = get();
+        request.extensions_mut().insert(Owner::Request);
+        assert!(!may_try(&request));
     }
 
     /// The member "a" fails until it's out, and then responds after this time. "b" always responds at once.
