@@ -1,6 +1,6 @@
 //! Every event that the crate emits, one function for each. The guide `telemetry` lists them, which a test holds.
 
-use std::{error::Error as StdError, fmt, time::Duration};
+use std::{error::Error as StdError, fmt, iter, time::Duration};
 
 use axum_core::BoxError;
 use http::{HeaderName, Method, StatusCode};
@@ -41,13 +41,11 @@ fn causes(error: &Error) -> String {
     chain(error.source())
 }
 
-fn chain(mut cause: Option<&(dyn StdError + 'static)>) -> String {
-    let mut causes = Vec::new();
-    while let Some(this) = cause {
-        causes.push(this.to_string());
-        cause = this.source();
-    }
-    causes.join(": ")
+/// Returns an error and its causes as text.
+pub(crate) fn chain(error: Option<&(dyn StdError + 'static)>) -> String {
+    let causes = iter::successors(error, |&cause| cause.source());
+    // A chain that is longer than this is a cycle.
+    causes.take(64).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Logs that no `X-Forwarded-For` can be sent, because nothing else shows it.
@@ -169,13 +167,10 @@ pub(crate) fn failed_fetch(error: &Error) {
 
 /// Logs that a source of members fails, which no response shows.
 #[cold]
-pub(crate) fn source_fails(error: &(dyn std::error::Error + 'static)) {
-    let causes = std::iter::successors(Some(error), |&error| error.source()).map(ToString::to_string);
-    // A chain that is longer than this is a cycle.
-    let causes: Vec<_> = causes.take(64).collect();
+pub(crate) fn source_fails(error: &(dyn StdError + 'static)) {
     tracing::warn!(
         target: "tower_reverse_proxy",
-        cause = causes.join(": "),
+        cause = chain(Some(error)),
         "a source of backends fails; the last ones stay"
     );
 }

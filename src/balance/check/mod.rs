@@ -14,7 +14,7 @@ use http::{Request, StatusCode, Uri, header::HOST, response::Parts, uri::PathAnd
 use tower::ServiceExt;
 
 pub(super) use self::task::CheckTask;
-use crate::{backend::Backend, client::Client};
+use crate::{backend::Backend, client::Client, observe};
 
 /// An active health check: a `GET` that each member answers with a 2xx while it's well.
 ///
@@ -67,11 +67,12 @@ pub enum Verdict {
     /// The member is well, and gets so many percent of what its own [weight](super::Member::weight) gives it, from 1 to
     /// 100: it announces its load, or that it warms up. `Up` is 100.
     ///
-    /// 0 is [`Drain`](Self::Drain). More than 100 counts as 100, because a member that could raise its share would attract
-    /// the requests of the others. [`MemberStatus::weight_percent`](super::MemberStatus::weight_percent) shows what counts.
+    /// 0 is [`Drain`](Self::Drain). More than 100 counts as 100, because a member that could raise its share would
+    /// attract the requests of the others. [`MemberStatus::weight_percent`](super::MemberStatus::weight_percent) shows
+    /// what counts.
     ///
-    /// It applies to the requests in flight, to turns, and to hashed keys, of which a part goes to other members. Sessions
-    /// stay.
+    /// It applies to the requests in flight, to turns, and to hashed keys, of which a part goes to other members.
+    /// Sessions stay.
     ///
     /// ```
     /// use tower_reverse_proxy::balance::{Check, Verdict};
@@ -131,7 +132,7 @@ impl Check {
         self
     }
 
-    /// Sets how long a check may take, from the connect to the response head. Default: 2 seconds. Other than the other
+    /// Sets how long a check may take, from the connect to the response head. Default: 2 seconds. Unlike the other
     /// timeouts, it can't be disabled, because a check that never ends would never find that its member hangs.
     ///
     /// ```
@@ -214,7 +215,7 @@ impl Check {
         let response = match tokio::time::timeout(self.timeout, client.oneshot(request)).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) if error.is_local() => return None,
-            Ok(Err(error)) => return Some(Checked::down(chain(&error))),
+            Ok(Err(error)) => return Some(Checked::down(observe::chain(Some(&error)))),
             Err(_) => return Some(Checked::down(format!("no response within {:?}", self.timeout))),
         };
         // Its connection is closed, because a member may have no end of a body.
@@ -256,12 +257,6 @@ impl Checked {
     fn down(cause: String) -> Self {
         Self { verdict: Verdict::Down, cause: Some(cause) }
     }
-}
-
-/// Returns an error and its causes as text.
-fn chain(error: &dyn error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |&cause| cause.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 impl fmt::Debug for Check {
