@@ -89,7 +89,8 @@ impl Backend {
         self.socket.as_deref()
     }
 
-    /// Returns the backend at a subdomain of this one: same scheme, same port, and the name with `label` in front of it.
+    /// Returns the backend at a subdomain of this one: same scheme, same port, and the name with `label` in front of
+    /// it.
     ///
     /// It's for a target per tenant, whose name may come from the request: a label can't change anything but the first
     /// part of the name. It has 1 to 63 letters, digits and hyphens, and neither begins nor ends with a hyphen (RFC
@@ -109,8 +110,8 @@ impl Backend {
     ///
     /// # Errors
     ///
-    /// If `label` isn't one DNS label; if this backend has no DNS name, such as an IP address or a Unix socket; or if the
-    /// whole name would be longer than 253 octets.
+    /// If `label` isn't one DNS label; if this backend has no DNS name, such as an IP address or a Unix socket; or if
+    /// the whole name would be longer than 253 octets.
     ///
     /// # Security
     ///

@@ -454,7 +454,8 @@ async fn early_hints_are_traced_and_not_forwarded() {
     }
 }
 
-/// Faults of a backend: what it sends at first, what it sends when the client has the head, and the status and the event.
+/// Faults of a backend: what it sends at first, what it sends when the client has the head, and the status and the
+/// event.
 const FAULTS: &[(&[u8], &[u8], u16, &str)] = &[
     (b"", b"", 502, "WARN ResponseHead ConnectionClosed"),
     (b"HTTP/1.1 200 OK\r\nSet-Cookie: s3cret\x01\r\n\r\n", b"", 502, "WARN ResponseHead InvalidResponse"),

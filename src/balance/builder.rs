@@ -182,10 +182,10 @@ impl BackendsBuilder {
     /// was added to a running set. Default: 10 seconds.
     ///
     /// It gets a tenth of its share at first. Otherwise an idle member, whose caches are cold, would get most of the
-    /// requests at once. Its weight is divided accordingly, and it gets no more than that part of its share although it's
-    /// the least loaded one. With long requests it has fewer in flight than the others at the end of this time. It catches
-    /// up for as long again, with at most 1.1 times its share. Round robin passes over a part of its turns, and with
-    /// hashes, one key after the other comes home.
+    /// requests at once. Its weight is divided accordingly, and it gets no more than that part of its share although
+    /// it's the least loaded one. With long requests it has fewer in flight than the others at the end of this time. It
+    /// catches up for as long again, with at most 1.1 times its share. Round robin passes over a part of its turns, and
+    /// with hashes, one key after the other comes home.
     ///
     /// ```
     /// use std::time::Duration;
@@ -307,8 +307,9 @@ impl BackendsBuilder {
     /// number of replicas changes nearly everything. If `size` times `of` is less than the number of members, the parts
     /// are larger, so that every member is in one. Each part has all backups.
     ///
-    /// With [`sticky`](Self::sticky) or [`Pick::Hash`], it's an error: replicas with different parts would disagree about
-    /// the member of a session or of a key, and a session would be lost with each request that reaches another replica.
+    /// With [`sticky`](Self::sticky) or [`Pick::Hash`], it's an error: replicas with different parts would disagree
+    /// about the member of a session or of a key, and a session would be lost with each request that reaches another
+    /// replica.
     ///
     /// ```
     /// use tower_reverse_proxy::Backends;
@@ -337,8 +338,8 @@ impl BackendsBuilder {
     /// # Errors
     ///
     /// If there is no member, a member isn't an origin, two of them are the same, a weight or a limit is 0, a client
-    /// can't be built, the path of a check isn't one, or a subset is of no size, for a replica that doesn't exist, or of
-    /// a set with sessions or hashed keys. The text contains what to write instead.
+    /// can't be built, the path of a check isn't one, or a subset is of no size, for a replica that doesn't exist, or
+    /// of a set with sessions or hashed keys. The text contains what to write instead.
     pub fn build(self) -> Result<Backends, InvalidBackends> {
         if self.options.max_requests == Some(0) {
             let text = "invalid maximum of 0 requests: write 1 or more, or `None` for no limit";

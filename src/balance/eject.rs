@@ -16,8 +16,8 @@ use http::StatusCode;
 ///
 /// A member that is out comes back without an error for any client: by a background connect if it couldn't be reached,
 /// by the [`Check`](super::Check) if there is one, and by one request otherwise, a `GET` or `HEAD` without a body,
-/// which goes to another member if it fails, or if its response is late. A late response is awaited without the request,
-/// for at least two seconds and ten times the usual latency. The member then gets its share by and by: see
+/// which goes to another member if it fails, or if its response is late. A late response is awaited without the
+/// request, for at least two seconds and ten times the usual latency. The member then gets its share by and by: see
 /// [`slow_start`](super::BackendsBuilder::slow_start).
 ///
 /// ```

@@ -304,8 +304,8 @@ impl Millis {
     }
 }
 
-/// Returns an age. A time that is later than the clock's has been written by a thread that read the clock just after this
-/// one, and its age is 0: the difference is close to the largest one.
+/// Returns an age. A time that is later than the clock's has been written by a thread that read the clock just after
+/// this one, and its age is 0: the difference is close to the largest one.
 fn elapsed(difference: u32, largest: u32) -> u32 {
     /// By how many milliseconds it may be later.
     const LATER: u32 = 60_000;

@@ -372,8 +372,8 @@ impl<S: HttpService> Inner<S> {
             if let Some(in_flight) = InFlight::begin(&view.entries[choice.position].state) {
                 return Ok((choice, in_flight));
             }
-            // The member has just been removed, and there is a later snapshot, unless the function that makes the services
-            // has panicked.
+            // The member has just been removed, and there is a later snapshot, unless the function that makes the
+            // services has panicked.
             refused_by = Some(view.version);
             *snapshot = self.snapshot.load();
         }
@@ -397,8 +397,8 @@ impl<S: HttpService> Inner<S> {
             let is_untried = |entry: &Entry| view.is_alone() || is_untried(entry, tried, except);
             let is_current = refused_by != Some(view.version);
             let is_usable = |entry: &Entry| (is_current || !entry.state.load.is_leaving()) && is_untried(entry);
-            // Another attempt doesn't wait. The one after a trial isn't another one. And there is nothing to wait for if
-            // a later view has none of these members.
+            // Another attempt doesn't wait. The one after a trial isn't another one. And there is nothing to wait for
+            // if a later view has none of these members.
             let must_not_wait =
                 !view.entries.iter().all(is_untried) || (!is_current && !view.eligible().any(is_usable));
             // A session waits for its member.

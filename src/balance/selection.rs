@@ -210,8 +210,8 @@ impl Selection {
                     slow_start.zip(share(position)).is_some_and(|(slow, share)| slow.draw() >= f64::from(share))
                 };
                 let mut turn = next();
-                // A turn that a member passes on is followed by the next one of all requests, because its neighbour would
-                // otherwise have two in a row each time.
+                // A turn that a member passes on is followed by the next one of all requests, because its neighbour
+                // would otherwise have two in a row each time.
                 for _ in 0..is_eligible.len() {
                     if !turns.member(turn, is_usable).is_some_and(passes) {
                         break;

@@ -133,8 +133,8 @@ impl Shared {
         }
     }
 
-    /// Removes the member of a name, or of an origin that is written otherwise, and returns its id. `None` if there is no
-    /// such member.
+    /// Removes the member of a name, or of an origin that is written otherwise, and returns its id. `None` if there is
+    /// no such member.
     pub(super) fn remove(&self, name: &str) -> Option<MemberId> {
         let origin = Member::new(name);
         let key = origin.backend().map(|_| origin.key());
@@ -236,8 +236,8 @@ impl Shared {
         drop(self.publish(set, &Arc::new(view)));
     }
 
-    /// Makes this the current view, and gives it to the subscribers. Returns the panic of one whose services couldn't be
-    /// made: the others get the view nevertheless.
+    /// Makes this the current view, and gives it to the subscribers. Returns the panic of one whose services couldn't
+    /// be made: the others get the view nevertheless.
     fn publish(&self, mut set: MutexGuard<'_, Set>, view: &Arc<View>) -> Option<Box<dyn Any + Send>> {
         let old = mem::replace(&mut set.view, view.clone());
         for (position, entry) in (0..).zip(&view.entries) {

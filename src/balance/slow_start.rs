@@ -14,8 +14,9 @@ const CATCHING_UP: f32 = 1.1;
 
 /// Returns how long a slow start lasts in all.
 ///
-/// When a member has its share of the requests again, it has fewer in flight than the others, because the long ones that
-/// would have begun earlier are missing. It catches up for as long again. Otherwise it would get all of these at once.
+/// When a member has its share of the requests again, it has fewer in flight than the others, because the long ones
+/// that would have begun earlier are missing. It catches up for as long again. Otherwise it would get all of these at
+/// once.
 pub(super) fn whole(ramp: Duration) -> Duration {
     ramp.saturating_mul(2)
 }
@@ -38,9 +39,9 @@ impl SlowStart {
         (entry.effective_weight as f32 * share * 100.0) as u64
     }
 
-    /// Returns whether a member that is the least loaded one of those that are compared gets the request. `weights` is the
-    /// sum of their [weights](Self::weight), so that it gets its part of the requests even if it's always the least loaded
-    /// one.
+    /// Returns whether a member that is the least loaded one of those that are compared gets the request. `weights` is
+    /// the sum of their [weights](Self::weight), so that it gets its part of the requests even if it's always the least
+    /// loaded one.
     pub(super) fn admits(&self, entry: &Entry, weights: f32) -> bool {
         self.share(entry).is_none_or(|share| {
             let probability = self.weight(entry) as f32 / weights * share.max(1.0);
@@ -48,8 +49,8 @@ impl SlowStart {
         })
     }
 
-    /// Returns which part of its share a member gets, if it's in its slow start: from a tenth to the whole, and a little
-    /// more while it catches up.
+    /// Returns which part of its share a member gets, if it's in its slow start: from a tenth to the whole, and a
+    /// little more while it catches up.
     pub(super) fn share(&self, entry: &Entry) -> Option<f32> {
         Some(share(self.now.saturating_duration_since(entry.slow_start_since?), self.ramp))
     }

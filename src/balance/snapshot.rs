@@ -201,8 +201,8 @@ impl View {
         }
     }
 
-    /// Picks a member as [`pick`](Self::pick) does, while one is in its slow start: its weight is a part of its own, and
-    /// it gets no more than that part of its share.
+    /// Picks a member as [`pick`](Self::pick) does, while one is in its slow start: its weight is a part of its own,
+    /// and it gets no more than that part of its share.
     pub(super) fn pick_slowly(
         &self,
         slow_start: &SlowStart,

@@ -147,8 +147,8 @@ fn retries_of_unsent_requests_allocate_nothing() {
         assert_eq!(allocations(&balanced, case), count(None, case), "{:?}", case().method());
     }
     let [get, post] = cases;
-    // A `POST` isn't copied. Measured for a `GET`: the list of members and its place among the extensions, the copy of the
-    // fields, and the box of all.
+    // A `POST` isn't copied. Measured for a `GET`: the list of members and its place among the extensions, the copy of
+    // the fields, and the box of all.
     assert_eq!(count(Some(RetryPolicy::idempotent()), post), count(None, post));
     let copy = count(Some(RetryPolicy::idempotent()), get) - count(None, get);
     assert!((1..=7).contains(&copy), "{copy}");
@@ -190,8 +190,8 @@ fn allocations_upstream(layer: &RemoteUserLayer) -> u64 {
     info.count_total
 }
 
-/// Measured: the name, its place among the extensions, and the value of the field. A lookup has a box of its own, and one for the
-/// call that follows it.
+/// Measured: the name, its place among the extensions, and the value of the field. A lookup has a box of its own, and
+/// one for the call that follows it.
 #[test]
 fn a_user_allocates_within_its_budget_and_two_boxes_for_a_lookup() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();

@@ -1,5 +1,4 @@
-//! What bad input gets: a wrong set is an error that says what to write, and a wrong member or source harms nothing
-//! else.
+//! Bad input: a wrong set is an error that contains what to write, and a wrong member or source harms nothing else.
 //!
 //! Members that fail are in `health`, sources in `discover`, and forged cookies in `sticky`.
 
@@ -87,7 +86,7 @@ async fn two_backends_of_one_origin_are_refused_however_they_are_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_no_origin_is_refused() {
+async fn an_invalid_origin_is_refused() {
     for (wrong, hint) in [
         ("10.0.0.1:8000", "write for example \"http://127.0.0.1:8000\""),
         ("http://10.0.0.1:8000/app", "write \"http://10.0.0.1:8000\""),
@@ -245,7 +244,7 @@ async fn cases() -> Vec<Case> {
         )
         .await,
         closing(
-            "it switches to what nobody wants",
+            "it switches to a protocol that wasn't offered",
             "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\r\n",
             Whole(502),
             true,
@@ -319,7 +318,7 @@ async fn a_bad_client_is_no_fault_of_the_member() {
     let proxy = ReverseProxyLayer::balanced(&backends).prefix("/bad").body_idle_timeout(Duration::from_millis(100));
     let addr = front(Router::new().layer(proxy)).await;
     for (fields, body, status) in [
-        // It says more than it sends.
+        // Its body is shorter than its length.
         ("Content-Length: 9", "half", Some(408)),
         ("Transfer-Encoding: chunked", "4\r\nhalf\r\nx\r\n", Some(400)),
         ("Transfer-Encoding: chunked", "4\r\nhalf\r\n", Some(408)),

@@ -26,8 +26,9 @@ fn error_rate(report: &Report) -> f64 {
 /// S4: one of the members responds with 503 in a millisecond. Without a memory of failures, the fastest member gets
 /// most of the requests.
 ///
-/// The debt of a member stays at the load of the others, 5 of ten members or 25 of three. It's decaying by a fifth of that
-/// per second, which are the faults that go on: 0.1 % or 0.5 % of 1,000 a second, and the 5 or 25 at the beginning.
+/// The debt of a member stays at the load of the others, 5 of ten members or 25 of three. It's decaying by a fifth of
+/// that per second, which are the faults that go on: 0.1 % or 0.5 % of 1,000 a second, and the 5 or 25 at the
+/// beginning.
 async fn black_hole(n: usize, by_debt: f64, without_memory: f64) {
     let hole = member(0, 50, ms(50)).during(.., Behaviour::status(StatusCode::SERVICE_UNAVAILABLE));
     let others = (1..n).map(|index| member(index, 50, ms(50)));
@@ -81,8 +82,8 @@ async fn a_hung_member_loses_few_clients() {
     assert!(lost(&control) >= 60, "{control}");
 }
 
-/// S10: all members respond with 503 for five seconds. None of them is to blame. With these seeds, one or two are ejected
-/// before the others have failed as often.
+/// S10: all members respond with 503 for five seconds. None of them is to blame. With these seeds, one or two are
+/// ejected before the others have failed as often.
 async fn failure_of_all(n: usize, seed: u64) {
     let fails = Behaviour::status(StatusCode::SERVICE_UNAVAILABLE);
     let all = (0..n).map(|index| member(index, 50, ms(50)).during(second(10)..second(15), fails));
@@ -96,8 +97,8 @@ async fn failure_of_all(n: usize, seed: u64) {
     assert!(out.iter().all(|(at, out)| *at < second(25) || *out == 0), "{out:?}");
     let after = ours.during(second(17)..);
     assert!(after.succeeded() as f64 >= 0.99 * after.offered() as f64, "{after}");
-    // Nor do the faults divert the requests to a member that was out meanwhile. Up to half of the members are in their slow
-    // start for ten seconds, and the others have up to twice their share.
+    // Nor do the faults divert the requests to a member that was out meanwhile. Up to half of the members are in their
+    // slow start for ten seconds, and the others have up to twice their share.
     let most = |from: u64| {
         let report = ours.during(second(from)..second(from + 5));
         (0..n).map(|index| report.share(&name(index))).fold(0.0, f64::max)

@@ -27,7 +27,8 @@ fn away_and_cold(seed: u64, time: Duration, cold: f64) -> Simulation {
 struct Ramp(Vec<f64>);
 
 impl Ramp {
-    /// Of some runs together: in a single one, members that are up all the time get up to 1.3 times their share in a second.
+    /// Of some runs together: in a single one, members that are up all the time get up to 1.3 times their share in a
+    /// second.
     async fn of(runs: u64, simulation: impl Fn(u64) -> Simulation, backends: impl Fn() -> BackendsBuilder) -> Self {
         let mut counts = [[0; 2]; 20];
         for seed in 1..=runs {
@@ -68,10 +69,10 @@ async fn a_member_that_returns_gets_no_more_than_its_share_and_costs_no_error() 
     Ramp::of(3, |seed| away_and_cold(seed, ms(50), 3.0), || backends(10)).await.assert_gentle();
 }
 
-/// Short requests hardly need a slow start: with five in flight at each of the others, a member that returns has as many
-/// after five requests. Long ones do. While the others have 300 in flight, it's among those that half of the requests
-/// compare, and gets all of these. With a load that is divided by the ramp alone, it would have 1.3 times its share at the
-/// ramp's end, and with a draw alone 1.6 times.
+/// Short requests hardly need a slow start: with five in flight at each of the others, a member that returns has as
+/// many after five requests. Long ones do. While the others have 300 in flight, it's among those that half of the
+/// requests compare, and gets all of these. With a load that is divided by the ramp alone, it would have 1.3 times its
+/// share at the ramp's end, and with a draw alone 1.6 times.
 #[tokio::test(start_paused = true)]
 async fn a_member_that_returns_to_long_requests_gets_them_slowly() {
     let simulation = |seed| away_and_cold(seed, second(3), 1.0);
@@ -101,8 +102,9 @@ async fn a_member_that_returns_gets_its_turns_and_its_keys_slowly() {
     }
 }
 
-/// A trial succeeds if the response comes within ten times the usual latency, and at least 2 s, of which its request waits
-/// for 250 ms. If only responses within that time were a success, most trials of the slowest one of these would fail.
+/// A trial succeeds if the response comes within ten times the usual latency, and at least 2 s, of which its request
+/// waits for 250 ms. If only responses within that time were a success, most trials of the slowest one of these would
+/// fail.
 #[tokio::test(start_paused = true)]
 async fn a_member_that_returns_with_cold_caches_is_back_within_two_trials() {
     for (cold, seed) in
