@@ -113,6 +113,11 @@ impl Queue {
         Admission::Queued(Waiter { queue: self.clone(), number, bound_to, permit })
     }
 
+    /// Returns whether requests wait.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.lock().count > 0
+    }
+
     /// Ends an attempt. Its permit goes to the first request that may take it.
     pub(super) fn release(&self, member: &Arc<MemberState>) -> Count {
         loop {

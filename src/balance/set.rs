@@ -57,6 +57,8 @@ pub(super) struct Set {
     draining: Vec<Arc<MemberState>>,
     subscribers: Vec<Weak<dyn Subscriber>>,
     pub(super) rules: SetHealth,
+    /// Whether the health of members has changed since the view was made.
+    pub(super) is_stale: bool,
 }
 
 impl Set {
@@ -82,6 +84,7 @@ impl Shared {
                 draining: Vec::new(),
                 subscribers: Vec::new(),
                 rules: SetHealth::default(),
+                is_stale: false,
             }),
             drained: Notify::new(),
             followers: Followers::default(),
@@ -196,6 +199,7 @@ impl Shared {
             &self.options.selection,
         ));
         set.rules.forget();
+        set.is_stale = false;
         // Members that return to the set before their last exchange has ended.
         let (mut returned, draining): (Vec<_>, _) =
             mem::take(&mut set.draining).into_iter().partition(|state| kept.contains(&state.id));
@@ -227,11 +231,33 @@ impl Shared {
         }
     }
 
-    /// Makes a view of the members' health as it is now.
+    /// Makes a view of the members' health as it is now. In a large set whose last view has just been made, a request makes
+    /// it later, with all changes until then.
     pub(super) fn health_changed(&self) {
+        let is_awaited = self.queue.as_ref().is_some_and(|queue| queue.has_waiting());
+        let now = Instant::now();
+        let mut set = self.lock();
+        if !is_awaited && set.view.settles.is_some_and(|at| now < at) {
+            set.is_stale = true;
+        } else {
+            self.renew(set, true, now);
+        }
+    }
+
+    /// Makes the view of the changes that had to wait, if it's time.
+    pub(super) fn settle(&self, now: Instant) {
         let set = self.lock();
+        if set.view.settles.is_some_and(|at| at <= now) {
+            let is_stale = set.is_stale;
+            self.renew(set, is_stale, now);
+        }
+    }
+
+    fn renew(&self, mut set: MutexGuard<'_, Set>, has_changed: bool, now: Instant) {
+        set.is_stale = false;
         let View { version, generation, entries, .. } = &*set.view;
         let view = View::new(version + 1, *generation, entries.clone(), self.options.rules(), &self.options.selection);
+        let view = if has_changed { view.settling(now) } else { view };
         // The one that changed the set has the panic. This one may run in a `Drop`.
         drop(self.publish(set, &Arc::new(view)));
     }

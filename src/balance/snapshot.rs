@@ -31,10 +31,14 @@ pub(super) struct View {
     is_unweighted: bool,
     /// Whether an eligible member is in its slow start.
     pub(super) has_slow_start: bool,
-    /// When a slow start is over, or a member that is down is to be connected to.
+    /// When a slow start is over, or no request has tried a member for long.
     pub(super) due: Option<Instant>,
+    /// When a member that is down is to be connected to.
+    pub(super) due_connect: Option<Instant>,
     /// When a member is to be tried by a request.
     pub(super) due_trial: Option<Instant>,
+    /// When the next view is made, if it's of changes of health: see [`settling`](Self::settling).
+    pub(super) settles: Option<Instant>,
     /// Whether the load alone decides about the member of a request.
     pub(super) is_by_load: bool,
     pub(super) slow_start: Duration,
@@ -118,7 +122,7 @@ impl View {
         selection: &Selection,
     ) -> Self {
         let Rules { slow_start, tries_all, has_checks } = rules;
-        let (mut due, mut due_trial) = (None, None);
+        let (mut due, mut due_connect, mut due_trial) = (None, None, None);
         let earlier = |due: &mut Option<Instant>, at: Instant| *due = Some(due.map_or(at, |due| due.min(at)));
         for entry in &mut entries {
             let health = entry.state.watch.health();
@@ -132,7 +136,9 @@ impl View {
             }
             match health.due_trial() {
                 Some(_) if has_checks || entry.is_draining => {}
-                Some((Reason::Down, at)) if entry.state.member.client_in_use().is_some() => earlier(&mut due, at),
+                Some((Reason::Down, at)) if entry.state.member.client_in_use().is_some() => {
+                    earlier(&mut due_connect, at)
+                }
                 Some((_, at)) => {
                     earlier(&mut due_trial, at);
                     earlier(&mut due, at + LATE);
@@ -151,7 +157,8 @@ impl View {
         let first = weights.next();
         let is_unweighted = weights.all(|weight| Some(weight) == first);
         let lookup = selection.lookup(&entries, &eligible);
-        let is_by_load = selection.is_by_load() && !has_slow_start && due.is_none() && due_trial.is_none();
+        let has_due = due.is_some() || due_connect.is_some() || due_trial.is_some();
+        let is_by_load = selection.is_by_load() && !has_slow_start && !has_due;
         Self {
             version,
             generation,
@@ -160,7 +167,9 @@ impl View {
             is_unweighted,
             has_slow_start,
             due,
+            due_connect,
             due_trial,
+            settles: None,
             is_by_load,
             slow_start,
             lookup,
@@ -174,7 +183,22 @@ impl View {
 
     /// Returns whether something has to be done at a time, which may have come.
     pub(super) fn has_due(&self) -> bool {
-        self.due.is_some() || self.due_trial.is_some()
+        self.due.is_some() || self.due_connect.is_some() || self.due_trial.is_some() || self.settles.is_some()
+    }
+
+    /// Makes further changes of health wait for a while, if there are many members: a view is made of all of them, and with
+    /// one for each of many changes the work would be quadratic.
+    pub(super) fn settling(mut self, now: Instant) -> Self {
+        /// Sets of up to so many members have a view of each change.
+        const SMALL: usize = 128;
+        /// The time for each member, which is several times what a view takes.
+        const EACH: Duration = Duration::from_micros(1);
+        if self.entries.len() > SMALL {
+            let members = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+            self.settles = Some(now + EACH.saturating_mul(members));
+            self.is_by_load = false;
+        }
+        self
     }
 
     /// Returns the eligible members.

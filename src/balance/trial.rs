@@ -15,6 +15,7 @@ use http_body::Body as _;
 use pin_project_lite::pin_project;
 use tokio::{
     runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, Sleep, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -32,13 +33,35 @@ use crate::{
     service::HttpService,
 };
 
-/// Ends the trials of a set that are under way in the background, when it's dropped with the set.
-#[derive(Debug, Default)]
+/// The trials of a set. It ends those that are under way in the background when it's dropped with the set.
+#[derive(Debug)]
 pub(super) struct Trials {
     set_gone: CancellationToken,
+    /// The permits of connects. A large set that is down as a whole would otherwise take all descriptors of the process.
+    connects: Arc<Semaphore>,
 }
 
+impl Default for Trials {
+    fn default() -> Self {
+        Self { set_gone: CancellationToken::new(), connects: Arc::new(Semaphore::new(CONNECTS)) }
+    }
+}
+
+/// How many members of a set are connected to at a time. Those that don't answer take the connect timeout for it, so that
+/// the others wait for them.
+const CONNECTS: usize = 64;
+
 impl Trials {
+    /// Returns whether there is a permit for a connect.
+    pub(super) fn may_connect(&self) -> bool {
+        self.connects.available_permits() > 0
+    }
+
+    /// Takes a permit for a connect.
+    pub(super) fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.connects.clone().try_acquire_owned().ok()
+    }
+
     /// Guards the trial of a member that [`begin_trial`](super::health::Health::begin_trial) has begun.
     pub(super) fn begun(&self, member: Arc<MemberState>) -> Trial {
         let background = Background { set_gone: self.set_gone.clone(), removed: member.removal_token() };
@@ -91,9 +114,12 @@ impl Trial {
     }
 
     /// Connects to the member in the background.
-    pub(super) fn connect(self, client: Client) {
+    pub(super) fn connect(self, client: Client, permit: OwnedSemaphorePermit) {
         self.background.clone().spawn(async move {
-            match client.probe().await {
+            let result = client.probe().await;
+            // A view is made of what it shows, by which the next connect begins.
+            drop(permit);
+            match result {
                 Ok(()) => self.succeeded(false),
                 Err(error) => match Outcome::of_error(&error) {
                     // This process lacks descriptors, or the client has as many connections as it may have.

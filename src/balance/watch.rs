@@ -304,37 +304,62 @@ impl Shared {
     ) -> Option<(usize, Trial)> {
         let now = Instant::now();
         let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= now);
-        let has_due = is_due(view.due) || may_try && is_due(view.due_trial);
+        if view.settles.is_some() {
+            self.settle(now);
+            // What changes meanwhile isn't in the view, so that each request would find the same to be due.
+            if self.lock().is_stale {
+                return None;
+            }
+        }
+        let has_due = is_due(view.due)
+            || may_try && is_due(view.due_trial)
+            || is_due(view.due_connect) && self.trials.may_connect();
         if !has_due {
             return None;
         }
         let mut trial = None;
         let mut has_changed = false;
+        let mut connects = Vec::new();
         // The others are many, and their locks are what each of their attempts takes.
         for (position, entry) in view.entries.iter().enumerate().filter(|(_, entry)| entry.may_be_due()) {
             let member = &entry.state;
             let mut health = member.watch.health();
             has_changed |= health.settle(slow_start::whole(self.options.health.slow_start), now);
             let may_return = self.options.health.check.is_none() && !entry.is_draining;
-            let Some((reason, due)) = health.due_trial().filter(|_| may_return) else {
+            let Some((reason, due)) = health.due_trial().filter(|(_, due)| may_return && *due <= now) else {
                 continue;
             };
             let client = member.member.client_in_use();
-            let connects = reason == Reason::Down && client.is_some();
-            let is_request = !connects && may_try && trial.is_none() && may_go_to(position);
+            let is_connect = reason == Reason::Down && client.is_some();
+            let is_request = !is_connect && may_try && trial.is_none() && may_go_to(position);
             // No request may be the trial, as in gRPC.
-            let is_late = !connects && !is_request && due + LATE <= now;
-            let has_begun = (connects || is_request || is_late) && health.begin_trial(now).is_some();
-            drop(health);
-            if !has_begun {
-                continue;
-            }
-            has_changed = true;
-            let begun = self.trials.begun(member.clone());
+            let is_late = !is_connect && !is_request && due + LATE <= now;
             match client {
-                _ if is_request => trial = Some((position, begun)),
-                Some(client) => begun.connect(client.clone()),
-                None => begun.succeeded(false),
+                Some(client) if is_connect || is_late => connects.push((due, member, client)),
+                _ if is_request || is_late => {
+                    let has_begun = health.begin_trial(now).is_some();
+                    drop(health);
+                    if !has_begun {
+                        continue;
+                    }
+                    has_changed = true;
+                    let begun = self.trials.begun(member.clone());
+                    if is_request {
+                        trial = Some((position, begun));
+                    } else {
+                        begun.succeeded(false);
+                    }
+                }
+                _ => {}
+            }
+        }
+        // Those that have been due for the longest time are first.
+        connects.sort_by_key(|(due, ..)| *due);
+        for (_, member, client) in connects {
+            let Some(permit) = self.trials.permit() else { break };
+            if member.watch.health().begin_trial(now).is_some() {
+                has_changed = true;
+                self.trials.begun(member.clone()).connect(client.clone(), permit);
             }
         }
         if has_changed {
@@ -362,7 +387,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::balance::Backends;
+    use crate::balance::{Backends, Member};
 
     /// The milliseconds of a member's load begin again after 49 days.
     #[tokio::test(start_paused = true)]
@@ -386,5 +411,65 @@ mod tests {
             respond(0, StatusCode::INTERNAL_SERVER_ERROR, 25);
             assert_eq!(backends.status()[0].state(), State::Up, "after {days} days");
         }
+    }
+
+    fn urls(count: usize) -> impl Iterator<Item = String> {
+        (0..count).map(|number| format!("http://10.0.{}.{}:8000", number / 250, number % 250))
+    }
+
+    /// Takes a member out, as failed connects do.
+    fn take_down(shared: &Shared, member: &MemberState) {
+        let change = member.watch.health().take_out(Reason::Down, &member.watch.eject, Instant::now(), 0.5);
+        shared.changed(member, change, "failed connects", None);
+    }
+
+    /// With a view for each of them, these 2,000 changes take 4,000,000 steps.
+    #[tokio::test(start_paused = true)]
+    async fn many_changes_at_once_are_few_views() {
+        const COUNT: usize = 2_000;
+        let backends = Backends::builder((0..COUNT).map(|number| Member::named(number.to_string()))).build().unwrap();
+        let shared = &backends.shared;
+        let attend = || shared.attend(&shared.view(), false, |_| false).is_none();
+        for (number, member) in shared.members().iter().enumerate().skip(1) {
+            take_down(shared, member);
+            if number % 20 == 0 {
+                advance(Duration::from_millis(10)).await;
+                assert!(attend());
+            }
+        }
+        // A second, with one view in two milliseconds at most, and another one when nothing has changed since.
+        let views = shared.view().version;
+        assert!((90..=210).contains(&views), "{views} views");
+        advance(Duration::from_millis(2)).await;
+        assert!(attend());
+        assert_eq!(&*shared.view().eligible, [0]);
+        advance(Duration::from_millis(2)).await;
+        assert!(attend());
+        let version = shared.view().version;
+        advance(Duration::from_millis(2)).await;
+        assert!(attend());
+        assert_eq!(shared.view().version, version);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn few_of_many_members_that_are_down_are_connected_to_at_a_time() {
+        let backends = Backends::new(urls(300));
+        let shared = &backends.shared;
+        let members = shared.members();
+        for member in members.iter().rev() {
+            let _used = member.member.client();
+            take_down(shared, member);
+            advance(Duration::from_millis(1)).await;
+        }
+        advance(Duration::from_secs(2)).await;
+        // No task runs in between.
+        for _ in 0..3 {
+            assert!(shared.attend(&shared.view(), false, |_| false).is_none());
+        }
+        let now = Instant::now();
+        let is_tried = |member: &&Arc<MemberState>| member.watch.health().due_trial().is_some_and(|(_, due)| due > now);
+        assert_eq!(members.iter().filter(is_tried).count(), 64);
+        // They have been out for the longest time.
+        assert_eq!(members[300 - 64..].iter().filter(is_tried).count(), 64);
     }
 }
