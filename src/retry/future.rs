@@ -249,10 +249,14 @@ where
     }
 
     fn begin_hedge(&mut self, cx: &mut Context<'_>) -> Option<Pin<Box<S::Future>>> {
-        if self.left == 0 || !matches!(self.service.poll_ready(cx), Poll::Ready(Ok(()))) {
+        if self.left == 0 {
             return None;
         }
+        // First, because a service that is ready may hold a permit of a layer until it's called.
         let request = self.replayable.as_ref()?.hedge()?;
+        if !matches!(self.service.poll_ready(cx), Poll::Ready(Ok(()))) {
+            return None;
+        }
         self.left -= 1;
         Some(Box::pin(self.service.call(request)))
     }

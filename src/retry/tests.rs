@@ -19,7 +19,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, advance, sleep, timeout};
-use tower::ServiceExt;
+use tower::{ServiceExt, limit::ConcurrencyLimit, service_fn};
 use tower_service::Service;
 
 use super::{Hedge, Retry, RetryPolicy};
@@ -620,6 +620,16 @@ async fn a_request_is_not_hedged_without_need_or_right() {
     let script = Script::new([Step::Exhaust, slow]);
     send(hedged(), &script, bare(Method::GET)).await.unwrap();
     assert_eq!(script.attempts().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedge_that_the_budget_refuses_holds_no_permit_of_a_layer() {
+    let hangs = service_fn(|_: Request<Body>| pending::<Result<Response<Body>, Infallible>>());
+    let retry = Retry::new(ConcurrencyLimit::new(hangs, 2), hedged().budget_floor(0));
+    let first = tokio::spawn(retry.clone().oneshot(bare(Method::GET)));
+    sleep(Duration::from_secs(1)).await;
+    assert!(timeout(PATIENCE, retry.clone().ready_oneshot()).await.is_ok(), "there are two permits");
+    first.abort();
 }
 
 #[tokio::test(start_paused = true)]
