@@ -338,8 +338,8 @@ impl BackendsBuilder {
     /// # Errors
     ///
     /// If there is no member, a member isn't an origin, two of them are the same, a weight or a limit is 0, a client
-    /// can't be built, the path of a check isn't one, or a subset is of no size, for a replica that doesn't exist, or
-    /// of a set with sessions or hashed keys. The text contains what to write instead.
+    /// can't be built, the path of a check isn't one or its timeout is 0, or a subset is of no size, for a replica that
+    /// doesn't exist, or of a set with sessions or hashed keys. The text contains what to write instead.
     pub fn build(self) -> Result<Backends, InvalidBackends> {
         if self.options.max_requests == Some(0) {
             let text = "invalid maximum of 0 requests: write 1 or more, or `None` for no limit";
@@ -362,6 +362,11 @@ impl BackendsBuilder {
         }
         if let Some(check) = &self.options.health.check {
             check.path().map_err(|error| InvalidBackends::new(error.to_string()))?;
+            if check.timeout.is_zero() {
+                let text = "a check with a timeout of 0 never succeeds: write the longest time that a response of a \
+                            healthy member may take, such as 2 seconds";
+                return Err(InvalidBackends::new(text.to_owned()));
+            }
             if self.members.iter().any(Member::is_service) {
                 let text = "members that are named have no address to check: write addresses, or no check";
                 return Err(InvalidBackends::new(text.to_owned()));

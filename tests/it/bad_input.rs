@@ -112,6 +112,13 @@ fn a_check_without_a_path_is_refused() {
 }
 
 #[test]
+fn a_check_without_time_is_refused() {
+    let check = Check::get("/healthz").timeout(Duration::ZERO);
+    let error = Backends::builder([ONE]).check(check).build().unwrap_err().to_string();
+    assert!(error.starts_with("a check with a timeout of 0 never succeeds: write the longest time"), "{error}");
+}
+
+#[test]
 fn a_sticky_key_under_16_bytes_is_refused() {
     for key in ["", "s3cret", "15-bytes-s3cret"] {
         let error = Sticky::cookie("backend", key).unwrap_err().to_string();

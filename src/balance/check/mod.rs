@@ -47,7 +47,7 @@ use crate::{backend::Backend, client::Client, observe};
 pub struct Check {
     path: String,
     pub(super) interval: Duration,
-    timeout: Duration,
+    pub(super) timeout: Duration,
     pub(super) fall: u32,
     pub(super) rise: u32,
     judge: Judge,
@@ -133,7 +133,8 @@ impl Check {
     }
 
     /// Sets how long a check may take, from the connect to the response head. Default: 2 seconds. Unlike the other
-    /// timeouts, it can't be disabled, because a check that never ends would never find that its member hangs.
+    /// timeouts, it can't be disabled, because a check that never ends would never find that its member hangs. 0 is an
+    /// error of [`build`](super::BackendsBuilder::build).
     ///
     /// ```
     /// use std::time::Duration;
