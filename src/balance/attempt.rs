@@ -195,8 +195,10 @@ impl Drop for Attempt {
 mod tests {
     use std::time::Duration;
 
+    use http::StatusCode;
+
     use super::*;
-    use crate::balance::{member::Member, watch::Watch};
+    use crate::balance::{Backends, State, member::Member, watch::Watch};
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_leaves_an_upload_is_no_evidence() {
@@ -219,5 +221,49 @@ mod tests {
         tokio::time::advance(Duration::from_secs(30)).await;
         abandoned::abandon(|| drop(attempt));
         assert_eq!(member.faults(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn successes_that_take_no_lock_end_a_row_of_faults_and_count_in_the_comparison() {
+        let backends = Backends::new([Member::named("bad"), Member::named("good")]);
+        let view = backends.shared.view();
+        let respond = |position: usize, status: StatusCode, times: usize| {
+            for _ in 0..times {
+                let in_flight = InFlight::begin(&view.entries[position].state).unwrap();
+                let attempt = Attempt::new(in_flight, &Request::new(Body::empty()), true);
+                let response = Response::builder().status(status).body(Body::empty()).unwrap();
+                drop(attempt.responded(&response));
+            }
+        };
+        respond(1, StatusCode::OK, 20);
+        assert_eq!(view.entries[1].state.tally(Instant::now()).attempts(), 20);
+        respond(0, StatusCode::BAD_GATEWAY, 4);
+        respond(0, StatusCode::OK, 20);
+        respond(0, StatusCode::BAD_GATEWAY, 4);
+        assert_eq!(backends.status()[0].state(), State::Up);
+        respond(0, StatusCode::BAD_GATEWAY, 1);
+        assert_eq!(backends.status()[0].state(), State::Ejected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_faults_of_a_single_member_are_not_those_of_a_later_set() {
+        let backends = Backends::new([Member::named("a")]);
+        let respond = |status: StatusCode, times: usize| {
+            let view = backends.shared.view();
+            for _ in 0..times {
+                let in_flight = InFlight::begin(&view.entries[0].state).unwrap();
+                // No clock is read for the successes of a single member, so that they aren't counted.
+                let attempt = Attempt::new(in_flight, &Request::new(Body::empty()), !view.is_alone());
+                let response = Response::builder().status(status).body(Body::empty()).unwrap();
+                drop(attempt.responded(&response));
+            }
+        };
+        for _ in 0..30 {
+            respond(StatusCode::INTERNAL_SERVER_ERROR, 1);
+            respond(StatusCode::OK, 10);
+        }
+        let now = Instant::now();
+        let tally = backends.shared.view().entries[0].state.tally(now);
+        assert!(tally.attempts() <= 1, "{tally:?}");
     }
 }

@@ -501,6 +501,13 @@ pub(super) struct Tally {
     is_ejected: bool,
 }
 
+#[cfg(test)]
+impl Tally {
+    pub(super) fn attempts(&self) -> u32 {
+        self.sums.attempts
+    }
+}
+
 /// What the members of a set show together. It's summed up at most every tenth of a second, because a set that fails
 /// as a whole raises a suspicion with each attempt.
 #[derive(Debug, Default)]

@@ -257,7 +257,7 @@ impl<S: Clone + Send + Sync + 'static> Subscriber for Inner<S> {
 impl<S: HttpService> Inner<S> {
     /// Chooses the least loaded member, and begins the attempt, if nothing but the load decides about it.
     ///
-    /// This is the way of nearly all requests, and a part of what [`call`](Self::call) does for all of them.
+    /// Nearly all requests take this path. [`call`](Self::call) chooses the same member, and costs more.
     fn choose_by_load(&self, request: &Request<Body>) -> Option<(S, Attempt)> {
         let Shared { random, options, queue, .. } = &*self.backends.shared;
         let snapshot = self.snapshot.load();
@@ -360,11 +360,8 @@ impl<S: HttpService> Inner<S> {
         loop {
             let view = &snapshot.view;
             let is_current = refused_by != Some(view.version);
-            let is_restricted = tried.is_some() || !is_current;
             let is_usable = |entry: &Entry| {
-                !is_restricted
-                    || (is_current || !entry.state.load.is_leaving())
-                        && (view.is_alone() || is_untried(entry, tried, except))
+                (is_current || !entry.state.load.is_leaving()) && (view.is_alone() || is_untried(entry, tried, except))
             };
             let home = options.selection.home(wish, view, is_usable).map(Choice::home);
             let picked = || options.selection.pick(wish, view, random, except, is_usable).map(Choice::picked);
