@@ -413,7 +413,10 @@ impl<S: HttpService> Inner<S> {
                     refused_by = Some(view.version);
                     continue;
                 }
-                Admission::Queued(waiter) => ResponseFuture::wait(self.clone(), request, wish, waiter),
+                Admission::Queued(waiter) => {
+                    self.backends.shared.settle_for_queue();
+                    ResponseFuture::wait(self.clone(), request, wish, waiter)
+                }
                 Admission::Full => ResponseFuture::fail(overloaded("too many requests wait for a backend with room")),
                 Admission::NoneLeft => ResponseFuture::fail(none_left(view)),
             };

@@ -231,16 +231,28 @@ impl Shared {
         }
     }
 
-    /// Makes a view of the members' health as it is now. In a large set whose last view has just been made, a request makes
-    /// it later, with all changes until then.
+    /// Makes a view of the members' health as it is now. In a large set whose last view has just been made, a request
+    /// makes it later, with all changes until then.
     pub(super) fn health_changed(&self) {
-        let is_awaited = self.queue.as_ref().is_some_and(|queue| queue.has_waiting());
         let now = Instant::now();
         let mut set = self.lock();
-        if !is_awaited && set.view.settles.is_some_and(|at| now < at) {
+        if set.view.settles.is_some_and(|at| now < at) {
             set.is_stale = true;
+            drop(set);
+            self.settle_for_queue();
         } else {
             self.renew(set, true, now);
+        }
+    }
+
+    /// Makes the view of the changes that had to wait, if requests wait in the queue: there may be no later request that
+    /// makes it. A change and a request that enters the queue both do so afterwards, and the later one finds the other.
+    pub(super) fn settle_for_queue(&self) {
+        if self.queue.as_ref().is_some_and(|queue| queue.has_waiting()) {
+            let set = self.lock();
+            if set.is_stale {
+                self.renew(set, true, Instant::now());
+            }
         }
     }
 

@@ -31,9 +31,9 @@ pub(super) struct View {
     is_unweighted: bool,
     /// Whether an eligible member is in its slow start.
     pub(super) has_slow_start: bool,
-    /// When a slow start is over, or no request has tried a member for long.
+    /// When a slow start is over, or no request has tried a member for long that can't be connected to.
     pub(super) due: Option<Instant>,
-    /// When a member that is down is to be connected to.
+    /// When a member is to be connected to: it's down, or no request has tried it for long.
     pub(super) due_connect: Option<Instant>,
     /// When a member is to be tried by a request.
     pub(super) due_trial: Option<Instant>,
@@ -136,13 +136,13 @@ impl View {
             }
             match health.due_trial() {
                 Some(_) if has_checks || entry.is_draining => {}
-                Some((Reason::Down, at)) if entry.state.member.client_in_use().is_some() => {
-                    earlier(&mut due_connect, at)
-                }
-                Some((_, at)) => {
-                    earlier(&mut due_trial, at);
-                    earlier(&mut due, at + LATE);
-                }
+                Some((reason, at)) => match entry.state.member.client_in_use() {
+                    Some(_) if reason == Reason::Down => earlier(&mut due_connect, at),
+                    client => {
+                        earlier(&mut due_trial, at);
+                        earlier(if client.is_some() { &mut due_connect } else { &mut due }, at + LATE);
+                    }
+                },
                 None => {}
             }
         }

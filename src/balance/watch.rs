@@ -383,11 +383,16 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderMap, StatusCode};
-    use tokio::time::advance;
+    use std::{convert::Infallible, future::pending};
+
+    use axum_core::body::Body;
+    use http::{HeaderMap, Request, Response, StatusCode};
+    use tokio::time::{advance, timeout};
+    use tower::{ServiceExt, service_fn};
+    use tower_service::Service;
 
     use super::*;
-    use crate::balance::{Backends, Member};
+    use crate::balance::{Backends, Balance, Member};
 
     /// The milliseconds of a member's load begin again after 49 days.
     #[tokio::test(start_paused = true)]
@@ -471,5 +476,41 @@ mod tests {
         assert_eq!(members.iter().filter(is_tried).count(), 64);
         // They have been out for the longest time.
         assert_eq!(members[300 - 64..].iter().filter(is_tried).count(), 64);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_in_the_queue_waits_for_no_later_view() {
+        let members = (0..200).map(|number| Member::named(number.to_string()));
+        let backends = Backends::builder(members).max_requests(1).queue_timeout(None).build().unwrap();
+        let balance = Balance::new(&backends, |member: &Member| {
+            let hangs = member.name() == "0";
+            service_fn(move |_: Request<Body>| async move {
+                if hangs {
+                    pending::<()>().await;
+                }
+                Ok::<_, Infallible>(Response::new(Body::empty()))
+            })
+        });
+        let (shared, members) = (&backends.shared, backends.shared.members());
+        members[1..].iter().for_each(|member| take_down(shared, member));
+        advance(Duration::from_millis(1)).await;
+        let _busy = balance.clone().call(Request::default());
+        assert_eq!(members[0].load.in_flight(), 1);
+        members[1].take_back(true, Instant::now());
+        assert!(shared.lock().is_stale, "its view is made later");
+        let response = timeout(Duration::from_secs(60), balance.oneshot(Request::default())).await;
+        assert!(response.is_ok(), "nothing else makes the view");
+    }
+
+    /// Each request would look at all members, as long as the connects of some of them hang.
+    #[tokio::test(start_paused = true)]
+    async fn without_a_permit_for_a_connect_none_is_due() {
+        let backends = Backends::new(urls(2));
+        let (shared, members) = (&backends.shared, backends.shared.members());
+        let _used = members[0].member.client();
+        let change = members[0].watch.health().take_out(Reason::Ejected, &Eject::default(), Instant::now(), 0.5);
+        shared.changed(&members[0], change, "faults in a row", None);
+        let view = shared.view();
+        assert!(view.due.is_none() && view.due_connect.is_some() && view.due_trial.is_some());
     }
 }
