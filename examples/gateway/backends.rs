@@ -168,7 +168,7 @@ async fn show(State(sets): State<Arc<Sets>>) -> Json<Vec<Value>> {
                 "state": member.state().to_string(),
                 "in_flight": member.in_flight(),
                 "requests": member.requests(),
-                "failures": member.faults(),
+                "faults": member.faults(),
             })
         })
     });
