@@ -168,7 +168,8 @@ async fn show(State(sets): State<Arc<Sets>>) -> Json<Vec<Value>> {
                 "state": member.state().to_string(),
                 "in_flight": member.in_flight(),
                 "requests": member.requests(),
-                "faults": member.faults(),
+                // The name that tests from outside know.
+                "failures": member.faults(),
             })
         })
     });

@@ -122,7 +122,7 @@ async fn the_gateways_own_shortage_of_descriptors_takes_no_backend_out() {
     let (_, rows) = get(client.clone(), "/front/backends").await;
     let rows: Vec<Value> = serde_json::from_slice(&rows).unwrap();
     for row in &rows {
-        assert_eq!((&row["state"], &row["faults"]), (&"up".into(), &0.into()), "{rows:?}");
+        assert_eq!((&row["state"], &row["failures"]), (&"up".into(), &0.into()), "{rows:?}");
     }
     let log = fs::read_to_string(log.path()).unwrap();
     assert!(log.contains("(os error 24)"), "{log}");

@@ -101,7 +101,7 @@ fn a_mount_balances_its_backends_and_shows_them() {
     let expected = [&one, &two].map(|backend| {
         let requests = shares[backend];
         json!({
-            "mount": "/app", "backend": backend, "state": "up", "in_flight": 0, "requests": requests, "faults": 0
+            "mount": "/app", "backend": backend, "state": "up", "in_flight": 0, "requests": requests, "failures": 0
         })
     });
     assert_eq!(status(&gateway), expected);
@@ -114,8 +114,8 @@ fn a_backend_that_refuses_costs_no_request() {
     assert_eq!(shares(&gateway, 20), BTreeMap::from([(good, 20)]));
     let rows = status(&gateway);
     // Its first failure counts as load, so that the idle one gets the others.
-    assert_eq!((&rows[0]["requests"], &rows[0]["faults"]), (&json!(1), &json!(1)), "{rows:?}");
-    assert_eq!((&rows[1]["requests"], &rows[1]["faults"]), (&json!(20), &json!(0)), "{rows:?}");
+    assert_eq!((&rows[0]["requests"], &rows[0]["failures"]), (&json!(1), &json!(1)), "{rows:?}");
+    assert_eq!((&rows[1]["requests"], &rows[1]["failures"]), (&json!(20), &json!(0)), "{rows:?}");
 }
 
 #[test]
