@@ -288,11 +288,13 @@ async fn a_bad_member_gets_its_faults_and_harms_neither_routes_nor_other_mounts(
     let good = named("good").await;
     for Case { what, origin, response, is_fault } in cases().await {
         let backends = Backends::builder([origin]).eject(Eject::never()).build().unwrap();
+        // A busy machine may be late with the others.
+        let limit = if what.starts_with("it hangs") { Duration::from_millis(200) } else { PATIENCE };
         let bad = ReverseProxyLayer::balanced(&backends)
             .prefix("/bad")
             .retry(RetryPolicy::none())
-            .header_timeout(Duration::from_millis(200))
-            .body_idle_timeout(Duration::from_millis(200));
+            .header_timeout(limit)
+            .body_idle_timeout(limit);
         let other = ReverseProxyLayer::balanced([good.clone()]).prefix("/good");
         let addr = front(Router::new().route("/own", route(|| async { "own" })).layer(bad).layer(other)).await;
         let mut wires = Vec::<Wire<TcpStream>>::new();
