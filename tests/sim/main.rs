@@ -11,6 +11,7 @@ mod controls;
 mod failing;
 mod overload;
 mod picking;
+mod replicas;
 mod returning;
 
 use std::time::Duration;

@@ -2,7 +2,10 @@
 
 use std::{ops::Range, time::Duration};
 
-use axum::{body::Body, http::Request};
+use axum::{
+    body::Body,
+    http::{Request, StatusCode},
+};
 use tokio::time::{Instant, sleep};
 use tower_reverse_proxy::{
     Backends, RetryPolicy,
@@ -10,7 +13,7 @@ use tower_reverse_proxy::{
     simulation::{Behaviour, Simulation},
 };
 
-use crate::{backends, member, ms, name, second, stack_of};
+use crate::{backends, member, ms, name, second, stack, stack_of};
 
 /// S8: one of ten members is away for four seconds, and slower for a while after that, because its caches are cold.
 ///
@@ -129,4 +132,29 @@ async fn back_after(time: Duration, backends: Backends) -> Duration {
         sleep(ms(20)).await;
     }
     start.elapsed()
+}
+
+/// Requests that no trial may use bring a member back by a connect, after ten seconds more than its time out. In the
+/// simulation, a connect always succeeds.
+#[tokio::test(start_paused = true)]
+async fn a_member_that_only_gets_posts_is_back_without_a_loss_if_it_is_well() {
+    let post = |_| Request::post("/").body(Body::from("an order")).unwrap();
+    let posts = |until, fails| {
+        let ill = member(0, 50, ms(50)).during(second(2)..second(until), fails);
+        let simulation = Simulation::new(26).rate(300.0).lasting(second(60)).request(post);
+        simulation.member(ill).members((1..4).map(|index| member(index, 50, ms(50))))
+    };
+    let fails = Behaviour::status(StatusCode::SERVICE_UNAVAILABLE);
+    let well = posts(8, fails).run(stack(backends(4))).await;
+    // Out at 2 s, for a second, and connected to ten seconds later.
+    assert_eq!((well.during(second(3)..).failed(), well.during(second(4)..second(12)).attempts_of(&name(0))), (0, 0));
+    assert!(well.during(second(30)..).share(&name(0)) >= 0.2, "{well}");
+    // While it's ill, each return costs those requests that are sent before the first one has failed, and it's out for
+    // twice as long.
+    let ill = posts(100, fails).run(stack(backends(4))).await;
+    let later = ill.during(second(3)..);
+    assert!((1..=5).contains(&later.failed()) && later.attempts_of(&name(0)) == later.failed(), "{later}");
+    // One that can't be reached costs none, because nothing was sent.
+    let refuses = posts(100, Behaviour::down()).run(stack(backends(4))).await;
+    assert_eq!(refuses.during(second(3)..).failed(), 0, "{refuses}");
 }
