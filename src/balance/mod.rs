@@ -23,6 +23,7 @@ mod backends;
 mod body;
 mod builder;
 mod check;
+mod comparison;
 pub mod discover;
 mod eject;
 mod future;
@@ -42,6 +43,7 @@ mod sticky;
 mod subset;
 mod trial;
 mod watch;
+mod window;
 
 use std::{
     collections::HashMap,

@@ -14,8 +14,9 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     builder::{InvalidBackends, Options},
     check::CheckTask,
+    comparison::SetHealth,
     discover::Followers,
-    health::{Health, SetHealth},
+    health::Health,
     load::Count,
     member::{AdmittedRequests, Member, MemberState},
     queue::Queue,

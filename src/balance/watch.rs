@@ -13,8 +13,9 @@ use tokio::time::Instant;
 
 use super::{
     check::Checked,
+    comparison::{Tally, median},
     eject::Eject,
-    health::{Change, Health, Reason, Suspicion, Tally, median},
+    health::{Change, Health, Reason, Suspicion},
     load::{Millis, Successes},
     member::{Ending, MemberState, State},
     outcome::{self, Outcome, ResponseHead},

@@ -52,7 +52,8 @@ async fn tail(options: impl Fn(BackendsBuilder, usize) -> BackendsBuilder) -> f6
 /// members, and each member of a subset is used by two proxies.
 ///
 /// The fewest requests of 200 members are mostly none, so that the choice is nearly one at random. The tail is that of
-/// 12.5 service times then, because a proxy still avoids those that it uses itself. That of random members is 23.
+/// 12.5 service times then, because a proxy still avoids those that it uses itself. That of random members is 23. Of 100
+/// proxies and 1,000 members, which take too long here, the tails are 6.7 and 17.6.
 #[tokio::test(start_paused = true)]
 async fn a_part_of_the_members_for_each_proxy_shortens_the_tail() {
     let subset = tail(|backends, instance| backends.subset(20, instance, PROXIES)).await;
