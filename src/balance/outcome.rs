@@ -152,8 +152,8 @@ pub(super) fn patience(usual: Option<Duration>) -> Duration {
     usual.map_or(LEAST, |usual| usual.saturating_mul(10).max(LEAST))
 }
 
-/// Returns the time of a `Retry-After`, in seconds or as a date (RFC 9110, section 10.2.3). A date is compared with that of
-/// the response, because the clocks of the member and of this machine may differ.
+/// Returns the time of a `Retry-After`, in seconds or as a date (RFC 9110, section 10.2.3). A date is compared with
+/// that of the response, because the clocks of the member and of this machine may differ.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name| headers.get(name)?.to_str().ok().map(str::trim);
     let value = text(RETRY_AFTER)?;

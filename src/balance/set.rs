@@ -246,8 +246,9 @@ impl Shared {
         }
     }
 
-    /// Makes the view of the changes that had to wait, if requests wait in the queue: there may be no later request that
-    /// makes it. A change and a request that enters the queue both do so afterwards, and the later one finds the other.
+    /// Makes the view of the changes that had to wait, if requests wait in the queue: there may be no later request
+    /// that makes it. A change and a request that enters the queue both do so afterwards, and the later one finds the
+    /// other.
     pub(super) fn settle_for_queue(&self) {
         if self.queue.as_ref().is_some_and(|queue| queue.has_waiting()) {
             let set = self.lock();

@@ -186,8 +186,8 @@ impl View {
         self.due.is_some() || self.due_connect.is_some() || self.due_trial.is_some() || self.settles.is_some()
     }
 
-    /// Makes further changes of health wait for a while, if there are many members: a view is made of all of them, and with
-    /// one for each of many changes the work would be quadratic.
+    /// Makes further changes of health wait for a while, if there are many members: a view is made of all of them, and
+    /// with one for each of many changes the work would be quadratic.
     pub(super) fn settling(mut self, now: Instant) -> Self {
         /// Sets of up to so many members have a view of each change.
         const SMALL: usize = 128;

@@ -37,7 +37,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Trials {
     set_gone: CancellationToken,
-    /// The permits of connects. A large set that is down as a whole would otherwise take all descriptors of the process.
+    /// The permits of connects. A large set that is down as a whole would otherwise take all descriptors of the
+    /// process.
     connects: Arc<Semaphore>,
 }
 
@@ -47,8 +48,8 @@ impl Default for Trials {
     }
 }
 
-/// How many members of a set are connected to at a time. Those that don't answer take the connect timeout for it, so that
-/// the others wait for them.
+/// How many members of a set are connected to at a time. Those that don't answer take the connect timeout for it, so
+/// that the others wait for them.
 const CONNECTS: usize = 64;
 
 impl Trials {
