@@ -2,10 +2,13 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    future::{Future, poll_fn},
+    pin::pin,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -74,6 +77,7 @@ impl Drop for Running {
 async fn supervise(shared: Weak<Shared>, set_changed: &Notify) {
     let mut tasks = JoinSet::new();
     let mut checked = HashMap::<MemberId, AbortHandle>::new();
+    let mut has_panicked = false;
     loop {
         let Some(set) = shared.upgrade() else { return };
         let members = set.members();
@@ -84,19 +88,33 @@ async fn supervise(shared: Weak<Shared>, set_changed: &Notify) {
             if !is_member {
                 task.abort();
             }
-            is_member
+            is_member && !(has_panicked && task.is_finished())
         });
         for (at, member) in members.iter().enumerate() {
             checked.entry(member.id).or_insert_with(|| {
-                // The first checks spread over the interval.
-                let share = at as f64 / members.len() as f64;
+                // The first checks spread over the interval. One after a panic waits, because it may panic again.
+                let share = if has_panicked { 1.0 } else { at as f64 / members.len() as f64 };
                 tasks.spawn(check(shared.clone(), member.clone(), share))
             });
         }
         drop(members);
-        set_changed.notified().await;
-        while tasks.try_join_next().is_some() {}
+        has_panicked = changed(set_changed, &mut tasks).await;
     }
+}
+
+/// Waits until the set has changed, or until the check of a member has panicked: in a function of the application, such as
+/// its connector. Returns whether it was a panic.
+async fn changed(set_changed: &Notify, checks: &mut JoinSet<()>) -> bool {
+    let mut set_changed = pin!(set_changed.notified());
+    poll_fn(|cx| {
+        while let Poll::Ready(Some(ended)) = checks.poll_join_next(cx) {
+            if ended.is_err_and(|error| error.is_panic()) {
+                return Poll::Ready(true);
+            }
+        }
+        set_changed.as_mut().poll(cx).map(|()| false)
+    })
+    .await
 }
 
 /// Checks a member. `share`: which part of the first interval passes before the first check.
@@ -119,5 +137,54 @@ async fn check(shared: Weak<Shared>, member: Arc<MemberState>, share: f64) {
         let pause = interval.mul_f64(0.2f64.mul_add(set.random.fraction(), 0.9));
         drop(set);
         sleep(pause).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{net::TcpListener, time::timeout};
+    use tracing::{Event, Level, Metadata, Subscriber, span};
+
+    use crate::balance::{Backends, Check};
+
+    use super::*;
+
+    /// Panics at the first event of a member that is out.
+    struct Panicking(AtomicBool);
+
+    impl Subscriber for Panicking {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            *metadata.level() <= Level::WARN
+        }
+
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+        fn event(&self, _: &Event<'_>) {
+            assert!(self.0.swap(true, Ordering::Relaxed), "the application's subscriber panics");
+        }
+
+        fn enter(&self, _: &span::Id) {}
+
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    #[tokio::test]
+    async fn a_member_is_checked_again_after_a_panic() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let origin = format!("http://{}", listener.local_addr().unwrap());
+        let _subscriber = tracing::subscriber::set_default(Panicking(AtomicBool::new(false)));
+        let check = Check::get("/healthz").interval(Duration::from_millis(10)).timeout(Duration::from_secs(2));
+        let _backends = Backends::builder([origin]).check(check).build().unwrap();
+        // The third failure is an event.
+        for number in 1..=8 {
+            let accepted = timeout(Duration::from_secs(5), listener.accept()).await;
+            drop(accepted.unwrap_or_else(|_| panic!("there is no check number {number}")).unwrap());
+        }
     }
 }
