@@ -254,11 +254,16 @@ impl Health {
 
     /// Records a trial that failed: the member is out for twice as long. What it showed has been recorded.
     pub(super) fn trial_failed(&mut self, outcome: Outcome, eject: &Eject, now: Instant, random: f64) {
-        let Status::Out { reason, .. } = self.status else { return };
+        let Status::Out { reason, since, .. } = self.status else { return };
         let reason = match outcome {
             Outcome::Unreachable => Reason::Down,
             // A connect isn't enough from now on, because the member accepts connections.
-            Outcome::Fault { .. } | Outcome::HalfFault | Outcome::ServerError => Reason::Ejected,
+            Outcome::Fault { .. } | Outcome::HalfFault => Reason::Ejected,
+            Outcome::ServerError => {
+                // One URL may have this response at each member, so another request is tried, after the shortest time.
+                self.status = Status::Out { reason: Reason::Ejected, since, until: now + eject.backoff_at(0, random) };
+                return;
+            }
             Outcome::Success | Outcome::Nothing => reason,
         };
         self.shut(reason, eject, now, random);
@@ -562,6 +567,20 @@ pub(super) mod tests {
         health.begin_trial(third);
         health.trial_failed(FAULT, &Eject::default(), third, 0.5);
         assert_eq!(due(&health), Some(third + secs(4)));
+    }
+
+    #[test]
+    fn a_trial_of_an_url_that_is_an_error_everywhere_does_not_prolong_the_time() {
+        let mut now = Instant::now();
+        let mut health = out(Reason::Down, now);
+        for _ in 0..5 {
+            now += secs(1);
+            assert!(health.begin_trial(now).is_some());
+            health.trial_failed(Outcome::ServerError, &Eject::default(), now, 0.5);
+            assert_eq!((health.state(), due(&health)), (State::Ejected, Some(now + secs(1))));
+        }
+        health.trial_failed(FAULT, &Eject::default(), now, 0.5);
+        assert_eq!(due(&health), Some(now + secs(2)));
     }
 
     #[test]

@@ -340,6 +340,10 @@ fn eligible(entries: &[Entry], tries_all: bool) -> Box<[u32]> {
     if members.is_empty() {
         members = of(&|entry| entry.is_eligible);
     }
+    if members.is_empty() && tries_all {
+        // One that drains is well, other than those that are out.
+        members = of(&|entry| entry.keeps_sessions);
+    }
     if members.is_empty() && tries_all { of(&|_| true) } else { members }
 }
 
@@ -561,6 +565,9 @@ mod tests {
         assert_eq!(states, [(State::Ejected, false), (State::Draining, true), (State::Up, false)]);
         assert_eq!((&*drained.eligible, drained.due_trial), (&[2][..], None));
         assert!(view(vec![entry(true, false), entry(false, false)]).due_trial.is_some());
+        // Of those that are left, the one that drains is well.
+        assert_eq!(*view(vec![entry(true, false), entry(false, true), entry(true, true)]).eligible, [1]);
+        assert_eq!(*view(vec![entry(true, false), entry(true, true)]).eligible, [0, 1]);
     }
 
     #[test]
