@@ -13,9 +13,10 @@ use std::{
 use axum::{
     body::Body,
     http::{Request, Response, StatusCode},
+    response::IntoResponse,
 };
 use tokio::time::{Instant, timeout};
-use tower::Service;
+use tower::{Service, service_fn};
 use tower_reverse_proxy::{
     Error,
     simulation::{Simulated, SimulatedMembers},
@@ -243,82 +244,42 @@ impl<S: Replica> Service<Request<Body>> for Breakers<S> {
 }
 
 /// Repeats a request that failed, up to three attempts in all, without a budget.
-#[derive(Clone)]
-pub(crate) struct Insistent<S>(pub(crate) S);
-
-impl<S: Replica> Service<Request<Body>> for Insistent<S> {
-    type Response = Response<Body>;
-    type Error = Error;
-    type Future = Responding;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let service = self.0.clone();
-        Box::pin(async move {
-            let extensions = request.extensions().clone();
+pub(crate) fn insistent(service: impl Replica) -> impl Replica {
+    service_fn(move |request: Request<Body>| {
+        let mut service = service.clone();
+        async move {
             let mut attempt = 1;
             loop {
                 let mut again = Request::new(Body::empty());
-                *again.extensions_mut() = extensions.clone();
-                match service.clone().call(again).await {
+                again.extensions_mut().clone_from(request.extensions());
+                match service.call(again).await {
                     Ok(response) if response.status().is_server_error() && attempt < 3 => attempt += 1,
                     response => return response,
                 }
             }
-        })
-    }
+        }
+    })
 }
 
 /// Responds with 504 if the member hasn't after a second, as a server's own gateway does.
-#[derive(Clone, Debug)]
-pub(crate) struct Deadline(pub(crate) Simulated);
-
-impl Service<Request<Body>> for Deadline {
-    type Response = Response<Body>;
-    type Error = Error;
-    type Future = Responding;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let response = self.0.call(request);
-        Box::pin(async move {
-            timeout(Duration::from_secs(1), response).await.unwrap_or_else(|_| {
-                let mut response = Response::new(Body::empty());
-                *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
-                Ok(response)
-            })
-        })
-    }
+pub(crate) fn with_deadline(mut member: Simulated) -> impl Replica {
+    service_fn(move |request: Request<Body>| {
+        let response = timeout(Duration::from_secs(1), member.call(request));
+        async move { response.await.unwrap_or_else(|_| Ok(StatusCode::GATEWAY_TIMEOUT.into_response())) }
+    })
 }
 
 /// Responds with 500 to requests for `/poison`, whatever the member.
-#[derive(Clone, Debug)]
-pub(crate) struct Poisonable(pub(crate) Simulated);
-
-impl Service<Request<Body>> for Poisonable {
-    type Response = Response<Body>;
-    type Error = Error;
-    type Future = Responding;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+pub(crate) fn poisonable(mut member: Simulated) -> impl Replica {
+    service_fn(move |request: Request<Body>| {
         let is_poison = request.uri().path() == "/poison";
-        let response = self.0.call(request);
-        Box::pin(async move {
+        let response = member.call(request);
+        async move {
             let mut response = response.await?;
             if is_poison {
                 *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
             }
             Ok(response)
-        })
-    }
+        }
+    })
 }

@@ -15,7 +15,7 @@ use tower_reverse_proxy::{
 
 use crate::{
     backends,
-    controls::{Breakers, Control, Poisonable, Policy},
+    controls::{Breakers, Control, Policy, poisonable},
     member, members, ms, name, second, stack, stack_of,
 };
 
@@ -134,7 +134,7 @@ async fn a_poisonous_url_ejects_no_member() {
     let ours = simulation
         .run(|members| {
             let members = members.clone();
-            Balance::new(&backends, move |member| Poisonable(members.service(member.name())))
+            Balance::new(&backends, move |member| poisonable(members.service(member.name())))
         })
         .await;
     let out = out.await.unwrap();
@@ -143,7 +143,7 @@ async fn a_poisonous_url_ejects_no_member() {
 
     let mut handle = None;
     let breakers = |members: &SimulatedMembers| {
-        let breakers = Breakers::new(members.iter().map(Poisonable), |status| status.is_server_error());
+        let breakers = Breakers::new(members.iter().map(poisonable), |status| status.is_server_error());
         handle.insert(breakers).clone()
     };
     simulation.run(breakers).await;

@@ -8,7 +8,7 @@ use tower_reverse_proxy::{
 
 use crate::{
     backends,
-    controls::{Control, Deadline, Insistent, Policy},
+    controls::{Control, Policy, insistent, with_deadline},
     member, ms, second, stack,
 };
 
@@ -26,7 +26,7 @@ async fn a_storm_of_requests_ends_with_the_storm() {
         let backends = backends.build().unwrap();
         move |members: &SimulatedMembers| {
             let members = members.clone();
-            let balance = Balance::new(&backends, move |member| Deadline(members.service(member.name())));
+            let balance = Balance::new(&backends, move |member| with_deadline(members.service(member.name())));
             Retry::new(balance, RetryPolicy::idempotent())
         }
     };
@@ -40,7 +40,7 @@ async fn a_storm_of_requests_ends_with_the_storm() {
     assert!(amplification(&budget) <= 1.1, "{budget}");
 
     let control =
-        |members: &SimulatedMembers| Insistent(Control::over(members.iter().map(Deadline), Policy::LeastOf(4)));
+        |members: &SimulatedMembers| insistent(Control::over(members.iter().map(with_deadline), Policy::LeastOf(4)));
     let control = simulation.run(control).await;
     assert!(good(&control.during(second(25)..)) <= 0.5, "{control}");
 }
