@@ -10,7 +10,7 @@ use super::{
     random::{Draws, Random},
     selection::{Lookup, Selection},
     slow_start::{self, SlowStart},
-    watch::LATE,
+    trial::LATE,
 };
 use crate::tried::Tried;
 

@@ -24,14 +24,21 @@ use tower_service::Service;
 
 use super::{
     attempt::{Attempt, InFlight},
+    health::Reason,
     member::MemberState,
     outcome::Outcome,
+    set::Shared,
+    slow_start,
+    snapshot::View,
 };
 use crate::{
     client::{Client, authenticates_connection},
     identity::Owner,
     service::HttpService,
 };
+
+/// How long a trial by a request is awaited. Then a connect has to do, because all requests may have bodies.
+pub(super) const LATE: Duration = Duration::from_secs(10);
 
 /// The trials of a set. It ends those that are under way in the background when it's dropped with the set.
 #[derive(Debug)]
@@ -268,6 +275,87 @@ impl<S: HttpService> Future for Trying<S> {
                 None
             }
         })
+    }
+}
+
+impl Shared {
+    /// Does what is due at this time: ends slow starts, connects to members that are down, and begins the trial of one
+    /// that is ejected if the request may be it. Returns its position.
+    pub(super) fn attend(
+        &self,
+        view: &View,
+        may_try: bool,
+        may_go_to: impl Fn(usize) -> bool,
+    ) -> Option<(usize, Trial)> {
+        let now = Instant::now();
+        let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= now);
+        if view.settles.is_some() {
+            self.settle(now);
+            // What changes meanwhile isn't in the view, so that each request would find the same to be due.
+            if self.lock().is_stale {
+                return None;
+            }
+        }
+        let has_due = is_due(view.due)
+            || may_try && is_due(view.due_trial)
+            || is_due(view.due_connect) && self.trials.may_connect();
+        if !has_due {
+            return None;
+        }
+        let mut trial = None;
+        let mut has_changed = false;
+        let mut connects = Vec::new();
+        // The others are many, and their locks are what each of their attempts takes.
+        for (position, entry) in view.entries.iter().enumerate().filter(|(_, entry)| entry.may_be_due()) {
+            let member = &entry.state;
+            let mut health = member.watch.health();
+            has_changed |= health.settle(slow_start::whole(self.options.health.slow_start), now);
+            let may_return = self.options.health.check.is_none() && !entry.is_draining;
+            let Some((reason, due)) = health.due_trial().filter(|(_, due)| may_return && *due <= now) else {
+                continue;
+            };
+            let client = member.member.client_in_use();
+            let is_connect = reason == Reason::Down && client.is_some();
+            let is_request = !is_connect && may_try && trial.is_none() && may_go_to(position);
+            // No request may be the trial, as in gRPC.
+            let is_late = !is_connect && !is_request && due + LATE <= now;
+            match client {
+                Some(client) if is_connect || is_late => connects.push((due, member, client)),
+                _ if is_request || is_late => {
+                    let has_begun = health.begin_trial(now).is_some();
+                    drop(health);
+                    if !has_begun {
+                        continue;
+                    }
+                    has_changed = true;
+                    let begun = self.trials.begun(member.clone());
+                    if is_request {
+                        trial = Some((position, begun));
+                    } else {
+                        begun.succeeded(false);
+                    }
+                }
+                _ => {}
+            }
+        }
+        // Those that have been due for the longest time are first.
+        connects.sort_by_key(|(due, ..)| *due);
+        for (_, member, client) in connects {
+            let Some(permit) = self.trials.permit() else { break };
+            if member.watch.health().begin_trial(now).is_some() {
+                has_changed = true;
+                self.trials.begun(member.clone()).connect(client.clone(), permit);
+            }
+        }
+        if has_changed {
+            self.health_changed();
+        }
+        trial
+    }
+
+    /// Returns the times of a trial by a request.
+    pub(super) fn trial_times(&self) -> TrialTimes {
+        TrialTimes::new(self.usual_latency())
     }
 }
 
