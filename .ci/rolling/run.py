@@ -450,6 +450,8 @@ async def part(name):
 
 
 async def main(names):
+    # The servers end with it.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
     # Most of the time of `dnsmasq` is a wait.
     beside = [asyncio.create_task(part("dnsmasq"))] if "dnsmasq" in names else []
     for name in names:
