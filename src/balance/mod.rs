@@ -261,12 +261,11 @@ impl<S: HttpService> Inner<S> {
     ///
     /// Nearly all requests take this path. [`call`](Self::call) chooses the same member, and costs more.
     fn choose_by_load(&self, request: &Request<Body>) -> Option<(S, Attempt)> {
-        let Shared { random, options, queue, .. } = &*self.backends.shared;
+        let Shared { random, queue, .. } = &*self.backends.shared;
         let snapshot = self.snapshot.load();
         let view = &snapshot.view;
-        let is_by_load = view.is_by_load && queue.is_none() && options.health.check.is_none();
         let tried = Tried::of(request.extensions());
-        if !is_by_load || tried.is_some_and(|tried| !tried.is_empty()) {
+        if !view.is_by_load || queue.is_some() || tried.is_some_and(|tried| !tried.is_empty()) {
             return None;
         }
         let position = view.pick(random, |_| true)?;

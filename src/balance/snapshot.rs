@@ -39,7 +39,7 @@ pub(super) struct View {
     pub(super) due_trial: Option<Instant>,
     /// When the next view is made, if it's of changes of health: see [`settling`](Self::settling).
     pub(super) settles: Option<Instant>,
-    /// Whether the load alone decides about the member of a request.
+    /// Whether the load alone decides about the member of a request, and a request has nothing to attend to.
     pub(super) is_by_load: bool,
     pub(super) slow_start: Duration,
     /// By what sessions, keys and turns find their member.
@@ -158,7 +158,7 @@ impl View {
         let is_unweighted = weights.all(|weight| Some(weight) == first);
         let lookup = selection.lookup(&entries, &eligible);
         let has_due = due.is_some() || due_connect.is_some() || due_trial.is_some();
-        let is_by_load = selection.is_by_load() && !has_slow_start && !has_due;
+        let is_by_load = selection.is_by_load() && !has_slow_start && !has_due && !has_checks;
         Self {
             version,
             generation,
